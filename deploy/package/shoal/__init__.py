@@ -1,0 +1,44 @@
+"""shoal: pool the CPUs and GPUs of people who do not fully trust one another.
+
+This is the public Python API. Names are imported when first used, so that
+``import shoal`` alone costs nothing::
+
+    import shoal
+
+    with shoal.Client() as client:
+        outputs = client.run("model.onnx", {"x": array})
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal.crypto.errors import ShoalError
+    from shoal.node.client import AsyncClient, Client
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "AsyncClient": "shoal.node.client",
+    "Client": "shoal.node.client",
+    "ShoalError": "shoal.crypto.errors",
+}
+
+__all__ = ["AsyncClient", "Client", "ShoalError", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module at first use (PEP 562)."""
+    try:
+        home = _HOME_OF[name]
+    except KeyError:
+        message = f"module 'shoal' has no attribute {name!r}"
+        raise AttributeError(message) from None
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return __all__

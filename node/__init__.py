@@ -1,0 +1,1 @@
+"""Who does it: the daemon with its network, peers, jobs, store, API and CLI."""
