@@ -1,0 +1,171 @@
+"""What a daemon remembers and shows: jobs, units, receipts and peers as values.
+
+These structs are rows of the state (`node.state`), bodies of the local API
+(`node.api`) and what a client gets back (`node.client`). Changes make new
+values; nothing here does IO.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NewType
+
+import msgspec
+
+from shoal.compute.devices import Device
+from shoal.crypto.content import BlobId
+from shoal.crypto.peer_id import PeerId
+
+JobId = NewType("JobId", str)
+"""26 characters: a timestamp and randomness, so that ids sort by age."""
+
+SCHEMA_VERSION = 1
+"""Of every JSON body that the local API and ``--json`` give; grows when a field changes."""
+
+
+class Policy(StrEnum):
+    """How the units of a job belong together."""
+
+    RUN = "run"
+    MAP = "map"
+
+
+class JobState(StrEnum):
+    """Where a job stands; the last three are final."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether the job will not change any more."""
+        return self is not JobState.RUNNING
+
+
+class UnitState(StrEnum):
+    """Where a unit stands; the last three are final."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why something failed: a stable code, a sentence and the next thing to do."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a submitter asks for.
+
+    Attributes:
+        program: Id of a program whose blobs the daemon holds.
+        units: For each unit the tensor id of each of the program's inputs.
+        numeric_class: ``fp32``; a receipt names it and a quorum never mixes classes.
+        label: Free text for the submitter's own use.
+        time_limit_s: Wall-clock seconds that one unit may take.
+        memory_limit_bytes: Address space that one unit may use.
+    """
+
+    policy: Policy
+    program: BlobId
+    units: tuple[dict[str, BlobId], ...]
+    numeric_class: str = "fp32"
+    label: str = ""
+    time_limit_s: float = 300.0
+    memory_limit_bytes: int = 4 << 30
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job as it stands. Times are seconds since the epoch."""
+
+    id: JobId
+    policy: Policy
+    program: BlobId
+    numeric_class: str
+    label: str
+    state: JobState
+    created_at: float
+    ended_at: float | None
+    units_total: int
+    units_done: int
+    units_failed: int
+    failure: Failure | None = None
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """A unit as it stands.
+
+    Attributes:
+        index: Its place in the job, from 0.
+        outputs: Tensor id of each output, once done and verified.
+        receipt: Id of the provider's receipt, once there is one.
+        provider: The peer that holds its lease, or that ran it.
+        attempts: How many leases it has been under.
+        seconds: From hand-over to verified result.
+    """
+
+    job: JobId
+    index: int
+    state: UnitState
+    inputs: dict[str, BlobId]
+    outputs: dict[str, BlobId] | None = None
+    receipt: BlobId | None = None
+    provider: PeerId | None = None
+    attempts: int = 0
+    seconds: float | None = None
+    failure: Failure | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What one peer answered to one call for bids, kept for ``shoal job why``.
+
+    ``verdict`` is ``bid``, ``awarded``, a refusal's reason, or the code of the
+    network error that stood in place of an answer.
+    """
+
+    job: JobId
+    peer: PeerId
+    at: float
+    verdict: str
+    detail: str = ""
+
+
+class PeerView(msgspec.Struct, frozen=True):
+    """One row of ``shoal peers``: a node whose advert is valid now."""
+
+    peer: PeerId
+    agent: str
+    addresses: tuple[str, ...]
+    linked: bool
+    allowed: bool
+    rtt_s: float | None
+    devices: tuple[Device, ...]
+    numeric_classes: tuple[str, ...]
+    advert_age_s: float
+    advert_expires_in_s: float
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The answer of ``shoal status``."""
+
+    peer: PeerId
+    version: str
+    protocol_version: int
+    pid: int
+    home: str
+    addresses: tuple[str, ...]
+    uptime_s: float
+    peers_known: int
+    peers_linked: int
+    jobs_running: int
+    units_served: int
+    blob_bytes: int
+    blob_quota_bytes: int
