@@ -1,0 +1,108 @@
+"""Every bound on what comes over the wire, each with its unit and its reason.
+
+A peer can make this node hold at most what stands here. The annotated types
+are used by `protocol.messages` and `protocol.statements`, so that a field
+over its bound is refused while it is decoded.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+PROTOCOL_MAJOR = 1
+"""Nodes of different majors refuse each other and say what to upgrade."""
+
+PROTOCOL_MINOR = 0
+"""A newer minor adds what an older node need not know."""
+
+FRAME_LIMIT_BYTES = 1 << 20
+"""One message on a control stream: inline blobs, a receipt and room to spare."""
+
+INLINE_LIMIT_BYTES = 256 << 10
+"""Blobs carried inside one message, in all; beyond, they go by blob stream.
+
+Opening a stream costs 5–20 ms, as much as sending some 400 KiB.
+"""
+
+ADVERT_LIMIT_BYTES = 2 << 10
+"""One signed advert: gossip costs a few milliseconds of CPU for each."""
+
+DIGEST_LIMIT = 4096
+"""Entries in one anti-entropy digest: (peer, sequence), about 64 bytes each."""
+
+ADVERTS_PER_MESSAGE_LIMIT = 256
+"""Adverts in one answer to a digest: half a frame at their largest."""
+
+REQUESTS_IN_FLIGHT_LIMIT = 256
+"""Unanswered requests on one control stream; more would only queue at the peer."""
+
+LEASE_UNITS_LIMIT = 4096
+"""Units under one lease: some seconds of the smallest units there are."""
+
+UNITS_IN_FLIGHT_LIMIT = 64
+"""Units handed over under one lease and not yet answered."""
+
+LEASE_IDLE_LIMIT_S = 3600.0
+"""Longest silence that a lease may outlast; a provider keeps a worker for it."""
+
+UNIT_TIME_LIMIT_S = 7 * 86400.0
+"""A unit of over a week is to be split."""
+
+PORTS_LIMIT = 256
+"""Inputs or outputs of a program; the largest exported models have some dozens."""
+
+NESTING_LIMIT = 8
+"""Depth of lists and maps in one message; the deepest honest one has 5."""
+
+CLOCK_TOLERANCE_MS = 2 * 3600 * 1000
+"""How wrong two clocks may be before a statement of now looks like a replay."""
+
+ADVERT_LIFETIME_LIMIT_S = 3600.0
+"""Longest life of an advert, reached in networks of about a thousand nodes."""
+
+Text = Annotated[str, Meta(max_length=256)]
+"""A name or a sentence for people: one line of a table."""
+
+ShortText = Annotated[str, Meta(max_length=64)]
+"""A name chosen by a program: a device id, a code, an operator."""
+
+HexId = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+"""A content id: 64 lower-case hexadecimal digits."""
+
+CallId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+"""128 random bits that the requester drew, in hexadecimal."""
+
+UnitId = Annotated[str, Meta(min_length=1, max_length=64)]
+"""The requester's own name for a unit, unique under one award."""
+
+PeerText = Annotated[str, Meta(min_length=52, max_length=52)]
+"""A peer id; that it is one is checked where it is compared with a signer."""
+
+Price = Annotated[float, Meta(ge=0.0, le=1e12)]
+"""Credits: 1 is the price of 10^12 exact multiply-adds. Never NaN (see the codec)."""
+
+Seconds = Annotated[float, Meta(ge=0.0, le=UNIT_TIME_LIMIT_S)]
+"""A duration, measured by each side on its own monotonic clock."""
+
+EpochMs = Annotated[int, Meta(ge=0, le=1 << 50)]
+"""Wall-clock milliseconds since 1970; advisory, since clocks differ."""
+
+ByteCount = Annotated[int, Meta(ge=0, le=1 << 50)]
+"""A size in bytes, up to a pebibyte."""
+
+Count = Annotated[int, Meta(ge=0, le=1 << 31)]
+"""How many of something."""
+
+Sequence = Annotated[int, Meta(ge=0, le=1 << 62)]
+"""Grows with each advert of one node."""
+
+PortName = Annotated[str, Meta(min_length=1, max_length=256)]
+"""The name of a program's input or output."""
+
+InlineBytes = Annotated[bytes, Meta(max_length=INLINE_LIMIT_BYTES)]
+"""The bytes of a small blob."""
+
+EnvelopeBytes = Annotated[bytes, Meta(min_length=1, max_length=64 << 10)]
+"""A signed envelope; see `crypto.envelope.ENVELOPE_LIMIT_BYTES`."""

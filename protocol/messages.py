@@ -1,0 +1,211 @@
+"""The words of the control stream, as frozen tagged structs.
+
+Requests carry an id and are answered by a response with the same id; many may
+be in flight. Gossip carries adverts alone, and bulk bytes go by blob stream
+(`node.blob_transfer`). The order in which negotiation messages may come is in
+`protocol.negotiation`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from shoal.protocol import limits
+from shoal.protocol.limits import (
+    ByteCount,
+    CallId,
+    Count,
+    EnvelopeBytes,
+    HexId,
+    InlineBytes,
+    PeerText,
+    Price,
+    Seconds,
+    Sequence,
+    ShortText,
+    Text,
+    UnitId,
+)
+from shoal.protocol.statements import NamedIds
+
+
+class Reason(StrEnum):
+    """Why a provider refuses: a closed list, so that ``shoal job why`` can explain."""
+
+    BUSY = "busy"
+    CLASS_NOT_OFFERED = "class_not_offered"
+    DATA_MISSING = "data_missing"
+    DRAINING = "draining"
+    EXPIRED = "expired"
+    NOT_PROVIDING = "not_providing"
+    NO_DEVICE = "no_device"
+    PROGRAM_REFUSED = "program_refused"
+    TOO_LARGE = "too_large"
+    UNTRUSTED_REQUESTER = "untrusted_requester"
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What all messages share; the tag is the class's name in snake case."""
+
+
+class Hello(_Message, frozen=True, tag="hello"):
+    """The first request on a stream, answered by the peer's own."""
+
+    protocol: tuple[Count, Count]
+    agent: ShortText
+
+
+# --- anti-entropy: what gossip lost -----------------------------------------
+
+AgedAdvert = tuple[EnvelopeBytes, Seconds]
+"""A signed advert and how old it is, in seconds since its node issued it."""
+
+
+class Digest(_Message, frozen=True, tag="digest"):
+    """The adverts this node holds, as (peer, sequence)."""
+
+    held: Annotated[tuple[tuple[PeerText, Sequence], ...], Meta(max_length=limits.DIGEST_LIMIT)]
+
+
+class Adverts(_Message, frozen=True, tag="adverts"):
+    """Adverts the other side lacks, and the peers whose newer adverts are wanted."""
+
+    adverts: Annotated[
+        tuple[AgedAdvert, ...], Meta(max_length=limits.ADVERTS_PER_MESSAGE_LIMIT)
+    ]
+    wanted: Annotated[tuple[PeerText, ...], Meta(max_length=limits.DIGEST_LIMIT)] = ()
+
+
+# --- negotiation --------------------------------------------------------------
+
+
+class Call(_Message, frozen=True, tag="call"):
+    """A call for bids on some units of one program.
+
+    Attributes:
+        units: How many units wait; a bid may be for fewer.
+        input_bytes: Of one unit, without the program's own tensors.
+        program_bytes: Of the program with its tensors.
+    """
+
+    call: CallId
+    program: HexId
+    numeric_class: ShortText
+    precision: ShortText | None
+    units: Annotated[int, Meta(ge=1, le=1 << 31)]
+    input_bytes: ByteCount
+    program_bytes: ByteCount
+    time_limit_s: Seconds
+    memory_bytes: ByteCount
+
+
+class Bid(_Message, frozen=True, tag="bid"):
+    """An offer to run up to ``units_max`` units at ``price`` credits each.
+
+    It binds the provider for ``valid_s`` seconds from when it was sent.
+    """
+
+    call: CallId
+    device: ShortText
+    executor: ShortText
+    price: Price
+    units_max: Annotated[int, Meta(ge=1, le=limits.LEASE_UNITS_LIMIT)]
+    in_flight_max: Annotated[int, Meta(ge=1, le=limits.UNITS_IN_FLIGHT_LIMIT)]
+    valid_s: Seconds
+
+
+class Refusal(_Message, frozen=True, tag="refusal"):
+    """No, and why. It answers a call, an award or one unit."""
+
+    call: CallId
+    reason: Reason
+    detail: Text = ""
+
+
+class AwardOffer(_Message, frozen=True, tag="award"):
+    """The signed award (`protocol.statements.Award`)."""
+
+    call: CallId
+    award: EnvelopeBytes
+
+
+class Lease(_Message, frozen=True, tag="lease"):
+    """The provider's commitment: it holds a worker until ``idle_s`` of silence."""
+
+    call: CallId
+    award: HexId
+    idle_s: Annotated[float, Meta(gt=0, le=limits.LEASE_IDLE_LIMIT_S)]
+
+
+Blobs = Annotated[tuple[InlineBytes, ...], Meta(max_length=limits.PORTS_LIMIT)]
+"""Small blobs carried inside a message; their ids follow from their bytes."""
+
+
+class UnitRequest(_Message, frozen=True, tag="unit"):
+    """One unit to run under a lease."""
+
+    call: CallId
+    unit: UnitId
+    inputs: NamedIds
+    blobs: Blobs = ()
+
+
+class UnitResult(_Message, frozen=True, tag="result"):
+    """The signed receipt of one unit; small outputs come with it."""
+
+    call: CallId
+    unit: UnitId
+    receipt: EnvelopeBytes
+    blobs: Blobs = ()
+
+
+class Cancel(_Message, frozen=True, tag="cancel"):
+    """The requester does not want this unit any more."""
+
+    call: CallId
+    unit: UnitId
+
+
+class Release(_Message, frozen=True, tag="release"):
+    """The requester is done with this bid or lease."""
+
+    call: CallId
+
+
+class Done(_Message, frozen=True, tag="done"):
+    """Understood; there is nothing to add."""
+
+
+class Problem(_Message, frozen=True, tag="problem"):
+    """The request could not be served; the peer's fault, or this node's."""
+
+    code: ShortText
+    message: Text
+
+
+RequestBody: TypeAlias = (
+    Hello | Digest | Adverts | Call | AwardOffer | UnitRequest | Cancel | Release
+)
+ResponseBody: TypeAlias = Hello | Adverts | Bid | Refusal | Lease | UnitResult | Done | Problem
+
+
+class Request(_Message, frozen=True, tag="request"):
+    """Something asked; ``id`` is unique among this side's unanswered requests."""
+
+    id: Count
+    body: RequestBody
+
+
+class Response(_Message, frozen=True, tag="response"):
+    """The answer to the request with the same id."""
+
+    id: Count
+    body: ResponseBody
+
+
+Frame: TypeAlias = Request | Response
+"""What a control stream carries, each behind its length in 4 big-endian bytes."""

@@ -1,0 +1,247 @@
+"""What nodes sign: adverts, awards and receipts, and the checks each must pass.
+
+A statement is the payload of a signed envelope (`crypto.envelope`). Its id is
+the content id of the envelope's stored bytes. The ``open_*`` functions are the
+only way in: they check the signature, the form, and that the signer is who the
+statement says. What a receipt's signature covers is exactly `Receipt`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.envelope import Statement, open_envelope
+from shoal.crypto.errors import VerificationError
+from shoal.crypto.peer_id import PeerId
+from shoal.protocol import limits
+from shoal.protocol.codec import decode
+from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import (
+    ByteCount,
+    CallId,
+    Count,
+    EpochMs,
+    HexId,
+    PeerText,
+    PortName,
+    Price,
+    Seconds,
+    Sequence,
+    ShortText,
+    Text,
+    UnitId,
+)
+
+
+class DeviceOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A device as its node advertises it.
+
+    ``executors`` is empty where the device is present and nothing on this node
+    uses it.
+    """
+
+    id: ShortText
+    kind: ShortText
+    name: Text
+    memory_bytes: ByteCount
+    executors: Annotated[tuple[ShortText, ...], Meta(max_length=8)] = ()
+
+
+class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A node's expiring statement of its devices, capacity, addresses and terms.
+
+    Attributes:
+        sequence: Grows with each advert of a node, also over restarts.
+        lifetime_s: Its age at most; see `protocol.adverts` for how age is told.
+        addresses: Multiaddrs without the trailing ``/p2p`` part.
+        providing: Whether the node takes units at all.
+    """
+
+    peer: PeerText
+    sequence: Sequence
+    issued_at_ms: EpochMs
+    lifetime_s: Annotated[float, Meta(gt=0, le=limits.ADVERT_LIFETIME_LIMIT_S)]
+    protocol: tuple[Count, Count]
+    agent: ShortText
+    addresses: Annotated[tuple[Text, ...], Meta(max_length=8)]
+    devices: Annotated[tuple[DeviceOffer, ...], Meta(max_length=16)]
+    numeric_classes: Annotated[tuple[ShortText, ...], Meta(max_length=8)]
+    providing: bool
+
+
+class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The requester's promise to accept ``provider``'s bid on a call.
+
+    Every receipt names the id of its award: nobody can invent work that was
+    not given, and nobody can be framed for work that was not taken.
+    """
+
+    call: CallId
+    requester: PeerText
+    provider: PeerText
+    program: HexId
+    numeric_class: ShortText
+    precision: ShortText | None
+    units_max: Annotated[int, Meta(ge=1, le=limits.LEASE_UNITS_LIMIT)]
+    price: Price
+    idle_s: Seconds
+    issued_at_ms: EpochMs
+
+
+class UnitError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a unit ended without outputs, as a result like any other.
+
+    ``node`` and ``operator`` name the place in the program where there is one.
+    """
+
+    code: ShortText
+    message: Annotated[str, Meta(max_length=1024)]
+    node: Text = ""
+    operator: ShortText = ""
+
+
+Named = tuple[PortName, HexId]
+"""The name of an input or output, and the id of its tensor."""
+
+NamedIds = Annotated[tuple[Named, ...], Meta(max_length=limits.PORTS_LIMIT)]
+
+
+class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The provider's signature over what was run, on what, giving what.
+
+    Attributes:
+        protocol: (major, minor) of the provider.
+        exact_spec: Version of the exact class's specification; "" in other classes.
+        inputs: Sorted by name.
+        outputs: Sorted by name; none where ``error`` is set.
+        trace: Merkle root over stages of a long unit, or none.
+        device: Advisory, like ``runtime`` and the times.
+    """
+
+    protocol: tuple[Count, Count]
+    exact_spec: ShortText
+    award: HexId
+    unit: UnitId
+    program: HexId
+    numeric_class: ShortText
+    precision: ShortText | None
+    inputs: NamedIds
+    outputs: NamedIds | None
+    error: UnitError | None
+    trace: HexId | None
+    provider: PeerText
+    requester: PeerText
+    started_at_ms: EpochMs
+    ended_at_ms: EpochMs
+    device: Text
+    runtime: Text
+
+
+def statement_id(envelope: bytes) -> BlobId:
+    """The id of a signed statement: the content id of its envelope."""
+    return blob_id_of(envelope)
+
+
+def open_advert(envelope: bytes) -> Advert:
+    """Check and read an advert.
+
+    Raises:
+        VerificationError: Not an advert, not well formed, or not its peer's own.
+    """
+    if len(envelope) > limits.ADVERT_LIMIT_BYTES:
+        raise VerificationError(
+            f"an advert of {len(envelope)} bytes is over {limits.ADVERT_LIMIT_BYTES}",
+            code="advert_too_large",
+        )
+    advert, signer = _open(envelope, Statement.ADVERT, Advert)
+    _check_signer(signer, advert.peer, "advert")
+    return advert
+
+
+def open_award(envelope: bytes) -> Award:
+    """Check and read an award.
+
+    Raises:
+        VerificationError: Not an award, not well formed, or not its requester's own.
+    """
+    award, signer = _open(envelope, Statement.AWARD, Award)
+    _check_signer(signer, award.requester, "award")
+    return award
+
+
+def open_receipt(envelope: bytes) -> Receipt:
+    """Check and read a receipt; this is all that ``shoal receipt verify`` needs.
+
+    Raises:
+        VerificationError: Not a receipt, not well formed, not its provider's
+            own, or neither a result nor an error.
+    """
+    receipt, signer = _open(envelope, Statement.RECEIPT, Receipt)
+    _check_signer(signer, receipt.provider, "receipt")
+    if (receipt.outputs is None) == (receipt.error is None):
+        raise VerificationError(
+            "a receipt gives outputs or an error, and this one gives both or neither",
+            code="bad_receipt",
+        )
+    for side in (receipt.inputs, receipt.outputs or ()):
+        names = [name for name, _ in side]
+        if names != sorted(set(names)):
+            raise VerificationError(
+                "a receipt lists each name once, in order, and this one does not",
+                code="bad_receipt",
+            )
+    return receipt
+
+
+def check_receipt(
+    receipt: Receipt, award_id: BlobId, award: Award, unit: str, inputs: dict[str, BlobId]
+) -> None:
+    """Check that a receipt is about the unit that was given under an award (L0).
+
+    Raises:
+        VerificationError: ``receipt_mismatch``, naming the first field that differs.
+    """
+    wanted: tuple[tuple[str, object, object], ...] = (
+        ("award", receipt.award, award_id),
+        ("unit", receipt.unit, unit),
+        ("program", receipt.program, award.program),
+        ("numeric class", receipt.numeric_class, award.numeric_class),
+        ("precision", receipt.precision, award.precision),
+        ("provider", receipt.provider, award.provider),
+        ("requester", receipt.requester, award.requester),
+        ("inputs", receipt.inputs, tuple(sorted(inputs.items()))),
+    )
+    for field, got, want in wanted:
+        if got != want:
+            raise VerificationError(
+                f"the receipt's {field} is {got!r}, and {want!r} was given"[:600],
+                code="receipt_mismatch",
+            )
+
+
+Payload = TypeVar("Payload", bound=msgspec.Struct)
+
+
+def _open(
+    envelope: bytes, kind: Statement, payload_type: type[Payload]
+) -> tuple[Payload, PeerId]:
+    opened = open_envelope(envelope, kind)
+    try:
+        payload: Payload = decode(opened.payload, payload_type)
+    except RemoteProtocolError as error:
+        raise VerificationError(
+            f"the {kind.name.lower()} is signed but malformed: {error.message}",
+            code="bad_payload",
+        ) from None
+    return payload, opened.signer
+
+
+def _check_signer(signer: PeerId, claimed: str, what: str) -> None:
+    if signer != claimed:
+        raise VerificationError(
+            f"this {what} speaks for {claimed} and is signed by {signer}", code="wrong_signer"
+        )
