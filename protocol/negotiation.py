@@ -112,6 +112,13 @@ class Execute:
 
 
 @dataclass(frozen=True, slots=True)
+class Await:
+    """Answer this unit when it ends: it is running already."""
+
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
 class Abandon:
     """Stop this unit if it has not ended; nobody waits for it."""
 
@@ -126,7 +133,7 @@ class Deliver:
     answer: UnitResult | Refusal
 
 
-Effect: TypeAlias = Answer | Execute | Abandon | Deliver
+Effect: TypeAlias = Answer | Execute | Await | Abandon | Deliver
 
 
 @dataclass(slots=True)
@@ -319,9 +326,7 @@ class ProviderSide(_Conversation):
         if answered is not None:
             return [Answer(answered)]
         if message.unit in self.units:
-            raise RemoteProtocolError(
-                f"unit {message.unit!r} is running already", code="unit_running"
-            )
+            return [Await(message.unit)]
         assert self.bid is not None
         assert self.award is not None
         if len(self.units) >= self.bid.in_flight_max:

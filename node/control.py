@@ -1,0 +1,269 @@
+"""Requests and answers between daemons: one long-lived stream to each peer.
+
+Opening a stream costs 5–20 ms and a message on an open one under 1 ms, so each
+node opens one control stream to each peer it asks anything of, and sends all
+its requests over it, many in flight, matched to their answers by id. Answers
+to the peer's own requests go over the stream that the peer opened.
+
+This carries `protocol.messages` and knows nothing of what they mean: the
+daemon gives it one function that answers them. A request to this node itself
+calls that function directly, so the data path needs no second way for work
+that a node does for its own user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import structlog
+import trio
+
+from shoal.crypto.errors import ShoalError
+from shoal.node.errors import NetworkError, StreamClosedError
+from shoal.node.frames import receive_frame, send_frame
+from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR, REQUESTS_IN_FLIGHT_LIMIT
+from shoal.protocol.messages import Hello, Problem, Request, RequestBody, Response, ResponseBody
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.network import ByteStream, Network
+
+CONTROL_PROTOCOL = "/shoal/control/1"
+OPEN_TIME_LIMIT_S = 10.0
+
+Answering: TypeAlias = Callable[["PeerId", RequestBody], Awaitable[ResponseBody]]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request that waits for its answer."""
+
+    ended: trio.Event = field(default_factory=trio.Event)
+    answer: ResponseBody | None = None
+
+
+@dataclass(slots=True)
+class _Line:
+    """The stream to one peer, and what is in flight on it."""
+
+    peer: PeerId
+    stream: ByteStream | None = None
+    failure: ShoalError | None = None
+    next_id: int = 0
+    pending: dict[int, _Pending] = field(default_factory=dict)
+    sending: trio.Lock = field(default_factory=trio.Lock)
+    opening: trio.Lock = field(default_factory=trio.Lock)
+    room: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(REQUESTS_IN_FLIGHT_LIMIT)
+    )
+
+    def fail(self, error: ShoalError) -> None:
+        """End every request in flight; the next one opens a new stream."""
+        self.stream, self.failure = None, error
+        for pending in self.pending.values():
+            pending.ended.set()
+        self.pending = {}
+
+
+class Control:
+    """Asks peers, and answers them. Made by `open_control`."""
+
+    def __init__(
+        self, network: Network, answer: Answering, agent: str, nursery: trio.Nursery
+    ) -> None:
+        self._network = network
+        self._answer = answer
+        self._hello = Hello(protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR), agent=agent)
+        self._nursery = nursery
+        self._lines: dict[PeerId, _Line] = {}
+
+    async def request(
+        self, peer: PeerId, body: RequestBody, timeout_s: float
+    ) -> ResponseBody:
+        """Ask a connected peer and wait for its answer.
+
+        Cancelling it forgets the request; the stream stays good.
+
+        Raises:
+            NetworkError: Not connected, cut off meanwhile, or no answer in time.
+            RemoteProtocolError: The peer answered with a problem, or with nonsense.
+        """
+        if peer == self._network.peer_id:
+            answer = await self._answer_guarded(peer, body)
+        else:
+            with trio.move_on_after(timeout_s):
+                answer = await self._ask(peer, body)
+                return _checked(peer, answer)
+            raise NetworkError(
+                f"{peer} gave no answer to {type(body).__name__} within {timeout_s:g} s",
+                code="no_answer",
+            )
+        return _checked(peer, answer)
+
+    def hang_up(self, peer: PeerId) -> None:
+        """Fail whatever is in flight to a peer that is gone."""
+        line = self._lines.pop(peer, None)
+        if line is not None:
+            line.fail(NetworkError(f"the link to {peer} is gone", code="link_lost"))
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Answer the requests that come in on one stream, until it ends."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._serve_requests(stream, nursery)
+                nursery.cancel_scope.cancel()
+        except* RemoteProtocolError as errors:
+            log.warning(
+                "a peer broke the protocol",
+                peer=stream.remote,
+                error=str(errors.exceptions[0]),
+            )
+            await stream.reset()
+        except* NetworkError:
+            await stream.reset()
+
+    async def _serve_requests(self, stream: ByteStream, nursery: trio.Nursery) -> None:
+        sending = trio.Lock()
+        room = trio.Semaphore(REQUESTS_IN_FLIGHT_LIMIT)
+        greeted = False
+        while True:
+            try:
+                request = await receive_frame(stream, Request)
+            except StreamClosedError:
+                return
+            if not greeted:
+                answer = _greet(request.body, self._hello)
+                await send_frame(stream, Response(id=request.id, body=answer))
+                if isinstance(answer, Problem):
+                    return
+                greeted = True
+                continue
+            await room.acquire()  # back-pressure: no further frame is read
+            nursery.start_soon(self._serve_one, stream, request, sending, room)
+
+    async def _serve_one(
+        self, stream: ByteStream, request: Request, sending: trio.Lock, room: trio.Semaphore
+    ) -> None:
+        try:
+            answer = await self._answer_guarded(stream.remote, request.body)
+            async with sending:
+                await send_frame(stream, Response(id=request.id, body=answer))
+        finally:
+            room.release()
+
+    async def _answer_guarded(self, peer: PeerId, body: RequestBody) -> ResponseBody:
+        try:
+            return await self._answer(peer, body)
+        except ShoalError as error:
+            log.info("a request was not served", peer=peer, code=error.code, error=str(error))
+            return Problem(code=error.code[:64], message=error.message[:256])
+        except Exception:  # root of a request: a bug in serving one must not end the others
+            log.exception("a request failed", peer=peer, request=type(body).__name__)
+            return Problem(code="internal", message="this node failed to serve the request")
+
+    async def _ask(self, peer: PeerId, body: RequestBody) -> ResponseBody:
+        line = self._lines.setdefault(peer, _Line(peer))
+        async with line.room:
+            async with line.opening:
+                if line.stream is None:
+                    await self._open(line)
+            return await self._exchange(line, body)
+
+    async def _open(self, line: _Line) -> None:
+        stream = await self._network.open_stream(
+            line.peer, CONTROL_PROTOCOL, OPEN_TIME_LIMIT_S
+        )
+        line.stream, line.failure = stream, None
+        self._nursery.start_soon(self._read_answers, line, stream)
+        try:
+            theirs = await self._exchange(line, self._hello)
+            if not isinstance(theirs, Hello):
+                raise _problem(line.peer, theirs)
+        except BaseException:  # also when cancelled: a stream that was not greeted is of no use
+            line.fail(NetworkError(f"{line.peer} did not finish the greeting"))
+            await stream.reset()
+            raise
+
+    async def _exchange(self, line: _Line, body: RequestBody) -> ResponseBody:
+        if line.stream is None:
+            raise line.failure or NetworkError(f"the link to {line.peer} is gone")
+        stream, number, pending = line.stream, line.next_id, _Pending()
+        line.next_id = (line.next_id + 1) % (1 << 31)
+        line.pending[number] = pending
+        try:
+            async with line.sending:
+                await send_frame(stream, Request(id=number, body=body))
+            await pending.ended.wait()
+        finally:
+            line.pending.pop(number, None)
+        if pending.answer is None:
+            raise line.failure or NetworkError(f"the link to {line.peer} is gone")
+        return pending.answer
+
+    async def _read_answers(self, line: _Line, stream: ByteStream) -> None:
+        failure: ShoalError
+        try:
+            while True:
+                response = await receive_frame(stream, Response)
+                pending = line.pending.get(response.id)
+                if pending is not None:  # else nobody waits for it any more
+                    pending.answer = response.body
+                    pending.ended.set()
+        except StreamClosedError:
+            failure = NetworkError(f"{line.peer} closed the control stream", code="link_lost")
+        except NetworkError as error:
+            failure = error
+        except RemoteProtocolError as error:
+            log.warning("a peer broke the protocol", peer=line.peer, error=str(error))
+            failure = error
+        if line.stream is stream:
+            line.fail(failure)
+        await stream.reset()
+
+
+@asynccontextmanager
+async def open_control(
+    network: Network, answer: Answering, agent: str
+) -> AsyncIterator[Control]:
+    """Serve the control protocol on ``network`` for as long as the block runs."""
+    async with trio.open_nursery() as nursery:
+        control = Control(network, answer, agent, nursery)
+        network.handle(CONTROL_PROTOCOL, control.serve)
+        yield control
+        nursery.cancel_scope.cancel()
+
+
+def _greet(body: RequestBody, own: Hello) -> Hello | Problem:
+    """Answer the first request of a stream: pure."""
+    if not isinstance(body, Hello):
+        return Problem(code="out_of_turn", message="a control stream begins with hello")
+    if body.protocol[0] != own.protocol[0]:
+        older = "your" if body.protocol[0] < own.protocol[0] else "this"
+        return Problem(
+            code="version_unsupported",
+            message=f"you speak protocol {body.protocol[0]}, this node {own.protocol[0]}: "
+            f"upgrade {older} node",
+        )
+    return own
+
+
+def _checked(peer: PeerId, answer: ResponseBody) -> ResponseBody:
+    if isinstance(answer, Problem):
+        raise _problem(peer, answer)
+    return answer
+
+
+def _problem(peer: PeerId, answer: ResponseBody) -> RemoteProtocolError:
+    if isinstance(answer, Problem):
+        return RemoteProtocolError(f"{peer} answered: {answer.message}", code=answer.code)
+    return RemoteProtocolError(
+        f"{peer} answered with an unfitting {type(answer).__name__}", code="unfitting_answer"
+    )

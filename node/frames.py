@@ -1,0 +1,68 @@
+"""Messages on a byte stream: four big-endian bytes of length, then msgpack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from shoal.node.errors import NetworkError
+from shoal.protocol.codec import decode, encode
+from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import FRAME_LIMIT_BYTES
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from shoal.node.network import ByteStream
+
+LENGTH_BYTES = 4
+FRAME_TIME_LIMIT_S = 60.0
+"""From a frame's length to its last byte; a peer that dribbles is cut."""
+
+
+async def receive_frame(stream: ByteStream, kind: Any, limit_bytes: int = FRAME_LIMIT_BYTES) -> Any:
+    """Wait for the next message of ``kind``.
+
+    It may wait for ever for a message to begin; one that has begun must end in
+    `FRAME_TIME_LIMIT_S`. Cancelling it leaves the stream of no further use.
+
+    Raises:
+        StreamClosed: The peer closed the stream between two messages.
+        NetworkError: The connection broke or the message did not end in time.
+        RemoteProtocolError: Over the limit, or not a message of ``kind``.
+    """
+    size = int.from_bytes(await stream.receive_exactly(LENGTH_BYTES), "big")
+    if size > limit_bytes:
+        raise RemoteProtocolError(
+            f"{stream.remote} announces a message of {size} bytes; {limit_bytes} are allowed",
+            code="frame_too_large",
+        )
+    with trio.move_on_after(FRAME_TIME_LIMIT_S):
+        return decode(await stream.receive_exactly(size), kind, limit_bytes)
+    raise NetworkError(
+        f"{stream.remote} took over {FRAME_TIME_LIMIT_S:.0f} s to send one message",
+        code="too_slow",
+    )
+
+
+async def send_frame(
+    stream: ByteStream, message: msgspec.Struct, limit_bytes: int = FRAME_LIMIT_BYTES
+) -> None:
+    """Send one message; the caller keeps two tasks from sending at once.
+
+    Cancelling it takes effect after the message: half a frame would leave the
+    stream of no further use.
+
+    Raises:
+        LocalProtocolError: The message is over the limit.
+        NetworkError: The connection broke or the peer does not take it in time.
+    """
+    data = encode(message, limit_bytes)
+    with trio.move_on_after(FRAME_TIME_LIMIT_S, shield=True) as scope:
+        await stream.send_all(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+    if scope.cancelled_caught:
+        raise NetworkError(
+            f"{stream.remote} did not take a message in {FRAME_TIME_LIMIT_S:.0f} s",
+            code="too_slow",
+        )
