@@ -1,0 +1,321 @@
+"""The routes of the local API, each a few lines between a body and the daemon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from shoal.crypto.content import BlobId, check_blob_id
+from shoal.crypto.errors import ShoalError
+from shoal.node.api.answers import answer, confess, encode, refuse, refuse_route
+from shoal.node.api.bodies import (
+    BodyReader,
+    npy_of,
+    read_bounded,
+    safetensors_of,
+    store_npy,
+    store_safetensors,
+)
+from shoal.node.errors import JobError, RequestError
+from shoal.node.records import Job, JobId, JobSpec, UnitState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator
+
+    from starlette.requests import Request
+
+    from shoal.compute.manifest import Manifest
+    from shoal.node.api.facade import DaemonFacade
+
+MODEL_LIMIT_BYTES = 512 << 20
+"""An ONNX file posted whole; larger ones are converted by the Python client."""
+
+JOB_LIMIT_BYTES = 64 << 20
+"""A job as JSON: some 400,000 units of two inputs each."""
+
+CONNECT_LIMIT_BYTES = 4 << 10
+"""An address to connect to."""
+
+UNITS_PER_ANSWER_LIMIT = 1000
+JOBS_PER_ANSWER_LIMIT = 1000
+WAIT_LIMIT_S = 3600.0
+"""How long one request may wait for a job; a client may ask again."""
+
+_EVENT_INTERVAL_S = 0.1
+"""Changes of a job that come closer together are told as one."""
+
+_Body = TypeVar("_Body")
+
+
+class _Connect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/connect."""
+
+    address: str
+    schema_version: int = 1
+
+
+def make_app(daemon: DaemonFacade) -> Starlette:
+    """The local API in front of ``daemon``."""
+    api = _Api(daemon)
+    routes = (
+        ("GET", "/v1/status", api.status),
+        ("GET", "/v1/peers", api.peers),
+        ("GET", "/v1/devices", api.devices),
+        ("POST", "/v1/connect", api.connect),
+        ("PUT", "/v1/blobs", api.put_blob),
+        ("GET", "/v1/blobs/{id}", api.get_blob),  # and HEAD
+        ("PUT", "/v1/tensors", api.put_tensors),
+        ("GET", "/v1/tensors/{id}", api.get_tensor),
+        ("POST", "/v1/programs", api.convert_program),
+        ("PUT", "/v1/programs/{id}", api.register_program),
+        ("GET", "/v1/programs/{id}", api.program),
+        ("POST", "/v1/jobs", api.submit),
+        ("GET", "/v1/jobs", api.jobs),
+        ("GET", "/v1/jobs/{id}", api.job),
+        ("GET", "/v1/jobs/{id}/units", api.units),
+        ("GET", "/v1/jobs/{id}/wait", api.wait),
+        ("GET", "/v1/jobs/{id}/events", api.events),
+        ("GET", "/v1/jobs/{id}/outputs/{name:path}", api.output),
+        ("POST", "/v1/jobs/{id}/cancel", api.cancel),
+        ("GET", "/v1/jobs/{id}/why", api.why),
+        ("GET", "/v1/jobs/{id}/receipts", api.receipts),
+        ("GET", "/v1/receipts/{id}", api.receipt),
+    )
+    return Starlette(
+        routes=[Route(path, handler, methods=[method]) for method, path, handler in routes],
+        exception_handlers={
+            ShoalError: refuse,
+            HTTPException: refuse_route,
+            ClientDisconnect: _leave,
+            Exception: confess,
+        },  # type: ignore[arg-type]  # each takes its own kind of exception
+    )
+
+
+class _Api:
+    """The handlers, one for each route."""
+
+    def __init__(self, daemon: DaemonFacade) -> None:
+        self._daemon = daemon
+
+    async def status(self, _request: Request) -> Response:
+        return answer(msgspec.structs.asdict(self._daemon.status()))
+
+    async def peers(self, _request: Request) -> Response:
+        return answer({"peers": self._daemon.peers()})
+
+    async def devices(self, _request: Request) -> Response:
+        return answer({"devices": await self._daemon.devices()})
+
+    async def connect(self, request: Request) -> Response:
+        wanted = _decode(await read_bounded(request, CONNECT_LIMIT_BYTES), _Connect)
+        return answer({"peer": await self._daemon.connect(wanted.address)})
+
+    async def put_blob(self, request: Request) -> Response:
+        stored = await self._daemon.blobs.put(_non_empty(request.stream()))
+        return answer({"id": stored.blob_id, "size_bytes": stored.size_bytes}, 201)
+
+    async def get_blob(self, request: Request) -> Response:
+        blob_id = _blob_id(request)
+        size_bytes = self._daemon.blobs.size_bytes(blob_id)
+        return _stream(request, size_bytes, self._daemon.blobs.read_chunks(blob_id))
+
+    async def put_tensors(self, request: Request) -> Response:
+        kind = request.headers.get("content-type", "application/x-npy").partition(";")[0]
+        store = store_safetensors if kind == "application/x-safetensors" else store_npy
+        ids = await store(BodyReader(request), self._daemon.blobs)
+        return answer({"tensors": ids}, 201)
+
+    async def get_tensor(self, request: Request) -> Response:
+        return await self._tensor(request, _blob_id(request))
+
+    async def convert_program(self, request: Request) -> Response:
+        onnx = await read_bounded(request, MODEL_LIMIT_BYTES)
+        program = await self._daemon.convert_program(onnx)
+        return _program(program, await self._daemon.program(program), 201)
+
+    async def register_program(self, request: Request) -> Response:
+        program = _blob_id(request)
+        return _program(program, await self._daemon.register_program(program), 201)
+
+    async def program(self, request: Request) -> Response:
+        program = _blob_id(request)
+        return _program(program, await self._daemon.program(program))
+
+    async def submit(self, request: Request) -> Response:
+        spec = _decode(await read_bounded(request, JOB_LIMIT_BYTES), JobSpec)
+        for blob_id in {spec.program, *(i for unit in spec.units for i in unit.values())}:
+            check_blob_id(blob_id)
+        return answer({"job": await self._daemon.submit(spec)}, 201)
+
+    async def jobs(self, request: Request) -> Response:
+        limit = _whole_number(request, "limit", 50, JOBS_PER_ANSWER_LIMIT)
+        return answer({"jobs": await self._daemon.jobs(limit)})
+
+    async def job(self, request: Request) -> Response:
+        return answer({"job": await self._daemon.job(_job_id(request))})
+
+    async def units(self, request: Request) -> Response:
+        offset = _whole_number(request, "offset", 0)
+        limit = _whole_number(request, "limit", 100, UNITS_PER_ANSWER_LIMIT)
+        return answer({"units": await self._daemon.units(_job_id(request), offset, limit)})
+
+    async def wait(self, request: Request) -> Response:
+        timeout_s = _seconds(request, "timeout_s", 30.0)
+        job = await self._daemon.job(_job_id(request))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
+            with trio.move_on_after(timeout_s):
+                async with self._daemon.watch(job.id) as changes:
+                    async for job in changes:
+                        if job.state.final:
+                            break
+            nursery.cancel_scope.cancel()
+        return answer({"job": job})
+
+    async def events(self, request: Request) -> Response:
+        job = await self._daemon.job(_job_id(request))
+        return StreamingResponse(self._lines(job.id), media_type="application/x-ndjson")
+
+    async def output(self, request: Request) -> Response:
+        job_id, name = _job_id(request), request.path_params["name"]
+        index = _whole_number(request, "unit", 0)
+        units = await self._daemon.units(job_id, index, 1)
+        if not units:
+            raise JobError(f"job {job_id} has no unit {index}", code="no_such_unit")
+        (unit,) = units
+        if unit.state is not UnitState.DONE or unit.outputs is None:
+            raise JobError(
+                f"unit {index} of job {job_id} has no outputs: it is {unit.state}",
+                code="unit_not_done",
+                hint=f"see `shoal job show {job_id}`",
+            )
+        if name not in unit.outputs:
+            raise JobError(
+                f"job {job_id} has no output {name[:80]!r}",
+                code="no_such_output",
+                hint=f"its outputs are {', '.join(unit.outputs)}",
+            )
+        return await self._tensor(request, unit.outputs[name])
+
+    async def cancel(self, request: Request) -> Response:
+        return answer({"job": await self._daemon.cancel(_job_id(request))})
+
+    async def why(self, request: Request) -> Response:
+        answers, summary = await self._daemon.why(_job_id(request))
+        return answer({"answers": answers, "summary": summary})
+
+    async def receipts(self, request: Request) -> Response:
+        return answer({"receipts": await self._daemon.receipts(_job_id(request))})
+
+    async def receipt(self, request: Request) -> Response:
+        envelope = await self._daemon.receipt(_blob_id(request))
+        return Response(envelope, media_type="application/octet-stream")
+
+    async def _tensor(self, request: Request, blob_id: BlobId) -> Response:
+        match request.query_params.get("format", "npy"):
+            case "npy":
+                kind, opened = "application/x-npy", npy_of(blob_id, self._daemon.blobs)
+            case "safetensors":
+                kind = "application/x-safetensors"
+                opened = safetensors_of(blob_id, self._daemon.blobs)
+            case other:
+                raise RequestError(
+                    f"there is no tensor format {other[:40]!r}", hint="npy or safetensors"
+                )
+        return _stream(request, *await opened, media_type=kind)
+
+    async def _lines(self, job_id: JobId) -> AsyncIterator[bytes]:
+        """A line for the job at once and for what it has become since, until final."""
+        last: Job | None = None
+        async with self._daemon.watch(job_id) as changes:
+            while last is None or not last.state.final:
+                try:
+                    last = await changes.receive()
+                    while True:  # of several waiting changes only the newest matters
+                        last = changes.receive_nowait()
+                except trio.WouldBlock:
+                    yield encode({"job": last}) + b"\n"
+                    await trio.sleep(0 if last and last.state.final else _EVENT_INTERVAL_S)
+                except trio.EndOfChannel:
+                    break
+        now = await self._daemon.job(job_id)
+        if now != last:
+            yield encode({"job": now}) + b"\n"
+
+
+async def _cancel_when_gone(request: Request, scope: trio.CancelScope) -> None:
+    """End the waiting for a client that went away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass  # what is left of the request's body
+    scope.cancel()
+
+
+async def _non_empty(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        if piece:
+            yield piece
+
+
+async def _leave(_request: Request, _error: ClientDisconnect) -> Response:
+    return Response(status_code=400)  # nobody reads it
+
+
+def _stream(
+    request: Request,
+    size_bytes: int,
+    pieces: AsyncIterator[bytes],
+    media_type: str = "application/octet-stream",
+) -> Response:
+    headers = {"content-length": str(size_bytes)}
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=media_type)
+    return StreamingResponse(pieces, headers=headers, media_type=media_type)
+
+
+def _program(program: BlobId, manifest: Manifest, status: int = 200) -> Response:
+    return answer(
+        {"program": program, "inputs": manifest.inputs, "outputs": manifest.outputs}, status
+    )
+
+
+def _decode(body: bytes, kind: type[_Body]) -> _Body:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"the body is not a {kind.__name__.strip('_')}: {error}") from None
+
+
+def _blob_id(request: Request) -> BlobId:
+    return check_blob_id(request.path_params["id"])
+
+
+def _job_id(request: Request) -> JobId:
+    return JobId(request.path_params["id"])
+
+
+def _whole_number(request: Request, name: str, default: int, limit: int = (1 << 63) - 1) -> int:
+    text = request.query_params.get(name, str(default))
+    if not text.isascii() or not text.isdecimal() or int(text[:20]) > limit:
+        raise RequestError(f"{name} is a whole number up to {limit}, and not {text[:40]!r}")
+    return int(text)
+
+
+def _seconds(request: Request, name: str, default: float) -> float:
+    text = request.query_params.get(name, str(default))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= WAIT_LIMIT_S:
+        raise RequestError(
+            f"{name} is a number of seconds from 0 to {WAIT_LIMIT_S:.0f}, and not {text[:40]!r}"
+        )
+    return value

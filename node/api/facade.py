@@ -1,0 +1,134 @@
+"""What a daemon must be able to do to stand behind the local API.
+
+The API is written against these two protocols and nothing else of the daemon,
+so that its tests need no network. Every method raises `ShoalError` for what a
+person should read; anything else is a bug and becomes ``internal_error``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    import trio
+
+    from shoal.compute.devices import Device
+    from shoal.compute.manifest import Manifest
+    from shoal.crypto.content import BlobId, ChunkList
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.records import Answer, Job, JobId, JobSpec, PeerView, Status, Unit
+
+
+class BlobStore(Protocol):
+    """Immutable bytes by content id, under a quota."""
+
+    async def put(self, chunks: AsyncIterable[bytes]) -> ChunkList:
+        """Store a stream; when it raises, or this is cancelled, nothing stays.
+
+        Raises:
+            StoreError: ``quota_exceeded`` or ``disk_full``.
+        """
+        ...
+
+    async def put_bytes(self, data: bytes) -> BlobId:
+        """Store bytes held in memory; raises as `put` does."""
+        ...
+
+    def holds(self, blob_id: BlobId) -> bool:
+        """Whether the blob is there, whole."""
+        ...
+
+    def size_bytes(self, blob_id: BlobId) -> int:
+        """The blob's size; raises StoreError ``blob_missing``."""
+        ...
+
+    async def get_bytes(self, blob_id: BlobId) -> bytes:
+        """A blob in memory; raises StoreError ``blob_missing``."""
+        ...
+
+    def read_chunks(self, blob_id: BlobId) -> AsyncIterator[bytes]:
+        """A blob chunk by chunk; raises StoreError ``blob_missing``."""
+        ...
+
+
+class DaemonFacade(Protocol):
+    """A running daemon as the local API sees it."""
+
+    @property
+    def blobs(self) -> BlobStore:
+        """The daemon's blobs."""
+        ...
+
+    def status(self) -> Status:
+        """How the daemon is."""
+        ...
+
+    def peers(self) -> list[PeerView]:
+        """The nodes whose adverts are valid now."""
+        ...
+
+    async def devices(self) -> tuple[Device, ...]:
+        """This node's devices as its executors probed them."""
+        ...
+
+    async def convert_program(self, onnx: bytes) -> BlobId:
+        """Make a program of an ONNX model, in the worker; raises ProgramError."""
+        ...
+
+    async def register_program(self, program: BlobId) -> Manifest:
+        """Take up a program whose blobs were uploaded.
+
+        Raises:
+            ProgramError: Its manifest is malformed.
+            StoreError: ``blobs_missing``, naming those that it lacks.
+        """
+        ...
+
+    async def program(self, program: BlobId) -> Manifest:
+        """The manifest of a program held; raises StoreError ``blob_missing``."""
+        ...
+
+    async def submit(self, spec: JobSpec) -> Job:
+        """Take a job; raises ProgramError where inputs do not fit the program."""
+        ...
+
+    async def jobs(self, limit: int) -> list[Job]:
+        """The newest jobs first."""
+        ...
+
+    async def job(self, job_id: JobId) -> Job:
+        """A job as it stands; raises JobError ``no_such_job``, as all below."""
+        ...
+
+    async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
+        """Units of a job in order of their index."""
+        ...
+
+    def watch(
+        self, job_id: JobId
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Job]]:
+        """The job at once and at each change; the channel ends once it is final."""
+        ...
+
+    async def cancel(self, job_id: JobId) -> Job:
+        """End a job early; a final one stays as it is."""
+        ...
+
+    async def why(self, job_id: JobId) -> tuple[list[Answer], str]:
+        """What peers answered to its calls, and a sentence for each cause."""
+        ...
+
+    async def receipts(self, job_id: JobId) -> list[BlobId]:
+        """Ids of the job's receipts."""
+        ...
+
+    async def receipt(self, receipt_id: BlobId) -> bytes:
+        """A receipt's envelope; raises JobError ``no_such_receipt``."""
+        ...
+
+    async def connect(self, address: str) -> PeerId:
+        """Link to a peer by multiaddr; raises NetworkError."""
+        ...

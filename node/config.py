@@ -1,0 +1,509 @@
+"""What an operator can set: one table, from which file, environment and flags derive.
+
+A setting is looked for in this order: command-line flag, ``SHOAL_*`` variable,
+``HOME/config.toml``, default. In the file an unknown key is refused with a
+suggestion. In the environment it is not, because container runtimes put
+variables such as ``SHOAL_PORT`` there by themselves; `unknown_variables` lets
+``shoal doctor`` mention them.
+
+Where the local socket is:
+
+- where ``--socket``, ``SHOAL_SOCKET`` or the file says;
+- ``HOME/shoal.sock`` where the home was given (``--home`` or ``SHOAL_HOME``),
+  so that several daemons on one machine never collide;
+- ``$XDG_RUNTIME_DIR/shoal/shoal.sock``, or ``HOME/shoal.sock`` without one.
+
+A client that was told neither socket nor home first tries the system service's
+``/run/shoal/shoal.sock`` (`client_socket`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import stat
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from shoal.crypto.errors import VerificationError
+from shoal.crypto.peer_id import check_peer_id
+from shoal.node.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from shoal.crypto.peer_id import PeerId
+
+SYSTEM_SOCKET = Path("/run/shoal/shoal.sock")
+"""Of the system service, whose unit sets SHOAL_HOME=/var/lib/shoal and this socket."""
+
+SOCKET_PATH_LIMIT_BYTES = 107
+"""Of a Unix socket's path on Linux: ``sun_path`` without its final zero."""
+
+_FILE_LIMIT_BYTES = 1 << 20
+_ENVIRONMENT_PREFIX = "SHOAL_"
+_UNIT_BYTES = {
+    "": 1,
+    "B": 1,
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything an operator can set, checked.
+
+    Attributes:
+        home: Directory of the key, the state and the blobs.
+        socket: Where the daemon serves its local API.
+        listen: Multiaddrs that the network listens on.
+        bootstrap: Multiaddrs, each with its peer id, of nodes to join through.
+        allow: Peers whose work is accepted beside the node's own.
+        name: What the operator calls this machine, in logs only.
+        provide: Whether units are taken from peers at all.
+        cores: Processor cores that units may use.
+        memory_bytes: Memory that units may use.
+        blob_quota_bytes: Disk space that blobs may take.
+        log_level: ``debug``, ``info``, ``warning`` or ``error``.
+        sources: For each setting where it came from: ``flag``, ``environment``,
+            ``file`` or ``default``.
+    """
+
+    home: Path
+    socket: Path
+    listen: tuple[str, ...]
+    bootstrap: tuple[str, ...]
+    allow: tuple[PeerId, ...]
+    name: str
+    provide: bool
+    cores: int
+    memory_bytes: int
+    blob_quota_bytes: int
+    log_level: str
+    sources: Mapping[str, str]
+
+    @property
+    def file_path(self) -> Path:
+        """Where the settings file is, or would be."""
+        return self.home / "config.toml"
+
+    @property
+    def key_path(self) -> Path:
+        """Where the node's Ed25519 key is."""
+        return self.home / "identity.key"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        name: Key in the file; flag and variable are spelled after it.
+        metavar: What stands for the value in help texts.
+        read: Checks a value from any source, text or TOML; raises ValueError.
+        default: Gives the value where no source has one.
+        help: One sentence for the operator.
+        example: A value as it would stand in the file, or "" for one that the
+            file cannot hold.
+        field: Its name in `Config`, where that is not ``name``.
+        many: Whether the flag may be repeated.
+    """
+
+    name: str
+    metavar: str
+    read: Callable[[object], object]
+    default: Callable[[], object]
+    help: str
+    example: str
+    field: str = ""
+    many: bool = False
+
+    @property
+    def flag(self) -> str:
+        """Its command-line flag."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return _ENVIRONMENT_PREFIX + self.name.upper()
+
+
+def load(
+    flags: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None
+) -> Config:
+    """Read the settings from all their sources.
+
+    Args:
+        flags: Values given on the command line, by setting name; None counts as
+            not given.
+        environment: In place of the process's own.
+
+    Raises:
+        ConfigError: A value or the file cannot be used; the sentence names both
+            the setting and where it was set.
+    """
+    flags = {name: value for name, value in (flags or {}).items() if value is not None}
+    environment = os.environ if environment is None else environment
+    _refuse_unknown(flags, "the command line")
+    home, home_source = _first_of(_HOME, flags, environment, {})
+    from_file = _read_file(Path(str(home)) / "config.toml")
+    values: dict[str, object] = {"home": home}
+    sources = {"home": home_source}
+    for setting in SETTINGS[1:]:
+        value, sources[setting.name] = _first_of(setting, flags, environment, from_file)
+        values[setting.field or setting.name] = value
+    if values["socket"] is None:
+        values["socket"] = _default_socket(
+            Path(str(home)), chosen=home_source != "default", environment=environment
+        )
+    _check_socket_path(Path(str(values["socket"])))
+    return Config(**values, sources=MappingProxyType(sources))  # type: ignore[arg-type]
+
+
+def client_socket(
+    flags: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None
+) -> Path:
+    """Find the socket that a client on this machine should talk to.
+
+    Raises:
+        ConfigError: As `load` does.
+    """
+    config = load(flags, environment)
+    told = any(config.sources[name] != "default" for name in ("socket", "home"))
+    if not told and _usable_socket(SYSTEM_SOCKET):
+        return SYSTEM_SOCKET
+    return config.socket
+
+
+def unknown_variables(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """``SHOAL_*`` variables that no setting reads."""
+    environment = os.environ if environment is None else environment
+    known = {setting.variable for setting in SETTINGS}
+    return tuple(
+        sorted(n for n in environment if n.startswith(_ENVIRONMENT_PREFIX) and n not in known)
+    )
+
+
+def file_text(values: Mapping[str, object] | None = None) -> str:
+    """A commented settings file; ``values`` are set in it, the rest only shown."""
+    values = {name: value for name, value in (values or {}).items() if value is not None}
+    lines = [
+        "# Settings of the shoal daemon.",
+        "# A command-line flag goes before a SHOAL_* variable, and that before this file.",
+    ]
+    for setting in SETTINGS:
+        if not setting.example:
+            continue
+        lines += ["", f"# {setting.help}", f"# Also {setting.flag} or {setting.variable}."]
+        if setting.name in values:
+            lines.append(f"{setting.name} = {_toml(setting.read(values[setting.name]))}")
+        else:
+            lines.append(f"# {setting.name} = {setting.example}")
+    return "\n".join(lines) + "\n"
+
+
+def read_size_bytes(value: object) -> int:
+    """Read ``20GB``, ``512 MiB`` or a number of bytes; raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+    factor = _UNIT_BYTES.get(match[2].upper()) if match else None
+    size_bytes = int(float(match[1]) * factor) if match and factor else 0
+    if size_bytes < 1:
+        message = "is not a size; write one as 20GB, 512MiB or a number of bytes"
+        raise ValueError(message)
+    return size_bytes
+
+
+def _first_of(
+    setting: Setting,
+    flags: Mapping[str, object],
+    environment: Mapping[str, str],
+    from_file: Mapping[str, object],
+) -> tuple[object, str]:
+    for source, where, held, key in (
+        ("flag", setting.flag, flags, setting.name),
+        ("environment", setting.variable, environment, setting.variable),
+        ("file", f"{setting.name} in the settings file", from_file, setting.name),
+    ):
+        if key in held and held[key] != "":
+            try:
+                return setting.read(held[key]), source
+            except ValueError as error:
+                raise ConfigError(
+                    f"{where}: {str(held[key])[:100]!r} {error}",
+                    code="bad_setting",
+                    hint=setting.help,
+                ) from None
+    return setting.default(), "default"
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_FILE_LIMIT_BYTES).decode()
+        values: dict[str, object] = tomllib.loads(text)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(
+            f"the settings file {path} cannot be read: {error.strerror}",
+            code="config_unreadable",
+            hint="make it readable, or choose another directory with --home",
+        ) from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ConfigError(
+            f"the settings file {path} is not TOML: {error}", code="config_malformed"
+        ) from None
+    _refuse_unknown(values, str(path))
+    return values
+
+
+def _refuse_unknown(values: Mapping[str, object], where: str) -> None:
+    known = [setting.name for setting in SETTINGS if setting.example or where[:1] != "/"]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"{where}: there is no setting {name!r}",
+                code="unknown_setting",
+                hint=f"did you mean {close[0]!r}?"
+                if close
+                else f"there are {', '.join(known)}",
+            )
+
+
+def _default_socket(home: Path, *, chosen: bool, environment: Mapping[str, str]) -> Path:
+    runtime = environment.get("XDG_RUNTIME_DIR", "")
+    if runtime and not chosen:
+        return Path(runtime) / "shoal" / "shoal.sock"
+    return home / "shoal.sock"
+
+
+def _check_socket_path(path: Path) -> None:
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT_BYTES:
+        raise ConfigError(
+            f"the socket's path {path} is over {SOCKET_PATH_LIMIT_BYTES} bytes, which is "
+            "all that the system allows",
+            code="socket_path_too_long",
+            hint="give a shorter one with --socket or SHOAL_SOCKET",
+        )
+
+
+def _usable_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode) and os.access(path, os.W_OK)
+    except OSError:
+        return False
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(json.dumps(item) for item in value) + "]"
+    return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
+def _default_home() -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("shoal", appauthor=False)
+
+
+def _half_of_memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, str | Path):
+        message = "is not a path"
+        raise ValueError(message)  # noqa: TRY004  # what `read` raises
+    return Path(value).expanduser().absolute()
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
+        message = "is not a text of at most 64 printable characters"
+        raise ValueError(message)
+    return value
+
+
+def _yes_or_no(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    match str(value).strip().lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
+    message = "is neither true nor false"
+    raise ValueError(message)
+
+
+def _cores(value: object) -> int:
+    text = str(value).strip()
+    if isinstance(value, bool) or not text.isdecimal() or not 1 <= int(text) <= 4096:
+        message = "is not a number of cores from 1 to 4096"
+        raise ValueError(message)
+    return int(text)
+
+
+def _level(value: object) -> str:
+    level = str(value).strip().lower()
+    if level not in ("debug", "info", "warning", "error"):
+        message = "is none of debug, info, warning, error"
+        raise ValueError(message)
+    return level
+
+
+def _list(value: object) -> tuple[str, ...]:
+    """A TOML list, a repeated flag, or one text with commas."""
+    texts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+        message = "is not a list of texts"
+        raise ValueError(message)
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def _listen_addresses(value: object) -> tuple[str, ...]:
+    addresses = _list(value)
+    for address in addresses:
+        if not re.fullmatch(r"/(ip4|ip6)/[^/]+/tcp/\d{1,5}", address):
+            message = "does not consist of addresses such as /ip4/0.0.0.0/tcp/4711"
+            raise ValueError(message)
+    return addresses
+
+
+def _peer_addresses(value: object) -> tuple[str, ...]:
+    addresses = _list(value)
+    for address in addresses:
+        place, separator, peer = address.rpartition("/p2p/")
+        if not place.startswith("/") or not separator or not _is_peer(peer):
+            message = (
+                "does not consist of addresses such as /ip4/1.2.3.4/tcp/4711/p2p/12D3KooW…"
+            )
+            raise ValueError(message)
+    return addresses
+
+
+def _peers(value: object) -> tuple[str, ...]:
+    peers = _list(value)
+    for peer in peers:
+        if not _is_peer(peer):
+            message = "does not consist of peer ids, which begin with 12D3KooW"
+            raise ValueError(message)
+    return peers
+
+
+def _is_peer(text: str) -> bool:
+    try:
+        check_peer_id(text)
+    except VerificationError:
+        return False
+    return True
+
+
+_HOME = Setting(
+    "home",
+    "DIR",
+    _path,
+    _default_home,
+    "Directory of the key, the state and the blobs.",
+    example="",  # the file lies in it
+)
+
+SETTINGS = (
+    _HOME,
+    Setting(
+        "socket",
+        "PATH",
+        _path,
+        lambda: None,  # depends on the home; see _default_socket
+        "Unix socket of the local API.",
+        example='"/run/user/1000/shoal/shoal.sock"',
+    ),
+    Setting(
+        "listen",
+        "ADDR",
+        _listen_addresses,
+        lambda: ("/ip4/0.0.0.0/tcp/4711",),
+        "Addresses on which other nodes reach this one.",
+        example='["/ip4/0.0.0.0/tcp/4711"]',
+        many=True,
+    ),
+    Setting(
+        "bootstrap",
+        "ADDR",
+        _peer_addresses,
+        tuple,
+        "Nodes to join the network through, as /ip4/1.2.3.4/tcp/4711/p2p/PEER_ID.",
+        example="[]",
+        many=True,
+    ),
+    Setting(
+        "allow",
+        "PEER_ID",
+        _peers,
+        tuple,
+        "Peers whose work this node accepts, beside its own.",
+        example="[]",
+        many=True,
+    ),
+    Setting(
+        "provide",
+        "BOOL",
+        _yes_or_no,
+        lambda: True,
+        "Whether this node takes units from peers at all.",
+        example="true",
+    ),
+    Setting(
+        "cores",
+        "N",
+        _cores,
+        lambda: len(os.sched_getaffinity(0)),
+        "Processor cores that units may use; all of them where not set.",
+        example="4",
+    ),
+    Setting(
+        "memory",
+        "SIZE",
+        read_size_bytes,
+        _half_of_memory_bytes,
+        "Memory that units may use, such as 8GB; half of it where not set.",
+        example='"8GB"',
+        field="memory_bytes",
+    ),
+    Setting(
+        "blob_quota",
+        "SIZE",
+        read_size_bytes,
+        lambda: 20 * 1000**3,
+        "Disk space that blobs (programs, inputs, outputs) may take, such as 20GB.",
+        example='"20GB"',
+        field="blob_quota_bytes",
+    ),
+    Setting(
+        "log_level",
+        "LEVEL",
+        _level,
+        lambda: "info",
+        "How much the log tells: debug, info, warning or error.",
+        example='"info"',
+    ),
+    Setting(
+        "name",
+        "TEXT",
+        _text,
+        str,
+        "What you call this machine; it appears in its own logs only.",
+        example='"attic"',
+    ),
+)
