@@ -17,7 +17,7 @@ class NetworkError(ShoalError):
     code = "network"
 
 
-class StreamClosed(NetworkError):  # noqa: N818  # an orderly end, named as trio names its own
+class StreamClosedError(NetworkError):
     """The peer ended its side of a stream, between two messages and on purpose."""
 
     code = "stream_closed"
