@@ -27,3 +27,47 @@ class DaemonUnreachableError(ShoalError):
     """No daemon answers on the local socket."""
 
     code = "daemon_unreachable"
+
+
+class StoreError(ShoalError):
+    """A blob that is not held, or that there is no room for."""
+
+    code = "store"
+
+
+class JobError(ShoalError):
+    """A job that does not exist, or cannot do what is asked of it."""
+
+    code = "job"
+
+
+class RequestError(ShoalError):
+    """A request to the local API that cannot be understood."""
+
+    code = "bad_request"
+
+
+class DaemonError(ShoalError):
+    """The daemon refused a client's request; code, sentence and hint are the daemon's.
+
+    Attributes:
+        status: The HTTP status that came with it.
+    """
+
+    code = "daemon"
+
+    def __init__(self, message: str, *, hint: str = "", code: str, status: int) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.status = status
+
+
+class JobFailedError(ShoalError):
+    """A job that a client waited for ended without its results."""
+
+    code = "job_failed"
+
+
+class WaitTimeoutError(ShoalError):
+    """The time that a client gave is over. It does not mean that the job failed."""
+
+    code = "timeout"
