@@ -1,0 +1,178 @@
+"""What a daemon and its worker say to each other over their socket pair. Sans-IO.
+
+A frame is the size of its head (u32, little-endian), the head, and the attachments'
+bytes one after another. The head is msgpack: a tagged message and the attachments'
+sizes. So tensors are never copied into msgpack, and a reader knows how much is to
+come, and can refuse it, before it takes any of it.
+
+The worker runs strangers' programs, so the daemon treats its frames as a
+stranger's: strict types, every size bounded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+
+import msgspec
+
+from shoal.compute.manifest import TENSOR_COUNT_LIMIT
+from shoal.compute.tensor import HEADER_LIMIT_BYTES, TENSOR_LIMIT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.crypto.content import Buffer
+
+SIZE_FIELD_BYTES: Final = 4
+HEAD_LIMIT_BYTES: Final = 16 << 20
+"""The ids or names of all tensors of the largest program, 512 bytes each, fit."""
+
+ATTACHMENT_COUNT_LIMIT: Final = TENSOR_COUNT_LIMIT + 2
+"""A program's weights, its graph and its manifest."""
+
+ATTACHMENT_LIMIT_BYTES: Final = TENSOR_LIMIT_BYTES + HEADER_LIMIT_BYTES
+
+_Text = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=str.lower):
+    """One thing said; the tag is the class's name in lower case."""
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one request may take; the worker's half of the supervisor's `UnitLimits`."""
+
+    time_s: float
+    memory_bytes: int
+    output_bytes: int
+
+
+class Start(_Message):
+    """The first request: settle in, and run the canary. Answer: `Started`."""
+
+    threads: int
+    cache_bytes: int
+
+
+class Convert(_Message):
+    """Convert the attached ONNX model. Answer: `Converted`, the blobs attached."""
+
+    limits: Limits
+
+
+class Prepare(_Message):
+    """Load and keep a program; its blobs are attached, in this order. Answer: `Prepared`."""
+
+    program_id: str
+    blob_ids: tuple[str, ...]
+    limits: Limits
+
+
+class Run(_Message):
+    """Run a kept program on the attached tensors. Answer: `Ran`, the outputs attached."""
+
+    program_id: str
+    input_names: tuple[str, ...]
+    limits: Limits
+
+
+class Started(_Message):
+    """The canary's result."""
+
+    runtime: _Text
+    numeric_class: _Text
+    evidence: _Text
+
+
+class Converted(_Message):
+    """The program made; ``blob_ids`` name the attachments."""
+
+    program_id: str
+    blob_ids: tuple[str, ...]
+
+
+class Prepared(_Message):
+    """The program is kept, and these are all that are."""
+
+    held: tuple[str, ...]
+
+
+class Ran(_Message):
+    """The outputs' names, and the time between the inputs' arrival and the result."""
+
+    output_names: tuple[str, ...]
+    compute_s: float
+
+
+class Failed(_Message):
+    """A `ProgramError` (``of_program``) or a `ComputeError`."""
+
+    of_program: bool
+    code: _Text
+    message: _Text
+    hint: _Text
+    node: _Text
+    operator: _Text
+
+
+Request = Start | Convert | Prepare | Run
+Answer = Started | Converted | Prepared | Ran | Failed
+
+_Size = Annotated[int, msgspec.Meta(ge=0, le=ATTACHMENT_LIMIT_BYTES)]
+_Sizes = Annotated[tuple[_Size, ...], msgspec.Meta(max_length=ATTACHMENT_COUNT_LIMIT)]
+
+_M = TypeVar("_M")
+
+
+class FrameError(Exception):
+    """Bytes that are not a frame; the two ends no longer understand each other."""
+
+
+def encode(message: Request | Answer, attachments: Sequence[Buffer] = ()) -> list[Buffer]:
+    """The pieces of a frame, to be sent in order."""
+    sizes = [memoryview(attachment).nbytes for attachment in attachments]
+    head = msgspec.msgpack.encode((message, sizes))
+    return [len(head).to_bytes(SIZE_FIELD_BYTES, "little"), head, *attachments]
+
+
+def head_size(field: Buffer) -> int:
+    """How many bytes the head takes.
+
+    Raises:
+        FrameError: More than `HEAD_LIMIT_BYTES`.
+    """
+    size = int.from_bytes(field, "little")
+    if size > HEAD_LIMIT_BYTES:
+        raise FrameError(f"a head of {size} bytes is over {HEAD_LIMIT_BYTES}")
+    return size
+
+
+def decode_request(head: Buffer) -> tuple[Request, tuple[int, ...]]:
+    """A request and the sizes of its attachments.
+
+    Raises:
+        FrameError: This is no request.
+    """
+    return _decode(_REQUESTS, head)
+
+
+def decode_answer(head: Buffer) -> tuple[Answer, tuple[int, ...]]:
+    """An answer and the sizes of its attachments.
+
+    Raises:
+        FrameError: This is no answer.
+    """
+    return _decode(_ANSWERS, head)
+
+
+_REQUESTS: Final = msgspec.msgpack.Decoder(tuple[Request, _Sizes])
+_ANSWERS: Final = msgspec.msgpack.Decoder(tuple[Answer, _Sizes])
+
+
+def _decode(
+    decoder: msgspec.msgpack.Decoder[tuple[_M, tuple[int, ...]]], head: Buffer
+) -> tuple[_M, tuple[int, ...]]:
+    try:
+        return decoder.decode(head)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise FrameError(f"not a frame: {error}") from None

@@ -1,0 +1,304 @@
+"""The worker: the process in which strangers' models are parsed and run.
+
+Started by `shoal.compute.supervisor` as ``python -m shoal.compute.worker FD``, where
+FD is its end of a socket pair. It answers one request after another (`shoal.compute.frames`)
+and every failure is an answer; what it cannot answer for, a crash or a hang, is
+the supervisor's part.
+
+Here are the limits that a process sets for itself: it dies with its parent, writes
+no file and no core, is the first to go when memory runs out, and may map no more
+than a request allows. The sandbox proper is not here yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import OrderedDict
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from shoal.compute import frames
+from shoal.compute.convert import convert
+from shoal.compute.errors import ComputeError, ProgramError
+from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu, Prepared
+from shoal.compute.loading import load
+from shoal.compute.manifest import check_inputs
+from shoal.compute.tensor import from_blob, spec_of_array, to_blob
+from shoal.crypto.content import BlobId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shoal.crypto.content import Buffer
+
+HELD_PROGRAMS_LIMIT: Final = 8
+"""How many programs stay prepared; each has threads and scratch memory of its own."""
+
+_OPEN_FILES_LIMIT: Final = 64
+_NICENESS: Final = 5  # the daemon's heartbeat comes before any unit
+_PR_SET_PDEATHSIG: Final = 1
+_LINUX_OOM_FIRST: Final = "1000"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A prepared program and what its weights and graph take."""
+
+    prepared: Prepared
+    size_bytes: int
+
+
+class Worker:
+    """Answers requests; holds the prepared programs, the least recently used go first."""
+
+    def __init__(self, start: frames.Start) -> None:
+        self._executor = OnnxRuntimeCpu(threads=start.threads)
+        self._cache_bytes = start.cache_bytes
+        self._held: OrderedDict[str, Held] = OrderedDict()
+
+    def start(self) -> frames.Started:
+        """Run the canary."""
+        probe = self._executor.probe()
+        return frames.Started(probe.runtime, probe.numeric_class.value, probe.evidence.value)
+
+    def convert(
+        self, request: frames.Convert, attachments: list[Buffer]
+    ) -> tuple[frames.Converted, list[bytes]]:
+        """Convert one model."""
+        (model,) = attachments
+        with self._within(request.limits):
+            program = convert(model)
+        blobs = list(program.blobs.values())
+        _check_output_size(blobs, request.limits)
+        return frames.Converted(program.program_id, tuple(program.blobs)), blobs
+
+    def prepare(self, request: frames.Prepare, attachments: list[Buffer]) -> frames.Prepared:
+        """Load a program and keep it, letting older ones go."""
+        ids = map(BlobId, request.blob_ids)
+        blobs = dict(zip(ids, attachments, strict=True))
+        size_bytes = sum(memoryview(blob).nbytes for blob in attachments)
+        self._make_room(size_bytes)
+        with self._within(request.limits):
+            loaded = load(BlobId(request.program_id), blobs)
+            prepared = self._executor.prepare(loaded)
+        self._held[request.program_id] = Held(prepared, size_bytes)
+        return frames.Prepared(tuple(self._held))
+
+    def run(
+        self, request: frames.Run, attachments: list[Buffer]
+    ) -> tuple[frames.Ran, list[bytes]]:
+        """Run a program that is held."""
+        started = time.perf_counter()
+        held = self._held[request.program_id]
+        self._held.move_to_end(request.program_id)
+        blobs = dict(zip(request.input_names, attachments, strict=True))
+        with self._within(request.limits):
+            arrays = {name: from_blob(blob) for name, blob in blobs.items()}
+            check_inputs(
+                held.prepared.program.manifest,
+                {name: spec_of_array(array) for name, array in arrays.items()},
+            )
+            results = self._executor.run(held.prepared, arrays)
+            _check_output_size([array.data for array in results.values()], request.limits)
+            outputs = {name: to_blob(array) for name, array in results.items()}
+        _check_output_size(list(outputs.values()), request.limits)
+        compute_s = time.perf_counter() - started
+        return frames.Ran(tuple(outputs), compute_s), list(outputs.values())
+
+    def _make_room(self, size_bytes: int) -> None:
+        while self._held and (
+            len(self._held) >= HELD_PROGRAMS_LIMIT
+            or sum(held.size_bytes for held in self._held.values()) + size_bytes
+            > self._cache_bytes
+        ):
+            self._held.popitem(last=False)
+
+    @contextmanager
+    def _within(self, limits: frames.Limits) -> Iterator[None]:
+        """Hold a request to its limits of time and memory, as far as this process can.
+
+        Time: the executor is asked to end. What does not listen is killed by the
+        supervisor a moment later. Memory: address space beyond what is mapped now.
+        """
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self._executor.terminate()
+
+        timer = threading.Timer(limits.time_s, expire)
+        timer.daemon = True
+        timer.start()
+        _limit_address_space(_mapped_bytes() + limits.memory_bytes)
+        try:
+            yield
+        except MemoryError:
+            raise _over_memory(limits) from None
+        except ComputeError as error:
+            if error.code == "memory_limit":
+                raise _over_memory(limits, error) from None
+            if error.code == "terminated" and expired.is_set():
+                raise _over_time(limits) from None
+            raise
+        finally:
+            timer.cancel()
+            _limit_address_space(resource.RLIM_INFINITY)
+
+
+def _over_memory(limits: frames.Limits, cause: ComputeError | None = None) -> ComputeError:
+    return ComputeError(
+        f"the unit needs more than its limit of {limits.memory_bytes / 1e6:.0f} MB of memory",
+        code="memory_limit",
+        hint="ask for more memory, or split the inputs into smaller batches",
+        node=cause.node if cause else "",
+        operator=cause.operator if cause else "",
+    )
+
+
+def _over_time(limits: frames.Limits) -> ComputeError:
+    return ComputeError(
+        f"the unit took longer than its limit of {limits.time_s:g} s",
+        code="time_limit",
+        hint="ask for more time, or split the inputs into smaller batches",
+    )
+
+
+def _check_output_size(
+    outputs: list[Buffer] | list[bytes] | list[memoryview], limits: frames.Limits
+) -> None:
+    size_bytes = sum(memoryview(output).nbytes for output in outputs)
+    if size_bytes > limits.output_bytes:
+        raise ComputeError(
+            f"the outputs take {size_bytes} bytes, and the limit is {limits.output_bytes}",
+            code="output_limit",
+            hint="ask for more output bytes, or split the inputs into smaller batches",
+        )
+
+
+def _failed(error: ProgramError | ComputeError) -> frames.Failed:
+    return frames.Failed(
+        of_program=isinstance(error, ProgramError),
+        code=error.code,
+        message=error.message[:4096],
+        hint=error.hint[:4096],
+        node=error.node,
+        operator=error.operator,
+    )
+
+
+def _answer(
+    worker: Worker, request: frames.Request, attachments: list[Buffer]
+) -> tuple[frames.Answer, list[bytes]]:
+    match request:
+        case frames.Convert():
+            return worker.convert(request, attachments)
+        case frames.Prepare():
+            return worker.prepare(request, attachments), []
+        case frames.Run():
+            return worker.run(request, attachments)
+        case frames.Start():
+            return worker.start(), []
+
+
+def serve(channel: socket.socket) -> None:
+    """Answer requests until the daemon closes its end."""
+    worker: Worker | None = None
+    while (received := _receive(channel)) is not None:
+        request, attachments = received
+        if isinstance(request, frames.Start):
+            worker = Worker(request)
+        assert worker is not None, "the first request is Start"
+        answer: frames.Answer
+        outputs: list[bytes] = []
+        try:
+            answer, outputs = _answer(worker, request, attachments)
+        except (ProgramError, ComputeError) as error:
+            answer = _failed(error)
+        except MemoryError:
+            answer = _failed(ComputeError("the worker ran out of memory", code="memory_limit"))
+        except Exception as error:  # noqa: BLE001
+            # The root of a request: a library may raise anything at a model made to
+            # confuse it. That ends the request, with its kind named, and not the worker.
+            answer = _failed(
+                ProgramError(
+                    f"the program made a library fail: {type(error).__name__}: {error!s:.200}",
+                    code="library_failure",
+                )
+            )
+        for piece in frames.encode(answer, outputs):
+            channel.sendall(piece)
+        del attachments, outputs, received
+
+
+def _receive(channel: socket.socket) -> tuple[frames.Request, list[Buffer]] | None:
+    field = _receive_exactly(channel, frames.SIZE_FIELD_BYTES)
+    if field is None:
+        return None
+    head = _receive_exactly(channel, frames.head_size(field))
+    if head is None:
+        return None
+    request, sizes = frames.decode_request(head)
+    attachments: list[Buffer] = []
+    for size in sizes:
+        attachment = _receive_exactly(channel, size)
+        if attachment is None:
+            return None
+        attachments.append(attachment)
+    return request, attachments
+
+
+def _receive_exactly(channel: socket.socket, size: int) -> bytearray | None:
+    """Take ``size`` bytes, or None where the daemon is gone."""
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = channel.recv_into(view)
+        if count == 0:
+            return None
+        view = view[count:]
+    return data
+
+
+def _mapped_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return pages * resource.getpagesize()
+
+
+def _limit_address_space(size_bytes: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size_bytes, hard))
+
+
+def _settle_in() -> None:
+    """Tie this process to its parent and take away what no unit needs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides when a unit ends
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(_NICENESS)
+    with suppress(OSError):  # not in every container
+        Path("/proc/self/oom_score_adj").write_text(_LINUX_OOM_FIRST, encoding="ascii")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES_LIMIT, _OPEN_FILES_LIMIT))
+    # No RLIMIT_NPROC: it counts all threads of the user, whoever else runs there.
+    # No RLIMIT_CPU: it counts a process's whole life, and a worker serves many units.
+
+
+def main() -> None:
+    """Run a worker on the file descriptor named on the command line."""
+    _settle_in()
+    with socket.socket(fileno=int(sys.argv[1])) as channel, suppress(ConnectionError):
+        serve(channel)
+    os._exit(0)  # a runtime's threads are not waited for
+
+
+if __name__ == "__main__":
+    main()
