@@ -1,0 +1,245 @@
+"""`Client`: the daemon on this machine from ordinary, blocking Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import msgspec
+
+from shoal.node.client import flows
+from shoal.node.client.exchange import (
+    CONNECT_LIMIT_S,
+    Flow,
+    Request,
+    Value,
+    Work,
+    body_of,
+    refusal_of,
+    too_slow,
+    unreachable,
+)
+from shoal.node.client.flows import Options, Prepared
+from shoal.node.config import client_socket
+from shoal.node.records import Job, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    import numpy as np
+    from numpy.typing import ArrayLike
+
+    from shoal.compute.devices import Device
+    from shoal.crypto.content import BlobId
+    from shoal.node.client.flows import Model
+    from shoal.node.records import Answer, PeerView, Status, Unit
+
+
+class Client:
+    """Hands work to the daemon on this machine and gets results back.
+
+    Every call may raise `DaemonUnreachableError` where no daemon answers, and
+    `DaemonError` with the daemon's own code, sentence and hint where it refuses.
+
+    Args:
+        socket: The daemon's socket; found as ``shoal status`` finds it when not
+            given.
+        home: The daemon's home, in place of ``socket``.
+    """
+
+    def __init__(
+        self, socket: Path | str | None = None, *, home: Path | str | None = None
+    ) -> None:
+        self.socket = Path(socket) if socket is not None else client_socket({"home": home})
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://shoal"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to the daemon; jobs go on."""
+        self._http.close()
+
+    def status(self) -> Status:
+        """How the daemon is."""
+        return self._drive(flows.status())
+
+    def peers(self) -> list[PeerView]:
+        """The nodes whose adverts are valid now."""
+        return self._drive(flows.peers())
+
+    def devices(self) -> list[Device]:
+        """The daemon's devices."""
+        return self._drive(flows.devices())
+
+    def connect(self, address: str) -> str:
+        """Link the daemon to the peer at a multiaddr; gives the peer's id."""
+        return self._drive(flows.connect(address))
+
+    def prepare(self, model: Model) -> Prepared:
+        """Bring a model to the daemon once, for any number of jobs.
+
+        Args:
+            model: A path to an ONNX file, its bytes, a loaded ``ModelProto`` or
+                a program id.
+
+        Raises:
+            ProgramError: The model cannot be a program.
+        """
+        return self._drive(flows.prepare(model))
+
+    def run(
+        self,
+        model: Model,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> dict[str, np.ndarray]:
+        """Run a model once and give its outputs by name.
+
+        Args:
+            model: As for `prepare`, or what `prepare` gave.
+            inputs: An array for each of the model's inputs.
+            timeout_s: How long to wait; without it, until the job ends.
+            **options: Fields of `Options`, such as ``label`` or ``time_limit_s``.
+
+        Raises:
+            ProgramError: Model or inputs cannot be used.
+            JobFailedError: The job ended without results.
+            WaitTimeoutError: The job is still running after ``timeout_s``.
+        """
+        return self._drive(flows.run(model, inputs, Options(**options), timeout_s))
+
+    def map(
+        self,
+        model: Model,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        batch: int = 1,
+        **options: Any,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Run a model on each ``batch`` rows of the inputs, on many nodes at once.
+
+        The job is submitted before this returns; the iterator then gives the
+        outputs of each batch in order, as soon as they are there. Memory-mapped
+        inputs are read batch by batch.
+
+        Raises:
+            ProgramError: Model or inputs cannot be used.
+            JobFailedError: From the iterator, at the first batch that failed.
+        """
+        job = self.submit(model, flows.batches(inputs, batch), policy=Policy.MAP, **options)
+        return self.results(job.id)
+
+    def submit(
+        self,
+        model: Model,
+        units: Iterable[Mapping[str, ArrayLike]],
+        *,
+        policy: Policy = Policy.MAP,
+        **options: Any,
+    ) -> Job:
+        """Submit a job and return at once; ``units`` are consumed one by one.
+
+        Raises:
+            ProgramError: Model or inputs cannot be used.
+        """
+        return self._drive(flows.submit(model, units, policy, Options(**options)))
+
+    def jobs(self, limit: int = 50) -> list[Job]:
+        """The newest jobs first."""
+        return self._drive(flows.jobs(limit))
+
+    def job(self, job_id: str) -> Job:
+        """A job as it stands."""
+        return self._drive(flows.job(job_id))
+
+    def units(self, job_id: str, offset: int = 0, limit: int = 100) -> list[Unit]:
+        """Some units of a job, in order of their index."""
+        return self._drive(flows.units(job_id, offset, limit))
+
+    def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
+        """Wait for a job to end; gives it as it stands when the time is over."""
+        return self._drive(flows.wait(job_id, timeout_s))
+
+    def watch(self, job_id: str) -> Iterator[Job]:
+        """The job at once and at each change until it is final."""
+        path = f"/v1/jobs/{job_id}/events"
+        try:
+            with self._http.stream("GET", path, timeout=None) as response:
+                if response.status_code >= 400:
+                    raise refusal_of(response.status_code, response.read())
+                for line in response.iter_lines():
+                    yield msgspec.convert(msgspec.json.decode(line)["job"], Job)
+        except httpx.TransportError:
+            raise unreachable(self.socket) from None
+
+    def results(self, job_id: str) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs of each unit of a job, in order, as soon as they are there.
+
+        Raises:
+            JobFailedError: At the first unit that has none.
+        """
+        total = self.job(job_id).units_total
+        index = 0
+        while index < total:
+            for unit in self._drive(flows.next_done(job_id, index)):
+                yield self._drive(flows.arrays(unit))
+                index += 1
+
+    def cancel(self, job_id: str) -> Job:
+        """End a job early."""
+        return self._drive(flows.cancel(job_id))
+
+    def why(self, job_id: str) -> tuple[list[Answer], str]:
+        """What peers answered to a job's calls, and a sentence for each cause."""
+        return self._drive(flows.why(job_id))
+
+    def receipts(self, job_id: str) -> list[BlobId]:
+        """Ids of a job's receipts."""
+        return self._drive(flows.receipts(job_id))
+
+    def receipt(self, receipt_id: str) -> bytes:
+        """A receipt's signed envelope, for ``shoal receipt verify``."""
+        return self._drive(flows.receipt(receipt_id))
+
+    def _drive(self, flow: Flow[Value]) -> Value:
+        try:
+            step = next(flow)
+            while True:
+                step = flow.send(
+                    step.call() if isinstance(step, Work) else self._exchange(step)
+                )
+        except StopIteration as end:
+            return end.value
+        finally:
+            flow.close()
+
+    def _exchange(self, request: Request) -> bytes | None:
+        try:
+            response = self._http.request(
+                request.method,
+                request.path,
+                params=dict(request.query),
+                content=request.body,
+                timeout=httpx.Timeout(request.answer_limit_s, connect=CONNECT_LIMIT_S),
+            )
+        except httpx.TimeoutException:
+            raise too_slow(request) from None
+        except httpx.TransportError:
+            raise unreachable(self.socket) from None
+        return body_of(request, response.status_code, response.content)

@@ -1,0 +1,99 @@
+"""Requests to the local API and what to make of the answers; no IO.
+
+A *flow* is a generator that yields `Request` and `Work` steps, is sent what came
+of each, and returns a value. The blocking and the non-blocking client differ
+only in how they carry out a step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import msgspec
+
+from shoal.node.errors import DaemonError, DaemonUnreachableError, WaitTimeoutError
+from shoal.node.records import Failure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONNECT_LIMIT_S = 5.0
+ANSWER_LIMIT_S = 60.0
+"""The daemon answers at once unless a request says that it may take longer."""
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request.
+
+    Attributes:
+        answer_limit_s: How long the answer may take.
+        refusals: Statuses of errors that the flow wants to see as None.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str | int | float] = field(default_factory=dict)
+    body: bytes = b""
+    answer_limit_s: float = ANSWER_LIMIT_S
+    refusals: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something that keeps a core busy; a non-blocking client gives it a thread."""
+
+    call: Callable[[], Any]
+
+
+Flow: TypeAlias = Generator[Request | Work, Any, Value]
+
+
+def body_of(request: Request, status: int, body: bytes) -> bytes | None:
+    """The answer's body; None for an error that the request asked to see so.
+
+    Raises:
+        DaemonError: The daemon answered with another error.
+    """
+    if status < 400:
+        return body
+    if status in request.refusals:
+        return None
+    raise refusal_of(status, body)
+
+
+def refusal_of(status: int, body: bytes) -> DaemonError:
+    """The error that an answer tells of."""
+    try:
+        failure = msgspec.convert(msgspec.json.decode(body)["error"], Failure)
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        failure = Failure("daemon", f"the daemon answered with status {status}")
+    return DaemonError(failure.message, hint=failure.hint, code=failure.code, status=status)
+
+
+def unreachable(socket: Path) -> DaemonUnreachableError:
+    """The error for a socket that nobody answers on."""
+    if socket.exists() and not os.access(socket, os.W_OK):
+        return DaemonUnreachableError(
+            f"this user may not use the daemon's socket {socket}",
+            code="socket_forbidden",
+            hint="join its group, or start a daemon of your own: `shoal up`",
+        )
+    return DaemonUnreachableError(
+        f"no daemon answers on {socket}", hint="start it with `shoal up`"
+    )
+
+
+def too_slow(request: Request) -> WaitTimeoutError:
+    """The error for an answer that did not come in time."""
+    return WaitTimeoutError(
+        f"the daemon did not answer {request.method} {request.path[:60]} "
+        f"in {request.answer_limit_s:.0f} s",
+        code="daemon_silent",
+        hint="see its log; `shoal doctor` looks for causes",
+    )

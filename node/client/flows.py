@@ -1,0 +1,344 @@
+"""What each call of a client says to the daemon, step by step and with no IO.
+
+First step of the data path, *submit*: a model becomes a program here, in the
+submitter's own process, and arrays become tensor blobs. Last step, *deliver*:
+blobs become arrays.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import msgspec
+
+from shoal.compute.devices import Device
+from shoal.compute.errors import ProgramError
+from shoal.compute.manifest import Manifest, check_inputs, decode
+from shoal.compute.tensor import from_blob, spec_of_array, to_blob
+from shoal.crypto.content import BlobId, blob_id_of
+from shoal.node.client.exchange import Flow, Request, Value, Work
+from shoal.node.errors import JobFailedError, WaitTimeoutError
+from shoal.node.records import (
+    Answer,
+    Failure,
+    Job,
+    JobSpec,
+    JobState,
+    PeerView,
+    Policy,
+    Status,
+    Unit,
+    UnitState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import numpy as np
+    import onnx
+    from numpy.typing import ArrayLike
+
+    from shoal.compute.convert import Program
+
+Model: TypeAlias = "str | Path | bytes | onnx.ModelProto | Prepared"
+"""A path, an ONNX file's bytes, a loaded model, a program id, or a prepared program."""
+
+_HEAD_FROM_BYTES = 64 << 10
+"""Smaller blobs are sent without asking first whether the daemon holds them."""
+
+_UPLOAD_LIMIT_S = 600.0
+_WAIT_STEP_S = 30.0
+_POLL_S = 0.2
+_UNITS_PER_REQUEST = 100
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the units of a job are to be run; the fields are those of `JobSpec`."""
+
+    numeric_class: str = "fp32"
+    label: str = ""
+    time_limit_s: float = 300.0
+    memory_limit_bytes: int = 4 << 30
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A program that the daemon holds, ready for any number of jobs."""
+
+    program_id: BlobId
+    manifest: Manifest
+
+
+def status() -> Flow[Status]:
+    """How the daemon is."""
+    return msgspec.convert((yield from _json(Request("GET", "/v1/status"))), Status)
+
+
+def peers() -> Flow[list[PeerView]]:
+    """The nodes whose adverts are valid now."""
+    return (yield from _get("/v1/peers", "peers", list[PeerView]))
+
+
+def devices() -> Flow[list[Device]]:
+    """The daemon's devices."""
+    return (yield from _get("/v1/devices", "devices", list[Device]))
+
+
+def connect(address: str) -> Flow[str]:
+    """Link the daemon to a peer; gives its id."""
+    body = msgspec.json.encode({"address": address})
+    return (yield from _json(Request("POST", "/v1/connect", body=body)))["peer"]
+
+
+def prepare(model: Model) -> Flow[Prepared]:
+    """Bring a model to the daemon as a program, with what it does not hold yet.
+
+    Raises:
+        ProgramError: The model cannot be a program.
+        OSError: Its file cannot be read.
+    """
+    if isinstance(model, Prepared):
+        return model
+    if isinstance(model, str) and re.fullmatch("[0-9a-f]{64}", model):
+        manifest = yield Request("GET", f"/v1/blobs/{model}")
+        return Prepared(BlobId(model), decode(manifest))
+    program: Program = yield Work(lambda: _convert(model))
+    register = Request("PUT", f"/v1/programs/{program.program_id}", refusals=(404, 409))
+    if (yield register) is None:
+        for blob_id, blob in program.blobs.items():
+            yield from _upload(blob_id, blob)
+        yield Request("PUT", register.path)
+    return Prepared(program.program_id, program.manifest)
+
+
+def submit(
+    model: Model,
+    units: Iterable[Mapping[str, ArrayLike]],
+    policy: Policy,
+    options: Options,
+) -> Flow[Job]:
+    """Upload a job's inputs unit by unit, then the job itself.
+
+    Raises:
+        ProgramError: An input is missing, or does not fit the program.
+    """
+    prepared = yield from prepare(model)
+    ids = []
+    for unit in units:
+        ids.append((yield from _upload_inputs(prepared.manifest, unit)))  # noqa: PERF401  # yields
+    if not ids:
+        raise ProgramError("there is nothing to run: no inputs were given", code="no_units")
+    spec = JobSpec(policy, prepared.program_id, tuple(ids), **msgspec.structs.asdict(options))
+    request = Request(
+        "POST", "/v1/jobs", body=msgspec.json.encode(spec), answer_limit_s=_UPLOAD_LIMIT_S
+    )
+    return msgspec.convert((yield from _json(request))["job"], Job)
+
+
+def run(
+    model: Model,
+    inputs: Mapping[str, ArrayLike],
+    options: Options,
+    timeout_s: float | None,
+) -> Flow[dict[str, np.ndarray]]:
+    """Run one unit and give its outputs.
+
+    Raises:
+        JobFailedError: The unit failed, or the job was cancelled.
+        WaitTimeoutError: It is still running after ``timeout_s``.
+    """
+    submitted = yield from submit(model, [inputs], Policy.RUN, options)
+    ended = yield from wait(submitted.id, timeout_s)
+    if not ended.state.final:
+        raise WaitTimeoutError(
+            f"job {ended.id} is still running after {timeout_s:g} s",
+            hint=f"it goes on; `shoal job wait {ended.id}`",
+        )
+    if ended.state is not JobState.DONE:
+        raise failure_of(ended)
+    return (yield from outputs(ended.id, 0))
+
+
+def batches(inputs: Mapping[str, np.ndarray], batch: int) -> Iterator[dict[str, np.ndarray]]:
+    """Cut all inputs along axis 0 into pieces of ``batch`` rows; the last may be shorter.
+
+    Raises:
+        ProgramError: They have no rows, or not equally many.
+    """
+    if batch < 1:
+        raise ProgramError(f"a batch of {batch} rows holds nothing", code="bad_batch")
+    rows = {name: array.shape[0] if array.ndim else 0 for name, array in inputs.items()}
+    if len(set(rows.values())) != 1 or not all(rows.values()):
+        raise ProgramError(
+            "the inputs of a map have equally many rows, and here are "
+            + (", ".join(f"{name}: {count}" for name, count in rows.items()) or "none"),
+            code="unequal_rows",
+        )
+    for at in range(0, next(iter(rows.values())), batch):
+        yield {name: array[at : at + batch] for name, array in inputs.items()}
+
+
+def jobs(limit: int) -> Flow[list[Job]]:
+    """The newest jobs first."""
+    return (yield from _get("/v1/jobs", "jobs", list[Job], limit=limit))
+
+
+def job(job_id: str) -> Flow[Job]:
+    """A job as it stands."""
+    return (yield from _get(f"/v1/jobs/{job_id}", "job", Job))
+
+
+def units(job_id: str, offset: int, limit: int) -> Flow[list[Unit]]:
+    """Some units of a job."""
+    path = f"/v1/jobs/{job_id}/units"
+    return (yield from _get(path, "units", list[Unit], offset=offset, limit=limit))
+
+
+def wait(job_id: str, timeout_s: float | None) -> Flow[Job]:
+    """Wait for a job to end; gives it as it stands when the time is over."""
+    deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
+    while True:
+        step_s = max(0.0, min(_WAIT_STEP_S, deadline - time.monotonic()))
+        now = yield from _wait_once(job_id, step_s)
+        if now.state.final or time.monotonic() >= deadline:
+            return now
+
+
+def cancel(job_id: str) -> Flow[Job]:
+    """End a job early."""
+    answer = yield from _json(Request("POST", f"/v1/jobs/{job_id}/cancel"))
+    return msgspec.convert(answer["job"], Job)
+
+
+def why(job_id: str) -> Flow[tuple[list[Answer], str]]:
+    """What peers answered to a job's calls, and what to make of it."""
+    answer = yield from _json(Request("GET", f"/v1/jobs/{job_id}/why"))
+    return msgspec.convert(answer["answers"], list[Answer]), answer["summary"]
+
+
+def receipts(job_id: str) -> Flow[list[BlobId]]:
+    """Ids of a job's receipts."""
+    return (yield from _get(f"/v1/jobs/{job_id}/receipts", "receipts", list[BlobId]))
+
+
+def receipt(receipt_id: str) -> Flow[bytes]:
+    """A receipt's signed envelope."""
+    return (yield Request("GET", f"/v1/receipts/{receipt_id}"))
+
+
+def outputs(job_id: str, index: int) -> Flow[dict[str, np.ndarray]]:
+    """The outputs of one unit.
+
+    Raises:
+        JobFailedError: It is not done.
+    """
+    found = yield from units(job_id, index, 1)
+    if not found:
+        raise JobFailedError(f"job {job_id} has no unit {index}", code="no_such_unit")
+    return (yield from arrays(found[0]))
+
+
+def arrays(unit: Unit) -> Flow[dict[str, np.ndarray]]:
+    """The outputs of a unit as it was told; raises as `outputs` does."""
+    if unit.state is not UnitState.DONE or unit.outputs is None:
+        raise unit_failure(unit)
+    found = {}
+    for name, tensor in unit.outputs.items():
+        found[name] = from_blob((yield Request("GET", f"/v1/blobs/{tensor}")))
+    return found
+
+
+def next_done(job_id: str, index: int) -> Flow[list[Unit]]:
+    """Wait for unit ``index``; gives it and the done ones that follow it without a gap.
+
+    Raises:
+        JobFailedError: It ended without outputs.
+    """
+    while True:
+        now = yield from _wait_once(job_id, 0)  # before the units: they may end meanwhile
+        found = yield from units(job_id, index, _UNITS_PER_REQUEST)
+        done = list(takewhile(lambda unit: unit.state is UnitState.DONE, found))
+        if done:
+            return done
+        if not found or now.state.final or found[0].state is UnitState.FAILED:
+            raise unit_failure(found[0]) if found else failure_of(now)
+        yield from _wait_once(job_id, _POLL_S)
+
+
+def failure_of(ended: Job) -> JobFailedError:
+    """The error that stands for a job that ended without its results."""
+    failure = ended.failure or Failure(
+        f"job_{ended.state}",
+        f"job {ended.id} was cancelled"
+        if ended.state is JobState.CANCELLED
+        else f"job {ended.id} failed",
+        f"see `shoal job why {ended.id}`",
+    )
+    return JobFailedError(failure.message, hint=failure.hint, code=failure.code)
+
+
+def unit_failure(unit: Unit) -> JobFailedError:
+    """The error that stands for a unit without outputs."""
+    failure = unit.failure or Failure(
+        f"unit_{unit.state}", f"it is {unit.state}", f"see `shoal job show {unit.job}`"
+    )
+    return JobFailedError(
+        f"unit {unit.index} of job {unit.job}: {failure.message}",
+        hint=failure.hint,
+        code=failure.code,
+    )
+
+
+def _wait_once(job_id: str, timeout_s: float) -> Flow[Job]:
+    request = Request(
+        "GET",
+        f"/v1/jobs/{job_id}/wait",
+        {"timeout_s": timeout_s},
+        answer_limit_s=timeout_s + 30,
+    )
+    return msgspec.convert((yield from _json(request))["job"], Job)
+
+
+def _upload_inputs(
+    manifest: Manifest, unit: Mapping[str, ArrayLike]
+) -> Flow[dict[str, BlobId]]:
+    import numpy as np
+
+    given = {name: np.asarray(value) for name, value in unit.items()}
+    check_inputs(manifest, {name: spec_of_array(array) for name, array in given.items()})
+    ids = {}
+    for name, array in given.items():
+        blob = to_blob(array)
+        ids[name] = blob_id_of(blob)
+        yield from _upload(ids[name], blob)
+    return ids
+
+
+def _upload(blob_id: BlobId, blob: bytes) -> Flow[None]:
+    if len(blob) >= _HEAD_FROM_BYTES:
+        held = yield Request("HEAD", f"/v1/blobs/{blob_id}", refusals=(404,))
+        if held is not None:
+            return
+    yield Request("PUT", "/v1/blobs", body=blob, answer_limit_s=_UPLOAD_LIMIT_S)
+
+
+def _convert(model: str | Path | bytes | onnx.ModelProto) -> Program:
+    from shoal.compute.convert import convert, convert_file
+
+    if isinstance(model, str | Path):
+        return convert_file(Path(model))
+    if isinstance(model, bytes):
+        return convert(model)
+    return convert(model.SerializeToString())
+
+
+def _get(path: str, field: str, kind: type[Value], **query: int) -> Flow[Value]:
+    answer = yield from _json(Request("GET", path, query))
+    return msgspec.convert(answer[field], kind)
+
+
+def _json(request: Request) -> Flow[dict[str, Any]]:
+    return cast("dict[str, Any]", msgspec.json.decode((yield request)))
