@@ -59,10 +59,6 @@ class Hello(_Message, frozen=True, tag="hello"):
     agent: ShortText
 
 
-class Ping(_Message, frozen=True, tag="ping"):
-    """Are you there? Answered by `Done` at once; silence cuts the link."""
-
-
 # --- anti-entropy: what gossip lost -----------------------------------------
 
 AgedAdvert = tuple[EnvelopeBytes, Seconds]
@@ -192,7 +188,7 @@ class Problem(_Message, frozen=True, tag="problem"):
 
 
 RequestBody: TypeAlias = (
-    Hello | Ping | Digest | Adverts | Call | AwardOffer | UnitRequest | Cancel | Release
+    Hello | Digest | Adverts | Call | AwardOffer | UnitRequest | Cancel | Release
 )
 ResponseBody: TypeAlias = Hello | Adverts | Bid | Refusal | Lease | UnitResult | Done | Problem
 

@@ -1,0 +1,406 @@
+"""The requester's half of the node: takes each job's units to providers and back.
+
+One task per running job. It calls for bids while units wait, gives a lease to
+each bid chosen, and lets every lease pull units from the job's board until
+none wait. A lease that breaks puts its units back; other providers take them.
+Everything that is decided is decided in `node.bidding` and `node.unit_board`;
+everything that is done goes through the steps of `node.pipeline`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+import trio
+
+from shoal.crypto.content import blob_id_of
+from shoal.crypto.errors import ShoalError
+from shoal.node import bidding, pipeline
+from shoal.node.errors import JobError
+from shoal.node.records import Answer, Failure, Job, JobId, JobSpec, JobState, UnitState
+from shoal.node.unit_board import UnitBoard
+from shoal.protocol.messages import Reason, Refusal, UnitResult
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from shoal.crypto.content import BlobId
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.pipeline import House, Need
+    from shoal.node.records import Unit
+    from shoal.protocol.negotiation import RequesterSide
+
+RECALL_INTERVAL_S = 1.0
+"""Between two calls for bids of one job while units wait."""
+
+COOL_DOWN_S = {
+    Reason.BUSY: 2.0,
+    Reason.EXPIRED: 0.5,
+    Reason.DRAINING: 30.0,
+}
+COOL_DOWN_REFUSED_S = 20.0
+"""After a refusal for a reason that does not pass by itself."""
+COOL_DOWN_BROKEN_S = 5.0
+"""After a broken link, or words that broke the protocol."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _RunningJob:
+    """What is in memory of a job while it runs."""
+
+    need: Need
+    board: UnitBoard
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    leases: set[PeerId] = field(default_factory=set)
+    not_before_s: dict[PeerId, float] = field(default_factory=dict)
+    changed: trio.Event = field(default_factory=trio.Event)
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+class Jobs:
+    """Runs the jobs of this node's user. Made by `open_jobs`.
+
+    Args:
+        house: The modules that the steps call.
+        providers: Gives the peers that may be called for bids now, this node's
+            own provider among them; a pure look at the table of adverts.
+        nursery: Owns one task for each running job.
+    """
+
+    def __init__(
+        self,
+        house: House,
+        providers: Callable[[str], list[PeerId]],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._house = house
+        self._providers = providers
+        self._nursery = nursery
+        self._running: dict[JobId, _RunningJob] = {}
+        self._watchers: dict[JobId, set[trio.MemorySendChannel[Job]]] = {}
+        self._views: dict[trio.MemorySendChannel[Job], trio.MemoryReceiveChannel[Job]] = {}
+
+    @property
+    def running(self) -> int:
+        """How many jobs run now."""
+        return len(self._running)
+
+    async def submit(self, spec: JobSpec) -> Job:
+        """Check a job, write it down and start it; errors as `pipeline.submit` raises."""
+        job = await pipeline.submit(self._house, spec)
+        if not job.state.final:
+            await self._start(job, spec)
+        return job
+
+    async def resume(self) -> None:
+        """Start again what ran when the daemon ended."""
+        for job in await self._house.journal.running_jobs():
+            spec = await self._house.journal.spec(job.id)
+            try:
+                await self._start(job, spec)
+            except ShoalError as error:
+                await self._end(job.id, JobState.FAILED, _failure(error))
+
+    async def cancel(self, job_id: JobId) -> Job:
+        """End a job; units that have ended keep their results.
+
+        Raises:
+            JobError: ``no_such_job``.
+        """
+        job = await self._house.journal.job(job_id)
+        running = self._running.get(job_id)
+        if job.state.final or running is None:
+            return job
+        running.scope.cancel()
+        return await self._end(job_id, JobState.CANCELLED)
+
+    @asynccontextmanager
+    async def watch(self, job_id: JobId) -> AsyncIterator[trio.MemoryReceiveChannel[Job]]:
+        """A channel with the job as it stands and at each change, closed when it is final.
+
+        Only the newest value waits in the channel: a slow reader skips some.
+        """
+        send, receive = trio.open_memory_channel[Job](1)
+        watchers = self._watchers.setdefault(job_id, set())
+        watchers.add(send)
+        self._views[send] = receive
+        try:
+            job = await self._house.journal.job(job_id)
+            self._show(send, job)
+            if job.state.final:
+                send.close()
+            yield receive
+        finally:
+            watchers.discard(send)
+            self._views.pop(send, None)
+            if not watchers:
+                self._watchers.pop(job_id, None)
+            send.close()
+            receive.close()
+
+    async def _start(self, job: Job, spec: JobSpec) -> None:
+        journal, store = self._house.journal, self._house.store
+        units = await journal.open_units(job.id)
+        manifest = await pipeline.program_of(store, spec.program)
+        program = [spec.program, *pipeline.program_blobs(manifest)]
+        for blob_id in program:
+            store.pin(blob_id, job.id)
+        input_bytes = 0
+        for unit in units:
+            for blob_id in unit.inputs.values():
+                store.pin(blob_id, job.id)
+            input_bytes = max(
+                input_bytes, sum(store.size_bytes(b) for b in unit.inputs.values())
+            )
+        need = pipeline.Need(
+            job=job,
+            spec=spec,
+            manifest=manifest,
+            program_bytes=sum(store.size_bytes(blob_id) for blob_id in program),
+            input_bytes=input_bytes,
+        )
+        running = _RunningJob(need, UnitBoard.of(unit.index for unit in units))
+        self._running[job.id] = running
+        self._nursery.start_soon(self._run, running, {unit.index: unit for unit in units})
+
+    async def _run(self, running: _RunningJob, units: dict[int, Unit]) -> None:
+        job_id = running.need.job.id
+        log.info("job started", job=job_id, units=len(units))
+        try:
+            with running.scope:
+                async with trio.open_nursery() as leases:
+                    while not running.board.finished:
+                        await self._call(running, units, leases)
+                        with trio.move_on_after(RECALL_INTERVAL_S):
+                            await running.changed.wait()
+                    leases.cancel_scope.cancel()
+                await self._end(job_id, JobState.DONE)
+        except Exception as error:  # root of a job: one job's end must not end the others
+            log.exception("a job failed inside this node", job=job_id)
+            await self._end(job_id, JobState.FAILED, Failure("internal", repr(error)[:400]))
+        finally:
+            self._running.pop(job_id, None)
+
+    async def _call(
+        self, running: _RunningJob, units: dict[int, Unit], leases: trio.Nursery
+    ) -> None:
+        """Call for bids wherever no lease is held, and award the bids chosen."""
+        now_s = trio.current_time()
+        peers = [
+            peer
+            for peer in self._providers(running.need.spec.numeric_class)
+            if peer not in running.leases
+            and running.not_before_s.get(peer, -math.inf) <= now_s
+            and running.board.takeable(peer)
+        ]
+        if not peers or not running.board.waiting:
+            return
+        answers = await pipeline.call_for_bids(
+            self._house, running.need, peers, running.board.waiting
+        )
+        sides: dict[PeerId, RequesterSide] = {}
+        for peer, answer in answers.items():
+            if isinstance(answer, Refusal | ShoalError):
+                await self._note(running, peer, answer)
+            else:
+                sides[peer] = answer
+        bids = {peer: side.bid for peer, side in sides.items() if side.bid is not None}
+        chosen = bidding.choose(bids, running.board.waiting)
+        for peer, side in sides.items():
+            if peer in chosen:
+                running.leases.add(peer)
+                leases.start_soon(self._lease, running, units, side)
+            else:
+                leases.start_soon(pipeline.release, self._house, side)
+
+    async def _lease(
+        self, running: _RunningJob, units: dict[int, Unit], side: RequesterSide
+    ) -> None:
+        """Award one bid and feed its lease until no unit waits or the lease breaks."""
+        assert side.bid is not None
+        peer = side.provider
+        problem: Refusal | ShoalError | None = None
+        try:
+            problem = await pipeline.award(self._house, running.need, side)
+            if problem is None:
+                await self._note(running, peer, None)
+                async with trio.open_nursery() as feeders:
+                    for _ in range(side.bid.in_flight_max):
+                        feeders.start_soon(self._feed, running, units, side)
+        except* ShoalError as errors:
+            problem = _first(errors)
+        finally:
+            running.leases.discard(peer)
+            with trio.move_on_after(pipeline.RELEASE_TIME_LIMIT_S, shield=True):
+                await pipeline.release(self._house, side)
+        if problem is not None:
+            await self._note(running, peer, problem)
+        running.wake()
+
+    async def _feed(
+        self, running: _RunningJob, units: dict[int, Unit], side: RequesterSide
+    ) -> None:
+        """Take units from the board to one provider, one after another."""
+        board, peer = running.board, side.provider
+        assert side.award is not None
+        while side.units_asked < side.award.units_max:
+            index = board.take(peer)
+            if index is None:
+                return
+            unit = msgspec.structs.replace(units[index], attempts=units[index].attempts + 1)
+            units[index] = unit
+            started_s = trio.current_time()
+            ended = False
+            try:
+                answer = await pipeline.hand_over(self._house, running.need, side, unit)
+                if isinstance(answer, Refusal):
+                    if answer.reason is not Reason.PROGRAM_REFUSED:
+                        raise JobError(answer.detail or answer.reason, code=answer.reason)
+                    failure = Failure(answer.reason, answer.detail)
+                    ended = True
+                    await self._failed(running, unit, peer, failure, None)
+                    continue
+                ended = await self._result(running, side, unit, answer, started_s)
+            finally:
+                if not ended and board.lost(index):
+                    failure = Failure(
+                        "lost_too_often", "too many providers went away with this unit"
+                    )
+                    with trio.CancelScope(shield=True):
+                        await self._write_failed(running, unit, peer, failure, None)
+
+    async def _result(
+        self,
+        running: _RunningJob,
+        side: RequesterSide,
+        unit: Unit,
+        answer: UnitResult,
+        started_s: float,
+    ) -> bool:
+        receipt = pipeline.verify(running.need, side, unit, answer)
+        unit = msgspec.structs.replace(unit, seconds=trio.current_time() - started_s)
+        if receipt.error is not None:
+            failure = Failure(receipt.error.code, receipt.error.message)
+            await self._failed(running, unit, side.provider, failure, answer.receipt)
+            return True
+        await pipeline.deliver(self._house, side, unit, answer, receipt)
+        if running.board.done(unit.index):
+            await self._changed(unit.job)
+            running.wake()
+        return True
+
+    async def _failed(
+        self,
+        running: _RunningJob,
+        unit: Unit,
+        peer: PeerId,
+        failure: Failure,
+        receipt: bytes | None,
+    ) -> None:
+        """Let another provider try a unit that one called an error, or give it up."""
+        others = set(self._providers(running.need.spec.numeric_class)) - {peer}
+        untried = sum(running.board.untried(unit.index, other) for other in others)
+        if running.board.failed(unit.index, peer, untried):
+            await self._write_failed(running, unit, peer, failure, receipt)
+
+    async def _write_failed(
+        self,
+        running: _RunningJob,
+        unit: Unit,
+        peer: PeerId,
+        failure: Failure,
+        receipt: bytes | None,
+    ) -> None:
+        ended = msgspec.structs.replace(
+            unit,
+            state=UnitState.FAILED,
+            provider=peer,
+            failure=failure,
+            receipt=None if receipt is None else blob_id_of(receipt),
+        )
+        await self._house.journal.end_unit(ended, receipt)
+        await self._changed(unit.job)
+        running.wake()
+
+    async def _note(
+        self, running: _RunningJob, peer: PeerId, problem: Refusal | ShoalError | None
+    ) -> None:
+        """Remember what a peer answered, for ``job why``, and when to ask it again."""
+        match problem:
+            case None:
+                verdict, detail, wait_s = "awarded", "", 0.0
+            case Refusal():
+                verdict, detail = problem.reason.value, problem.detail
+                wait_s = COOL_DOWN_S.get(problem.reason, COOL_DOWN_REFUSED_S)
+            case ShoalError():
+                verdict, detail, wait_s = problem.code, problem.message, COOL_DOWN_BROKEN_S
+                log.warning("a lease broke", peer=peer, code=verdict, error=detail)
+        running.not_before_s[peer] = trio.current_time() + wait_s
+        answer = Answer(running.need.job.id, peer, time.time(), verdict, detail)
+        await self._house.journal.add_answer(answer)
+
+    async def _end(
+        self, job_id: JobId, state: JobState, failure: Failure | None = None
+    ) -> Job:
+        with trio.CancelScope(shield=True):
+            job = await self._house.journal.end_job(job_id, state, time.time(), failure)
+            log.info("job ended", job=job_id, state=job.state.value, failed=job.units_failed)
+            await self._changed(job_id)
+            for send in self._watchers.get(job_id, ()):
+                send.close()
+        return job
+
+    async def _changed(self, job_id: JobId) -> None:
+        watchers = self._watchers.get(job_id)
+        if watchers:
+            job = await self._house.journal.job(job_id)
+            for send in list(watchers):
+                self._show(send, job)
+
+    def _show(self, send: trio.MemorySendChannel[Job], job: Job) -> None:
+        receive = self._views[send]
+        try:
+            try:
+                send.send_nowait(job)
+            except trio.WouldBlock:
+                receive.receive_nowait()
+                send.send_nowait(job)
+        except (trio.ClosedResourceError, trio.BrokenResourceError, trio.WouldBlock):
+            return
+
+
+@asynccontextmanager
+async def open_jobs(
+    house: House, providers: Callable[[str], list[PeerId]]
+) -> AsyncIterator[Jobs]:
+    """Run jobs for as long as the block runs; what has not ended then is resumed later."""
+    async with trio.open_nursery() as nursery:
+        jobs = Jobs(house, providers, nursery)
+        await jobs.resume()
+        yield jobs
+        nursery.cancel_scope.cancel()
+
+
+def _failure(error: ShoalError) -> Failure:
+    return Failure(error.code, error.message, error.hint)
+
+
+def _first(group: BaseExceptionGroup[ShoalError]) -> ShoalError:
+    """One error of a group: the first leaf tells enough for a person."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ShoalError)
+    return error

@@ -1,0 +1,525 @@
+"""The data path: submit, negotiate, fetch, execute, sign, verify, deliver.
+
+Read from top to bottom. Every step is one function and calls one module; who
+calls the steps are `node.jobs` on the requester's side (submit, negotiate,
+hand over, verify, deliver) and `node.provider` on the provider's (answer a
+call, fetch, execute, sign). A node that runs its own user's work goes through
+the same steps and signs the same receipts.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from shoal.compute import manifest as manifests
+from shoal.compute.errors import ComputeError, ProgramError
+from shoal.compute.supervisor import Execution, UnitLimits, Worker
+from shoal.compute.tensor import decode_header
+from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.envelope import Statement
+from shoal.crypto.errors import ShoalError, VerificationError
+from shoal.node import bidding
+from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
+from shoal.node.errors import NetworkError
+from shoal.node.records import Job, JobId, JobSpec, JobState, Unit, UnitState
+from shoal.protocol.codec import encode
+from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import INLINE_LIMIT_BYTES, PROTOCOL_MAJOR, PROTOCOL_MINOR
+from shoal.protocol.messages import (
+    AwardOffer,
+    Bid,
+    Call,
+    Cancel,
+    Lease,
+    Refusal,
+    Release,
+    UnitRequest,
+    UnitResult,
+)
+from shoal.protocol.negotiation import RequesterSide, State
+from shoal.protocol.statements import (
+    Award,
+    Receipt,
+    UnitError,
+    check_receipt,
+    open_receipt,
+)
+
+if TYPE_CHECKING:
+    from shoal.crypto.identity import Identity
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.blobs import BlobStore
+    from shoal.node.control import Control
+    from shoal.node.network import ByteStream, Network
+    from shoal.node.state import State as JobJournal
+    from shoal.protocol.negotiation import ProviderSide
+
+BID_TIME_LIMIT_S = 3.0
+AWARD_TIME_LIMIT_S = 10.0
+RELEASE_TIME_LIMIT_S = 2.0
+STREAM_TIME_LIMIT_S = 10.0
+HAND_OVER_GRACE_S = 60.0
+"""Beyond the units' own limits, for fetching the program and a cold worker."""
+
+INPUT_LIMIT_BYTES = 8 << 30
+"""Largest single blob that a provider fetches for a unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The modules that the steps call."""
+
+    identity: Identity
+    network: Network
+    control: Control
+    store: BlobStore
+    rights: Rights
+    journal: JobJournal
+    worker: Worker
+    reach: Callable[[PeerId], Awaitable[None]]
+    """Connect to a peer known by its advert; `NetworkError` where that fails."""
+    terms: Callable[[], bidding.Terms]
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This node."""
+        return self.identity.peer_id
+
+
+# 1. submit: the requester's daemon takes a job ----------------------------------
+
+
+async def submit(house: House, spec: JobSpec) -> Job:
+    """Check a job whole, before anything of it runs, and write it down.
+
+    Raises:
+        ProgramError: The program is not held or an input does not fit it.
+        StoreError: An input is not held, or there is no room to note the job.
+    """
+    manifest = await program_of(house.store, spec.program)
+    checked: dict[BlobId, object] = {}
+    for inputs in spec.units:
+        for blob_id in inputs.values():
+            if blob_id not in checked:
+                header = await house.store.read_chunk(blob_id, 0)
+                checked[blob_id] = decode_header(header)[0]
+        manifests.check_inputs(manifest, {n: checked[i] for n, i in inputs.items()})
+    job = Job(
+        id=new_job_id(),
+        policy=spec.policy,
+        program=spec.program,
+        numeric_class=spec.numeric_class,
+        label=spec.label,
+        state=JobState.RUNNING if spec.units else JobState.DONE,
+        created_at=time.time(),
+        ended_at=None if spec.units else time.time(),
+        units_total=len(spec.units),
+        units_done=0,
+        units_failed=0,
+    )
+    units = [
+        Unit(job=job.id, index=index, state=UnitState.QUEUED, inputs=inputs)
+        for index, inputs in enumerate(spec.units)
+    ]
+    await house.journal.add_job(job, spec, units)
+    return job
+
+
+def new_job_id() -> JobId:
+    """A new id: 11 hexadecimal digits of milliseconds, then 16 of randomness."""
+    return JobId(f"{_wall_ms():011x}{secrets.token_hex(8)}")
+
+
+async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
+    """The manifest of a program whose blobs are all held.
+
+    Raises:
+        ProgramError: ``program_incomplete``, naming a blob that is missing.
+    """
+    wanted = [program]
+    if store.holds(program):
+        manifest = manifests.decode(await store.get_bytes(program))
+        wanted += program_blobs(manifest)
+    for blob_id in wanted:
+        if not store.holds(blob_id):
+            raise ProgramError(
+                f"blob {blob_id} of program {program[:16]}… is not held",
+                code="program_incomplete",
+                hint="upload the program's blobs first; `shoal run MODEL.onnx` does it",
+            )
+    return manifest
+
+
+def program_blobs(manifest: manifests.Manifest) -> list[BlobId]:
+    """The ids of everything that a program is made of, beside its manifest."""
+    return [manifest.graph, *(blob_id for _, blob_id in manifest.tensors)]
+
+
+# 2. negotiate: call for bids, choose, award --------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a job needs of a provider; the same for all its calls."""
+
+    job: Job
+    spec: JobSpec
+    manifest: manifests.Manifest
+    program_bytes: int
+    input_bytes: int
+
+
+async def call_for_bids(
+    house: House, need: Need, peers: Sequence[PeerId], units: int
+) -> dict[PeerId, RequesterSide | Refusal | ShoalError]:
+    """Ask all ``peers`` at once and give what each of them answered."""
+    answers: dict[PeerId, RequesterSide | Refusal | ShoalError] = {}
+
+    async def ask(peer: PeerId) -> None:
+        side = RequesterSide(requester=house.peer_id, provider=peer)
+        call = Call(
+            call=secrets.token_hex(16),
+            program=need.spec.program,
+            numeric_class=need.spec.numeric_class,
+            precision=need.manifest.precision,
+            units=units,
+            input_bytes=need.input_bytes,
+            program_bytes=need.program_bytes,
+            time_limit_s=need.spec.time_limit_s,
+            memory_bytes=need.spec.memory_limit_bytes,
+        )
+        try:
+            await house.reach(peer)
+            side.send(call)
+            answer = _fitting(
+                await house.control.request(peer, call, BID_TIME_LIMIT_S), Bid | Refusal
+            )
+            side.receive(answer, trio.current_time())
+            answers[peer] = answer if isinstance(answer, Refusal) else side
+        except ShoalError as error:
+            answers[peer] = error
+
+    async with trio.open_nursery() as nursery:
+        for peer in peers:
+            nursery.start_soon(ask, peer)
+    return answers
+
+
+async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None:
+    """Award a bid with a signed award; a refusal is given back, a lease is noted.
+
+    Raises:
+        NetworkError: The provider cannot be reached.
+        RemoteProtocolError: It answered with anything but a lease or a refusal.
+    """
+    assert side.call is not None
+    assert side.bid is not None
+    statement = Award(
+        call=side.call.call,
+        requester=house.peer_id,
+        provider=side.provider,
+        program=need.spec.program,
+        numeric_class=need.spec.numeric_class,
+        precision=need.manifest.precision,
+        units_max=side.bid.units_max,
+        price=side.bid.price,
+        idle_s=bidding.LEASE_IDLE_S,
+        issued_at_ms=_wall_ms(),
+    )
+    envelope = house.identity.sign(Statement.AWARD, encode(statement))
+    offer = AwardOffer(call=side.call.call, award=envelope)
+    side.send(offer)
+    assert side.award_id is not None
+    program = [need.spec.program, *program_blobs(need.manifest)]
+    house.rights.grant(side.award_id, side.provider, program)
+    answer = _fitting(
+        await house.control.request(side.provider, offer, AWARD_TIME_LIMIT_S), Lease | Refusal
+    )
+    side.receive(answer, trio.current_time())
+    return answer if isinstance(answer, Refusal) else None
+
+
+async def hand_over(house: House, need: Need, side: RequesterSide, unit: Unit) -> UnitResult | Refusal:
+    """Give one unit to the provider and wait for its receipt.
+
+    Cancelling it tells the provider that nobody waits any more.
+
+    Raises:
+        NetworkError: The provider went away, or is over the unit's time limit.
+        RemoteProtocolError: It broke the protocol.
+    """
+    assert side.call is not None
+    assert side.bid is not None
+    assert side.award_id is not None
+    name = unit_name(unit)
+    house.rights.grant(side.award_id, side.provider, unit.inputs.values())
+    request = UnitRequest(
+        call=side.call.call,
+        unit=name,
+        inputs=tuple(sorted(unit.inputs.items())),
+        blobs=await _inline(house.store, unit.inputs.values()),
+    )
+    side.send(request)
+    timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
+    try:
+        answer = _fitting(
+            await house.control.request(side.provider, request, timeout_s),
+            UnitResult | Refusal,
+        )
+    except trio.Cancelled:
+        if side.state is State.LEASED:
+            cancel = Cancel(call=side.call.call, unit=name)
+            side.send(cancel)
+            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
+                await _tell(house, side.provider, cancel)
+        raise
+    side.receive(answer, trio.current_time(), name)
+    return answer
+
+
+async def release(house: House, side: RequesterSide) -> None:
+    """End a bid or a lease that is not needed any more; never raises."""
+    if side.award_id is not None:
+        house.rights.withdraw(side.award_id)
+    if side.state in {State.BID, State.LEASED} and side.call is not None:
+        message = Release(call=side.call.call)
+        side.send(message)
+        await _tell(house, side.provider, message)
+
+
+def unit_name(unit: Unit) -> str:
+    """The requester's name for a unit: the job's id and the unit's place in it."""
+    return f"{unit.job}/{unit.index}"
+
+
+# --- from here on the provider -----------------------------------------------------
+# 3. fetch: program and inputs, checked chunk by chunk --------------------------------
+
+
+async def fetch_program(house: House, requester: PeerId, program: BlobId) -> manifests.Manifest:
+    """Hold every blob of a program; what is held already is not sent again.
+
+    Raises:
+        NetworkError: The requester went away.
+        ProgramError: The manifest is malformed.
+    """
+    await _fetch(house, requester, program)
+    manifest = manifests.decode(await house.store.get_bytes(program))
+    for blob_id in program_blobs(manifest):
+        await _fetch(house, requester, blob_id)
+    return manifest
+
+
+async def fetch_inputs(
+    house: House, requester: PeerId, manifest: manifests.Manifest, request: UnitRequest
+) -> dict[str, bytes]:
+    """The input tensors of one unit, by name: inline ones as they came, others fetched.
+
+    Raises:
+        NetworkError: The requester went away.
+        ProgramError: An input is missing, unknown, or of another dtype or shape.
+    """
+    inline = {blob_id_of(blob): blob for blob in request.blobs}
+    tensors: dict[str, bytes] = {}
+    for name, text in request.inputs:
+        blob_id = BlobId(text)
+        if blob_id not in inline:
+            await _fetch(house, requester, blob_id)
+        tensors[name] = inline.get(blob_id) or await house.store.get_bytes(blob_id)
+    specs = {name: decode_header(tensor)[0] for name, tensor in tensors.items()}
+    manifests.check_inputs(manifest, specs)
+    return tensors
+
+
+async def _fetch(house: House, peer: PeerId, blob_id: BlobId) -> None:
+    if not house.store.holds(blob_id):
+        stream = partial(
+            house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S
+        )
+        await fetch_blob(stream, blob_id, house.store, limit_bytes=INPUT_LIMIT_BYTES)
+
+
+# 4. execute: in the worker's process -------------------------------------------------
+
+
+async def execute(
+    house: House,
+    call: Call,
+    manifest: manifests.Manifest,
+    inputs: Mapping[str, bytes],
+) -> Execution | UnitError:
+    """Run one unit in the worker; an error of the unit is a result like any other."""
+
+    async def blobs() -> dict[BlobId, bytes]:
+        ids = [BlobId(call.program), *program_blobs(manifest)]
+        return {blob_id: await house.store.get_bytes(blob_id) for blob_id in ids}
+
+    limits = UnitLimits(
+        time_s=call.time_limit_s,
+        memory_bytes=call.memory_bytes,
+        output_bytes=INPUT_LIMIT_BYTES,
+    )
+    try:
+        return await house.worker.run(BlobId(call.program), blobs, inputs, limits)
+    except (ComputeError, ProgramError) as error:
+        return UnitError(
+            code=error.code[:64],
+            message=error.message[:1024],
+            node=getattr(error, "node", "")[:256],
+            operator=getattr(error, "operator", "")[:64],
+        )
+
+
+# 5. sign: the receipt, and the outputs beside it --------------------------------------
+
+
+async def sign(
+    house: House,
+    side: ProviderSide,
+    request: UnitRequest,
+    outcome: Execution | UnitError,
+    started_at_ms: int,
+) -> UnitResult:
+    """Sign what was run, on what, giving what; small outputs travel with the receipt."""
+    assert side.award is not None
+    assert side.award_id is not None
+    failed = isinstance(outcome, UnitError)
+    outputs = {} if failed else {n: blob_id_of(t) for n, t in outcome.outputs.items()}
+    terms = house.terms()
+    receipt = Receipt(
+        protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
+        exact_spec="",
+        award=side.award_id,
+        unit=request.unit,
+        program=side.award.program,
+        numeric_class=side.award.numeric_class,
+        precision=side.award.precision,
+        inputs=request.inputs,
+        outputs=None if failed else tuple(sorted(outputs.items())),
+        error=outcome if failed else None,
+        trace=None,
+        provider=house.peer_id,
+        requester=side.requester,
+        started_at_ms=started_at_ms,
+        ended_at_ms=_wall_ms(),
+        device=terms.device,
+        runtime="" if failed else outcome.runtime[:256],
+    )
+    inline: list[bytes] = []
+    if not failed:
+        room = INLINE_LIMIT_BYTES
+        for name, tensor in outcome.outputs.items():
+            if len(tensor) <= room:
+                inline.append(tensor)
+                room -= len(tensor)
+            else:
+                await house.store.put_bytes(tensor)
+                house.rights.grant(side.award_id, side.requester, [outputs[name]])
+    envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
+    return UnitResult(
+        call=request.call, unit=request.unit, receipt=envelope, blobs=tuple(inline)
+    )
+
+
+# --- and back at the requester -----------------------------------------------------
+# 6. verify: the receipt is about this unit, and signed by who ran it ---------------------
+
+
+def verify(need: Need, side: RequesterSide, unit: Unit, result: UnitResult) -> Receipt:
+    """Check signature, ids, award and output names (level L0).
+
+    Raises:
+        VerificationError: Any of them is wrong; the result is not used.
+    """
+    assert side.award is not None
+    assert side.award_id is not None
+    receipt = open_receipt(result.receipt)
+    check_receipt(receipt, side.award_id, side.award, unit_name(unit), unit.inputs)
+    if receipt.outputs is not None:
+        wanted = {port.name for port in need.manifest.outputs}
+        got = {name for name, _ in receipt.outputs}
+        if got != wanted:
+            raise VerificationError(
+                f"the receipt gives outputs {sorted(got)}, and the program has {sorted(wanted)}",
+                code="wrong_outputs",
+            )
+    return receipt
+
+
+# 7. deliver: the outputs are held and the unit is written down, once ---------------------
+
+
+async def deliver(
+    house: House, side: RequesterSide, unit: Unit, result: UnitResult, receipt: Receipt
+) -> bool:
+    """Hold the outputs and end the unit; False where it had ended before.
+
+    Raises:
+        VerificationError: Bytes came that no output of the receipt names.
+        NetworkError: An output could not be fetched.
+        StoreError: There is no room for the outputs.
+    """
+    outputs = {name: BlobId(blob_id) for name, blob_id in receipt.outputs or ()}
+    for blob in result.blobs:
+        if blob_id_of(blob) not in outputs.values():
+            raise VerificationError(
+                f"{side.provider} sent an output that its receipt does not name",
+                code="wrong_output_id",
+            )
+        await house.store.put_bytes(blob)
+    for blob_id in outputs.values():
+        await _fetch(house, side.provider, blob_id)
+        house.store.pin(blob_id, unit.job)
+    ended = Unit(
+        job=unit.job,
+        index=unit.index,
+        state=UnitState.DONE,
+        inputs=unit.inputs,
+        outputs=outputs,
+        receipt=blob_id_of(result.receipt),
+        provider=side.provider,
+        attempts=unit.attempts,
+        seconds=unit.seconds,
+    )
+    return await house.journal.end_unit(ended, result.receipt)
+
+
+# --- shared ---------------------------------------------------------------------------
+
+
+async def _inline(store: BlobStore, blob_ids: Sequence[BlobId]) -> tuple[bytes, ...]:
+    """As many of the blobs as fit into one message."""
+    blobs: list[bytes] = []
+    room = INLINE_LIMIT_BYTES
+    for blob_id in dict.fromkeys(blob_ids):
+        if store.size_bytes(blob_id) <= room:
+            blobs.append(await store.get_bytes(blob_id))
+            room -= len(blobs[-1])
+    return tuple(blobs)
+
+
+async def _tell(house: House, peer: PeerId, message: Cancel | Release) -> None:
+    """Say something that matters to the peer only; a lost one costs it a time-out."""
+    try:
+        await house.control.request(peer, message, RELEASE_TIME_LIMIT_S)
+    except ShoalError:
+        return
+
+
+def _fitting(answer, kinds):  # noqa: ANN001, ANN202
+    if not isinstance(answer, kinds):
+        raise RemoteProtocolError(
+            f"an unfitting {type(answer).__name__} came as an answer", code="unfitting_answer"
+        )
+    return answer
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

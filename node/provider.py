@@ -1,0 +1,252 @@
+"""The provider's half of the node: answers negotiation and runs units under leases.
+
+Holds one `ProviderSide` machine per conversation and does what its effects
+say, by the steps of `node.pipeline`. A unit belongs to its lease and not to
+the request that brought it: when a link breaks, the unit runs on, and its
+requester may ask for it again.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from shoal.compute.errors import ProgramError
+from shoal.crypto.content import BlobId
+from shoal.crypto.errors import ShoalError
+from shoal.node import bidding, pipeline
+from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.messages import (
+    AwardOffer,
+    Call,
+    Cancel,
+    Done,
+    Lease,
+    Reason,
+    Refusal,
+    Release,
+    UnitRequest,
+    UnitResult,
+)
+from shoal.protocol.negotiation import (
+    Abandon,
+    Answer,
+    Await,
+    Execute,
+    ProviderSide,
+    State,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.pipeline import House
+
+CONVERSATIONS_LIMIT = 1024
+"""Bids and leases held at once, of all requesters."""
+
+SWEEP_INTERVAL_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A unit in the worker or waiting for it."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
+    answer: UnitResult | Refusal | None = None
+
+
+@dataclass(slots=True)
+class _Conversation:
+    """A machine and the units that run because of it."""
+
+    side: ProviderSide
+    running: dict[str, _Running] = field(default_factory=dict)
+
+
+class Provider:
+    """Answers negotiation messages. Made by `open_provider`."""
+
+    def __init__(self, house: House, nursery: trio.Nursery) -> None:
+        self._house = house
+        self._nursery = nursery
+        self._conversations: dict[tuple[PeerId, str], _Conversation] = {}
+        self.units_served = 0
+
+    @property
+    def leases(self) -> int:
+        """How many leases are held now."""
+        return sum(c.side.state is State.LEASED for c in self._conversations.values())
+
+    @property
+    def units_waiting(self) -> int:
+        """How many units were handed over and have not ended."""
+        return sum(len(c.running) for c in self._conversations.values())
+
+    async def answer(
+        self, peer: PeerId, message: Call | AwardOffer | UnitRequest | Cancel | Release
+    ) -> Refusal | UnitResult | Lease | Done | bidding.Bid:
+        """Answer one negotiation message of ``peer``.
+
+        Raises:
+            RemoteProtocolError: The message is out of turn or over the terms.
+            VerificationError: The award is not signed as it must be.
+        """
+        if isinstance(message, Call):
+            return await self._bid(peer, message)
+        conversation = self._conversations.get((peer, message.call))
+        if conversation is None:
+            if isinstance(message, Cancel | Release):
+                return Done()
+            return Refusal(
+                call=message.call,
+                reason=Reason.EXPIRED,
+                detail="there is no such bid or lease here: it ended, or this node restarted",
+            )
+        now_s = trio.current_time()
+        effects = conversation.side.receive(message, now_s)
+        match message:
+            case AwardOffer():
+                return self._lease(conversation, message)
+            case UnitRequest():
+                return await self._unit(conversation, effects[0])
+        for effect in effects:
+            if isinstance(effect, Abandon) and effect.unit in conversation.running:
+                conversation.running[effect.unit].scope.cancel()
+        if isinstance(message, Release):
+            self._forget((peer, message.call))
+        return Done()
+
+    async def _bid(self, peer: PeerId, call: Call) -> bidding.Bid | Refusal:
+        side = ProviderSide(requester=peer, provider=self._house.peer_id)
+        if (peer, call.call) in self._conversations:
+            raise RemoteProtocolError(
+                f"call {call.call} was made before", code="duplicate_call"
+            )
+        side.receive(call, trio.current_time())
+        terms = self._house.terms()
+        answer = bidding.refusal(call, peer, terms)
+        if answer is None and len(self._conversations) >= CONVERSATIONS_LIMIT:
+            answer = Refusal(call=call.call, reason=Reason.BUSY, detail="too many open bids")
+        if answer is None:
+            answer = bidding.bid(call, terms, await self._held_bytes(call))
+            self._conversations[peer, call.call] = _Conversation(side)
+        side.send(answer, trio.current_time())
+        return answer
+
+    async def _held_bytes(self, call: Call) -> int:
+        """How much of the called program is held; 0 when its manifest is not."""
+        store = self._house.store
+        try:
+            manifest = await pipeline.program_of(store, BlobId(call.program))
+        except ProgramError:
+            return 0
+        return sum(store.size_bytes(blob_id) for blob_id in pipeline.program_blobs(manifest))
+
+    def _lease(self, conversation: _Conversation, offer: AwardOffer) -> Lease:
+        side = conversation.side
+        assert side.award_id is not None
+        lease = Lease(call=offer.call, award=side.award_id, idle_s=bidding.LEASE_IDLE_S)
+        side.send(lease, trio.current_time())
+        log.info("leased", requester=side.requester, award=side.award_id)
+        return lease
+
+    async def _unit(
+        self, conversation: _Conversation, effect: object
+    ) -> UnitResult | Refusal:
+        match effect:
+            case Answer(message):
+                return message
+            case Await(unit):
+                running = conversation.running[unit]
+            case Execute(request):
+                running = _Running()
+                conversation.running[request.unit] = running
+                self._nursery.start_soon(self._run, conversation, request, running)
+            case _:  # pragma: no cover
+                raise AssertionError(effect)
+        await running.ended.wait()
+        assert running.answer is not None
+        return running.answer
+
+    async def _run(
+        self, conversation: _Conversation, request: UnitRequest, running: _Running
+    ) -> None:
+        """Take one unit through fetch, execute and sign, and keep its answer."""
+        side = conversation.side
+        answer: UnitResult | Refusal = Refusal(
+            call=request.call, reason=Reason.EXPIRED, detail="the unit was cancelled"
+        )
+        try:
+            with running.scope:
+                answer = await self._run_steps(side, request)
+                self.units_served += isinstance(answer, UnitResult)
+        except Exception:  # root of a unit: a bug here must not end the other units
+            log.exception("a unit failed inside this node", unit=request.unit)
+            answer = Refusal(
+                call=request.call,
+                reason=Reason.PROGRAM_REFUSED,
+                detail="this node failed to run the unit",
+            )
+        finally:
+            if side.state is State.LEASED:
+                side.send(answer, trio.current_time(), request.unit)
+            running.answer = answer
+            running.ended.set()
+            conversation.running.pop(request.unit, None)
+
+    async def _run_steps(
+        self, side: ProviderSide, request: UnitRequest
+    ) -> UnitResult | Refusal:
+        assert side.call is not None
+        house, started_at_ms = self._house, time.time_ns() // 1_000_000
+        try:
+            manifest = await pipeline.fetch_program(
+                house, side.requester, BlobId(side.call.program)
+            )
+            inputs = await pipeline.fetch_inputs(house, side.requester, manifest, request)
+        except ProgramError as error:
+            return _refuse(request, Reason.PROGRAM_REFUSED, error)
+        except ShoalError as error:
+            return _refuse(request, Reason.DATA_MISSING, error)
+        outcome = await pipeline.execute(house, side.call, manifest, inputs)
+        return await pipeline.sign(house, side, request, outcome, started_at_ms)
+
+    async def sweep(self) -> None:
+        """End conversations whose time is up, for ever."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            now_s = trio.current_time()
+            for key, conversation in list(self._conversations.items()):
+                if conversation.side.expire(now_s):
+                    self._forget(key)
+
+    def _forget(self, key: tuple[PeerId, str]) -> None:
+        conversation = self._conversations.pop(key)
+        for running in conversation.running.values():
+            running.scope.cancel()
+        if conversation.side.award_id is not None:
+            self._house.rights.withdraw(conversation.side.award_id)
+
+
+@asynccontextmanager
+async def open_provider(house: House) -> AsyncIterator[Provider]:
+    """Answer negotiation for as long as the block runs; running units end with it."""
+    async with trio.open_nursery() as nursery:
+        provider = Provider(house, nursery)
+        nursery.start_soon(provider.sweep)
+        yield provider
+        nursery.cancel_scope.cancel()
+
+
+def _refuse(request: UnitRequest, reason: Reason, error: ShoalError) -> Refusal:
+    return Refusal(call=request.call, reason=reason, detail=error.message[:256])
