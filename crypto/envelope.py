@@ -56,10 +56,14 @@ _PUBLIC_KEY, _PAYLOAD_TYPE, _PAYLOAD, _SIGNATURE = 0x0A, 0x12, 0x1A, 0x2A
 
 
 def seal(kind: Statement, payload: bytes, key: Ed25519PrivateKey) -> bytes:
-    """Sign ``payload`` as a statement of ``kind`` and wrap it into an envelope."""
+    """Sign ``payload`` as a statement of ``kind`` and wrap it into an envelope.
+
+    Raises:
+        VerificationError: The envelope would be over the size that others accept.
+    """
     public_key = PUBLIC_KEY_PROTOBUF_PREFIX + key.public_key().public_bytes_raw()
     signature = key.sign(_signed_bytes(kind, payload))
-    return b"".join(
+    envelope = b"".join(
         bytes([tag]) + _varint(len(value)) + value
         for tag, value in (
             (_PUBLIC_KEY, public_key),
@@ -68,6 +72,8 @@ def seal(kind: Statement, payload: bytes, key: Ed25519PrivateKey) -> bytes:
             (_SIGNATURE, signature),
         )
     )
+    _check_size(envelope)
+    return envelope
 
 
 def open_envelope(envelope: bytes, kind: Statement) -> Opened:
@@ -80,9 +86,7 @@ def open_envelope(envelope: bytes, kind: Statement) -> Opened:
         VerificationError: Too large, malformed, of another kind, or not signed
             by the key it names.
     """
-    if len(envelope) > ENVELOPE_LIMIT_BYTES:
-        message = f"an envelope of {len(envelope)} bytes is over {ENVELOPE_LIMIT_BYTES}"
-        raise VerificationError(message, code="envelope_too_large")
+    _check_size(envelope)
     reader = _Reader(envelope)
     public_key = reader.field(_PUBLIC_KEY)
     payload_type = reader.field(_PAYLOAD_TYPE)
@@ -106,6 +110,12 @@ def open_envelope(envelope: bytes, kind: Statement) -> Opened:
         message = f"the signature on this {kind.name.lower()} is not {signer}'s"
         raise VerificationError(message, code="bad_signature") from None
     return Opened(signer, payload)
+
+
+def _check_size(envelope: bytes) -> None:
+    if len(envelope) > ENVELOPE_LIMIT_BYTES:
+        message = f"an envelope of {len(envelope)} bytes is over {ENVELOPE_LIMIT_BYTES}"
+        raise VerificationError(message, code="envelope_too_large")
 
 
 def _signed_bytes(kind: Statement, payload: bytes) -> bytes:

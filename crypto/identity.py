@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -53,10 +54,18 @@ class Identity:
         return seal(kind, payload, self.key)
 
     def export_pem(self, passphrase: str | None = None) -> bytes:
-        """The key as PKCS #8 PEM, encrypted when a passphrase is given."""
-        encryption = (
-            BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
-        )
+        """The key as PKCS #8 PEM, encrypted when a passphrase is given.
+
+        Raises:
+            IdentityError: The passphrase is over 1023 bytes, or no Unicode text.
+        """
+        try:
+            encryption = (
+                BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+            )
+        except ValueError as error:
+            message = f"the passphrase cannot be used: {error}"
+            raise IdentityError(message, code="bad_passphrase") from None
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
     def __repr__(self) -> str:
@@ -76,7 +85,7 @@ def import_pem(pem: bytes, passphrase: str | None = None) -> Identity:
     """
     try:
         key = load_pem_private_key(pem, passphrase.encode() if passphrase else None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         message = f"the key cannot be read: {error}"
         raise IdentityError(
             message, code="key_unreadable", hint="check the passphrase and that the file is PEM"

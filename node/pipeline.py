@@ -197,7 +197,7 @@ async def call_for_bids(
         )
         try:
             await house.reach(peer)
-            side.send(call)
+            side.send(call, trio.current_time())
             answer = _fitting(
                 await house.control.request(peer, call, BID_TIME_LIMIT_S), Bid | Refusal
             )
@@ -235,7 +235,7 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
     )
     envelope = house.identity.sign(Statement.AWARD, encode(statement))
     offer = AwardOffer(call=side.call.call, award=envelope)
-    side.send(offer)
+    side.send(offer, trio.current_time())
     assert side.award_id is not None
     program = [need.spec.program, *program_blobs(need.manifest)]
     house.rights.grant(side.award_id, side.provider, program)
@@ -266,7 +266,7 @@ async def hand_over(house: House, need: Need, side: RequesterSide, unit: Unit) -
         inputs=tuple(sorted(unit.inputs.items())),
         blobs=await _inline(house.store, unit.inputs.values()),
     )
-    side.send(request)
+    side.send(request, trio.current_time())
     timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
     try:
         answer = _fitting(
@@ -276,7 +276,7 @@ async def hand_over(house: House, need: Need, side: RequesterSide, unit: Unit) -
     except trio.Cancelled:
         if side.state is State.LEASED:
             cancel = Cancel(call=side.call.call, unit=name)
-            side.send(cancel)
+            side.send(cancel, trio.current_time())
             with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
                 await _tell(house, side.provider, cancel)
         raise
@@ -290,7 +290,7 @@ async def release(house: House, side: RequesterSide) -> None:
         house.rights.withdraw(side.award_id)
     if side.state in {State.BID, State.LEASED} and side.call is not None:
         message = Release(call=side.call.call)
-        side.send(message)
+        side.send(message, trio.current_time())
         await _tell(house, side.provider, message)
 
 

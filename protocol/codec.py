@@ -2,36 +2,43 @@
 
 Decoding is total: whatever comes in, it gives the struct that was asked for or
 raises `RemoteProtocolError` with the field's path in its sentence. There are no
-defaults for what is misspelt, no coercions, no NaN, no duplicate keys.
+defaults for what is misspelt, no coercions, no duplicate keys, no extension
+types. NaN and infinity are outside the bounds that every float field has.
+
+Encoding checks the same types, so that what this node sends is never what its
+peers must refuse.
 """
 
 from __future__ import annotations
 
-from math import isfinite
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgpack
 import msgspec
 
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.limits import FRAME_LIMIT_BYTES, NESTING_LIMIT
+from shoal.protocol.limits import CONTAINERS_LIMIT, FRAME_LIMIT_BYTES, LIST_LIMIT, MAP_LIMIT
 
 T = TypeVar("T")
+
+_SENTENCE_LIMIT = 250
+"""An error's sentence may quote the peer, and may be sent back in a `Text` field."""
 
 
 def encode(message: msgspec.Struct, limit_bytes: int = FRAME_LIMIT_BYTES) -> bytes:
     """Encode one message or payload.
 
     Raises:
-        LocalProtocolError: It is over ``limit_bytes``, or holds NaN.
+        LocalProtocolError: It is over ``limit_bytes``, or a field is out of bounds.
     """
-    value = msgspec.to_builtins(message, builtin_types=(bytes,))
     try:
-        _check(value)
+        value = msgspec.to_builtins(message, builtin_types=(bytes,))
+        msgspec.convert(value, type(message), strict=True)
         data: bytes = msgpack.packb(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:  # ValidationError is a ValueError
         raise LocalProtocolError(
-            f"{type(message).__name__} cannot be encoded: {error}", code="unencodable"
+            _sentence(f"{type(message).__name__} cannot be encoded: {error}"),
+            code="unencodable",
         ) from None
     if len(data) > limit_bytes:
         raise LocalProtocolError(
@@ -52,48 +59,61 @@ def decode(data: bytes, kind: type[T] | Any, limit_bytes: int = FRAME_LIMIT_BYTE
             f"a message of {len(data)} bytes, and {limit_bytes} are allowed",
             code="frame_too_large",
         )
+    budget = _Budget()
     try:
         value = msgpack.unpackb(
             data,
-            object_pairs_hook=_unique_keys,
+            list_hook=budget.take_list,
+            object_pairs_hook=budget.take_map,
+            ext_hook=_refuse_extension,
             strict_map_key=True,
             max_str_len=limit_bytes,
             max_bin_len=limit_bytes,
-            max_array_len=limit_bytes // 2,
-            max_map_len=256,
+            max_array_len=LIST_LIMIT,  # msgpack makes room for a list before it is read
+            max_map_len=MAP_LIMIT,
             max_ext_len=0,
         )
-        _check(value)
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise RemoteProtocolError(
-            f"a message is not msgpack within our limits: {error}"[:400], code="not_msgpack"
+            _sentence(f"a message is not msgpack within our limits: {error}"),
+            code="not_msgpack",
         ) from None
     try:
         result: T = msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         raise RemoteProtocolError(
-            f"a message does not fit the protocol: {error}"[:400], code="bad_message"
+            _sentence(f"a message does not fit the protocol: {error}"), code="bad_message"
         ) from None
     return result
 
 
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one map")
-    return result
+class _Budget:
+    """Counts the lists and maps of one message while they are read."""
+
+    def __init__(self) -> None:
+        self._left = CONTAINERS_LIMIT
+
+    def take_list(self, items: list[object]) -> list[object]:
+        self._take()
+        return items
+
+    def take_map(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        self._take()
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key stands twice in one map")
+        return result
+
+    def _take(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more than {CONTAINERS_LIMIT} lists and maps")
 
 
-def _check(value: object, depth: int = 0) -> None:
-    """Refuse NaN, infinity and deep nesting anywhere in a decoded value."""
-    if depth > NESTING_LIMIT:
-        raise ValueError(f"nested deeper than {NESTING_LIMIT}")
-    match value:
-        case float() if not isfinite(value):
-            raise ValueError(f"{value} is not a finite number")
-        case list() | tuple():
-            for item in value:
-                _check(item, depth + 1)
-        case dict():
-            for item in value.values():
-                _check(item, depth + 1)
+def _refuse_extension(code: int, data: bytes) -> NoReturn:  # noqa: ARG001  # msgpack's form
+    raise ValueError(f"extension type {code}")
+
+
+def _sentence(text: str) -> str:
+    """One printable line: ``text`` may quote a name that a peer made up."""
+    return "".join(c if c.isprintable() else "�" for c in text[:_SENTENCE_LIMIT])

@@ -26,6 +26,9 @@ INLINE_LIMIT_BYTES = 256 << 10
 Opening a stream costs 5–20 ms, as much as sending some 400 KiB.
 """
 
+BLOB_LIMIT_BYTES = 64 << 30
+"""One blob; its chunk list, which is held in memory, then has 2 MiB."""
+
 ADVERT_LIMIT_BYTES = 2 << 10
 """One signed advert: gossip costs a few milliseconds of CPU for each."""
 
@@ -53,8 +56,25 @@ UNIT_TIME_LIMIT_S = 7 * 86400.0
 PORTS_LIMIT = 256
 """Inputs or outputs of a program; the largest exported models have some dozens."""
 
-NESTING_LIMIT = 8
-"""Depth of lists and maps in one message; the deepest honest one has 5."""
+LIST_LIMIT = DIGEST_LIMIT
+"""Items in any one list: those of a digest are the longest."""
+
+MAP_LIMIT = 32
+"""Keys in any one map; the largest struct has half as many fields."""
+
+CONTAINERS_LIMIT = 8192
+"""Lists and maps in one message, in all; a full digest has 4,100.
+
+A byte can hold an empty list: without this bound a frame of them costs half a
+second of the daemon's one thread.
+"""
+
+LEASE_ANSWERS_LIMIT_BYTES = 16 << 20
+"""Answers that a provider keeps for one lease, in case they were lost on the way.
+
+An answer beyond it, oldest first, is forgotten, and a repeated request for its
+unit is refused; the requester gives the unit to another lease.
+"""
 
 CLOCK_TOLERANCE_MS = 2 * 3600 * 1000
 """How wrong two clocks may be before a statement of now looks like a replay."""
@@ -68,23 +88,26 @@ Text = Annotated[str, Meta(max_length=256)]
 ShortText = Annotated[str, Meta(max_length=64)]
 """A name chosen by a program: a device id, a code, an operator."""
 
-HexId = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+HexId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 """A content id: 64 lower-case hexadecimal digits."""
 
-CallId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+CallId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 """128 random bits that the requester drew, in hexadecimal."""
 
 UnitId = Annotated[str, Meta(min_length=1, max_length=64)]
 """The requester's own name for a unit, unique under one award."""
 
-PeerText = Annotated[str, Meta(min_length=52, max_length=52)]
-"""A peer id; that it is one is checked where it is compared with a signer."""
+PeerText = Annotated[str, Meta(pattern=r"\A12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\Z")]
+"""A peer id; that a key is behind it shows where it is compared with a signer."""
 
 Price = Annotated[float, Meta(ge=0.0, le=1e12)]
 """Credits: 1 is the price of 10^12 exact multiply-adds. Never NaN (see the codec)."""
 
 Seconds = Annotated[float, Meta(ge=0.0, le=UNIT_TIME_LIMIT_S)]
 """A duration, measured by each side on its own monotonic clock."""
+
+IdleSeconds = Annotated[float, Meta(gt=0.0, le=LEASE_IDLE_LIMIT_S)]
+"""The silence after which a lease ends, measured as `Seconds` are."""
 
 EpochMs = Annotated[int, Meta(ge=0, le=1 << 50)]
 """Wall-clock milliseconds since 1970; advisory, since clocks differ."""

@@ -21,6 +21,7 @@ from shoal.protocol.limits import (
     Count,
     EnvelopeBytes,
     HexId,
+    IdleSeconds,
     InlineBytes,
     PeerText,
     Price,
@@ -138,7 +139,7 @@ class Lease(_Message, frozen=True, tag="lease"):
 
     call: CallId
     award: HexId
-    idle_s: Annotated[float, Meta(gt=0, le=limits.LEASE_IDLE_LIMIT_S)]
+    idle_s: IdleSeconds
 
 
 Blobs = Annotated[tuple[InlineBytes, ...], Meta(max_length=limits.PORTS_LIMIT)]
@@ -146,21 +147,35 @@ Blobs = Annotated[tuple[InlineBytes, ...], Meta(max_length=limits.PORTS_LIMIT)]
 
 
 class UnitRequest(_Message, frozen=True, tag="unit"):
-    """One unit to run under a lease."""
+    """One unit to run under a lease.
+
+    Attributes:
+        blobs: The smallest inputs, `limits.INLINE_LIMIT_BYTES` in all at most.
+    """
 
     call: CallId
     unit: UnitId
     inputs: NamedIds
     blobs: Blobs = ()
 
+    def __post_init__(self) -> None:
+        _check_inline(self.blobs)
+
 
 class UnitResult(_Message, frozen=True, tag="result"):
-    """The signed receipt of one unit; small outputs come with it."""
+    """The signed receipt of one unit; small outputs come with it.
+
+    Attributes:
+        blobs: The smallest outputs, `limits.INLINE_LIMIT_BYTES` in all at most.
+    """
 
     call: CallId
     unit: UnitId
     receipt: EnvelopeBytes
     blobs: Blobs = ()
+
+    def __post_init__(self) -> None:
+        _check_inline(self.blobs)
 
 
 class Cancel(_Message, frozen=True, tag="cancel"):
@@ -209,3 +224,11 @@ class Response(_Message, frozen=True, tag="response"):
 
 Frame: TypeAlias = Request | Response
 """What a control stream carries, each behind its length in 4 big-endian bytes."""
+
+
+def _check_inline(blobs: Blobs) -> None:
+    size_bytes = sum(map(len, blobs))
+    if size_bytes > limits.INLINE_LIMIT_BYTES:
+        raise ValueError(
+            f"{size_bytes} bytes of blobs in one message, of {limits.INLINE_LIMIT_BYTES}"
+        )

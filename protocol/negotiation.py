@@ -9,10 +9,16 @@ tables below and nowhere else; what is not in a table raises. Time is an
 argument; both sides measure durations on their own clocks.
 
 The rules, in one paragraph: a bid binds for ``valid_s``. An award within that
-time becomes a lease, or a refusal when something changed meanwhile. Under a
-lease up to ``in_flight_max`` units are out at once and ``units_max`` in all; a
-unit asked for again (its answer was lost) is answered again and not run again.
-A lease ends by release, or when no unit was out for ``idle_s``.
+time becomes a lease, or a refusal when something changed meanwhile, within the
+award's ``idle_s``. Under a lease up to ``in_flight_max`` units are out at once
+and ``units_max`` in all. A unit's name stands for one run, ever: a unit asked
+for again (its answer was lost) is answered again and not run again, and a
+cancelled one is answered by a refusal. An answer that crosses a cancel, or comes
+twice, is nobody's fault and is dropped. A lease ends by release, or when no unit
+was out for ``idle_s``. A message that is refused changes nothing.
+
+What silence does not end: a call that is not answered, and a unit that is out.
+Those are requests, and whoever made them bounds how long it waits.
 
 Prior art: contract net (Smith 1980) for the steps, h11 for the form.
 """
@@ -24,14 +30,17 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from shoal.crypto.content import BlobId
+from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
+from shoal.protocol.limits import LEASE_ANSWERS_LIMIT_BYTES
 from shoal.protocol.messages import (
     AwardOffer,
     Bid,
     Call,
     Cancel,
     Lease,
+    Reason,
     Refusal,
     Release,
     UnitRequest,
@@ -152,6 +161,7 @@ class _Conversation:
     units: dict[str, UnitRequest] = field(default_factory=dict)
     """Units out: asked for and not yet answered."""
     units_asked: int = 0
+    """Names of units used up, of ``award.units_max``."""
 
     def expire(self, now_s: float) -> bool:
         """End the conversation if its time is up; True when this call ended it."""
@@ -162,30 +172,13 @@ class _Conversation:
         self.state = State.ENDED
         return True
 
-    def _send(self, table: Table, message: Message) -> None:
-        self.state = self._next(table, Way.SENT, message, LocalProtocolError)
-
-    def _receive(self, table: Table, message: Message, now_s: float) -> None:
-        if self.expire(now_s):
-            raise RemoteProtocolError(
-                f"{_name(message)} came after the {'bid' if self.award is None else 'lease'} "
-                "had expired",
-                code="expired",
-            )
+    def _next(self, table: Table, way: Way, message: Message) -> State:
+        error = LocalProtocolError if way is Way.SENT else RemoteProtocolError
         if self.call is not None and message.call != self.call.call:
-            raise RemoteProtocolError(
+            raise error(
                 f"{_name(message)} is about call {message.call}, which is not this one",
                 code="unknown_call",
             )
-        self.state = self._next(table, Way.GOT, message, RemoteProtocolError)
-
-    def _next(
-        self,
-        table: Table,
-        way: Way,
-        message: Message,
-        error: type[LocalProtocolError | RemoteProtocolError],
-    ) -> State:
         try:
             return table[self.state, way, type(message)]
         except KeyError:
@@ -194,42 +187,102 @@ class _Conversation:
                 code="out_of_turn",
             ) from None
 
+    def _next_after_expiry(self, table: Table, message: Message, now_s: float) -> State:
+        before = self.state
+        if self.expire(now_s):
+            raise RemoteProtocolError(
+                f"{_name(message)} came too late: the conversation expired while {before}",
+                code="expired",
+            )
+        return self._next(table, Way.GOT, message)
+
+    def _take_bid(self, bid: Bid, now_s: float) -> None:
+        self.bid, self.ends_at_s = bid, now_s + bid.valid_s
+
+    def _take_award(self, offer: AwardOffer, award: Award, now_s: float) -> None:
+        self.award_id, self.award = statement_id(offer.award), award
+        self.ends_at_s = now_s + award.idle_s
+
+    def _take_lease(self, lease: Lease, now_s: float) -> None:
+        self.idle_s = lease.idle_s
+        self._touch(now_s)
+
     def _touch(self, now_s: float) -> None:
-        if self.state is State.LEASED:
-            self.ends_at_s = now_s + self.idle_s
+        self.ends_at_s = now_s + self.idle_s
+
+    def _check_award(
+        self, offer: AwardOffer, error: type[LocalProtocolError | RemoteProtocolError]
+    ) -> Award:
+        """Open the award and hold it against what was agreed."""
+        assert self.call is not None
+        assert self.bid is not None
+        try:
+            award = open_award(offer.award)
+        except VerificationError as cause:
+            raise error(cause.message, code="bad_award") from None
+        agreed = (
+            ("call", award.call, self.call.call),
+            ("requester", award.requester, self.requester),
+            ("provider", award.provider, self.provider),
+            ("program", award.program, self.call.program),
+            ("numeric class", award.numeric_class, self.call.numeric_class),
+            ("precision", award.precision, self.call.precision),
+            ("price", award.price, self.bid.price),
+        )
+        for name, got, want in agreed:
+            if got != want:
+                raise error(
+                    f"the award's {name} is {got!r}, and {want!r} was agreed"[:250],
+                    code="award_mismatch",
+                )
+        if award.units_max > self.bid.units_max:
+            raise error(
+                f"the award is for {award.units_max} units, the bid was for "
+                f"{self.bid.units_max}",
+                code="award_mismatch",
+            )
+        return award
+
+    def _check_room(self, error: type[LocalProtocolError | RemoteProtocolError]) -> None:
+        """Refuse one more unit where the lease's terms do."""
+        assert self.bid is not None
+        assert self.award is not None
+        if len(self.units) >= self.bid.in_flight_max:
+            raise error(f"{len(self.units)} units are out already", code="too_many_in_flight")
+        if self.units_asked >= self.award.units_max:
+            raise error("the lease is used up", code="lease_used_up")
 
 
 class RequesterSide(_Conversation):
     """The requester's half of a conversation."""
 
-    def send(self, message: Call | AwardOffer | UnitRequest | Cancel | Release) -> None:
+    def __init__(self, requester: PeerId, provider: PeerId) -> None:
+        super().__init__(requester, provider)
+        self._closed: set[str] = set()
+        """Units answered or cancelled; another answer to one is dropped."""
+
+    def send(
+        self, message: Call | AwardOffer | UnitRequest | Cancel | Release, now_s: float
+    ) -> None:
         """Note that ``message`` is about to be sent.
 
         Raises:
-            LocalProtocolError: Not in this state, or over the bid's terms.
+            LocalProtocolError: Not in this state, or not within the bid's terms.
         """
-        match message:
-            case UnitRequest() if self.bid is not None:
-                if message.unit in self.units:
-                    return  # asked again because the answer may have been lost
-                if len(self.units) >= self.bid.in_flight_max:
-                    raise LocalProtocolError(
-                        f"{len(self.units)} units are out already", code="too_many_in_flight"
-                    )
-                if self.award is not None and self.units_asked >= self.award.units_max:
-                    raise LocalProtocolError("the lease is used up", code="lease_used_up")
-        self._send(REQUESTER, message)
+        state = self._next(REQUESTER, Way.SENT, message)
         match message:
             case Call():
                 self.call = message
             case AwardOffer():
-                self.award_id = statement_id(message.award)
-                self.award = open_award(message.award)
-            case UnitRequest():
+                self._take_award(message, self._check_award(message, LocalProtocolError), now_s)
+            case UnitRequest() if message.unit not in self.units:
+                self._check_room(LocalProtocolError)
                 self.units[message.unit] = message
-                self.units_asked += 1
-            case Cancel():
-                self.units.pop(message.unit, None)
+                self.units_asked += message.unit not in self._closed
+            case Cancel() if self.units.pop(message.unit, None) is not None:
+                self._closed.add(message.unit)
+                self._touch(now_s)
+        self.state = state
 
     def receive(
         self, message: Bid | Refusal | Lease | UnitResult, now_s: float, unit: str = ""
@@ -239,29 +292,33 @@ class RequesterSide(_Conversation):
         Raises:
             RemoteProtocolError: Out of turn, about another call, award or unit.
         """
-        self._receive(REQUESTER, message, now_s)
+        state = self._next_after_expiry(REQUESTER, message, now_s)
+        effects: list[Effect] = []
         match message:
             case Bid():
-                self.bid = message
-                self.ends_at_s = now_s + message.valid_s
+                self._take_bid(message, now_s)
             case Lease():
                 if message.award != self.award_id:
                     raise RemoteProtocolError(
                         "the lease names an award that was not given", code="unknown_award"
                     )
-                self.idle_s = message.idle_s
-                self._touch(now_s)
+                self._take_lease(message, now_s)
             case UnitResult() | Refusal() if self.state is State.LEASED:
-                name = message.unit if isinstance(message, UnitResult) else unit
-                asked = self.units.pop(name, None)
-                if asked is None or name != unit:
-                    raise RemoteProtocolError(
-                        f"an answer about unit {name!r}, which was not asked for",
-                        code="unknown_unit",
-                    )
+                effects = self._take_answer(message, unit)
                 self._touch(now_s)
-                return [Deliver(asked, message)]
-        return []
+        self.state = state
+        return effects
+
+    def _take_answer(self, answer: UnitResult | Refusal, unit: str) -> list[Effect]:
+        names_it = answer.unit == unit if isinstance(answer, UnitResult) else True
+        if not names_it or (unit not in self.units and unit not in self._closed):
+            raise RemoteProtocolError(
+                f"an answer about a unit other than {unit!r}, or one not asked for",
+                code="unknown_unit",
+            )
+        asked = self.units.pop(unit, None)
+        self._closed.add(unit)
+        return [] if asked is None else [Deliver(asked, answer)]
 
 
 class ProviderSide(_Conversation):
@@ -270,6 +327,8 @@ class ProviderSide(_Conversation):
     def __init__(self, requester: PeerId, provider: PeerId) -> None:
         super().__init__(requester, provider)
         self._answers: dict[str, UnitResult | Refusal] = {}
+        self._results: dict[str, int] = {}
+        """Size in bytes of each result among the answers, oldest first."""
 
     def send(
         self, message: Bid | Refusal | Lease | UnitResult, now_s: float, unit: str = ""
@@ -277,21 +336,23 @@ class ProviderSide(_Conversation):
         """Note that ``message`` is about to be sent; ``unit`` as in `RequesterSide.receive`.
 
         Raises:
-            LocalProtocolError: Not in this state, or about a unit nobody asked for.
+            LocalProtocolError: Not in this state, not about the award that was
+                given, or about a unit nobody asked for.
         """
-        under_lease = self.state is State.LEASED
-        self._send(PROVIDER, message)
+        state = self._next(PROVIDER, Way.SENT, message)
         match message:
             case Bid():
-                self.bid = message
-                self.ends_at_s = now_s + message.valid_s
+                self._take_bid(message, now_s)
             case Lease():
-                self.idle_s = message.idle_s
+                if message.award != self.award_id:
+                    raise LocalProtocolError(
+                        "the lease names another award", code="unknown_award"
+                    )
+                self._take_lease(message, now_s)
+            case UnitResult() | Refusal() if self.state is State.LEASED:
+                self._note_answer(message, unit)
                 self._touch(now_s)
-            case UnitResult() | Refusal() if under_lease:
-                if self.units.pop(unit, None) is not None:
-                    self._answers[unit] = message
-                self._touch(now_s)
+        self.state = state
 
     def receive(
         self, message: Call | AwardOffer | UnitRequest | Cancel | Release, now_s: float
@@ -302,68 +363,62 @@ class ProviderSide(_Conversation):
             RemoteProtocolError: Out of turn, expired, over the terms, or an award
                 that is not signed by the requester for this provider and call.
         """
-        if isinstance(message, AwardOffer):
-            award = self._check_award(message)
-        self._receive(PROVIDER, message, now_s)
+        state = self._next_after_expiry(PROVIDER, message, now_s)
+        effects: list[Effect] = []
         match message:
             case Call():
                 self.call = message
             case AwardOffer():
-                self.award_id, self.award = statement_id(message.award), award
+                self._take_award(
+                    message, self._check_award(message, RemoteProtocolError), now_s
+                )
             case UnitRequest():
-                return self._take_unit(message, now_s)
-            case Cancel():
-                self.units.pop(message.unit, None)
-                return [Abandon(message.unit)]
+                effects = self._take_unit(message)
+                self._touch(now_s)
+            case Cancel() if self.units.pop(message.unit, None) is not None:
+                self._answers[message.unit] = self._gone("the unit was cancelled")
+                self._touch(now_s)
+                effects = [Abandon(message.unit)]
             case Release():
-                units = list(self.units)
+                effects = [Abandon(unit) for unit in self.units]
                 self.units.clear()
-                return [Abandon(unit) for unit in units]
-        return []
+        self.state = state
+        return effects
 
-    def _take_unit(self, message: UnitRequest, now_s: float) -> list[Effect]:
+    def _take_unit(self, message: UnitRequest) -> list[Effect]:
         answered = self._answers.get(message.unit)
         if answered is not None:
             return [Answer(answered)]
         if message.unit in self.units:
             return [Await(message.unit)]
-        assert self.bid is not None
-        assert self.award is not None
-        if len(self.units) >= self.bid.in_flight_max:
-            raise RemoteProtocolError("too many units at once", code="too_many_in_flight")
-        if self.units_asked >= self.award.units_max:
-            raise RemoteProtocolError("the lease is used up", code="lease_used_up")
+        self._check_room(RemoteProtocolError)
         self.units[message.unit] = message
         self.units_asked += 1
-        self._touch(now_s)
         return [Execute(message)]
 
-    def _check_award(self, offer: AwardOffer) -> Award:
-        award = open_award(offer.award)
-        call, bid = self.call, self.bid
-        if call is None or bid is None:
-            return award  # out of turn; the table says so
-        wanted = (
-            ("call", award.call, call.call),
-            ("requester", award.requester, self.requester),
-            ("provider", award.provider, self.provider),
-            ("program", award.program, call.program),
-            ("numeric class", award.numeric_class, call.numeric_class),
-            ("precision", award.precision, call.precision),
-            ("price", award.price, bid.price),
-        )
-        for name, got, want in wanted:
-            if got != want:
-                raise RemoteProtocolError(
-                    f"the award's {name} is {got!r}, and {want!r} was agreed"[:250],
-                    code="award_mismatch",
-                )
-        if award.units_max > bid.units_max:
-            raise RemoteProtocolError(
-                f"the award is for {award.units_max} units, the bid was for {bid.units_max}",
-                code="award_mismatch",
+    def _note_answer(self, answer: UnitResult | Refusal, unit: str) -> None:
+        if isinstance(answer, UnitResult) and answer.unit != unit:
+            raise LocalProtocolError(
+                f"a result of unit {answer.unit!r} is no answer to {unit!r}",
+                code="unknown_unit",
             )
-        return award
+        if self.units.pop(unit, None) is None:
+            if unit not in self._answers:
+                raise LocalProtocolError(
+                    f"unit {unit!r} was not asked for", code="unknown_unit"
+                )
+            return  # sent again, or crossed by a cancel
+        self._answers[unit] = answer
+        if isinstance(answer, UnitResult):
+            self._results[unit] = len(answer.receipt) + sum(map(len, answer.blobs))
+        while sum(self._results.values()) > LEASE_ANSWERS_LIMIT_BYTES:
+            oldest = next(iter(self._results))
+            del self._results[oldest]
+            self._answers[oldest] = self._gone("the answer was sent and is not kept any more")
+
+    def _gone(self, detail: str) -> Refusal:
+        assert self.call is not None
+        return Refusal(call=self.call.call, reason=Reason.EXPIRED, detail=detail)
 
 
 def _name(message: Message) -> str:

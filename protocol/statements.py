@@ -26,10 +26,10 @@ from shoal.protocol.limits import (
     Count,
     EpochMs,
     HexId,
+    IdleSeconds,
     PeerText,
     PortName,
     Price,
-    Seconds,
     Sequence,
     ShortText,
     Text,
@@ -88,7 +88,7 @@ class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: ShortText | None
     units_max: Annotated[int, Meta(ge=1, le=limits.LEASE_UNITS_LIMIT)]
     price: Price
-    idle_s: Seconds
+    idle_s: IdleSeconds
     issued_at_ms: EpochMs
 
 
