@@ -133,8 +133,13 @@ class AdvertTable:
         return Adverts(adverts=self.aged(lacking, now_s), wanted=wanted)
 
     def aged(self, peers: list[PeerId], now_s: float) -> tuple[tuple[bytes, float], ...]:
-        """The adverts of ``peers`` that are held, each with its age, within one message."""
-        entries = [self._entries[peer] for peer in peers if peer in self._entries]
+        """The adverts of ``peers`` that are held, each with its age, within one message.
+
+        The youngest come first: what a peer will not take (it buried its node, or
+        its clock is wrong) grows old, and must not crowd out what it lacks.
+        """
+        held = {peer: self._entries[peer] for peer in peers if peer in self._entries}
+        entries = sorted(held.values(), key=lambda entry: entry.born_at_s, reverse=True)
         return tuple(
             (entry.envelope, max(0.0, now_s - entry.born_at_s))
             for entry in entries[:ADVERTS_PER_MESSAGE_LIMIT]
