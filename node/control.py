@@ -76,14 +76,17 @@ class _Line:
 class Control:
     """Asks peers, and answers them. Made by `open_control`."""
 
-    def __init__(
-        self, network: Network, answer: Answering, agent: str, nursery: trio.Nursery
-    ) -> None:
+    def __init__(self, network: Network, agent: str, nursery: trio.Nursery) -> None:
         self._network = network
-        self._answer = answer
+        self._answer: Answering = _answer_nothing
         self._hello = Hello(protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR), agent=agent)
         self._nursery = nursery
         self._lines: dict[PeerId, _Line] = {}
+
+    def answer_with(self, answer: Answering) -> None:
+        """Begin to serve the control protocol, with ``answer`` for every request."""
+        self._answer = answer
+        self._network.handle(CONTROL_PROTOCOL, self.serve)
 
     async def request(
         self, peer: PeerId, body: RequestBody, timeout_s: float
@@ -230,15 +233,15 @@ class Control:
 
 
 @asynccontextmanager
-async def open_control(
-    network: Network, answer: Answering, agent: str
-) -> AsyncIterator[Control]:
-    """Serve the control protocol on ``network`` for as long as the block runs."""
+async def open_control(network: Network, agent: str) -> AsyncIterator[Control]:
+    """Ask peers for as long as the block runs; `Control.answer_with` answers them too."""
     async with trio.open_nursery() as nursery:
-        control = Control(network, answer, agent, nursery)
-        network.handle(CONTROL_PROTOCOL, control.serve)
-        yield control
+        yield Control(network, agent, nursery)
         nursery.cancel_scope.cancel()
+
+
+async def _answer_nothing(peer: PeerId, body: RequestBody) -> ResponseBody:  # noqa: ARG001
+    return Problem(code="not_ready", message="this node is starting")
 
 
 def _greet(body: RequestBody, own: Hello) -> Hello | Problem:

@@ -6,13 +6,17 @@ to the modules that write it.
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from shoal.crypto import identity
 from shoal.node.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shoal.crypto.identity import Identity
     from shoal.node.config import Config
 
@@ -34,6 +38,30 @@ def open_home(config: Config) -> Identity:
     if not config.key_path.exists():
         identity.save(identity.generate(), config.key_path)
     return identity.load(config.key_path)
+
+
+@contextmanager
+def hold_home(config: Config) -> Iterator[None]:
+    """Be the only daemon on this home for as long as the block runs.
+
+    Raises:
+        ConfigError: ``home_in_use``, naming the process that holds it.
+    """
+    with (config.home / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                f"another daemon (process {lock.read().strip() or 'unknown'}) uses the home "
+                f"{config.home}",
+                code="home_in_use",
+                hint="use it, end it with `shoal down`, or give this one another --home",
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 def _unusable(config: Config, reason: str) -> ConfigError:

@@ -97,6 +97,11 @@ class Jobs:
         """How many jobs run now."""
         return len(self._running)
 
+    def leases(self, job_id: JobId) -> int:
+        """How many leases a job holds now; 0 when it does not run."""
+        running = self._running.get(job_id)
+        return len(running.leases) if running else 0
+
     async def submit(self, spec: JobSpec) -> Job:
         """Check a job, write it down and start it; errors as `pipeline.submit` raises."""
         job = await pipeline.submit(self._house, spec)
@@ -387,9 +392,7 @@ async def open_jobs(
 ) -> AsyncIterator[Jobs]:
     """Run jobs for as long as the block runs; what has not ended then is resumed later."""
     async with trio.open_nursery() as nursery:
-        jobs = Jobs(house, providers, nursery)
-        await jobs.resume()
-        yield jobs
+        yield Jobs(house, providers, nursery)
         nursery.cancel_scope.cancel()
 
 

@@ -175,6 +175,10 @@ class Membership:
             raise NetworkError(f"no address of {peer} is known", code="peer_unknown")
         await self._network.connect(peer, addresses, DIAL_TIME_LIMIT_S)
 
+    def announce(self) -> None:
+        """Issue a new advert soon, because what it says has changed."""
+        self._announce_now.set()
+
     async def answer(self, peer: PeerId, message: Digest | Adverts) -> Adverts | Done:
         """Answer a peer's side of anti-entropy.
 
@@ -226,7 +230,7 @@ class Membership:
         log.info("linked", peer=peer, links=len(self.links))
         if peer in self._missed:  # it may have buried us meanwhile
             self._missed.discard(peer)
-            self._announce_now.set()
+            self.announce()
         entry = self.table.get(peer)
         if entry is not None:
             await self._journal.remember_peer(peer, entry.advert.addresses, time.time())

@@ -1,0 +1,50 @@
+# Everything runs from .venv, which these targets make and keep up to date.
+# `make demo` needs Python 3.11 or newer, gcc and libgmp-dev.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench soak soak-short docs clean
+
+demo: $(VENV)/.demo-installed  ## three daemons, one real job, one of them killed half-way
+	$(BIN)/shoal demo
+
+test: $(VENV)/.dev-installed  ## unit, property, net and short end-to-end tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev-installed  ## style, types and layering
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev-installed  ## measurements, printed as a table
+	$(BIN)/python tests/bench/idle.py
+
+soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
+	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak
+
+soak-short: $(VENV)/.dev-installed  ## the same for one minute
+	SHOAL_SOAK_S=60 $(BIN)/python -m pytest tests/soak
+
+docs: $(VENV)/.dev-installed  ## write what is generated from the code
+	$(BIN)/python -m shoal.protocol.document > docs/PROTOCOL.md
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shoal needs Python 3.11 or newer; say which with: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing shoal and what it needs into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing shoal and what its tests need into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[demo,dev]'
+	@touch $@

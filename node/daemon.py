@@ -1,0 +1,418 @@
+"""The daemon: opens every module, wires them, and answers the local API.
+
+`serve` is the wiring; `Daemon` is what stands behind the API (`node.api.facade`)
+and where a peer's request finds the module that answers it. Ends on SIGTERM or
+SIGINT: nothing new is taken, running units get a few seconds, links are closed.
+A second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import shoal
+import structlog
+import trio
+from shoal.compute import devices as hardware
+from shoal.compute.supervisor import open_worker
+from shoal.crypto.peer_id import PeerId
+from shoal.node import pipeline
+from shoal.node.addresses import parse_peer_address
+from shoal.node.api import claim_socket, make_app
+from shoal.node.api.server import serve_on
+from shoal.node.bidding import Terms
+from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, serve_blob
+from shoal.node.blobs import open_store
+from shoal.node.control import open_control
+from shoal.node.errors import NetworkError
+from shoal.node.explain import explain
+from shoal.node.home import hold_home, open_home
+from shoal.node.jobs import Jobs, open_jobs
+from shoal.node.logs import set_up_logs
+from shoal.node.membership import (
+    DIAL_TIME_LIMIT_S,
+    REMEMBERED_LIMIT,
+    Membership,
+    Seeds,
+    open_membership,
+)
+from shoal.node.network import open_network
+from shoal.node.provider import Provider, open_provider
+from shoal.node.records import PeerView, Status
+from shoal.node.state import open_state
+from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from shoal.protocol.messages import (
+    Adverts,
+    AwardOffer,
+    Call,
+    Cancel,
+    Digest,
+    Problem,
+    Release,
+    UnitRequest,
+)
+from shoal.protocol.statements import Advert, DeviceOffer
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from shoal.compute.devices import Device
+    from shoal.compute.manifest import Manifest
+    from shoal.compute.supervisor import Worker
+    from shoal.crypto.content import BlobId
+    from shoal.crypto.identity import Identity
+    from shoal.node.blobs import BlobStore
+    from shoal.node.config import Config
+    from shoal.node.control import Control
+    from shoal.node.network import ByteStream, Network
+    from shoal.node.records import Answer, Job, JobId, JobSpec, Unit
+    from shoal.node.state import State
+    from shoal.protocol.messages import RequestBody, ResponseBody
+
+DRAIN_LIMIT_S = 10.0
+"""What running units get after the first signal; requesters re-lease the rest."""
+
+AGENT = f"shoal/{shoal.__version__}"
+
+log = structlog.get_logger(__name__)
+
+
+def run(config: Config) -> int:
+    """Run the daemon until a signal ends it; gives the process's exit code."""
+    set_up_logs(config.log_level)
+    trio.run(serve, config)
+    return 0
+
+
+@dataclass(slots=True)
+class Capacity:
+    """What this node offers; the executors are known once the worker was probed."""
+
+    devices: tuple[Device, ...] = ()
+    numeric_classes: tuple[str, ...] = ()
+    executor: str = ""
+    draining: bool = False
+
+
+@dataclass(slots=True)
+class Daemon:
+    """A running daemon as the local API sees it."""
+
+    config: Config
+    identity: Identity
+    network: Network
+    blobs: BlobStore
+    journal: State
+    worker: Worker
+    membership: Membership
+    capacity: Capacity
+    provider: Provider
+    jobs_running: Jobs
+    started_at_s: float = field(default_factory=trio.current_time)
+
+    def status(self) -> Status:
+        """How the daemon is."""
+        return Status(
+            peer=self.identity.peer_id,
+            version=shoal.__version__,
+            protocol_version=PROTOCOL_MAJOR,
+            pid=os.getpid(),
+            home=str(self.config.home),
+            addresses=self.network.addresses(),
+            uptime_s=trio.current_time() - self.started_at_s,
+            peers_known=len(self.membership.table) - 1,
+            peers_linked=len(self.membership.links),
+            jobs_running=self.jobs_running.running,
+            units_served=self.provider.units_served,
+            blob_bytes=self.blobs.used_bytes,
+            blob_quota_bytes=self.blobs.quota_bytes,
+        )
+
+    def peers(self) -> list[PeerView]:
+        """The other nodes whose adverts are valid now."""
+        now_s = trio.current_time()
+        views = []
+        for entry in self.membership.table:
+            advert, peer = entry.advert, PeerId(entry.advert.peer)
+            if peer == self.identity.peer_id:
+                continue
+            link = self.membership.links.get(peer)
+            views.append(
+                PeerView(
+                    peer=peer,
+                    agent=advert.agent,
+                    addresses=advert.addresses,
+                    linked=link is not None,
+                    allowed=peer in self.config.allow,
+                    rtt_s=link.rtt_s if link else None,
+                    devices=advert.devices,
+                    numeric_classes=advert.numeric_classes,
+                    advert_age_s=now_s - entry.born_at_s,
+                    advert_expires_in_s=entry.expires_at_s - now_s,
+                )
+            )
+        return sorted(views, key=lambda view: view.peer)
+
+    async def devices(self) -> tuple[Device, ...]:
+        """This node's devices, with the memory that is free now."""
+        found = await trio.to_thread.run_sync(hardware.detect)
+        return _with_executors(found, self.capacity)
+
+    async def convert_program(self, onnx: bytes) -> BlobId:
+        """Make a program of an ONNX model, in the worker.
+
+        Raises:
+            ProgramError: The model breaks a rule; the sentence names it.
+        """
+        program = await self.worker.convert(onnx)
+        for blob in program.blobs.values():
+            await self.blobs.put_bytes(blob)
+        return program.program_id
+
+    async def register_program(self, program: BlobId) -> Manifest:
+        """Take up a program whose blobs were uploaded; raises as `pipeline.program_of`."""
+        return await pipeline.program_of(self.blobs, program)
+
+    program = register_program
+
+    async def submit(self, spec: JobSpec) -> Job:
+        """Take a job; raises ProgramError where inputs do not fit the program."""
+        return await self.jobs_running.submit(spec)
+
+    async def jobs(self, limit: int) -> list[Job]:
+        """The newest jobs first."""
+        return await self.journal.jobs(limit)
+
+    async def job(self, job_id: JobId) -> Job:
+        """A job as it stands; raises JobError ``no_such_job``, as all below."""
+        return await self.journal.job(job_id)
+
+    async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
+        """Units of a job in order of their index."""
+        return await self.journal.units(job_id, offset, limit)
+
+    def watch(
+        self, job_id: JobId
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Job]]:
+        """The job at once and at each change; the channel ends once it is final."""
+        return self.jobs_running.watch(job_id)
+
+    async def cancel(self, job_id: JobId) -> Job:
+        """End a job early; a final one stays as it is."""
+        return await self.jobs_running.cancel(job_id)
+
+    async def why(self, job_id: JobId) -> tuple[list[Answer], str]:
+        """What peers answered to its calls, and a sentence for each cause."""
+        job = await self.journal.job(job_id)
+        answers = await self.journal.answers(job_id)
+        leases = self.jobs_running.leases(job_id)
+        return answers, explain(job, answers, len(self.membership.table) - 1, leases)
+
+    async def receipts(self, job_id: JobId) -> list[BlobId]:
+        """Ids of the job's receipts."""
+        return await self.journal.receipt_ids(job_id)
+
+    async def receipt(self, receipt_id: BlobId) -> bytes:
+        """A receipt's envelope."""
+        return await self.journal.receipt(receipt_id)
+
+    async def connect(self, address: str) -> PeerId:
+        """Link to a peer by multiaddr; raises ConfigError or NetworkError."""
+        peer, place = parse_peer_address(address)
+        await self.network.connect(peer, [place], DIAL_TIME_LIMIT_S)
+        return peer
+
+    async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
+        """Let the module that knows about it answer a peer's request."""
+        match body:
+            case Digest() | Adverts():
+                return await self.membership.answer(peer, body)
+            case Call() | AwardOffer() | UnitRequest() | Cancel() | Release():
+                return await self.provider.answer(peer, body)
+        return Problem(code="out_of_turn", message="a stream is greeted once")
+
+    def providers(self, numeric_class: str) -> list[PeerId]:
+        """Who may be called for bids: every provider of the class that has an advert."""
+        return [
+            PeerId(entry.advert.peer)
+            for entry in self.membership.table
+            if entry.advert.providing and numeric_class in entry.advert.numeric_classes
+        ]
+
+
+async def serve(
+    config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run the daemon until it is signalled or cancelled.
+
+    Raises:
+        ConfigError: The home, the socket or a setting cannot be used.
+        IdentityError: The key cannot be used.
+        NetworkError: The port is taken.
+        StoreError: The state or the blobs cannot be opened.
+    """
+    identity = open_home(config)
+    capacity = Capacity()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(hold_home(config))
+        listening = stack.enter_context(claim_socket(config.socket))
+        journal = await stack.enter_async_context(open_state(config.home / "state.sqlite"))
+        blobs = await stack.enter_async_context(
+            open_store(config.home / "blobs", config.blob_quota_bytes)
+        )
+        network = await stack.enter_async_context(open_network(identity, config.listen))
+        worker = await stack.enter_async_context(
+            open_worker(threads=config.cores, memory_bytes=config.memory_bytes)
+        )
+        control = await stack.enter_async_context(open_control(network, AGENT))
+        membership = Membership(
+            identity,
+            network,
+            control,
+            journal,
+            lambda sequence, lifetime_s: _advert(
+                config, network, capacity, sequence, lifetime_s
+            ),
+            await _seeds(config, journal),
+        )
+        rights = Rights()
+        house = pipeline.House(
+            identity=identity,
+            network=network,
+            control=control,
+            store=blobs,
+            rights=rights,
+            journal=journal,
+            worker=worker,
+            reach=membership.reach,
+            terms=lambda: _terms(config, identity, capacity, provider),
+        )
+        provider = await stack.enter_async_context(open_provider(house))
+        jobs = await stack.enter_async_context(
+            open_jobs(house, lambda numeric_class: daemon.providers(numeric_class))
+        )
+        daemon = Daemon(
+            config=config,
+            identity=identity,
+            network=network,
+            blobs=blobs,
+            journal=journal,
+            worker=worker,
+            membership=membership,
+            capacity=capacity,
+            provider=provider,
+            jobs_running=jobs,
+        )
+
+        async def give_blob(stream: ByteStream) -> None:
+            await serve_blob(stream, blobs, rights)
+
+        network.handle(BLOB_PROTOCOL, give_blob)
+        control.answer_with(daemon.answer)
+        await stack.enter_async_context(open_membership(membership))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_on, make_app(daemon), listening)
+            nursery.start_soon(_probe, daemon)
+            log.info("ready", peer=identity.peer_id, addresses=network.addresses())
+            task_status.started(daemon)
+            await jobs.resume()
+            await _until_signalled(daemon)
+            nursery.cancel_scope.cancel()
+
+
+async def _probe(daemon: Daemon) -> None:
+    """Find the devices, see what really runs on them, and tell the network."""
+    capacity = daemon.capacity
+    capacity.devices = await trio.to_thread.run_sync(hardware.detect)
+    if daemon.config.provide:
+        try:
+            probe = await daemon.worker.probe()
+        except shoal.ShoalError as error:
+            log.error("no executor works here: no work is taken", error=str(error))
+        else:
+            capacity.executor, capacity.numeric_classes = probe.executor, probe.numeric_classes
+    daemon.membership.announce()
+
+
+async def _until_signalled(daemon: Daemon) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        name = signal.Signals(await anext(signals)).name
+        log.info("ending", signal=name, units_running=daemon.provider.units_waiting)
+        daemon.capacity.draining = True
+        with trio.move_on_after(DRAIN_LIMIT_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_at_next, signals, nursery.cancel_scope)
+                while daemon.provider.units_waiting:
+                    await trio.sleep(0.05)
+                nursery.cancel_scope.cancel()
+
+
+async def _cancel_at_next(signals: object, scope: trio.CancelScope) -> None:
+    await anext(signals)  # type: ignore[call-overload]
+    scope.cancel()
+
+
+async def _seeds(config: Config, journal: State) -> Seeds:
+    bootstrap: dict[PeerId, tuple[str, ...]] = {}
+    for text in config.bootstrap:
+        peer, address = parse_peer_address(text)
+        bootstrap[peer] = (*bootstrap.get(peer, ()), address)
+    remembered = await journal.remembered_peers(REMEMBERED_LIMIT)
+    return Seeds(bootstrap, {row.peer: row.addresses for row in remembered})
+
+
+def _advert(
+    config: Config, network: Network, capacity: Capacity, sequence: int, lifetime_s: float
+) -> Advert:
+    return Advert(
+        peer=network.peer_id,
+        sequence=sequence,
+        issued_at_ms=time.time_ns() // 1_000_000,
+        lifetime_s=lifetime_s,
+        protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
+        agent=AGENT,
+        addresses=tuple(address.rpartition("/p2p/")[0] for address in network.addresses())[:8],
+        devices=tuple(
+            DeviceOffer(
+                id=device.id,
+                kind=device.kind,
+                name=device.name[:80],
+                memory_bytes=device.memory_bytes,
+                executors=device.executors,
+            )
+            for device in _with_executors(capacity.devices, capacity)
+        )[:8],
+        numeric_classes=capacity.numeric_classes,
+        providing=config.provide,
+    )
+
+
+def _with_executors(found: tuple[Device, ...], capacity: Capacity) -> tuple[Device, ...]:
+    """Mark the CPU with the executor that was seen to run on it; others are unused."""
+    return tuple(
+        replace(device, executors=(capacity.executor,) if capacity.executor else ())
+        if device.kind == "cpu"
+        else device
+        for device in found
+    )
+
+
+def _terms(
+    config: Config, identity: Identity, capacity: Capacity, provider: Provider
+) -> Terms:
+    return Terms(
+        device="cpu",
+        executor=capacity.executor,
+        numeric_classes=capacity.numeric_classes,
+        memory_bytes=config.memory_bytes,
+        providing=config.provide,
+        draining=capacity.draining,
+        allowed={identity.peer_id, *config.allow},
+        leases=provider.leases,
+        units_waiting=provider.units_waiting,
+    )

@@ -1,0 +1,83 @@
+"""Why a job stands where it stands, in words and with the next thing to do.
+
+Pure: turns the answers that peers gave to a job's calls into sentences. The
+table below is the only place where a refusal's meaning for a person is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shoal.node.records import Answer, Job, JobState
+from shoal.protocol.messages import Reason
+
+NEXT_STEP = {
+    Reason.BUSY: ("is busy with other leases", "wait; it is asked again every few seconds"),
+    Reason.CLASS_NOT_OFFERED: (
+        "does not offer this numeric class",
+        "choose a class that `shoal peers` shows, with --class",
+    ),
+    Reason.DATA_MISSING: (
+        "could not fetch the program or an input",
+        "keep this daemon running and reachable until the job has ended",
+    ),
+    Reason.DRAINING: ("is shutting down", "wait for other peers, or connect to more"),
+    Reason.EXPIRED: ("had let go of the lease", "nothing to do; it is asked again"),
+    Reason.NOT_PROVIDING: (
+        "takes no work",
+        "its operator can change that with `provide = true`",
+    ),
+    Reason.NO_DEVICE: (
+        "has no working device",
+        "its operator can look with `shoal devices` and `shoal doctor`",
+    ),
+    Reason.PROGRAM_REFUSED: (
+        "refused the program",
+        "see the detail; `shoal run` checks a program against the same rules",
+    ),
+    Reason.TOO_LARGE: (
+        "has too little memory for a unit",
+        "ask for less with --memory, or split the units smaller with --batch",
+    ),
+    Reason.UNTRUSTED_REQUESTER: (
+        "takes work from peers on its allow list only",
+        "ask its operator to put this node's id (`shoal identity show`) into `allow`",
+    ),
+}
+"""For each refusal: what it says about the peer, and what would change it."""
+
+
+def explain(job: Job, answers: Sequence[Answer], peers_known: int, leases: int) -> str:
+    """One sentence for each cause, the newest answer of each peer counting."""
+    if job.state.final:
+        return _ended(job)
+    ended = job.units_done + job.units_failed
+    lines = [f"{ended} of {job.units_total} units have ended, {leases} leases are held."]
+    if not answers and peers_known == 0:
+        lines.append(
+            "No other node is known: connect to one with `shoal peers --connect ADDRESS`, "
+            "or set `bootstrap`."
+        )
+    latest = {answer.peer: answer for answer in sorted(answers, key=lambda a: a.at)}
+    for peer, answer in latest.items():
+        if answer.verdict in Reason:
+            says, step = NEXT_STEP[Reason(answer.verdict)]
+            detail = f" ({answer.detail})" if answer.detail else ""
+            lines.append(f"{peer} {says}{detail}: {step}.")
+        elif answer.verdict != "awarded":
+            lines.append(
+                f"{peer} could not be used ({answer.detail or answer.verdict}): "
+                "it is asked again in a few seconds; `shoal peers` shows whether it is linked."
+            )
+    return "\n".join(lines)
+
+
+def _ended(job: Job) -> str:
+    match job.state:
+        case JobState.DONE:
+            return f"The job is done: {job.units_done} units."
+        case JobState.CANCELLED:
+            return "The job was cancelled."
+        case _:
+            why = f": {job.failure.message}" if job.failure else "."
+            return f"The job failed, {job.units_failed} of {job.units_total} units{why}"
