@@ -1,9 +1,10 @@
 """The words of a blob stream, ``/shoal/blob/1``: one request, one answer, then bytes.
 
 Whoever opens the stream wants one blob and says from which chunk on. The
-answer is a refusal, or what follows it: the digests of the chunk list, 32 bytes
-each, then the raw chunks in order to the last one. The list is checked against
-the blob's id before any chunk is taken, and each chunk against the list.
+answer is a refusal, or the length of the chunk list; then follow the list as
+`crypto.content.ChunkList.encode` writes it and the raw chunks in order, to the
+last one. The list is checked against the blob's id before any chunk is taken,
+and each chunk against the list.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from shoal.crypto.content import CHUNK_SIZE_BYTES
+from shoal.crypto.content import CHUNK_SIZE_BYTES, DIGEST_SIZE_BYTES
 from shoal.protocol.limits import BLOB_LIMIT_BYTES, HexId
 
 BLOB_PROTOCOL = "/shoal/blob/1"
+
+CHUNKS_LIMIT = BLOB_LIMIT_BYTES // CHUNK_SIZE_BYTES
+"""Chunks of the largest blob."""
+
+LIST_LIMIT_BYTES = 8 + DIGEST_SIZE_BYTES * CHUNKS_LIMIT
+"""The chunk list of the largest blob."""
 
 MESSAGE_LIMIT_BYTES = 256
 """A request or an answer, without the bytes that follow it."""
@@ -34,13 +41,13 @@ class BlobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     """Send this blob, from ``first_chunk`` on."""
 
     blob: HexId
-    first_chunk: Annotated[int, Meta(ge=0, le=BLOB_LIMIT_BYTES // CHUNK_SIZE_BYTES)] = 0
+    first_chunk: Annotated[int, Meta(ge=0, le=CHUNKS_LIMIT)] = 0
 
 
 class BlobFound(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="found"):
-    """Here it is; the chunk list's digests come next."""
+    """Here it is; the chunk list comes next."""
 
-    size_bytes: Annotated[int, Meta(ge=0, le=BLOB_LIMIT_BYTES)]
+    list_bytes: Annotated[int, Meta(ge=8, le=LIST_LIMIT_BYTES)]
 
 
 class BlobRefused(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="refused"):
