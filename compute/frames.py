@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import msgspec
 
+from shoal.compute.executors.base import Probe  # msgspec reads the annotation
 from shoal.compute.manifest import TENSOR_COUNT_LIMIT
 from shoal.compute.tensor import HEADER_LIMIT_BYTES, TENSOR_LIMIT_BYTES
 
@@ -39,8 +40,15 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=str.
     """One thing said; the tag is the class's name in lower case."""
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one request may take; the worker's half of the supervisor's `UnitLimits`."""
+class UnitLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one unit may take.
+
+    Attributes:
+        time_s: Wall time, for preparing the program where that is needed, and again
+            for running it.
+        memory_bytes: Memory beyond what the worker holds when the request arrives.
+        output_bytes: All output blobs together.
+    """
 
     time_s: float
     memory_bytes: int
@@ -57,7 +65,7 @@ class Start(_Message):
 class Convert(_Message):
     """Convert the attached ONNX model. Answer: `Converted`, the blobs attached."""
 
-    limits: Limits
+    limits: UnitLimits
 
 
 class Prepare(_Message):
@@ -65,7 +73,7 @@ class Prepare(_Message):
 
     program_id: str
     blob_ids: tuple[str, ...]
-    limits: Limits
+    limits: UnitLimits
 
 
 class Run(_Message):
@@ -73,15 +81,13 @@ class Run(_Message):
 
     program_id: str
     input_names: tuple[str, ...]
-    limits: Limits
+    limits: UnitLimits
 
 
 class Started(_Message):
     """The canary's result."""
 
-    runtime: _Text
-    numeric_class: _Text
-    evidence: _Text
+    probe: Probe
 
 
 class Converted(_Message):
@@ -160,9 +166,17 @@ def decode_answer(head: Buffer) -> tuple[Answer, tuple[int, ...]]:
     """An answer and the sizes of its attachments.
 
     Raises:
-        FrameError: This is no answer.
+        FrameError: This is no answer, or not every attachment has its name.
     """
-    return _decode(_ANSWERS, head)
+    answer, sizes = _decode(_ANSWERS, head)
+    names: tuple[str, ...] = ()
+    if isinstance(answer, Ran):
+        names = answer.output_names
+    elif isinstance(answer, Converted):
+        names = answer.blob_ids
+    if len(set(names)) != len(sizes):
+        raise FrameError(f"{len(sizes)} attachments and {len(set(names))} names for them")
+    return answer, sizes
 
 
 _REQUESTS: Final = msgspec.msgpack.Decoder(tuple[Request, _Sizes])

@@ -47,6 +47,7 @@ _OPEN_FILES_LIMIT: Final = 64
 _NICENESS: Final = 5  # the daemon's heartbeat comes before any unit
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
+_NO_LIMIT: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,7 @@ class Worker:
 
     def start(self) -> frames.Started:
         """Run the canary."""
-        probe = self._executor.probe()
-        return frames.Started(probe.runtime, probe.numeric_class.value, probe.evidence.value)
+        return frames.Started(self._executor.probe())
 
     def convert(
         self, request: frames.Convert, attachments: list[Buffer]
@@ -98,7 +98,7 @@ class Worker:
     ) -> tuple[frames.Ran, list[bytes]]:
         """Run a program that is held."""
         started = time.perf_counter()
-        held = self._held[request.program_id]
+        held = self._held[request.program_id]  # the supervisor knows what is held
         self._held.move_to_end(request.program_id)
         blobs = dict(zip(request.input_names, attachments, strict=True))
         with self._within(request.limits):
@@ -123,19 +123,13 @@ class Worker:
             self._held.popitem(last=False)
 
     @contextmanager
-    def _within(self, limits: frames.Limits) -> Iterator[None]:
+    def _within(self, limits: frames.UnitLimits) -> Iterator[None]:
         """Hold a request to its limits of time and memory, as far as this process can.
 
         Time: the executor is asked to end. What does not listen is killed by the
         supervisor a moment later. Memory: address space beyond what is mapped now.
         """
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            self._executor.terminate()
-
-        timer = threading.Timer(limits.time_s, expire)
+        timer = threading.Timer(limits.time_s, self._executor.terminate)
         timer.daemon = True
         timer.start()
         _limit_address_space(_mapped_bytes() + limits.memory_bytes)
@@ -146,15 +140,15 @@ class Worker:
         except ComputeError as error:
             if error.code == "memory_limit":
                 raise _over_memory(limits, error) from None
-            if error.code == "terminated" and expired.is_set():
+            if error.code == "terminated":
                 raise _over_time(limits) from None
             raise
         finally:
             timer.cancel()
-            _limit_address_space(resource.RLIM_INFINITY)
+            _limit_address_space(_NO_LIMIT)
 
 
-def _over_memory(limits: frames.Limits, cause: ComputeError | None = None) -> ComputeError:
+def _over_memory(limits: frames.UnitLimits, cause: ComputeError | None = None) -> ComputeError:
     return ComputeError(
         f"the unit needs more than its limit of {limits.memory_bytes / 1e6:.0f} MB of memory",
         code="memory_limit",
@@ -164,7 +158,7 @@ def _over_memory(limits: frames.Limits, cause: ComputeError | None = None) -> Co
     )
 
 
-def _over_time(limits: frames.Limits) -> ComputeError:
+def _over_time(limits: frames.UnitLimits) -> ComputeError:
     return ComputeError(
         f"the unit took longer than its limit of {limits.time_s:g} s",
         code="time_limit",
@@ -173,7 +167,7 @@ def _over_time(limits: frames.Limits) -> ComputeError:
 
 
 def _check_output_size(
-    outputs: list[Buffer] | list[bytes] | list[memoryview], limits: frames.Limits
+    outputs: list[Buffer] | list[bytes] | list[memoryview], limits: frames.UnitLimits
 ) -> None:
     size_bytes = sum(memoryview(output).nbytes for output in outputs)
     if size_bytes > limits.output_bytes:
@@ -275,7 +269,8 @@ def _mapped_bytes() -> int:
 
 def _limit_address_space(size_bytes: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (size_bytes, hard))
+    limit = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _settle_in() -> None:

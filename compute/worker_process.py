@@ -1,0 +1,149 @@
+"""One worker process as the daemon sees it: spawn it, exchange frames, end it.
+
+No policy here: who may use it, what a failure means for a unit and when to start
+another one is `shoal.compute.supervisor`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from shoal.compute import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shoal.crypto.content import Buffer
+
+_LAST_WORDS_LIMIT_BYTES: Final = 64 << 10
+_INHERITED_VARIABLES: Final = (
+    "HOME",
+    "LANG",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "PYTHONPATH",
+    "TMPDIR",
+)
+"""The only environment variables a worker gets: a daemon's may hold secrets."""
+
+
+class WorkerGoneError(Exception):
+    """The process closed its end: it is dead, or about to be."""
+
+
+class WorkerProcess:
+    """A running worker and the daemon's end of its socket pair.
+
+    Spawning blocks for a few milliseconds, on purpose: the kernel kills a worker
+    when the *thread* that started it ends, and Trio's helper threads end when idle.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._stderr, stderr = os.pipe()
+        # A worker that says too much loses words; it never waits for a reader.
+        os.set_blocking(stderr, False)
+        os.set_blocking(self._stderr, False)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # no text of a stranger in it
+                # -P: no module is ever taken from the current directory
+                [sys.executable, "-P", "-m", "shoal.compute.worker", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env={
+                    name: os.environ[name]
+                    for name in _INHERITED_VARIABLES
+                    if name in os.environ
+                },
+                start_new_session=True,  # a Ctrl-C at the terminal is not for the worker
+            )
+        except OSError:
+            ours.close()
+            os.close(self._stderr)
+            raise
+        finally:
+            theirs.close()
+            os.close(stderr)
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    async def exchange(
+        self, request: frames.Request, attachments: Sequence[Buffer], answer_limit_bytes: int
+    ) -> tuple[frames.Answer, list[bytearray]]:
+        """Send one request and wait for its answer.
+
+        Not cancel-safe: when cancelled, or on any error, end the process.
+
+        Raises:
+            WorkerGoneError: The process died.
+            FrameError: What came is no answer, or its attachments are over the limit.
+        """
+        try:
+            for piece in frames.encode(request, attachments):
+                await self._stream.send_all(piece)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise WorkerGoneError from None
+        size = frames.head_size(await self._receive(frames.SIZE_FIELD_BYTES))
+        answer, sizes = frames.decode_answer(await self._receive(size))
+        if sum(sizes) > answer_limit_bytes:
+            raise frames.FrameError(f"an answer of {sum(sizes)} bytes is over the limit")
+        return answer, [await self._receive(size) for size in sizes]
+
+    async def _receive(self, size: int) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            try:
+                count = await self._stream.socket.recv_into(view)
+            except (OSError, trio.ClosedResourceError):
+                raise WorkerGoneError from None
+            if count == 0:
+                raise WorkerGoneError
+            view = view[count:]
+        return data
+
+    async def end(self) -> str:
+        """Kill the process if it still runs, and wait until it is gone. Call it once.
+
+        Returns:
+            How it ended, for a sentence, with the last line that it wrote.
+        """
+        self._process.kill()
+        with trio.CancelScope(shield=True):
+            await self._stream.aclose()
+            returncode = await trio.to_thread.run_sync(self._process.wait)
+        said = _read_what_is_there(self._stderr).decode(errors="replace")
+        how = (
+            f"was killed by {signal.Signals(-returncode).name}"
+            if returncode < 0
+            else f"ended with status {returncode}"
+        )
+        last_words = said.strip().splitlines()[-1:]
+        return f"{how}, saying: {last_words[0][:300]}" if last_words else how
+
+
+def _read_what_is_there(pipe: int) -> bytes:
+    try:
+        return os.read(pipe, _LAST_WORDS_LIMIT_BYTES)
+    except BlockingIOError:
+        return b""
+    finally:
+        os.close(pipe)
