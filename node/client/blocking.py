@@ -201,6 +201,10 @@ class Client:
                 yield self._drive(flows.arrays(unit))
                 index += 1
 
+    def outputs(self, job_id: str, unit: int = 0) -> dict[str, np.ndarray]:
+        """The outputs of one unit; raises JobFailedError where it has none."""
+        return self._drive(flows.outputs(job_id, unit))
+
     def cancel(self, job_id: str) -> Job:
         """End a job early."""
         return self._drive(flows.cancel(job_id))

@@ -171,6 +171,10 @@ class AsyncClient:
                 yield await self._drive(flows.arrays(unit))
                 index += 1
 
+    async def outputs(self, job_id: str, unit: int = 0) -> dict[str, np.ndarray]:
+        """The outputs of one unit; raises JobFailedError where it has none."""
+        return await self._drive(flows.outputs(job_id, unit))
+
     async def cancel(self, job_id: str) -> Job:
         """End a job early."""
         return await self._drive(flows.cancel(job_id))

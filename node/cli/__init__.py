@@ -1,0 +1,120 @@
+"""The command line: one module for each family of commands.
+
+Data goes to stdout and everything else to stderr. Errors are a sentence and the
+next step; with ``--json`` they are an object on stdout as well. A command's
+module is imported only when the command is used, which keeps `shoal status`
+quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import cyclopts
+from cyclopts import App, Group
+
+from shoal import __version__
+from shoal.crypto.errors import ShoalError
+from shoal.node.cli.output import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PERMISSION,
+    EXIT_USAGE,
+    exit_code_of,
+    print_error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NODE = Group("This node", sort_key=1)
+_WORK = Group("Work", sort_key=2)
+_HELP = Group("Help", sort_key=3)
+
+_COMMANDS = (
+    ("init", "setup:init", _NODE),
+    ("up", "daemon:up", _NODE),
+    ("down", "daemon:down", _NODE),
+    ("status", "daemon:status", _NODE),
+    ("peers", "daemon:peers", _NODE),
+    ("devices", "daemon:devices", _NODE),
+    ("identity", "identity:app", _NODE),
+    ("run", "work:run", _WORK),
+    ("map", "work:map_", _WORK),
+    ("jobs", "jobs:jobs", _WORK),
+    ("job", "jobs:app", _WORK),
+    ("receipt", "receipts:app", _WORK),
+    ("doctor", "doctor:doctor", _HELP),
+    ("demo", "about:demo", _HELP),
+    ("completion", "about:completion", _HELP),
+    ("version", "about:version", _HELP),
+)
+
+
+def make_app(*, whole: bool = False) -> App:
+    """The command line as cyclopts knows it.
+
+    Args:
+        whole: Import every command now, to show what each of them does.
+    """
+    app = App(
+        name="shoal",
+        help=(
+            "Run ONNX models on the machines of people who pool them.\n\n"
+            "One daemon runs on each machine (`shoal up`); the other commands talk to it."
+        ),
+        version=__version__,
+        suppress_keyboard_interrupt=False,
+        help_epilogue="Exit codes: 0 ok, 1 failed, 2 usage, 3 daemon unreachable, "
+        "4 permission, 5 time-out, 130 interrupted.",
+    )
+    app["--help"].group = _HELP
+    app["--version"].group = _HELP
+    for name, place, group in _COMMANDS:
+        module, _, function = place.partition(":")
+        path = f"shoal.node.cli.{module}"
+        command = getattr(import_module(path), function) if whole else f"{path}:{function}"
+        if isinstance(command, App):
+            command.group = group
+            app.command(command, name=name)
+        else:
+            app.command(command, name=name, group=group)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; gives its exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in tokens
+    try:
+        code = make_app(whole=not tokens or tokens[0] in ("-h", "--help"))(
+            tokens, exit_on_error=False, print_error=False, result_action="return_value"
+        )
+        sys.stdout.flush()
+    except cyclopts.CycloptsError as error:
+        print_error("usage", str(error), "see `shoal --help`", as_json=as_json)
+        return EXIT_USAGE
+    except ShoalError as error:
+        print_error(error.code, error.message, error.hint, as_json=as_json)
+        return exit_code_of(error)
+    except KeyboardInterrupt:
+        print_error("interrupted", "interrupted", "", as_json=as_json)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except PermissionError as error:
+        print_error("permission", _sentence(error), "", as_json=as_json)
+        return EXIT_PERMISSION
+    except OSError as error:  # a file that the user named
+        print_error("file", _sentence(error), "", as_json=as_json)
+        return EXIT_FAILED
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _sentence(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)

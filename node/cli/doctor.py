@@ -1,0 +1,241 @@
+"""``shoal doctor``: what keeps this node from working, and what to do about it.
+
+Each check looks at one thing and yields what it found; none changes anything.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from shoal.crypto import identity
+from shoal.crypto.errors import ShoalError
+from shoal.node.cli.options import Daemon
+from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, print_json
+from shoal.node.config import Config, load, unknown_variables
+from shoal.node.records import Status
+
+_PROBE_LIMIT_S = 60.0
+
+
+class Verdict(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILURE = "failure"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found, and the next step where there is one."""
+
+    check: str
+    verdict: Verdict
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Patient:
+    """What the checks look at; ``status`` is None where no daemon answers."""
+
+    config: Config
+    daemon: Daemon
+    status: Status | None
+    unreachable: ShoalError | None
+
+
+def doctor(*, daemon: Daemon | None = None) -> int:
+    """Check this node piece by piece and say what to do next; changes nothing.
+
+    Exits with 1 where something fails; warnings are things that you may have meant.
+    """
+    daemon = daemon or Daemon()
+    findings = list(_examine(daemon))
+    if daemon.as_json:
+        print_json({"checks": findings})
+    else:
+        for finding in findings:
+            print(f"{finding.verdict:<8} {finding.check:<9} {finding.message}")
+            if finding.hint:
+                print(f"{'':18} next: {finding.hint}")
+    failed = any(finding.verdict is Verdict.FAILURE for finding in findings)
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+def _examine(daemon: Daemon) -> Iterator[Finding]:
+    try:
+        config = load({"home": daemon.home, "socket": daemon.socket})
+    except ShoalError as error:
+        yield _failure("settings", error)
+        return
+    status, unreachable = None, None
+    try:
+        with daemon.client() as client:
+            status = client.status()
+    except ShoalError as error:
+        unreachable = error
+    patient = _Patient(config, daemon, status, unreachable)
+    for check in _CHECKS:
+        yield from check(patient)
+
+
+def _settings(patient: _Patient) -> Iterator[Finding]:
+    path = patient.config.file_path
+    where = str(path) if path.exists() else "defaults; there is no settings file"
+    yield Finding("settings", Verdict.OK, where)
+    for variable in unknown_variables():
+        yield Finding(
+            "settings",
+            Verdict.WARNING,
+            f"nothing reads the variable {variable}",
+            "`shoal up --help` lists those that are read",
+        )
+
+
+def _home(patient: _Patient) -> Iterator[Finding]:
+    home = patient.config.home
+    if not home.exists():
+        yield Finding("home", Verdict.WARNING, f"{home} is not there yet", "run `shoal init`")
+    elif not home.is_dir() or not os.access(home, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding(
+            "home",
+            Verdict.FAILURE,
+            f"{home} is not writable for this user",
+            "choose another with --home or SHOAL_HOME",
+        )
+    else:
+        yield Finding("home", Verdict.OK, str(home))
+
+
+def _key(patient: _Patient) -> Iterator[Finding]:
+    try:
+        yield Finding("key", Verdict.OK, identity.load(patient.config.key_path).peer_id)
+    except ShoalError as error:
+        if error.code == "key_missing":
+            yield Finding("key", Verdict.WARNING, error.message, error.hint)
+        else:
+            yield _failure("key", error)
+
+
+def _clock(_patient: _Patient) -> Iterator[Finding]:
+    installed_at = Path(__file__).stat().st_mtime
+    if time.time() < installed_at:
+        yield Finding(
+            "clock",
+            Verdict.FAILURE,
+            "this machine's clock shows a time before shoal was installed",
+            "set the clock, best by NTP: peers refuse statements from far away times",
+        )
+    else:
+        yield Finding("clock", Verdict.OK, time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+
+
+def _daemon(patient: _Patient) -> Iterator[Finding]:
+    if patient.status is not None:
+        yield Finding("daemon", Verdict.OK, f"answers, process {patient.status.pid}")
+    elif patient.unreachable is not None:
+        yield _failure("daemon", patient.unreachable)
+
+
+def _port(patient: _Patient) -> Iterator[Finding]:
+    if patient.status is not None:
+        for address in patient.status.addresses:
+            yield Finding("port", Verdict.OK, f"listening on {address}")
+        return
+    for address in patient.config.listen:
+        _, family, host, _, port = address.split("/")
+        kind = socket.AF_INET6 if family == "ip6" else socket.AF_INET
+        with contextlib.closing(socket.socket(kind)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, int(port)))
+            except OSError as error:
+                yield Finding(
+                    "port",
+                    Verdict.FAILURE,
+                    f"{address} cannot be listened on: {error.strerror}",
+                    "choose another with `listen` in the settings file or --listen",
+                )
+            else:
+                yield Finding("port", Verdict.OK, f"{address} is free")
+
+
+def _worker(patient: _Patient) -> Iterator[Finding]:
+    try:
+        executors = _executors_of_daemon(patient) if patient.status else _executors_here()
+    except ShoalError as error:
+        yield _failure("worker", error)
+        return
+    if executors:
+        yield Finding("worker", Verdict.OK, f"runs programs by {', '.join(executors)}")
+    else:
+        yield Finding(
+            "worker",
+            Verdict.WARNING,
+            "no executor has run its canary yet, so that no work is taken",
+            "ask again in some seconds; see the daemon's log for the reason",
+        )
+
+
+def _executors_of_daemon(patient: _Patient) -> tuple[str, ...]:
+    with patient.daemon.client() as client:
+        found = client.devices()
+    return tuple(dict.fromkeys(name for device in found for name in device.executors))
+
+
+def _executors_here() -> tuple[str, ...]:
+    import trio
+
+    from shoal.compute.supervisor import open_worker
+
+    async def probe() -> tuple[str, ...]:
+        with trio.fail_after(_PROBE_LIMIT_S):
+            async with open_worker(threads=1) as worker:
+                return ((await worker.probe()).executor,)
+
+    return trio.run(probe)
+
+
+def _peers(patient: _Patient) -> Iterator[Finding]:
+    if patient.status is None:
+        return
+    linked, known = patient.status.peers_linked, patient.status.peers_known
+    if linked:
+        yield Finding("peers", Verdict.OK, f"{linked} linked, {known} known")
+    elif patient.config.bootstrap:
+        yield Finding(
+            "peers",
+            Verdict.FAILURE,
+            "no bootstrap peer is linked",
+            "are their addresses right, and is their port open? See the daemon's log",
+        )
+    else:
+        yield Finding(
+            "peers",
+            Verdict.WARNING,
+            "this node is alone: no bootstrap peer is set",
+            "set `bootstrap`, or give this node's address to others",
+        )
+
+
+def _failure(check: str, error: ShoalError) -> Finding:
+    return Finding(check, Verdict.FAILURE, error.message, error.hint)
+
+
+_CHECKS: tuple[Callable[[_Patient], Iterator[Finding]], ...] = (
+    _settings,
+    _home,
+    _key,
+    _clock,
+    _daemon,
+    _port,
+    _worker,
+    _peers,
+)

@@ -1,0 +1,204 @@
+"""``shoal jobs`` and ``shoal job``: what was submitted, and what became of it."""
+
+import time
+from pathlib import Path
+
+from cyclopts import App
+
+from shoal.node.cli.follow import follow
+from shoal.node.cli.options import Daemon
+from shoal.node.cli.output import (
+    duration_text,
+    note,
+    print_json,
+    print_pairs,
+    print_table,
+)
+from shoal.node.cli.work import deliver
+from shoal.node.records import Job
+
+app = App(name="job", help="Look at one job, wait for it, fetch its outputs, or end it.")
+
+
+def jobs(*, limit: int = 20, daemon: Daemon | None = None) -> None:
+    """List the newest jobs.
+
+    Args:
+        limit: How many at most.
+    """
+    daemon = daemon or Daemon()
+    with daemon.client() as client:
+        found = client.jobs(limit)
+    if daemon.as_json:
+        print_json({"jobs": found})
+        return
+    if not found:
+        note("no jobs yet; `shoal run --help` shows how to submit one")
+        return
+    print_table(
+        ("JOB", "POLICY", "STATE", "UNITS", "FAILED", "AGE", "LABEL"),
+        (
+            (
+                job.id,
+                job.policy,
+                job.state,
+                f"{job.units_done}/{job.units_total}",
+                job.units_failed,
+                duration_text(time.time() - job.created_at),
+                job.label,
+            )
+            for job in found
+        ),
+    )
+
+
+@app.command
+def show(job_id: str, /, *, units: int = 20, daemon: Daemon | None = None) -> None:
+    """Show a job and its units: where they ran, how long, and what failed.
+
+    Args:
+        job_id: The job.
+        units: How many units at most.
+    """
+    daemon = daemon or Daemon()
+    with daemon.client() as client:
+        job = client.job(job_id)
+        found = client.units(job_id, 0, min(units, 1000))
+    if daemon.as_json:
+        print_json({"job": job, "units": found})
+        return
+    _print_job(job)
+    print()
+    print_table(
+        ("UNIT", "STATE", "PROVIDER", "LEASES", "TIME", "RECEIPT", "FAILURE"),
+        (
+            (
+                unit.index,
+                unit.state,
+                unit.provider or "-",
+                unit.attempts,
+                "-" if unit.seconds is None else duration_text(unit.seconds),
+                unit.receipt or "-",
+                unit.failure.message if unit.failure else "",
+            )
+            for unit in found
+        ),
+    )
+    if len(found) < job.units_total:
+        note(f"{job.units_total - len(found)} more units; see --units")
+
+
+@app.command
+def wait(job_id: str, /, *, timeout: float | None = None, daemon: Daemon | None = None) -> None:
+    """Follow a job until it ends; Ctrl-C lets it go on.
+
+    Args:
+        job_id: The job.
+        timeout: Seconds to wait, then exit with 5.
+    """
+    daemon = daemon or Daemon()
+    with daemon.client() as client:
+        job = follow(client, client.job(job_id), timeout)
+    if daemon.as_json:
+        print_json({"job": job})
+        return
+    _print_job(job)
+    note(f"next: `shoal job fetch {job.id} --output DIR`")
+
+
+@app.command
+def fetch(
+    job_id: str, /, *, output: Path, unit: int | None = None, daemon: Daemon | None = None
+) -> None:
+    """Write the outputs of a job that is done to DIR/NAME.npy.
+
+    The outputs of several units are put together along their first axis.
+
+    Args:
+        job_id: The job.
+        output: The directory; it is made where it is missing.
+        unit: Only this unit's outputs.
+    """
+    from shoal.node.cli.arrays import OutputFiles
+
+    daemon = daemon or Daemon()
+    with daemon.client() as client:
+        job = client.job(job_id)
+        if unit is None:
+            job = follow(client, job)
+            deliver(client, job, output, as_json=daemon.as_json)
+            return
+        with OutputFiles(output) as files:
+            files.append(client.outputs(job_id, unit))
+            written = files.finish()
+    if daemon.as_json:
+        print_json({"job": job, "outputs": written})
+        return
+    for name, file in written.items():
+        print(f"{name}  {file['dtype']}{file['shape']}  {file['path']}")
+
+
+@app.command
+def cancel(job_id: str, /, *, daemon: Daemon | None = None) -> None:
+    """End a job; units that are done keep their outputs.
+
+    Args:
+        job_id: The job.
+    """
+    daemon = daemon or Daemon()
+    with daemon.client() as client:
+        job = client.cancel(job_id)
+    if daemon.as_json:
+        print_json({"job": job})
+    else:
+        _print_job(job)
+
+
+@app.command
+def why(job_id: str, /, *, daemon: Daemon | None = None) -> None:
+    """Tell why a job waits or failed: what each peer answered, and what to do next.
+
+    Args:
+        job_id: The job.
+    """
+    daemon = daemon or Daemon()
+    with daemon.client() as client:
+        answers, summary = client.why(job_id)
+    if daemon.as_json:
+        print_json({"answers": answers, "summary": summary})
+        return
+    print(summary)
+    if answers:
+        print()
+        print_table(
+            ("AGO", "PEER", "ANSWER", "DETAIL"),
+            (
+                (
+                    duration_text(max(0.0, time.time() - answer.at)),
+                    answer.peer,
+                    answer.verdict,
+                    answer.detail,
+                )
+                for answer in answers
+            ),
+        )
+
+
+def _print_job(job: Job) -> None:
+    ended_at = job.ended_at if job.ended_at is not None else time.time()
+    pairs: list[tuple[str, object]] = [
+        ("job", job.id),
+        ("state", job.state),
+        ("policy", job.policy),
+        ("program", job.program),
+        ("class", job.numeric_class),
+        ("units", f"{job.units_done} done, {job.units_failed} failed, of {job.units_total}"),
+        ("time", duration_text(ended_at - job.created_at)),
+    ]
+    if job.label:
+        pairs.append(("label", job.label))
+    if job.failure:
+        pairs.append(("failure", job.failure.message))
+        if job.failure.hint:
+            pairs.append(("next", job.failure.hint))
+    print_pairs(pairs)

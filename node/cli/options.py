@@ -1,0 +1,76 @@
+"""Options that commands share: where the daemon is, JSON, and the settings as flags."""
+
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from shoal.node.config import SETTINGS, Config, client_socket, load
+
+if TYPE_CHECKING:
+    from shoal.node.client import Client
+
+_TALK = "Daemon and output"
+
+
+@Parameter(name="*", group=_TALK)
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """Options of every command."""
+
+    home: Annotated[Path | None, Parameter(help="The daemon's home directory.")] = None
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON.")
+    ] = False
+
+    def config(self) -> Config:
+        """The settings with these options on top."""
+        return load({"home": self.home})
+
+
+@Parameter(name="*", group=_TALK)
+@dataclass(frozen=True, kw_only=True)
+class Daemon(Here):
+    """Options of the commands that talk to a daemon."""
+
+    socket: Annotated[Path | None, Parameter(help="The daemon's socket.")] = None
+
+    def client(self) -> "Client":
+        """A client of that daemon."""
+        from shoal.node.client import Client
+
+        return Client(client_socket({"home": self.home, "socket": self.socket}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SettingFlags:
+    """What `SettingFlags` can do; its fields come from the table of settings."""
+
+    def given(self) -> dict[str, Any]:
+        """The values given, by setting name."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _flag(setting: Any) -> tuple[str, Any, Any]:
+    kind = list[str] | None if setting.many else str | None
+    parameter = Parameter(
+        name=setting.flag,
+        help=f"{setting.help} [{setting.variable}]",
+        negative="",
+        group="Settings",
+    )
+    return setting.name, Annotated[kind, parameter], field(default=None)
+
+
+SettingFlags = make_dataclass(
+    "SettingFlags",
+    [_flag(setting) for setting in SETTINGS if setting.name != "home"],
+    bases=(_SettingFlags,),
+    frozen=True,
+    kw_only=True,
+)
+"""Every setting as a flag, except the home, which `Here` has."""
+SettingFlags.__module__ = __name__  # cyclopts looks into no class of the module "types"
+SettingFlags = Parameter(name="*")(SettingFlags)

@@ -1,0 +1,118 @@
+"""What commands print, for people and for programs, and what they exit with."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shoal.node.errors import ConfigError, DaemonError, DaemonUnreachableError, WaitTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from shoal.crypto.errors import ShoalError
+
+SCHEMA_VERSION = 1
+"""As `records.SCHEMA_VERSION`, here so that ``shoal version`` needs no records."""
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_PERMISSION = 4
+EXIT_TIMEOUT = 5
+EXIT_INTERRUPTED = 130
+
+_EXIT_OF_CODE = {
+    "home_unwritable": EXIT_PERMISSION,
+    "interrupted": EXIT_INTERRUPTED,
+    "key_exposed": EXIT_PERMISSION,
+    "key_unreadable": EXIT_PERMISSION,
+    "key_unwritable": EXIT_PERMISSION,
+    "config_unreadable": EXIT_PERMISSION,
+    "socket_forbidden": EXIT_PERMISSION,
+    "socket_unwritable": EXIT_PERMISSION,
+    "bad_setting": EXIT_USAGE,
+    "config_malformed": EXIT_USAGE,
+    "unknown_setting": EXIT_USAGE,
+    "usage": EXIT_USAGE,
+}
+
+
+def exit_code_of(error: ShoalError) -> int:
+    """The exit code that tells of ``error``."""
+    if error.code in _EXIT_OF_CODE:
+        return _EXIT_OF_CODE[error.code]
+    match error:
+        case DaemonUnreachableError():
+            return EXIT_UNREACHABLE
+        case WaitTimeoutError():
+            return EXIT_TIMEOUT
+        case DaemonError(status=403):
+            return EXIT_PERMISSION
+        case ConfigError(code="config"):
+            return EXIT_USAGE
+    return EXIT_FAILED
+
+
+def print_json(body: dict[str, Any]) -> None:
+    """One JSON object on stdout, with the version of its form."""
+    data = msgspec.json.encode({"schema_version": SCHEMA_VERSION, **body})
+    print(data.decode())
+
+
+def print_error(code: str, message: str, hint: str, *, as_json: bool) -> None:
+    """An error: a sentence and the next step on stderr, an object on stdout."""
+    if as_json:
+        print_json({"error": {"code": code, "message": message, "hint": hint}})
+    note(f"error: {message}")
+    if hint:
+        note(f"  next: {hint}")
+
+
+def note(text: str) -> None:
+    """A line for the person who watches; never data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
+    """A name and its value on each line."""
+    rows = [(name, str(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns, for people; programs use ``--json``."""
+    texts = [list(headings), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
+    for row in texts:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def size_text(size_bytes: int) -> str:
+    """A size for people: ``1.4 GB``."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def duration_text(duration_s: float) -> str:
+    """A duration for people: ``2 h 5 min``."""
+    if duration_s < 1:
+        return f"{duration_s * 1000:.0f} ms"
+    if duration_s < 60:
+        return f"{duration_s:.1f} s"
+    minutes = int(duration_s // 60)
+    if minutes < 60:
+        return f"{minutes} min {int(duration_s % 60)} s"
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"

@@ -1,0 +1,180 @@
+"""``shoal run`` and ``shoal map``: a model and arrays in, arrays out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from shoal.node.cli.arrays import OutputFiles, read_inputs
+from shoal.node.cli.follow import follow, progress_bar
+from shoal.node.cli.options import Daemon
+from shoal.node.cli.output import note, print_json
+from shoal.node.config import read_size_bytes
+from shoal.node.errors import ConfigError
+from shoal.node.records import Job, Policy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shoal.node.client import Client
+
+_NAME_FILE = "NAME=FILE.npy for each input of the model; give it once for each."
+_PREVIEW_ELEMENTS = 8
+
+Inputs = Annotated[list[str], Parameter(name="--input", negative="", help=_NAME_FILE)]
+
+
+@Parameter(name="*", group="Limits")
+class Limits:
+    """How units are to be run."""
+
+    def __init__(
+        self,
+        *,
+        numeric_class: Annotated[
+            str, Parameter(name="--class", help="Numeric class of the results.")
+        ] = "fp32",
+        label: Annotated[str, Parameter(help="Free text to know the job by.")] = "",
+        time_limit: Annotated[float, Parameter(help="Seconds that a unit may take.")] = 300.0,
+        memory_limit: Annotated[
+            str, Parameter(help="Memory that a unit may use, such as 8GB.")
+        ] = "4GiB",
+        timeout: Annotated[
+            float | None, Parameter(help="Seconds to wait for results, then exit with 5.")
+        ] = None,
+    ) -> None:
+        self.timeout_s = timeout
+        try:
+            memory_limit_bytes = read_size_bytes(memory_limit)
+        except ValueError as error:
+            raise ConfigError(
+                f"--memory-limit: {memory_limit!r} {error}", code="usage"
+            ) from None
+        self.options: dict[str, Any] = {
+            "numeric_class": numeric_class,
+            "label": label,
+            "time_limit_s": time_limit,
+            "memory_limit_bytes": memory_limit_bytes,
+        }
+
+
+def run(
+    model: str,
+    /,
+    *,
+    inputs: Inputs,
+    output: Path | None = None,
+    detach: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    limits: Limits | None = None,
+    daemon: Daemon | None = None,
+) -> None:
+    """Run an ONNX model once and show or save its outputs.
+
+    Ctrl-C lets the job go on without you and says how to come back.
+
+    Args:
+        model: An ONNX file, or the id of a program that the daemon holds.
+        output: Directory to write NAME.npy to, for each output.
+        detach: Submit the job, print its id and return.
+    """
+    daemon, limits = daemon or Daemon(), limits or Limits()
+    arrays = read_inputs(inputs)
+    with daemon.client() as client:
+        job = client.submit(model, [arrays], policy=Policy.RUN, **limits.options)
+        if detach:
+            _print_submitted(job, daemon)
+            return
+        job = follow(client, job, limits.timeout_s)
+        deliver(client, job, output, as_json=daemon.as_json)
+
+
+def map_(
+    model: str,
+    /,
+    *,
+    inputs: Inputs,
+    batch: int = 1,
+    output: Path | None = None,
+    detach: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    limits: Limits | None = None,
+    daemon: Daemon | None = None,
+) -> None:
+    """Run an ONNX model over many rows, on many nodes at once.
+
+    All inputs are cut along their first axis into units of --batch rows; the
+    outputs are put together again in order. Inputs are never loaded whole.
+
+    Args:
+        model: An ONNX file, or the id of a program that the daemon holds.
+        batch: Rows in one unit.
+        output: Directory to write NAME.npy to, for each output.
+        detach: Submit the job, print its id and return.
+    """
+    daemon, limits = daemon or Daemon(), limits or Limits()
+    arrays = read_inputs(inputs)
+    with daemon.client() as client:
+        job = client.submit(model, _uploading(arrays, batch), **limits.options)
+        if detach:
+            _print_submitted(job, daemon)
+            return
+        job = follow(client, job, limits.timeout_s)
+        deliver(client, job, output, as_json=daemon.as_json)
+
+
+def deliver(client: "Client", job: Job, output: Path | None, *, as_json: bool) -> None:
+    """Fetch what a done job gave: into files, or to show it."""
+    if output is not None:
+        with OutputFiles(output) as files, progress_bar("fetching", job.units_total) as show:
+            for number, found in enumerate(client.results(job.id), start=1):
+                files.append(found)
+                show(number)
+            written = files.finish()
+    elif job.policy is Policy.RUN:
+        arrays = next(client.results(job.id))
+        written = {
+            name: {"dtype": array.dtype.name, "shape": list(array.shape)}
+            for name, array in arrays.items()
+        }
+    else:
+        written = {}
+    if as_json:
+        print_json({"job": job, "outputs": written})
+        return
+    if output is not None:
+        for name, file in written.items():
+            print(f"{name}  {file['dtype']}{file['shape']}  {file['path']}")
+    elif job.policy is Policy.RUN:
+        for name, array in arrays.items():
+            print(f"{name}  {array.dtype.name}{list(array.shape)}  {_preview(array)}")
+    note(f"job {job.id}: {job.units_done} of {job.units_total} units done")
+    if output is None:
+        note(f"next: `shoal job fetch {job.id} --output DIR` writes the outputs to files")
+
+
+def _uploading(
+    arrays: "dict[str, np.ndarray]", batch: int
+) -> "Iterator[dict[str, np.ndarray]]":
+    from shoal.node.client.flows import batches
+
+    rows = max((len(array) for array in arrays.values() if array.ndim), default=0)
+    with progress_bar("uploading", -(-rows // max(batch, 1))) as show:
+        for number, unit in enumerate(batches(arrays, batch)):
+            show(number)
+            yield unit
+
+
+def _print_submitted(job: Job, daemon: Daemon) -> None:
+    if daemon.as_json:
+        print_json({"job": job})
+    else:
+        print(job.id)
+        note(f"next: `shoal job wait {job.id}`")
+
+
+def _preview(array: "np.ndarray") -> str:
+    import numpy as np
+
+    return np.array2string(
+        array.reshape(-1), threshold=_PREVIEW_ELEMENTS, edgeitems=3, max_line_width=1000
+    )
