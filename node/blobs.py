@@ -233,7 +233,8 @@ class BlobStore:
                 await self._shelf.work(draft.discard, writing.reserved_bytes)
 
 
-async def open_store(directory: Path, quota_bytes: int) -> BlobStore:
+@asynccontextmanager
+async def open_store(directory: Path, quota_bytes: int) -> AsyncIterator[BlobStore]:
     """Open the blob store in ``directory``, which is made where it is missing.
 
     What was being written when a daemon was killed is removed, as is any file
@@ -244,7 +245,7 @@ async def open_store(directory: Path, quota_bytes: int) -> BlobStore:
     """
     shelf = Shelf(directory, quota_bytes)
     await shelf.open()
-    return BlobStore(shelf)
+    yield BlobStore(shelf)
 
 
 class _Writing:
