@@ -66,7 +66,7 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
     elif call.memory_bytes > terms.memory_bytes:
         reason = (
             Reason.TOO_LARGE,
-            f"a unit may use {terms.memory_bytes} bytes here, {call.memory_bytes} are asked for",
+            f"a unit may use {terms.memory_bytes} bytes here, not {call.memory_bytes}",
         )
     elif terms.leases >= LEASES_LIMIT:
         reason = (Reason.BUSY, f"{terms.leases} leases are running")

@@ -12,12 +12,15 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-import shoal
+import msgspec
 import structlog
 import trio
+
+import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.supervisor import open_worker
 from shoal.crypto.peer_id import PeerId
@@ -26,10 +29,9 @@ from shoal.node.addresses import parse_peer_address
 from shoal.node.api import claim_socket, make_app
 from shoal.node.api.server import serve_on
 from shoal.node.bidding import Terms
-from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, serve_blob
+from shoal.node.blob_transfer import Rights, serve_blob
 from shoal.node.blobs import open_store
 from shoal.node.control import open_control
-from shoal.node.errors import NetworkError
 from shoal.node.explain import explain
 from shoal.node.home import hold_home, open_home
 from shoal.node.jobs import Jobs, open_jobs
@@ -45,6 +47,7 @@ from shoal.node.network import open_network
 from shoal.node.provider import Provider, open_provider
 from shoal.node.records import PeerView, Status
 from shoal.node.state import open_state
+from shoal.protocol.blob_messages import BLOB_PROTOCOL
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
     Adverts,
@@ -68,10 +71,10 @@ if TYPE_CHECKING:
     from shoal.crypto.identity import Identity
     from shoal.node.blobs import BlobStore
     from shoal.node.config import Config
-    from shoal.node.control import Control
     from shoal.node.network import ByteStream, Network
     from shoal.node.records import Answer, Job, JobId, JobSpec, Unit
     from shoal.node.state import State
+    from shoal.protocol.adverts import AdvertTable
     from shoal.protocol.messages import RequestBody, ResponseBody
 
 DRAIN_LIMIT_S = 10.0
@@ -160,8 +163,8 @@ class Daemon:
 
     async def devices(self) -> tuple[Device, ...]:
         """This node's devices, with the memory that is free now."""
-        found = await trio.to_thread.run_sync(hardware.detect)
-        return _with_executors(found, self.capacity)
+        inventory = await trio.to_thread.run_sync(hardware.detect)
+        return _with_executors(inventory.devices, self.capacity)
 
     async def convert_program(self, onnx: bytes) -> BlobId:
         """Make a program of an ONNX model, in the worker.
@@ -236,14 +239,6 @@ class Daemon:
                 return await self.provider.answer(peer, body)
         return Problem(code="out_of_turn", message="a stream is greeted once")
 
-    def providers(self, numeric_class: str) -> list[PeerId]:
-        """Who may be called for bids: every provider of the class that has an advert."""
-        return [
-            PeerId(entry.advert.peer)
-            for entry in self.membership.table
-            if entry.advert.providing and numeric_class in entry.advert.numeric_classes
-        ]
-
 
 async def serve(
     config: Config, *, task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED
@@ -266,9 +261,7 @@ async def serve(
             open_store(config.home / "blobs", config.blob_quota_bytes)
         )
         network = await stack.enter_async_context(open_network(identity, config.listen))
-        worker = await stack.enter_async_context(
-            open_worker(threads=config.cores, memory_bytes=config.memory_bytes)
-        )
+        worker = await stack.enter_async_context(open_worker(threads=config.cores))
         control = await stack.enter_async_context(open_control(network, AGENT))
         membership = Membership(
             identity,
@@ -294,7 +287,7 @@ async def serve(
         )
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(
-            open_jobs(house, lambda numeric_class: daemon.providers(numeric_class))
+            open_jobs(house, partial(_providers, membership.table))
         )
         daemon = Daemon(
             config=config,
@@ -328,14 +321,15 @@ async def serve(
 async def _probe(daemon: Daemon) -> None:
     """Find the devices, see what really runs on them, and tell the network."""
     capacity = daemon.capacity
-    capacity.devices = await trio.to_thread.run_sync(hardware.detect)
+    capacity.devices = (await trio.to_thread.run_sync(hardware.detect)).devices
     if daemon.config.provide:
         try:
             probe = await daemon.worker.probe()
         except shoal.ShoalError as error:
             log.error("no executor works here: no work is taken", error=str(error))
         else:
-            capacity.executor, capacity.numeric_classes = probe.executor, probe.numeric_classes
+            capacity.executor = probe.runtime.partition(" ")[0]
+            capacity.numeric_classes = (probe.numeric_class.value,)
     daemon.membership.announce()
 
 
@@ -347,8 +341,7 @@ async def _until_signalled(daemon: Daemon) -> None:
         with trio.move_on_after(DRAIN_LIMIT_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_at_next, signals, nursery.cancel_scope)
-                while daemon.provider.units_waiting:
-                    await trio.sleep(0.05)
+                await daemon.provider.idle()
                 nursery.cancel_scope.cancel()
 
 
@@ -364,6 +357,15 @@ async def _seeds(config: Config, journal: State) -> Seeds:
         bootstrap[peer] = (*bootstrap.get(peer, ()), address)
     remembered = await journal.remembered_peers(REMEMBERED_LIMIT)
     return Seeds(bootstrap, {row.peer: row.addresses for row in remembered})
+
+
+def _providers(table: AdvertTable, numeric_class: str) -> list[PeerId]:
+    """Who may be called for bids: every provider of the class that has an advert."""
+    return [
+        PeerId(entry.advert.peer)
+        for entry in table
+        if entry.advert.providing and numeric_class in entry.advert.numeric_classes
+    ]
 
 
 def _advert(
@@ -395,16 +397,16 @@ def _advert(
 def _with_executors(found: tuple[Device, ...], capacity: Capacity) -> tuple[Device, ...]:
     """Mark the CPU with the executor that was seen to run on it; others are unused."""
     return tuple(
-        replace(device, executors=(capacity.executor,) if capacity.executor else ())
+        msgspec.structs.replace(
+            device, executors=(capacity.executor,) if capacity.executor else ()
+        )
         if device.kind == "cpu"
         else device
         for device in found
     )
 
 
-def _terms(
-    config: Config, identity: Identity, capacity: Capacity, provider: Provider
-) -> Terms:
+def _terms(config: Config, identity: Identity, capacity: Capacity, provider: Provider) -> Terms:
     return Terms(
         device="cpu",
         executor=capacity.executor,

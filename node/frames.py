@@ -21,7 +21,9 @@ FRAME_TIME_LIMIT_S = 60.0
 """From a frame's length to its last byte; a peer that dribbles is cut."""
 
 
-async def receive_frame(stream: ByteStream, kind: Any, limit_bytes: int = FRAME_LIMIT_BYTES) -> Any:
+async def receive_frame(
+    stream: ByteStream, kind: Any, limit_bytes: int = FRAME_LIMIT_BYTES
+) -> Any:
     """Wait for the next message of ``kind``.
 
     It may wait for ever for a message to begin; one that has begun must end in

@@ -31,7 +31,6 @@ from shoal.protocol.messages import Reason, Refusal, UnitResult
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from shoal.crypto.content import BlobId
     from shoal.crypto.peer_id import PeerId
     from shoal.node.pipeline import House, Need
     from shoal.node.records import Unit
@@ -62,6 +61,7 @@ class _RunningJob:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     leases: set[PeerId] = field(default_factory=set)
     not_before_s: dict[PeerId, float] = field(default_factory=dict)
+    first_failure: Failure | None = None
     changed: trio.Event = field(default_factory=trio.Event)
 
     def wake(self) -> None:
@@ -191,7 +191,8 @@ class Jobs:
                         with trio.move_on_after(RECALL_INTERVAL_S):
                             await running.changed.wait()
                     leases.cancel_scope.cancel()
-                await self._end(job_id, JobState.DONE)
+                state = JobState.FAILED if running.first_failure else JobState.DONE
+                await self._end(job_id, state, running.first_failure)
         except Exception as error:  # root of a job: one job's end must not end the others
             log.exception("a job failed inside this node", job=job_id)
             await self._end(job_id, JobState.FAILED, Failure("internal", repr(error)[:400]))
@@ -328,6 +329,7 @@ class Jobs:
         failure: Failure,
         receipt: bytes | None,
     ) -> None:
+        running.first_failure = running.first_failure or failure
         ended = msgspec.structs.replace(
             unit,
             state=UnitState.FAILED,
@@ -356,9 +358,7 @@ class Jobs:
         answer = Answer(running.need.job.id, peer, time.time(), verdict, detail)
         await self._house.journal.add_answer(answer)
 
-    async def _end(
-        self, job_id: JobId, state: JobState, failure: Failure | None = None
-    ) -> Job:
+    async def _end(self, job_id: JobId, state: JobState, failure: Failure | None = None) -> Job:
         with trio.CancelScope(shield=True):
             job = await self._house.journal.end_job(job_id, state, time.time(), failure)
             log.info("job ended", job=job_id, state=job.state.value, failed=job.units_failed)

@@ -223,7 +223,9 @@ class Membership:
         try:
             await self._exchange(peer)
         except ShoalError as error:
-            log.info("a connected peer is no link", peer=peer, code=error.code, error=str(error))
+            log.info(
+                "a connected peer is no link", peer=peer, code=error.code, error=str(error)
+            )
             return
         self.links[peer] = Link(since_s=trio.current_time())
         self._back_off.pop(peer, None)

@@ -26,9 +26,9 @@ from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import bidding
-from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
-from shoal.node.errors import NetworkError
+from shoal.node.blob_transfer import Rights, fetch_blob
 from shoal.node.records import Job, JobId, JobSpec, JobState, Unit, UnitState
+from shoal.protocol.blob_messages import BLOB_PROTOCOL
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES, PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.blobs import BlobStore
     from shoal.node.control import Control
-    from shoal.node.network import ByteStream, Network
+    from shoal.node.network import Network
     from shoal.node.state import State as JobJournal
     from shoal.protocol.negotiation import ProviderSide
 
@@ -159,7 +159,7 @@ async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
 
 def program_blobs(manifest: manifests.Manifest) -> list[BlobId]:
     """The ids of everything that a program is made of, beside its manifest."""
-    return [manifest.graph, *(blob_id for _, blob_id in manifest.tensors)]
+    return [manifest.graph, *(weight.blob_id for weight in manifest.tensors)]
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------
@@ -246,7 +246,9 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
     return answer if isinstance(answer, Refusal) else None
 
 
-async def hand_over(house: House, need: Need, side: RequesterSide, unit: Unit) -> UnitResult | Refusal:
+async def hand_over(
+    house: House, need: Need, side: RequesterSide, unit: Unit
+) -> UnitResult | Refusal:
     """Give one unit to the provider and wait for its receipt.
 
     Cancelling it tells the provider that nobody waits any more.
@@ -340,9 +342,7 @@ async def fetch_inputs(
 
 async def _fetch(house: House, peer: PeerId, blob_id: BlobId) -> None:
     if not house.store.holds(blob_id):
-        stream = partial(
-            house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S
-        )
+        stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
         await fetch_blob(stream, blob_id, house.store, limit_bytes=INPUT_LIMIT_BYTES)
 
 
@@ -447,7 +447,7 @@ def verify(need: Need, side: RequesterSide, unit: Unit, result: UnitResult) -> R
         got = {name for name, _ in receipt.outputs}
         if got != wanted:
             raise VerificationError(
-                f"the receipt gives outputs {sorted(got)}, and the program has {sorted(wanted)}",
+                f"the receipt gives outputs {sorted(got)}, the program has {sorted(wanted)}",
                 code="wrong_outputs",
             )
     return receipt

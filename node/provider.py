@@ -92,6 +92,11 @@ class Provider:
         """How many units were handed over and have not ended."""
         return sum(len(c.running) for c in self._conversations.values())
 
+    async def idle(self) -> None:
+        """Wait until no unit runs."""
+        while running := [r for c in self._conversations.values() for r in c.running.values()]:
+            await running[0].ended.wait()
+
     async def answer(
         self, peer: PeerId, message: Call | AwardOffer | UnitRequest | Cancel | Release
     ) -> Refusal | UnitResult | Lease | Done | bidding.Bid:
@@ -160,9 +165,7 @@ class Provider:
         log.info("leased", requester=side.requester, award=side.award_id)
         return lease
 
-    async def _unit(
-        self, conversation: _Conversation, effect: object
-    ) -> UnitResult | Refusal:
+    async def _unit(self, conversation: _Conversation, effect: object) -> UnitResult | Refusal:
         match effect:
             case Answer(message):
                 return message

@@ -12,12 +12,12 @@ from typing import NewType
 
 import msgspec
 
-from shoal.compute.devices import Device
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
+from shoal.protocol.statements import DeviceOffer
 
 JobId = NewType("JobId", str)
-"""26 characters: a timestamp and randomness, so that ids sort by age."""
+"""27 hexadecimal digits: a time and randomness, so that ids sort by age."""
 
 SCHEMA_VERSION = 1
 """Of every JSON body that the local API and ``--json`` give; grows when a field changes."""
@@ -147,7 +147,7 @@ class PeerView(msgspec.Struct, frozen=True):
     linked: bool
     allowed: bool
     rtt_s: float | None
-    devices: tuple[Device, ...]
+    devices: tuple[DeviceOffer, ...]
     numeric_classes: tuple[str, ...]
     advert_age_s: float
     advert_expires_in_s: float
