@@ -7,6 +7,7 @@ within bounds, streams bytes in and out, and turns every `ShoalError` into JSON:
 - `facade`: what a daemon must be able to do to stand behind this API;
 - `app`: the routes;
 - `bodies`: bodies of requests, npy and safetensors as tensors, both ways;
+- `events`: a job's changes as they happen;
 - `answers`: JSON bodies, errors and their HTTP statuses;
 - `server`: the socket and the HTTP server on it.
 """

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from shoal.crypto.content import BlobId, check_blob_id
 from shoal.crypto.errors import ShoalError
-from shoal.node.api.answers import answer, confess, encode, refuse, refuse_route
+from shoal.node.api.answers import answer, confess, refuse, refuse_route
 from shoal.node.api.bodies import (
     BodyReader,
     npy_of,
@@ -23,8 +23,9 @@ from shoal.node.api.bodies import (
     store_npy,
     store_safetensors,
 )
+from shoal.node.api.events import JobEvents, cancel_when_gone
 from shoal.node.errors import JobError, RequestError
-from shoal.node.records import Job, JobId, JobSpec, UnitState
+from shoal.node.records import JobId, JobSpec, UnitState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
@@ -47,9 +48,6 @@ UNITS_PER_ANSWER_LIMIT = 1000
 JOBS_PER_ANSWER_LIMIT = 1000
 WAIT_LIMIT_S = 3600.0
 """How long one request may wait for a job; a client may ask again."""
-
-_EVENT_INTERVAL_S = 0.1
-"""Changes of a job that come closer together are told as one."""
 
 _Body = TypeVar("_Body")
 
@@ -171,7 +169,7 @@ class _Api:
         timeout_s = _seconds(request, "timeout_s", 30.0)
         job = await self._daemon.job(_job_id(request))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
+            nursery.start_soon(cancel_when_gone, request.receive, nursery.cancel_scope)
             with trio.move_on_after(timeout_s):
                 async with self._daemon.watch(job.id) as changes:
                     async for job in changes:
@@ -182,7 +180,7 @@ class _Api:
 
     async def events(self, request: Request) -> Response:
         job = await self._daemon.job(_job_id(request))
-        return StreamingResponse(self._lines(job.id), media_type="application/x-ndjson")
+        return JobEvents(self._daemon, job.id)
 
     async def output(self, request: Request) -> Response:
         job_id, name = _job_id(request), request.path_params["name"]
@@ -231,31 +229,6 @@ class _Api:
                     f"there is no tensor format {other[:40]!r}", hint="npy or safetensors"
                 )
         return _stream(request, *await opened, media_type=kind)
-
-    async def _lines(self, job_id: JobId) -> AsyncIterator[bytes]:
-        """A line for the job at once and for what it has become since, until final."""
-        last: Job | None = None
-        async with self._daemon.watch(job_id) as changes:
-            while last is None or not last.state.final:
-                try:
-                    last = await changes.receive()
-                    while True:  # of several waiting changes only the newest matters
-                        last = changes.receive_nowait()
-                except trio.WouldBlock:
-                    yield encode({"job": last}) + b"\n"
-                    await trio.sleep(0 if last and last.state.final else _EVENT_INTERVAL_S)
-                except trio.EndOfChannel:
-                    break
-        now = await self._daemon.job(job_id)
-        if now != last:
-            yield encode({"job": now}) + b"\n"
-
-
-async def _cancel_when_gone(request: Request, scope: trio.CancelScope) -> None:
-    """End the waiting for a client that went away."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass  # what is left of the request's body
-    scope.cancel()
 
 
 async def _non_empty(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

@@ -208,12 +208,22 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
     )
 
 
-class _Connection(trio.SocketStream):
-    """A client's connection, given up when the client stops reading."""
+class _Connection:
+    """A client's connection, given up when the client stops reading.
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+    What hypercorn uses of a Trio stream and no more.
+    """
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.socket = stream.socket
+        self.receive_some = stream.receive_some
+        self.send_eof = stream.send_eof
+        self.aclose = stream.aclose
+        self._send_all = stream.send_all
+
+    async def send_all(self, data: bytes) -> None:
         with trio.move_on_after(SEND_LIMIT_S) as limit:
-            await super().send_all(data)
+            await self._send_all(data)
         if limit.cancelled_caught:
             await self.aclose()
             raise trio.BrokenResourceError("the client stopped reading")
@@ -228,15 +238,14 @@ async def _serve_connection(
     if len(open_now) >= CONNECTIONS_LIMIT:
         await stream.aclose()
         return
-    connection = _Connection(stream.socket)
-    open_now.add(connection)
+    open_now.add(stream)
     try:
         server = TCPServer(
             app,
             settings,
             WorkerContext(None),
             ConnectionState({}),
-            connection,  # type: ignore[arg-type]  # it takes any stream without TLS
+            _Connection(stream),  # type: ignore[arg-type]  # what it uses of one
         )
         await server.run()
     except Exception:  # noqa: BLE001
@@ -244,7 +253,7 @@ async def _serve_connection(
         # HTTP libraries ends this connection and never the daemon.
         _log.exception("a connection to the local API failed")
     finally:
-        open_now.discard(connection)
+        open_now.discard(stream)
         stream.socket.close()
 
 

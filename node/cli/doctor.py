@@ -198,7 +198,7 @@ def _executors_here() -> tuple[str, ...]:
     async def probe() -> tuple[str, ...]:
         with trio.fail_after(_PROBE_LIMIT_S):
             async with open_worker(threads=1) as worker:
-                return ((await worker.probe()).executor,)
+                return ((await worker.probe()).runtime,)
 
     return trio.run(probe)
 
