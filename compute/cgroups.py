@@ -54,8 +54,9 @@ def _directories(root: Path) -> Iterator[Path]:
     """The directories of this process's groups, innermost first, for each controller."""
     mount = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and not {"memory", "cpu"} & set(controllers.split(",")):
+        _, _, entry = line.partition(":")
+        controllers, colon, path = entry.partition(":")
+        if not colon or controllers and not {"memory", "cpu"} & set(controllers.split(",")):
             continue
         base = mount / controllers if controllers else mount
         # Inside a container the path may be the host's, and only the base is there.

@@ -236,6 +236,7 @@ def _strip_graph(graph: GraphProto) -> None:
 def _strip_node(node: NodeProto) -> None:
     for field in ("doc_string", "metadata_props", "device_configurations"):
         node.ClearField(field)
+    node.name = node.name or next(iter(node.output), "")  # errors name their node
     for attribute in node.attribute:
         attribute.ClearField("doc_string")
     _replace(node.attribute, sorted(node.attribute, key=lambda attribute: attribute.name))

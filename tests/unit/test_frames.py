@@ -1,0 +1,75 @@
+import msgspec
+import pytest
+
+from shoal.compute import frames
+from shoal.compute.executors.base import Evidence, NumericClass, Probe
+from shoal.compute.frames import FrameError
+
+LIMITS = frames.UnitLimits(1.0, 2, 3)
+PROBE = Probe("runtime 1.0", NumericClass.FP32, Evidence.EXECUTED)
+
+
+def head_of(message, attachments=()):
+    field, head, *rest = frames.encode(message, attachments)
+    assert frames.head_size(field) == len(head)
+    assert rest == list(attachments)
+    return head
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        frames.Start(2, 3),
+        frames.Convert(LIMITS),
+        frames.Prepare("p", ("a", "b"), LIMITS),
+        frames.Run("p", ("x",), LIMITS),
+    ],
+)
+def test_every_request_comes_back_with_its_attachments_sizes(request_):
+    head = head_of(request_, [b"12", b"", memoryview(b"345")])
+    assert frames.decode_request(head) == (request_, (2, 0, 3))
+    with pytest.raises(FrameError):
+        frames.decode_answer(head)
+
+
+@pytest.mark.parametrize(
+    ("answer", "attachments"),
+    [
+        (frames.Started(PROBE), []),
+        (frames.Converted("p", ("a",)), [b"1"]),
+        (frames.Prepared(("p",)), []),
+        (frames.Ran(("y", "z"), 0.5), [b"1", b"2"]),
+        (frames.Failed(True, "code", "message", "hint", "node", "operator"), []),
+    ],
+)
+def test_every_answer_comes_back(answer, attachments):
+    sizes = tuple(map(len, attachments))
+    assert frames.decode_answer(head_of(answer, attachments)) == (answer, sizes)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"\xc1",
+        b"\xdd\xff\xff\xff\xff",
+        b"\x91" * 100_000,
+        head_of(frames.Start(1, 2)),
+        head_of(frames.Ran(("y",), 0.5)),
+        head_of(frames.Ran(("y", "y"), 0.5), [b"1", b"2"]),
+        head_of(frames.Failed(True, "c" * 5000, "", "", "", "")),
+        msgspec.msgpack.encode(({"type": "prepared", "held": [], "more": 1}, [])),
+        msgspec.msgpack.encode(({"type": "prepared", "held": []}, [-1])),
+        msgspec.msgpack.encode(({"type": "prepared", "held": []}, [1 << 60])),
+        msgspec.msgpack.encode(({"type": "prepared", "held": []}, [0] * 30_000)),
+        msgspec.msgpack.encode(({"type": "nothing"}, [])),
+    ],
+)
+def test_what_is_no_answer_is_named_so(head):
+    with pytest.raises(FrameError):
+        frames.decode_answer(head)
+
+
+def test_a_head_over_its_limit_is_refused_before_it_is_read():
+    with pytest.raises(FrameError):
+        frames.head_size(b"\xff\xff\xff\xff")
