@@ -141,19 +141,18 @@ async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
     """The manifest of a program whose blobs are all held.
 
     Raises:
-        ProgramError: ``program_incomplete``, naming a blob that is missing.
+        StoreError: ``blob_missing`` where the manifest is not held, ``blobs_missing``
+            where others are not, naming them.
+        ProgramError: The blob is no manifest.
     """
-    wanted = [program]
-    if store.holds(program):
-        manifest = manifests.decode(await store.get_bytes(program))
-        wanted += program_blobs(manifest)
-    for blob_id in wanted:
-        if not store.holds(blob_id):
-            raise ProgramError(
-                f"blob {blob_id} of program {program[:16]}… is not held",
-                code="program_incomplete",
-                hint="upload the program's blobs first; `shoal run MODEL.onnx` does it",
-            )
+    manifest = manifests.decode(await store.get_bytes(program))
+    missing = [blob_id for blob_id in program_blobs(manifest) if not store.holds(blob_id)]
+    if missing:
+        raise StoreError(
+            f"of program {program[:16]}… these blobs are not held: {', '.join(missing[:8])}",
+            code="blobs_missing",
+            hint="upload them first; `shoal run MODEL.onnx` does it",
+        )
     return manifest
 
 

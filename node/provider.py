@@ -20,6 +20,7 @@ from shoal.compute.errors import ProgramError
 from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 from shoal.node import bidding, pipeline
+from shoal.node.errors import StoreError
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import (
     AwardOffer,
@@ -153,7 +154,7 @@ class Provider:
         store = self._house.store
         try:
             manifest = await pipeline.program_of(store, BlobId(call.program))
-        except ProgramError:
+        except (ProgramError, StoreError):
             return 0
         return sum(store.size_bytes(blob_id) for blob_id in pipeline.program_blobs(manifest))
 
