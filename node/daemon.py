@@ -29,7 +29,7 @@ from shoal.node.addresses import parse_peer_address
 from shoal.node.api import claim_socket, make_app
 from shoal.node.api.server import serve_on
 from shoal.node.bidding import Terms
-from shoal.node.blob_transfer import Rights, serve_blob
+from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, serve_blob
 from shoal.node.blobs import open_store
 from shoal.node.control import open_control
 from shoal.node.explain import explain
@@ -47,7 +47,6 @@ from shoal.node.network import open_network
 from shoal.node.provider import Provider, open_provider
 from shoal.node.records import PeerView, Status
 from shoal.node.state import open_state
-from shoal.protocol.blob_messages import BLOB_PROTOCOL
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
     Adverts,

@@ -26,9 +26,8 @@ from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import bidding
-from shoal.node.blob_transfer import Rights, fetch_blob
+from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
 from shoal.node.records import Job, JobId, JobSpec, JobState, Unit, UnitState
-from shoal.protocol.blob_messages import BLOB_PROTOCOL
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES, PROTOCOL_MAJOR, PROTOCOL_MINOR
