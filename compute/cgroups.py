@@ -56,7 +56,7 @@ def _directories(root: Path) -> Iterator[Path]:
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, entry = line.partition(":")
         controllers, colon, path = entry.partition(":")
-        if not colon or controllers and not {"memory", "cpu"} & set(controllers.split(",")):
+        if not colon or (controllers and not {"memory", "cpu"} & set(controllers.split(","))):
             continue
         base = mount / controllers if controllers else mount
         # Inside a container the path may be the host's, and only the base is there.

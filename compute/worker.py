@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 HELD_PROGRAMS_LIMIT: Final = 8
 """How many programs stay prepared; each has threads and scratch memory of its own."""
 
+_OVERHEAD_BYTES: Final = 64 << 20
+"""What threads and sessions take whatever the program; ONNX Runtime hangs with no room at all."""
+
 _OPEN_FILES_LIMIT: Final = 64
 _NICENESS: Final = 5  # the daemon's heartbeat comes before any unit
 _PR_SET_PDEATHSIG: Final = 1
@@ -78,7 +81,7 @@ class Worker:
         with self._within(request.limits):
             program = convert(model)
         blobs = list(program.blobs.values())
-        _check_output_size(blobs, request.limits)
+        _check_output_size(sum(map(len, blobs)), request.limits)
         return frames.Converted(program.program_id, tuple(program.blobs)), blobs
 
     def prepare(self, request: frames.Prepare, attachments: list[Buffer]) -> frames.Prepared:
@@ -108,9 +111,9 @@ class Worker:
                 {name: spec_of_array(array) for name, array in arrays.items()},
             )
             results = self._executor.run(held.prepared, arrays)
-            _check_output_size([array.data for array in results.values()], request.limits)
+            _check_output_size(sum(array.nbytes for array in results.values()), request.limits)
             outputs = {name: to_blob(array) for name, array in results.items()}
-        _check_output_size(list(outputs.values()), request.limits)
+        _check_output_size(sum(map(len, outputs.values())), request.limits)
         compute_s = time.perf_counter() - started
         return frames.Ran(tuple(outputs), compute_s), list(outputs.values())
 
@@ -132,7 +135,7 @@ class Worker:
         timer = threading.Timer(limits.time_s, self._executor.terminate)
         timer.daemon = True
         timer.start()
-        _limit_address_space(_mapped_bytes() + limits.memory_bytes)
+        _limit_address_space(_mapped_bytes() + _OVERHEAD_BYTES + limits.memory_bytes)
         try:
             yield
         except MemoryError:
@@ -166,10 +169,7 @@ def _over_time(limits: frames.UnitLimits) -> ComputeError:
     )
 
 
-def _check_output_size(
-    outputs: list[Buffer] | list[bytes] | list[memoryview], limits: frames.UnitLimits
-) -> None:
-    size_bytes = sum(memoryview(output).nbytes for output in outputs)
+def _check_output_size(size_bytes: int, limits: frames.UnitLimits) -> None:
     if size_bytes > limits.output_bytes:
         raise ComputeError(
             f"the outputs take {size_bytes} bytes, and the limit is {limits.output_bytes}",

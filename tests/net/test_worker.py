@@ -37,6 +37,10 @@ ENDLESS = program_of(
             d = Identity(c) w = Neg(v) }> ("", t, x) }"""
 )
 HUGE = program_of("g (int64[1] size) => (float[n] y) { y = ConstantOfShape(size) }")
+HUGE_CONSTANT = program_of(
+    """g (int64[1] size) => (float[n] y) {
+        s = Constant<value = int64[1] {17179869184}>() y = ConstantOfShape(s) }"""
+)
 
 
 async def run(worker, program, inputs, limits=LIMITS):
@@ -127,10 +131,12 @@ async def test_an_endless_loop_ends_at_its_time_limit(worker):
     await check_that_the_next_unit_runs(worker)
 
 
-async def test_64_gb_meet_the_memory_limit_and_name_the_operator(worker):
+@pytest.mark.parametrize("program", [HUGE, HUGE_CONSTANT])
+@pytest.mark.parametrize("memory_bytes", [0, 1 << 30])
+async def test_64_gb_meet_the_memory_limit_and_name_the_operator(worker, program, memory_bytes):
     size = to_blob(np.array([1 << 34]))
     with pytest.raises(ComputeError) as ended:
-        await run(worker, HUGE, {"size": size})
+        await run(worker, program, {"size": size}, UnitLimits(20.0, memory_bytes, 1 << 20))
     assert (ended.value.code, ended.value.operator) == ("memory_limit", "ConstantOfShape")
     await check_that_the_next_unit_runs(worker)
 
