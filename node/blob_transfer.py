@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+BLOB_PROTOCOL = "/shoal/blob/1"
+
 ANSWER_TIME_LIMIT_S = 60.0
 """For a request to come after the stream, and for its answer with the chunk list."""
 
@@ -132,12 +134,11 @@ async def _serve(stream: ByteStream, store: BlobStore, rights: Rights) -> None:
     with _within(ANSWER_TIME_LIMIT_S, stream.remote):
         request = await receive_frame(stream, BlobRequest, MESSAGE_LIMIT_BYTES)
     blob_id = BlobId(request.blob)
-    why_not = _why_not(stream.remote, blob_id, store, rights)
-    if why_not is not None:
-        await send_frame(stream, BlobRefused(reason=why_not), MESSAGE_LIMIT_BYTES)
-        return
     with store.kept(blob_id):
-        chunks = await store.chunk_list(blob_id)
+        chunks = await _look_up(stream.remote, blob_id, store, rights)
+        if isinstance(chunks, WhyNot):
+            await send_frame(stream, BlobRefused(reason=chunks), MESSAGE_LIMIT_BYTES)
+            return
         listed = chunks.encode()
         await send_frame(stream, BlobFound(list_bytes=len(listed)), MESSAGE_LIMIT_BYTES)
         with _within(ANSWER_TIME_LIMIT_S, stream.remote):
@@ -182,13 +183,17 @@ async def _receive_list(stream: ByteStream, blob_id: BlobId) -> ChunkList:
         raise _not_the_blob(stream.remote, error) from None
 
 
-def _why_not(peer: PeerId, blob_id: BlobId, store: BlobStore, rights: Rights) -> WhyNot | None:
+async def _look_up(
+    peer: PeerId, blob_id: BlobId, store: BlobStore, rights: Rights
+) -> ChunkList | WhyNot:
     """Decide on a request: whoever has no right does not learn what is held."""
     if not rights.allows(peer, blob_id):
         return WhyNot.NO_RIGHT
-    if not store.holds(blob_id):
+    try:
+        return await store.chunk_list(blob_id)
+    except StoreError as error:  # missing, or found damaged just now
+        log.info("a blob that a peer may have is not here", peer=peer, error=error.message)
         return WhyNot.NOT_HELD
-    return None
 
 
 _SAID = {

@@ -207,6 +207,7 @@ class BlobStore:
         """
         offset = index * CHUNK_SIZE_BYTES
         size_bytes = min(CHUNK_SIZE_BYTES, self.size_bytes(blob_id) - offset)
+        assert size_bytes >= 0
         return await self._read(
             blob_id, lambda: self._shelf.files.read(blob_id, offset, size_bytes), size_bytes
         )

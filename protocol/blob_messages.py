@@ -1,4 +1,4 @@
-"""The words of a blob stream, ``/shoal/blob/1``: one request, one answer, then bytes.
+"""The words of a blob stream (`node.blob_transfer`): one request, one answer, then bytes.
 
 Whoever opens the stream wants one blob and says from which chunk on. The
 answer is a refusal, or the length of the chunk list; then follow the list as
@@ -17,8 +17,6 @@ from msgspec import Meta
 
 from shoal.crypto.content import CHUNK_SIZE_BYTES, DIGEST_SIZE_BYTES
 from shoal.protocol.limits import BLOB_LIMIT_BYTES, HexId
-
-BLOB_PROTOCOL = "/shoal/blob/1"
 
 CHUNKS_LIMIT = BLOB_LIMIT_BYTES // CHUNK_SIZE_BYTES
 """Chunks of the largest blob."""

@@ -1,0 +1,408 @@
+"""Blobs between two peers, one of whom may lie, dawdle, break off or have no right."""
+
+import os
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
+
+from shoal.crypto.content import CHUNK_SIZE_BYTES, blob_id_of, chunk_list_of
+from shoal.crypto.identity import generate
+from shoal.crypto.peer_id import PeerId
+from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob, serve_blob
+from shoal.node.blobs import open_store
+from shoal.node.errors import NetworkError, StoreError, StreamClosedError
+from shoal.node.frames import receive_frame, send_frame
+from shoal.node.network import open_network
+from shoal.protocol.blob_messages import BlobAnswer, BlobFound, BlobRequest
+from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.messages import Done
+
+MIB = CHUNK_SIZE_BYTES
+GIVER, TAKER = PeerId("giver"), PeerId("taker")
+
+
+class Pipe:
+    """A `ByteStream` over one of trio's memory streams."""
+
+    def __init__(self, remote, stream):
+        self.remote = remote
+        self._stream = stream
+
+    async def receive_exactly(self, count):
+        received = bytearray()
+        while len(received) < count:
+            try:
+                some = await self._stream.receive_some(count - len(received))
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise NetworkError("the stream broke") from error
+            if not some:
+                raise NetworkError("cut") if received else StreamClosedError("closed")
+            received += some
+        return bytes(received)
+
+    async def send_all(self, data):
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise NetworkError("the stream broke") from error
+
+    async def aclose(self):
+        self.ended = "closed"
+        await self._stream.send_eof()
+
+    async def reset(self):
+        self.ended = "reset"
+        await trio.aclose_forcefully(self._stream)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, kind, error, traceback):
+        await (self.aclose() if error is None else self.reset())
+
+
+class Giver:
+    """Serves each stream that is opened, by `serve_blob` or by a lie given as ``serve``."""
+
+    def __init__(self, nursery, serve, pair=memory_stream_pair):
+        self.opened = []
+        self._nursery = nursery
+        self._serve = serve
+        self._pair = pair
+
+    async def open_stream(self):
+        await trio.lowlevel.checkpoint()
+        ours, theirs = self._pair()
+        self.opened.append(Pipe(GIVER, ours))
+        self._nursery.start_soon(self._guarded, Pipe(TAKER, theirs))
+        return self.opened[-1]
+
+    async def _guarded(self, stream):
+        try:
+            async with stream:
+                await self._serve(stream)
+        except NetworkError:
+            pass
+
+
+@pytest.fixture
+async def stores(tmp_path):
+    """A store that gives and one that takes."""
+    async with (
+        open_store(tmp_path / "giver", 1 << 30) as giving,
+        open_store(tmp_path / "taker", 16 * MIB) as taking,
+    ):
+        yield giving, taking
+
+
+@pytest.fixture
+def rights():
+    return Rights()
+
+
+@asynccontextmanager
+async def giver(serve, **kwargs):
+    async with trio.open_nursery() as nursery:
+        yield Giver(nursery, serve, **kwargs)
+        nursery.cancel_scope.cancel()
+
+
+def honest(stores, rights, blob_id):
+    rights.grant("a lease", TAKER, [blob_id])
+    return partial(serve_blob, store=stores[0], rights=rights)
+
+
+def sends(data, *, chunks=None, until=None, wrong_chunk=None):
+    """Serve ``data``, by another list, up to a byte, or with a wrong chunk."""
+    chunks = chunks or chunk_list_of(data)
+
+    async def serve(stream):
+        request = await receive_frame(stream, BlobRequest)
+        listed = chunks.encode()
+        await send_frame(stream, BlobFound(list_bytes=len(listed)))
+        await stream.send_all(listed)
+        body = bytearray(data)
+        if wrong_chunk is not None:
+            body[wrong_chunk * MIB + 5] ^= 1
+        await stream.send_all(bytes(body[request.first_chunk * MIB : until]))
+
+    return serve
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB, 3 * MIB + 1])
+@pytest.mark.parametrize("pair", [memory_stream_pair, lockstep_stream_pair])
+async def test_a_blob_arrives_whole(stores, rights, size, pair):
+    giving, taking = stores
+    data = os.urandom(size)
+    blob_id = await giving.put_bytes(data)
+    async with giver(honest(stores, rights, blob_id), pair=pair) as peer:
+        await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=10 * MIB)
+        assert await taking.get_bytes(blob_id) == data
+        assert peer.opened[0].ended == "closed"
+        await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=10 * MIB)
+        assert len(peer.opened) == 1  # held already
+
+
+async def test_nobody_without_a_right_learns_whether_a_blob_is_held(stores, rights):
+    giving, taking = stores
+    held = await giving.put_bytes(b"private")
+    for blob_id in (held, blob_id_of(b"not held")):
+        async with giver(partial(serve_blob, store=giving, rights=rights)) as peer:
+            with pytest.raises(NetworkError, match="no right") as caught:
+                await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=MIB)
+        assert caught.value.code == "no_right"
+
+
+async def test_a_blob_that_is_gone_is_refused_as_not_held(stores, rights):
+    giving, taking = stores
+    data = os.urandom(100)
+    blob_id = await giving.put_bytes(data)
+    serve = honest(stores, rights, blob_id)
+    path = next(p for p in giving._shelf.files.directory.rglob(blob_id))
+    path.write_bytes(b"damaged")
+    for _ in ("found damaged", "not held any more"):
+        async with giver(serve) as peer:
+            with pytest.raises(NetworkError) as caught:
+                await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=MIB)
+        assert caught.value.code == "not_held"
+
+
+async def test_a_wrong_byte_names_the_peer_and_what_came_before_it_is_kept(stores, rights):
+    giving, taking = stores
+    data = os.urandom(4 * MIB)
+    blob_id = await giving.put_bytes(data)
+    async with giver(sends(data, wrong_chunk=2)) as liar:
+        with pytest.raises(RemoteProtocolError, match=GIVER) as caught:
+            await fetch_blob(liar.open_stream, blob_id, taking, limit_bytes=10 * MIB)
+        assert caught.value.code == "bad_chunk"
+        assert liar.opened[0].ended == "reset"
+    assert not taking.holds(blob_id)
+    async with taking.receive(blob_id) as reception:
+        assert reception.missing_chunks() == [2, 3]
+    async with giver(honest(stores, rights, blob_id)) as peer:
+        await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=10 * MIB)
+    assert await taking.get_bytes(blob_id) == data
+
+
+async def test_a_broken_transfer_resumes_at_its_first_missing_chunk_after_a_restart(
+    stores, tmp_path
+):
+    data = os.urandom(4 * MIB)
+    blob_id = blob_id_of(data)
+    asked_from = []
+
+    async def serve(stream):
+        request = await receive_frame(stream, BlobRequest)
+        asked_from.append(request.first_chunk)
+        listed = chunk_list_of(data).encode()
+        await send_frame(stream, BlobFound(list_bytes=len(listed)))
+        await stream.send_all(listed)
+        end = 2 * MIB + 99 if len(asked_from) == 1 else None
+        await stream.send_all(data[request.first_chunk * MIB : end])
+
+    async with giver(serve) as peer:
+        async with open_store(tmp_path / "third", 16 * MIB) as store:
+            with pytest.raises(NetworkError):
+                await fetch_blob(peer.open_stream, blob_id, store, limit_bytes=10 * MIB)
+        async with open_store(tmp_path / "third", 16 * MIB) as store:
+            await fetch_blob(peer.open_stream, blob_id, store, limit_bytes=10 * MIB)
+            assert await store.get_bytes(blob_id) == data
+    assert asked_from == [0, 2]
+
+
+async def test_a_list_that_is_not_the_blobs_is_refused_before_any_byte_is_kept(stores):
+    data = os.urandom(2 * MIB)
+    async with giver(sends(data, chunks=chunk_list_of(b"another"))) as liar:
+        with pytest.raises(RemoteProtocolError, match=GIVER) as caught:
+            await fetch_blob(
+                liar.open_stream, blob_id_of(data), stores[1], limit_bytes=10 * MIB
+            )
+    assert caught.value.code == "bad_chunk_list"
+    assert stores[1].used_bytes == 0
+
+
+async def test_a_blob_over_the_limit_or_the_quota_is_refused_from_its_list(stores, rights):
+    giving, taking = stores
+    blob_id = await giving.put_bytes(bytes(20 * MIB))
+    async with giver(honest(stores, rights, blob_id), pair=lockstep_stream_pair) as peer:
+        for limit_bytes, code in ((19 * MIB, "blob_too_large"), (64 * MIB, "quota_exceeded")):
+            with pytest.raises(StoreError) as caught:
+                await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=limit_bytes)
+            assert caught.value.code == code
+            assert peer.opened[-1].ended == "reset"
+    assert taking.used_bytes == 0
+
+
+async def test_two_who_want_one_blob_share_one_transfer(stores, rights):
+    giving, taking = stores
+    blob_id = await giving.put_bytes(os.urandom(3 * MIB))
+    async with giver(honest(stores, rights, blob_id), pair=lockstep_stream_pair) as peer:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(
+                    partial(fetch_blob, peer.open_stream, blob_id, taking, limit_bytes=8 * MIB)
+                )
+        assert taking.holds(blob_id)
+        assert len(peer.opened) == 1
+
+
+async def test_when_the_first_of_two_is_cancelled_the_second_goes_on_where_it_was(
+    stores, rights
+):
+    data = os.urandom(3 * MIB)
+    blob_id = await stores[0].put_bytes(data)
+    came, asked_from = trio.Event(), []
+
+    async def stalls(stream):
+        await sends(data, until=MIB + 1)(stream)
+        came.set()
+        await trio.sleep_forever()
+
+    async def notes_where(stream):
+        request = await receive_frame(stream, BlobRequest)
+        asked_from.append(request.first_chunk)
+        listed = chunk_list_of(data).encode()
+        await send_frame(stream, BlobFound(list_bytes=len(listed)))
+        await stream.send_all(listed + data[request.first_chunk * MIB :])
+
+    async def first(task_status):
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            await fetch_blob(slow.open_stream, blob_id, stores[1], limit_bytes=8 * MIB)
+
+    async with (
+        giver(stalls, pair=lockstep_stream_pair) as slow,
+        giver(notes_where) as peer,
+        trio.open_nursery() as nursery,
+    ):
+        scope = await nursery.start(first)
+        await came.wait()
+        nursery.start_soon(
+            partial(fetch_blob, peer.open_stream, blob_id, stores[1], limit_bytes=8 * MIB)
+        )
+        await wait_all_tasks_blocked()
+        assert not peer.opened
+        scope.cancel()
+    assert await stores[1].get_bytes(blob_id) == data
+    assert asked_from == [1]
+
+
+async def test_a_peer_that_sends_a_byte_a_second_is_cut(stores, mock_clock):
+    mock_clock.rate = 500.0
+    data = os.urandom(MIB)
+
+    async def dribbles(stream):
+        await sends(data, until=0)(stream)
+        for byte in data:
+            await trio.sleep(1)
+            await stream.send_all(bytes([byte]))
+
+    async with giver(dribbles) as peer:
+        with pytest.raises(NetworkError) as caught:
+            await fetch_blob(peer.open_stream, blob_id_of(data), stores[1], limit_bytes=8 * MIB)
+        assert peer.opened[0].ended == "reset"
+    assert caught.value.code == "too_slow"
+    assert stores[1].used_bytes == 0
+
+
+@pytest.mark.parametrize("first_words", ["none", "a request"])
+async def test_a_peer_that_asks_nothing_or_takes_nothing_is_cut(
+    stores, rights, mock_clock, first_words
+):
+    mock_clock.rate = 500.0
+    blob_id = await stores[0].put_bytes(os.urandom(MIB))
+    serve = honest(stores, rights, blob_id)
+    ours, theirs = lockstep_stream_pair()
+
+    async def silent():
+        stream = Pipe(GIVER, ours)
+        if first_words != "none":
+            await send_frame(stream, BlobRequest(blob=blob_id))
+            await receive_frame(stream, BlobAnswer)
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(silent)
+        with pytest.raises(NetworkError) as caught:
+            await serve(Pipe(TAKER, theirs))
+        assert caught.value.code == "too_slow"
+        nursery.cancel_scope.cancel()
+    await stores[0].put_bytes(bytes(2 * MIB))
+    assert not stores[0]._shelf.index._pins  # the blob is not kept for it
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"\xff" * 64, b"\0\0\0\x05hello", b"\0\0\0\0"],
+    ids=["over the limit", "not msgpack", "empty"],
+)
+async def test_nonsense_resets_the_stream_and_harms_nothing(stores, rights, nonsense):
+    ours, theirs = memory_stream_pair()
+    await Pipe(GIVER, ours).send_all(nonsense)
+    stream = Pipe(TAKER, theirs)
+    await serve_blob(stream, stores[0], rights)
+    assert stream.ended == "reset"
+
+    async def answers(stream):
+        await receive_frame(stream, BlobRequest)
+        await stream.send_all(nonsense)
+
+    async with giver(answers) as peer:
+        with pytest.raises(RemoteProtocolError, match=r"message|msgpack"):
+            await fetch_blob(peer.open_stream, blob_id_of(b""), stores[1], limit_bytes=MIB)
+        assert peer.opened[0].ended == "reset"
+
+
+async def test_a_message_of_another_protocol_is_no_answer(stores):
+    async def answers(stream):
+        await receive_frame(stream, BlobRequest)
+        await send_frame(stream, Done())
+
+    async with giver(answers) as peer:
+        with pytest.raises(RemoteProtocolError):
+            await fetch_blob(peer.open_stream, blob_id_of(b""), stores[1], limit_bytes=MIB)
+
+
+async def test_a_blob_crosses_a_real_network_and_one_that_is_cut_resumes(stores, rights):
+    giving, taking = stores
+    data = os.urandom(6 * MIB + 1)
+    blob_id = await giving.put_bytes(data)
+    listen = ["/ip4/127.0.0.1/tcp/0"]
+    async with (
+        open_network(generate(), listen) as anna,
+        open_network(generate(), listen) as bert,
+    ):
+        rights.grant("a lease", bert.peer_id, [blob_id])
+        cut = trio.Event()
+
+        async def serve(stream):
+            if not cut.is_set():
+                cut.set()
+                await sends(data, until=3 * MIB)(stream)
+            else:
+                await serve_blob(stream, giving, rights)
+
+        anna.handle(BLOB_PROTOCOL, serve)
+        await bert.connect(anna.peer_id, anna.addresses(), 10)
+        fetch = partial(
+            fetch_blob,
+            partial(bert.open_stream, anna.peer_id, BLOB_PROTOCOL, 10),
+            blob_id,
+            taking,
+            limit_bytes=10 * MIB,
+        )
+        with pytest.raises(NetworkError):
+            await fetch()
+        await fetch()
+        assert await taking.get_bytes(blob_id) == data
+        rights.withdraw("a lease")
+        with pytest.raises(NetworkError, match="no right"):
+            await fetch_blob(
+                partial(bert.open_stream, anna.peer_id, BLOB_PROTOCOL, 10),
+                blob_id_of(b"other"),
+                taking,
+                limit_bytes=MIB,
+            )
