@@ -44,7 +44,7 @@ HELD_PROGRAMS_LIMIT: Final = 8
 """How many programs stay prepared; each has threads and scratch memory of its own."""
 
 _OVERHEAD_BYTES: Final = 64 << 20
-"""What threads and sessions take whatever the program; ONNX Runtime hangs with no room at all."""
+"""What threads and sessions take, whatever the program; with no room ONNX Runtime hangs."""
 
 _OPEN_FILES_LIMIT: Final = 64
 _NICENESS: Final = 5  # the daemon's heartbeat comes before any unit
