@@ -60,8 +60,10 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
         reason = (Reason.NOT_PROVIDING, "this node submits work and takes none")
     elif terms.draining:
         reason = (Reason.DRAINING, "this node is shutting down")
+    elif not terms.numeric_classes:
+        reason = (Reason.NO_DEVICE, "no executor of this node works, or none was probed yet")
     elif call.numeric_class not in terms.numeric_classes:
-        offered = ", ".join(terms.numeric_classes) or "none"
+        offered = ", ".join(terms.numeric_classes)
         reason = (Reason.CLASS_NOT_OFFERED, f"offered here: {offered}")
     elif call.memory_bytes > terms.memory_bytes:
         reason = (

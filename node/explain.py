@@ -46,6 +46,8 @@ NEXT_STEP = {
 }
 """For each refusal: what it says about the peer, and what would change it."""
 
+_REASONS = frozenset(reason.value for reason in Reason)
+
 
 def explain(job: Job, answers: Sequence[Answer], peers_known: int, leases: int) -> str:
     """One sentence for each cause, the newest answer of each peer counting."""
@@ -60,7 +62,7 @@ def explain(job: Job, answers: Sequence[Answer], peers_known: int, leases: int) 
         )
     latest = {answer.peer: answer for answer in sorted(answers, key=lambda a: a.at)}
     for peer, answer in latest.items():
-        if answer.verdict in Reason:
+        if answer.verdict in _REASONS:
             says, step = NEXT_STEP[Reason(answer.verdict)]
             detail = f" ({answer.detail})" if answer.detail else ""
             lines.append(f"{peer} {says}{detail}: {step}.")

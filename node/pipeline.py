@@ -27,6 +27,7 @@ from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import bidding
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
+from shoal.node.errors import StoreError
 from shoal.node.records import Job, JobId, JobSpec, JobState, Unit, UnitState
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError

@@ -1,0 +1,71 @@
+import msgspec
+import pytest
+
+from shoal.node.explain import NEXT_STEP, explain
+from shoal.node.records import Answer, Failure, Job, JobState, Policy
+from shoal.protocol.messages import Reason
+
+JOB = Job(
+    id="j",
+    policy=Policy.MAP,
+    program="a" * 64,
+    numeric_class="fp32",
+    label="",
+    state=JobState.RUNNING,
+    created_at=0.0,
+    ended_at=None,
+    units_total=10,
+    units_done=3,
+    units_failed=1,
+)
+
+
+def answer(verdict, at=1.0, peer="peer", detail=""):
+    return Answer("j", peer, at, verdict, detail)
+
+
+def test_every_reason_to_refuse_has_its_words_and_a_next_step():
+    assert set(NEXT_STEP) == set(Reason)
+    for says, step in NEXT_STEP.values():
+        assert says
+        assert step
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_a_refusal_is_told_with_its_peer_its_detail_and_what_would_change_it(reason):
+    text = explain(JOB, [answer(reason.value, detail="the detail")], 1, 0)
+    says, step = NEXT_STEP[reason]
+    for part in ("peer", says, step, "the detail"):
+        assert part in text
+
+
+def test_a_lonely_node_is_told_how_to_find_others():
+    assert "No other node is known" in explain(JOB, [], 0, 0)
+    assert "No other node is known" not in explain(JOB, [], 2, 0)
+
+
+def test_only_the_newest_answer_of_a_peer_counts():
+    text = explain(JOB, [answer("awarded", at=2.0), answer("busy", at=1.0)], 1, 1)
+    assert "busy" not in text
+
+
+def test_an_error_in_place_of_an_answer_is_told_with_its_words():
+    text = explain(JOB, [answer("no_answer", detail="peer gave no answer")], 1, 0)
+    assert "peer gave no answer" in text
+
+
+def test_progress_is_told_first():
+    assert explain(JOB, [], 1, 2).startswith("4 of 10 units have ended, 2 leases are held.")
+
+
+@pytest.mark.parametrize(
+    ("state", "failure", "words"),
+    [
+        (JobState.DONE, None, "done: 3 units"),
+        (JobState.CANCELLED, None, "cancelled"),
+        (JobState.FAILED, Failure("code", "the reason"), "1 of 10 units: the reason"),
+    ],
+)
+def test_a_job_that_has_ended_says_how(state, failure, words):
+    job = msgspec.structs.replace(JOB, state=state, failure=failure)
+    assert words in explain(job, [answer("busy")], 0, 0)

@@ -1,0 +1,73 @@
+from shoal.node.unit_board import ERRORS_LIMIT, LOSSES_LIMIT, UnitBoard
+
+
+def test_units_are_taken_in_order_and_each_once():
+    board = UnitBoard.of(range(3))
+    assert [board.take("a"), board.take("b"), board.take("a"), board.take("a")] == [
+        0,
+        1,
+        2,
+        None,
+    ]
+
+
+def test_a_board_is_finished_when_every_unit_has_ended():
+    board = UnitBoard.of(range(2))
+    for index in (board.take("a"), board.take("a")):
+        assert not board.finished
+        assert board.done(index)
+    assert board.finished
+
+
+def test_a_unit_ends_once():
+    board = UnitBoard.of([0])
+    board.take("a")
+    assert board.done(0)
+    assert not board.done(0)
+    assert not board.failed(0, "a", others=5)
+    assert not board.lost(0)
+    assert board.waiting == 0
+
+
+def test_a_lost_unit_is_the_next_to_be_taken():
+    board = UnitBoard.of(range(3))
+    board.take("a")
+    assert not board.lost(0)
+    assert board.take("b") == 0
+
+
+def test_a_unit_is_not_given_again_to_who_called_it_an_error():
+    board = UnitBoard.of([0])
+    board.take("a")
+    assert not board.failed(0, "a", others=1)
+    assert board.take("a") is None
+    assert not board.takeable("a")
+    assert board.takeable("b")
+    assert board.take("b") == 0
+
+
+def test_a_unit_fails_after_enough_providers_called_it_an_error():
+    board = UnitBoard.of([0])
+    verdicts = []
+    for k in range(ERRORS_LIMIT):
+        board.take(f"peer{k}")
+        verdicts.append(board.failed(0, f"peer{k}", others=9))
+    assert verdicts == [False] * (ERRORS_LIMIT - 1) + [True]
+    assert board.finished
+
+
+def test_a_unit_fails_at_once_where_nobody_else_could_try_it():
+    board = UnitBoard.of([0])
+    board.take("a")
+    assert board.failed(0, "a", others=0)
+    assert board.finished
+
+
+def test_a_unit_that_takes_every_lease_with_it_fails_in_the_end():
+    board = UnitBoard.of([0])
+    verdicts = []
+    for _ in range(LOSSES_LIMIT):
+        assert board.take("a") == 0
+        verdicts.append(board.lost(0))
+    assert verdicts == [False] * (LOSSES_LIMIT - 1) + [True]
+    assert board.finished
