@@ -250,8 +250,8 @@ def _read_file(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             text = file.read(_FILE_LIMIT_BYTES).decode()
         values: dict[str, object] = tomllib.loads(text)
-    except FileNotFoundError:
-        return {}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}  # a home that is no directory is refused where it is opened
     except OSError as error:
         raise ConfigError(
             f"the settings file {path} cannot be read: {error.strerror}",

@@ -1,0 +1,449 @@
+"""The command line: exit codes, errors, help, and what works without a daemon."""
+
+import json
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+
+from shoal.crypto import identity
+from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.envelope import Statement
+from shoal.node.cli import main
+from shoal.node.cli.arrays import InputError, OutputFiles, read_inputs
+from shoal.node.cli.follow import DetachedError, follow
+from shoal.node.cli.output import duration_text, size_text
+from shoal.node.errors import ConfigError, JobFailedError, WaitTimeoutError
+from shoal.node.records import Failure, Job, JobId, JobState, Policy
+from shoal.protocol.codec import encode
+from shoal.protocol.statements import Receipt
+
+COMMANDS = [
+    *("init", "up", "down", "status", "peers", "devices", "identity"),
+    *("run", "map", "jobs", "job", "receipt"),
+    *("doctor", "demo", "completion", "version"),
+]
+JOB = Job(
+    id=JobId("1a20"),
+    policy=Policy.RUN,
+    program=BlobId("00" * 32),
+    numeric_class="fp32",
+    label="",
+    state=JobState.RUNNING,
+    created_at=0.0,
+    ended_at=None,
+    units_total=1,
+    units_done=0,
+    units_failed=0,
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    for name in ("SHOAL_SOCKET", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def shoal(capsys, *arguments):
+    """Run a command line in this process; gives its exit code, stdout and stderr."""
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# --- exit codes and errors -------------------------------------------------------
+
+
+def test_the_help_lists_every_command_with_a_sentence(capsys):
+    code, out, _ = shoal(capsys, "--help")
+    assert code == 0
+    for command in COMMANDS:
+        (line,) = [row for row in out.splitlines() if row.startswith(f"│ {command} ")]
+        assert len(line.split()) > 4, line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(capsys, command):
+    code, out, _ = shoal(capsys, command, "--help")
+    assert code == 0
+    assert f"Usage: shoal {command}" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["statsu"],
+        ["status", "--nope"],
+        ["run"],
+        ["run", "m.onnx"],
+        ["job", "show"],
+        ["jobs", "x"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2_and_says_what_was_wrong(capsys, arguments):
+    code, out, err = shoal(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert "  next: " in err
+
+
+def test_a_typing_error_is_answered_with_a_suggestion(capsys):
+    assert 'Did you mean "status"?' in shoal(capsys, "statsu")[2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["peers"], ["devices"], ["jobs"], ["down"], ["job", "why", "x"]],
+    ids=" ".join,
+)
+def test_no_daemon_exits_with_3_and_the_next_step(capsys, arguments):
+    code, out, err = shoal(capsys, *arguments)
+    assert (code, out) == (3, "")
+    assert "error: no daemon answers on " in err
+    assert "  next: start it with `shoal up`" in err
+
+
+def test_with_json_an_error_is_an_object_on_stdout(capsys):
+    code, out, _ = shoal(capsys, "status", "--json")
+    told = json.loads(out)
+    assert code == 3
+    assert told["schema_version"] == 1
+    assert told["error"]["code"] == "daemon_unreachable"
+    assert told["error"]["hint"] == "start it with `shoal up`"
+
+
+def test_a_bad_setting_exits_with_2(capsys):
+    code, _, err = shoal(capsys, "up", "--cores", "many")
+    assert code == 2
+    assert "--cores: 'many' is not a number of cores" in err
+
+
+def test_a_home_that_cannot_be_used_exits_with_4(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = shoal(capsys, "up", "--home", tmp_path / "file" / "home")
+    assert code == 4
+    assert "cannot be used" in err
+
+
+def test_a_missing_file_is_named(capsys):
+    code, _, err = shoal(capsys, "receipt", "show", "nothing.receipt")
+    assert code == 1
+    assert "nothing.receipt: No such file" in err
+
+
+# --- without a daemon ------------------------------------------------------------
+
+
+def test_version_in_words_and_as_json(capsys):
+    import shoal as package
+
+    assert shoal(capsys, "version")[1].startswith(f"shoal {package.__version__}, protocol ")
+    told = json.loads(shoal(capsys, "version", "--json")[1])
+    assert (told["schema_version"], told["version"]) == (1, package.__version__)
+
+
+def test_quick_commands_import_nothing_heavy():
+    heavy = "numpy,onnx,onnxruntime,torch,httpx,trio,libp2p,starlette"
+    code = (
+        "import sys; from shoal.node.cli import main; main(['version'])\n"
+        f"print([m for m in '{heavy}'.split(',') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_status_imports_neither_numpy_nor_onnx():
+    code = (
+        "import sys; from shoal.node.cli import main; main(['status'])\n"
+        "print([m for m in ('numpy', 'onnx', 'onnxruntime', 'torch', 'libp2p') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_init_makes_a_home_once_and_keeps_what_is_there(capsys, home):
+    code, out, err = shoal(capsys, "init", "--name", "attic")
+    assert code == 0
+    assert "shoal up" in err
+    assert 'name = "attic"' in (home / "config.toml").read_text()
+    peer = json.loads(shoal(capsys, "init", "--json")[1])["peer"]
+    assert peer in out
+    code, _, err = shoal(capsys, "init", "--name", "cellar")
+    assert code == 1
+    assert "there are settings" in err
+    assert 'name = "attic"' in (home / "config.toml").read_text()
+
+
+def test_a_key_moves_to_another_home_under_a_passphrase(capsys, tmp_path, home):
+    shoal(capsys, "init")
+    secret = tmp_path / "secret"
+    secret.write_text("open sesame\n")
+    pem = tmp_path / "key.pem"
+    assert (
+        shoal(capsys, "identity", "export", "--output", pem, "--passphrase-file", secret)[0]
+        == 0
+    )
+    assert pem.stat().st_mode & 0o777 == 0o600
+    assert b"ENCRYPTED" in pem.read_bytes()
+    other = ("--home", tmp_path / "other")
+    code, _, err = shoal(capsys, "identity", "import", pem, *other)
+    assert code == 4
+    assert "passphrase" in err
+    assert shoal(capsys, "identity", "import", pem, "--passphrase-file", secret, *other)[0] == 0
+    shown = [
+        json.loads(shoal(capsys, "identity", "show", "--json", *at)[1]) for at in ((), other)
+    ]
+    assert shown[0]["peer"] == shown[1]["peer"]
+
+
+def test_neither_a_key_nor_an_exported_file_is_overwritten(capsys, tmp_path, home):
+    shoal(capsys, "init")
+    pem = tmp_path / "key.pem"
+    shoal(capsys, "identity", "export", "--output", pem)
+    before = (home / "identity.key").read_bytes(), pem.read_bytes()
+    assert "never overwritten" in shoal(capsys, "identity", "import", pem)[2]
+    assert "never overwritten" in shoal(capsys, "identity", "export", "--output", pem)[2]
+    assert before == ((home / "identity.key").read_bytes(), pem.read_bytes())
+
+
+def receipt_bytes():
+    own = identity.generate()
+    receipt = Receipt(
+        protocol=(1, 0),
+        exact_spec="",
+        award="11" * 32,
+        unit="job/0",
+        program="22" * 32,
+        numeric_class="fp32",
+        precision=None,
+        inputs=(("x", "33" * 32),),
+        outputs=(("y", "44" * 32),),
+        error=None,
+        trace=None,
+        provider=own.peer_id,
+        requester=own.peer_id,
+        started_at_ms=1,
+        ended_at_ms=2,
+        device="cpu",
+        runtime="r",
+    )
+    return own.sign(Statement.RECEIPT, encode(receipt))
+
+
+def test_a_receipt_is_shown_and_verified_with_no_daemon(capsys, tmp_path):
+    path = tmp_path / "a.receipt"
+    path.write_bytes(receipt_bytes())
+    code, out, _ = shoal(capsys, "receipt", "verify", path)
+    assert code == 0
+    assert out.startswith(f"valid  {path}  unit job/0, signed by 12D3KooW")
+    shown = json.loads(shoal(capsys, "receipt", "show", path, "--json")[1])
+    assert shown["id"] == blob_id_of(path.read_bytes())
+    assert shown["receipt"]["outputs"] == [["y", "44" * 32]]
+    assert "output y" in shoal(capsys, "receipt", "show", path)[1]
+
+
+def test_a_changed_receipt_is_rejected_beside_a_good_one(capsys, tmp_path):
+    good, bad = tmp_path / "good.receipt", tmp_path / "bad.receipt"
+    good.write_bytes(receipt_bytes())
+    bad.write_bytes(good.read_bytes()[:-1] + b"\0")
+    code, out, err = shoal(capsys, "receipt", "verify", good, bad)
+    assert code == 1
+    assert out.count("valid") == 1
+    assert err.startswith(f"error: {bad}: ")
+    told = json.loads(shoal(capsys, "receipt", "verify", good, bad, "--json")[1])
+    assert [one["valid"] for one in told["receipts"]] == [True, False]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_commands_and_flags(capsys, shell):
+    code, out, _ = shoal(capsys, "completion", shell)
+    assert code == 0
+    assert "receipt" in out
+    assert "blob-quota" in out
+
+
+def test_doctor_names_what_is_missing_and_the_next_step(capsys, home):
+    code, out, _ = shoal(capsys, "doctor", "--json", "--socket", home / "no.sock")
+    checks = {one["check"]: one for one in json.loads(out)["checks"]}
+    assert code == 1
+    assert checks["daemon"]["verdict"] == "failure"
+    assert checks["daemon"]["hint"] == "start it with `shoal up`"
+    assert checks["home"] == {
+        "check": "home",
+        "verdict": "warning",
+        "message": f"{home} is not there yet",
+        "hint": "run `shoal init`",
+    }
+    assert checks["worker"]["verdict"] == "ok"
+
+
+def test_doctor_names_a_variable_that_nothing_reads(capsys, monkeypatch):
+    monkeypatch.setenv("SHOAL_BOOTSTRP", "x")
+    assert "nothing reads the variable SHOAL_BOOTSTRP" in shoal(capsys, "doctor")[1]
+
+
+# --- arrays ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["x", "=a.npy", "x="])
+def test_an_input_of_another_form_is_a_usage_error(text):
+    with pytest.raises(ConfigError, match="NAME=FILE") as caught:
+        read_inputs([text])
+    assert caught.value.code == "usage"
+
+
+def test_an_input_given_twice_is_a_usage_error(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match="twice"):
+        read_inputs([f"x={tmp_path}/a.npy"] * 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x93NUMPY\x01\x00\xff\xff"])
+def test_an_input_that_is_no_array_is_named(tmp_path, content):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.npy") as caught:
+        read_inputs([f"x={path}"])
+    assert caught.value.code == "bad_npy"
+
+
+def test_an_input_of_pickled_objects_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(InputError):
+        read_inputs([f"x={tmp_path}/a.npy"])
+
+
+def test_outputs_are_put_together_row_by_row(tmp_path):
+    with OutputFiles(tmp_path / "out") as files:
+        for count in (3, 3, 1):
+            files.append(
+                {"a/b": np.full((count, 2), count, np.float32), "s": np.float64(count)}
+            )
+        written = files.finish()
+    assert written["a/b"]["shape"] == [7, 2]
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "out" / "a_b.npy")[:, 0], np.float32([3, 3, 3, 3, 3, 3, 1])
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "s.npy"), [3, 3, 1])
+
+
+def test_one_unit_keeps_its_shape(tmp_path):
+    with OutputFiles(tmp_path) as files:
+        files.append({"s": np.array(2.5), "e": np.zeros((0, 3), np.int8)})
+        files.finish()
+    assert np.load(tmp_path / "s.npy").shape == ()
+    assert np.load(tmp_path / "e.npy").shape == (0, 3)
+
+
+def test_an_output_cannot_leave_its_directory_nor_take_anothers_name(tmp_path):
+    names = ["../../x", "/etc/passwd", "..", "a/b", "a_b", "x" * 300]
+    with OutputFiles(tmp_path / "out") as files:
+        files.append({name: np.array([index]) for index, name in enumerate(names)})
+        written = files.finish()
+    assert len(list((tmp_path / "out").iterdir())) == len(names)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    for index, name in enumerate(names):
+        assert np.load(written[name]["path"]) == [index]
+
+
+def test_nothing_half_written_remains_after_an_error(tmp_path):
+    with OutputFiles(tmp_path) as files:
+        files.append({"y": np.zeros((2, 3))})
+        with pytest.raises(InputError, match="do not make one array"):
+            files.append({"y": np.zeros((2, 4))})
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- following a job -------------------------------------------------------------
+
+
+class Waiting:
+    """Stands for a client's `wait` alone."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def wait(self, job_id, timeout_s):
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+def test_ctrl_c_lets_the_job_go_on_and_says_how_to_come_back():
+    with pytest.raises(DetachedError) as caught:
+        follow(Waiting(KeyboardInterrupt()), JOB)
+    assert (caught.value.code, caught.value.hint) == (
+        "interrupted",
+        "come back with `shoal job wait 1a20`",
+    )
+
+
+def test_a_job_over_its_time_raises_the_time_out():
+    with pytest.raises(WaitTimeoutError, match="job 1a20 still runs after 0 s"):
+        follow(Waiting(JOB), JOB, timeout_s=0)
+
+
+def test_a_failed_job_raises_its_failure():
+    failed = msgspec.structs.replace(
+        JOB, state=JobState.FAILED, failure=Failure("no_bids", "nobody bid", "wait")
+    )
+    with pytest.raises(JobFailedError, match="nobody bid"):
+        follow(Waiting(failed), JOB)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DetachedError("detached"), 130),
+        (KeyboardInterrupt(), 130),
+        (WaitTimeoutError("late"), 5),
+        (JobFailedError("failed"), 1),
+        (PermissionError(13, "Permission denied", "f"), 4),
+    ],
+)
+def test_each_way_to_end_has_its_exit_code(capsys, monkeypatch, error, code):
+    from shoal.node.cli.options import Daemon
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Daemon, "client", fail)
+    assert shoal(capsys, "status")[0] == code
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "shoal.node.cli", "completion", "bash"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.close()
+        assert (child.stderr.read(), child.wait()) == (b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "text"),
+    [
+        (0.0312, "31 ms"),
+        (3.21, "3.2 s"),
+        (125, "2 min 5 s"),
+        (7500, "2 h 5 min"),
+        (2e5, "2 d 7 h"),
+    ],
+)
+def test_durations_are_told_as_people_tell_them(duration_s, text):
+    assert duration_text(duration_s) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (1500, "1.5 kB"), (20e9, "20.0 GB"), (3e15, "3000.0 TB")],
+)
+def test_sizes_are_told_as_people_tell_them(size_bytes, text):
+    assert size_text(size_bytes) == text

@@ -1,0 +1,239 @@
+"""Settings: their sources in order, their checks, and where the socket is."""
+
+import os
+import stat
+import tomllib
+from dataclasses import fields
+
+import pytest
+
+from shoal.node import config as settings
+from shoal.node.config import (
+    SETTINGS,
+    Config,
+    client_socket,
+    file_text,
+    load,
+    read_size_bytes,
+    unknown_variables,
+)
+from shoal.node.errors import ConfigError
+from shoal.node.home import open_home
+
+PEER = "12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M"
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+def write(home, text):
+    home.mkdir(exist_ok=True)
+    (home / "config.toml").write_text(text)
+
+
+def refusal(flags, environment=None):
+    with pytest.raises(ConfigError) as caught:
+        load(flags, environment or {})
+    return caught.value
+
+
+def test_flags_go_before_variables_before_the_file_before_defaults(home):
+    write(home, 'name = "file"\ncores = 2\nlog_level = "error"\n')
+    found = load({"home": home, "name": "flag"}, {"SHOAL_NAME": "var", "SHOAL_CORES": "3"})
+    assert (found.name, found.cores, found.log_level, found.provide) == (
+        "flag",
+        3,
+        "error",
+        True,
+    )
+    assert [found.sources[n] for n in ("name", "cores", "log_level", "provide")] == [
+        "flag",
+        "environment",
+        "file",
+        "default",
+    ]
+
+
+def test_a_flag_that_was_not_given_and_an_empty_variable_do_not_count(home):
+    write(home, 'name = "file"\n')
+    assert load({"home": home, "name": None}, {"SHOAL_NAME": ""}).name == "file"
+
+
+def test_an_unknown_key_is_refused_with_a_suggestion(home):
+    write(home, "bootstrp = []\n")
+    error = refusal({"home": home})
+    assert error.code == "unknown_setting"
+    assert "config.toml" in error.message
+    assert error.hint == "did you mean 'bootstrap'?"
+
+
+def test_an_unknown_key_like_no_other_is_refused_with_the_list(home):
+    write(home, "qqq = 1\n")
+    assert "blob_quota" in refusal({"home": home}).hint
+
+
+def test_the_home_cannot_be_set_in_the_file_that_lies_in_it(home):
+    write(home, 'home = "/elsewhere"\n')
+    assert refusal({"home": home}).code == "unknown_setting"
+
+
+def test_a_file_that_is_not_toml_is_refused(home):
+    write(home, "cores = = 2")
+    assert refusal({"home": home}).code == "config_malformed"
+
+
+def test_a_file_that_is_not_text_is_refused(home):
+    home.mkdir()
+    (home / "config.toml").write_bytes(b"\xff\xfe\x00")
+    assert refusal({"home": home}).code == "config_malformed"
+
+
+def test_a_directory_in_place_of_the_file_is_refused(home):
+    (home / "config.toml").mkdir(parents=True)
+    assert refusal({"home": home}).code == "config_unreadable"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("listen", "localhost:4711"),
+        ("listen", "/ip4/0.0.0.0/udp/4711"),
+        ("bootstrap", "/ip4/1.2.3.4/tcp/4711"),
+        ("bootstrap", "/ip4/1.2.3.4/tcp/4711/p2p/nobody"),
+        ("allow", "somebody"),
+        ("provide", "maybe"),
+        ("cores", "0"),
+        ("cores", "many"),
+        ("cores", "-1"),
+        ("memory", "8 potatoes"),
+        ("memory", "0"),
+        ("blob_quota", "-5GB"),
+        ("log_level", "loud"),
+        ("name", "a\nb"),
+    ],
+)
+def test_a_bad_value_is_refused_and_its_place_named(home, name, value):
+    error = refusal({"home": home}, {f"SHOAL_{name.upper()}": value})
+    assert error.code == "bad_setting"
+    assert f"SHOAL_{name.upper()}" in error.message
+    assert repr(value) in error.message
+
+
+@pytest.mark.parametrize("text", ["cores = true", "listen = 4711", "name = 3", "allow = [1]"])
+def test_a_value_of_the_wrong_type_in_the_file_is_refused(home, text):
+    write(home, text)
+    assert refusal({"home": home}).code == "bad_setting"
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("20GB", 20 * 1000**3), ("512 MiB", 512 << 20), ("1.5kB", 1500), ("7", 7), (7, 7)],
+)
+def test_sizes_are_read_as_people_write_them(text, size_bytes):
+    assert read_size_bytes(text) == size_bytes
+
+
+def test_lists_come_as_toml_lists_repeated_flags_or_text_with_commas(home):
+    one, two = f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}", f"/ip4/1.2.3.4/tcp/2/p2p/{PEER}"
+    write(home, f'bootstrap = ["{one}", "{two}"]\n')
+    for found in (
+        load({"home": home}, {}),
+        load({"home": home, "bootstrap": [one, two, one]}, {}),
+        load({"home": home}, {"SHOAL_BOOTSTRAP": f"{one}, {two}"}),
+    ):
+        assert found.bootstrap == (one, two)
+
+
+def test_the_socket_is_in_a_home_that_was_chosen(home):
+    runtime = {"XDG_RUNTIME_DIR": "/run/user/7"}
+    assert load({"home": home}, runtime).socket == home / "shoal.sock"
+    assert load({}, runtime | {"SHOAL_HOME": str(home)}).socket == home / "shoal.sock"
+
+
+def test_the_socket_of_the_default_home_is_in_the_runtime_directory():
+    assert (
+        str(load({}, {"XDG_RUNTIME_DIR": "/run/user/7"}).socket)
+        == "/run/user/7/shoal/shoal.sock"
+    )
+    assert load({}, {}).socket == load({}, {}).home / "shoal.sock"
+
+
+def test_a_socket_that_was_told_goes_before_all(home):
+    environment = {"SHOAL_SOCKET": "/a.sock", "XDG_RUNTIME_DIR": "/run/user/7"}
+    assert str(load({"home": home}, environment).socket) == "/a.sock"
+    assert str(load({"socket": "/b.sock"}, environment).socket) == "/b.sock"
+
+
+def test_a_socket_path_over_the_systems_limit_is_refused(tmp_path):
+    assert refusal({"home": tmp_path / ("x" * 120)}).code == "socket_path_too_long"
+
+
+def test_a_client_that_was_told_nothing_tries_the_system_service(tmp_path, monkeypatch):
+    import socket
+
+    path = tmp_path / "system.sock"
+    monkeypatch.setattr(settings, "SYSTEM_SOCKET", path)
+    own = load({}, {}).socket
+    assert client_socket({}, {}) == own
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+    assert client_socket({}, {}) == path
+    assert client_socket({"home": tmp_path}, {}) == tmp_path / "shoal.sock"
+    assert str(client_socket({}, {"SHOAL_SOCKET": "/a.sock"})) == "/a.sock"
+
+
+def test_every_setting_has_a_field_and_every_field_a_setting():
+    named = {setting.field or setting.name for setting in SETTINGS}
+    assert named == {field.name for field in fields(Config)} - {"sources"}
+
+
+def test_the_commented_file_changes_nothing_and_its_examples_are_valid(home):
+    text = file_text()
+    assert tomllib.loads(text) == {}
+    shown = [line[2:] for line in text.splitlines() if line.startswith("# ") and " = " in line]
+    write(home, "\n".join(shown))
+    assert load({"home": home}, {}).sources["blob_quota"] == "file"
+    assert len(shown) == len(SETTINGS) - 1
+
+
+def test_values_written_into_the_file_are_read_back(home):
+    address = f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"
+    write(home, file_text({"bootstrap": [address], "provide": "no", "memory": "2GB"}))
+    found = load({"home": home}, {})
+    assert (found.bootstrap, found.provide, found.memory_bytes) == (
+        (address,),
+        False,
+        2 * 10**9,
+    )
+
+
+def test_variables_that_nothing_reads_are_told():
+    assert unknown_variables({"SHOAL_BOOTSTRP": "x", "SHOAL_NAME": "y", "HOME": "/"}) == (
+        "SHOAL_BOOTSTRP",
+    )
+
+
+def test_a_home_is_made_once_private_and_keeps_its_key(home):
+    config = load({"home": home}, {})
+    first = open_home(config)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert stat.S_IMODE(config.key_path.stat().st_mode) == 0o600
+    assert open_home(config).peer_id == first.peer_id
+
+
+def test_a_home_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        open_home(load({"home": tmp_path / "file" / "home"}, {}))
+    assert caught.value.code == "home_unwritable"
+    assert "SHOAL_HOME" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_home_is_one_clear_error(home):
+    home.mkdir(mode=0o500)
+    with pytest.raises(ConfigError) as caught:
+        open_home(load({"home": home}, {}))
+    assert caught.value.code == "home_unwritable"
