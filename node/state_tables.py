@@ -160,8 +160,8 @@ def reporting(path: Path) -> Iterator[None]:
                 raise StoreError(
                     f"the state in {path} cannot be used: {error}",
                     code="state_unusable",
-                    hint="make it and its directory writable for this user, or choose "
-                    "another home with --home or SHOAL_HOME",
+                    hint="make it and its directory writable for this user, look whether the "
+                    "disk is sound, or choose another home with --home or SHOAL_HOME",
                 ) from None
         raise
 
