@@ -32,15 +32,23 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     print(make_app(whole=True).generate_completion(prog_name="shoal", shell=shell))
 
 
-def demo(*, path: Path | None = None, nodes: int = 3, here: Here | None = None) -> int:
-    """Start three daemons, tell the types of a folder's files on them, and clean up.
+def demo(
+    *,
+    path: Path | None = None,
+    nodes: int = 3,
+    receipts: Path | None = None,
+    here: Here | None = None,
+) -> int:
+    """Start some daemons here, tell the types of a folder's files on them, and clean up.
 
-    One of the daemons is killed half-way; no file is lost. Needs shoal[demo].
+    The model is magika's. One of the daemons is killed half-way, and no file is
+    lost by that. Needs shoal[demo].
 
     Args:
-        path: The folder; the git-tracked files of the current one where not given.
+        path: The folder; the git-tracked files of shoal's checkout where not given.
         nodes: How many daemons.
+        receipts: Directory to write every receipt to, as ID.receipt.
     """
     from shoal.node import demo as demonstration
 
-    return demonstration.run(path=path, nodes=nodes, json=(here or Here()).as_json)
+    return demonstration.run(path, nodes, receipts=receipts, json=(here or Here()).as_json)

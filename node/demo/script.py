@@ -1,0 +1,208 @@
+"""The demo from beginning to end, in the order in which it is seen.
+
+Whatever happens, also Ctrl-C, SIGTERM and a closed terminal, the daemons are
+ended and their homes removed. Only after a failure their logs are kept, and the
+error says where.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from shoal.crypto.errors import ShoalError
+from shoal.node.demo.account import shares_of
+from shoal.node.demo.files import select
+from shoal.node.demo.filetypes import MODEL_INPUT, MODEL_OUTPUT, OpenMagika
+from shoal.node.demo.report import LabelledFile, LeftOut, Report, Totals, short, shown
+from shoal.node.demo.spread import spread
+from shoal.node.demo.steps import Steps
+from shoal.node.demo.swarm import Swarm
+from shoal.node.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.demo.files import Selection
+    from shoal.node.demo.filetypes import FileType, Split
+    from shoal.node.demo.spread import Killed, Spread
+
+
+def play(path: Path | None, nodes: int, receipts: Path | None) -> Report:
+    """Play the demo once, and say what came of it; raises as `demo.run` does."""
+    started_s = time.monotonic()
+    steps = Steps()
+    selection = select(path)
+    if receipts is not None:
+        receipts.mkdir(parents=True, exist_ok=True)
+    steps.title(f"shoal demo: the types of {selection.origin}, told on {nodes} nodes")
+    with steps.step("files", "taking features") as step:
+        magika = OpenMagika()
+        split = magika.split(selection.root, selection.files)
+        step.text = (
+            f"{len(selection.files)} files: {len(split.of_model)} need magika's model, "
+            f"{len(split.without_model)} do not"
+        )
+    if not split.of_model:
+        raise ConfigError(
+            f"magika needs its model for none of the files in {selection.root}",
+            code="no_files",
+            hint="choose another folder with --path",
+        )
+    cores = max(1, len(os.sched_getaffinity(0)) // nodes)
+    with (
+        _signals_interrupt(),
+        Swarm(nodes, [f"--cores={cores}"]) as swarm,
+        _logs_kept_on_failure(swarm, steps),
+    ):
+        outcome = _spread(swarm, magika, split, steps)
+        with steps.step("checks", "verifying receipts, comparing with magika") as step:
+            report = _report(selection, split, magika, outcome, swarm, receipts, started_s)
+            step.text = "every receipt verified again, magika itself asked about every file"
+        if not report.ok:
+            steps.aside("logs", f"the daemons' logs are kept in {swarm.keep_logs()}")
+    for delivered in outcome.units if receipts is not None else ():
+        (receipts / f"{delivered.unit.receipt}.receipt").write_bytes(delivered.envelope)
+    return report
+
+
+def _spread(swarm: Swarm, magika: OpenMagika, split: Split, steps: Steps) -> Spread:
+    """Start the daemons and run the job on them."""
+    count = len(swarm.nodes)
+    with steps.step("nodes", f"starting {count} daemons") as step:
+        swarm.start_all()
+        step.text = f"{count} daemons run; each was told the first one's address only"
+    with steps.step("peers", "waiting until all know each other") as step:
+        swarm.wait_acquainted()
+        step.text = f"each lists the other {count - 1} and what they offer"
+    requester = swarm.nodes[0]
+    with requester.client() as client:
+        with steps.step("program", "converting the model") as step:
+            program = client.prepare(magika.model_path)
+            step.text = f"magika's ONNX model is program {program.program_id[:16]}…"
+
+        def tell_kill(killed: Killed) -> None:
+            steps.aside(
+                "kill",
+                f"SIGKILL to {short(killed.peer)} with {killed.units_done} of "
+                f"{killed.units_total} units done, {killed.own_units_done} of them by it",
+            )
+
+        with steps.bar("job", "map") as (step, show):
+            outcome = spread(
+                swarm,
+                client,
+                program,
+                {MODEL_INPUT: split.features},
+                on_progress=lambda job: show(job.units_done, job.units_total),
+                on_kill=tell_kill,
+            )
+            again = sum(each.unit.attempts > 1 for each in outcome.units)
+            step.text = f"{outcome.job.units_done} units done" + (
+                f"; {again} that were lost on the way, by another node" if again else ""
+            )
+    return outcome
+
+
+def _report(
+    selection: Selection,
+    split: Split,
+    magika: OpenMagika,
+    outcome: Spread,
+    swarm: Swarm,
+    receipts: Path | None,
+    started_s: float,
+) -> Report:
+    """Check everything that came back."""
+    peers = [node.peer for node in swarm.nodes]
+    shares, problems = shares_of(outcome, peers, len(split.of_model))
+    scores: dict[Path, np.ndarray] = {}
+    ran_by: dict[Path, PeerId | None] = {}
+    files = iter(split.of_model)
+    for delivered in outcome.units:
+        of_unit = list(islice(files, delivered.rows))
+        scores.update(zip(of_unit, delivered.outputs[MODEL_OUTPUT], strict=False))
+        ran_by.update(dict.fromkeys(of_unit, delivered.unit.provider))
+    labelled = magika.types_of(scores) | split.without_model
+    own = magika.types_by_itself(selection.root, [*split.of_model, *split.without_model])
+    different = [file for file, kind in own.items() if labelled.get(file) != kind]
+    return Report(
+        root=str(selection.root),
+        model=magika.get_model_name(),
+        program=outcome.job.program,
+        job=outcome.job.id,
+        nodes=shares,
+        killed=outcome.killed,
+        totals=Totals(
+            files=len(scores),
+            files_of_model=len(split.of_model),
+            units=outcome.job.units_done,
+            receipts_verified=sum(share.receipts_verified for share in shares),
+            labels_equal=len(own) - len(different),
+            labels=len(own),
+        ),
+        files=tuple(_labelled(file, labelled[file], ran_by[file]) for file in scores),
+        without_model=tuple(
+            _labelled(file, kind, None) for file, kind in split.without_model.items()
+        ),
+        left_out=tuple(
+            LeftOut(shown(file), reason)
+            for file, reason in (selection.left_out | split.failed).items()
+        ),
+        more_files=selection.more,
+        problems=(
+            *problems,
+            *(
+                f"the label of {shown(file)} is not {own[file].label}, which magika gives it"
+                for file in different
+            ),
+        ),
+        receipts_at=str(receipts) if receipts is not None else None,
+        seconds=time.monotonic() - started_s,
+    )
+
+
+def _labelled(file: Path, kind: FileType, peer: PeerId | None) -> LabelledFile:
+    return LabelledFile(shown(file), kind.label, kind.description, peer)
+
+
+@contextmanager
+def _logs_kept_on_failure(swarm: Swarm, steps: Steps) -> Iterator[None]:
+    """Where something fails, say what the daemons said last and where the rest is."""
+    try:
+        yield
+    except ShoalError as error:
+        for node in swarm.nodes:
+            steps.aside("log", f"daemon {node.number}, {short(node.peer)}, said last:")
+            steps.aside("", node.last_words(), "dim")
+        kept = f"the daemons' logs are kept in {swarm.keep_logs()}"
+        error.hint = f"{error.hint}; {kept}" if error.hint else kept
+        raise
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the block as Ctrl-C does."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

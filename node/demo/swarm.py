@@ -1,0 +1,270 @@
+"""Daemons as real processes on loopback, each in a home of its own, gone at the end.
+
+The ground that the demo and the end-to-end tests stand on. Every daemon is told
+the address of the first one only, and allow-lists all the others. It is started
+as a user would start it (``shoal up``), so whatever kills a daemon here could
+kill a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.crypto import identity
+from shoal.crypto.errors import ShoalError
+from shoal.node.client import Client
+from shoal.node.errors import DaemonUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from shoal.crypto.peer_id import PeerId
+
+START_LIMIT_S = 60.0
+"""Imports take a second on an idle core, and much longer on a slow and busy one."""
+
+ACQUAINTED_LIMIT_S = 30.0
+END_LIMIT_S = 10.0
+"""What a daemon gets between SIGTERM and SIGKILL."""
+
+_POLL_S = 0.05
+_LAST_WORDS_BYTES = 1500
+
+
+class SwarmError(ShoalError):
+    """A daemon of the swarm did not do what it should, with its last words."""
+
+    code = "swarm"
+
+
+@dataclass(slots=True)
+class Node:
+    """One daemon of a swarm: its home, its key and its process while it has one."""
+
+    number: int
+    home: Path
+    peer: PeerId
+    address: str = ""
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def socket(self) -> Path:
+        """Where it serves its local API."""
+        return self.home / "shoal.sock"
+
+    @property
+    def log_path(self) -> Path:
+        """Where its log goes."""
+        return self.home / "daemon.log"
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+        return self.process is not None and self.process.poll() is None
+
+    def client(self) -> Client:
+        """A client of this daemon."""
+        return Client(self.socket)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its process a signal, such as SIGSTOP."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as a power cut would (SIGKILL), and wait until it is gone."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        try:
+            data = self.log_path.read_bytes()
+        except OSError:
+            return "(it has no log)"
+        text = data[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
+        return text or "(its log is empty)"
+
+
+class Swarm:
+    """A number of daemons that know the first of them; a context manager.
+
+    Entering makes the homes and keys. Leaving ends every process and removes
+    the homes, whatever happened inside.
+
+    Args:
+        count: How many daemons.
+        settings: More flags for each ``shoal up``.
+        root: Where the homes go; a new temporary directory when not given. A
+            root that is given is not removed.
+    """
+
+    def __init__(
+        self, count: int, settings: Iterable[str] = (), root: Path | None = None
+    ) -> None:
+        self.nodes: list[Node] = []
+        self._count = count
+        self._settings = tuple(settings)
+        self._given_root = root
+        self._root = root or Path()
+
+    def __enter__(self) -> Self:
+        self._root = self._given_root or Path(tempfile.mkdtemp(prefix="shoal-demo-"))
+        try:
+            for number in range(1, self._count + 1):
+                home = self._root / f"node{number}"
+                home.mkdir(mode=0o700)
+                key = identity.generate()
+                identity.save(key, home / "identity.key")
+                self.nodes.append(Node(number, home, key.peer_id))
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.end()
+        finally:
+            self._remove()
+
+    def start_all(self) -> None:
+        """Start the first daemon and, once its address is known, all others at once.
+
+        Raises:
+            SwarmError: One of them ended, or did not answer in time.
+        """
+        first, *others = self.nodes
+        self.start(first)
+        self.wait_ready(first)
+        for node in others:
+            self.start(node)
+        for node in others:
+            self.wait_ready(node)
+
+    def start(self, node: Node) -> None:
+        """Start a daemon, again after it was killed; does not wait for it."""
+        first = self.nodes[0]
+        # -P: no module is ever taken from the current directory
+        command = [sys.executable, "-P", "-m", "shoal.node.cli", "up", f"--home={node.home}"]
+        command += [f"--listen={_place(node.address) or '/ip4/127.0.0.1/tcp/0'}"]
+        command += [f"--allow={other.peer}" for other in self.nodes if other is not node]
+        if node is not first:
+            command += [f"--bootstrap={first.address}"]
+        # What the user has set for a daemon of their own is not for these.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
+        with node.log_path.open("ab") as log:
+            node.process = subprocess.Popen(  # noqa: S603  # our own interpreter and flags
+                [*command, *self._settings],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=node.home,
+                env=environment,
+                start_new_session=True,  # a Ctrl-C at the terminal is for us to pass on
+            )
+
+    def wait_ready(self, node: Node) -> None:
+        """Wait until a daemon answers, and note its address.
+
+        Raises:
+            SwarmError: It ended, or did not answer in time.
+        """
+        with node.client() as client:
+
+            def answers() -> bool:
+                if not node.running:
+                    raise self._failure(node, "ended at once")
+                with suppress(DaemonUnreachableError):
+                    node.address = client.status().addresses[0]
+                    return True
+                return False
+
+            if not _in_time(answers, START_LIMIT_S):
+                raise self._failure(node, f"does not answer after {START_LIMIT_S:.0f} s")
+
+    def wait_acquainted(self, *, timeout_s: float = ACQUAINTED_LIMIT_S) -> None:
+        """Wait until each running daemon lists all the others, with what they offer.
+
+        Raises:
+            SwarmError: One of them does not in time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        running = [node for node in self.nodes if node.running]
+        for node in running:
+            others = {other.peer for other in running if other is not node}
+            with node.client() as client:
+
+                def knows(client: Client = client, others: set[PeerId] = others) -> bool:
+                    offering = {view.peer for view in client.peers() if view.numeric_classes}
+                    return others <= offering
+
+                if not _in_time(knows, deadline_s - time.monotonic()):
+                    raise self._failure(
+                        node, f"does not list the other nodes after {timeout_s:.0f} s"
+                    )
+
+    def end(self) -> None:
+        """End every process: SIGTERM to all, then SIGKILL to what is left."""
+        for node in self.nodes:
+            node.signal(signal.SIGTERM)
+            node.signal(signal.SIGCONT)  # one that was stopped must wake to end
+        deadline_s = time.monotonic() + END_LIMIT_S
+        try:
+            for node in self.nodes:
+                if node.process is not None:
+                    with suppress(subprocess.TimeoutExpired):
+                        node.process.wait(max(0.0, deadline_s - time.monotonic()))
+        finally:  # a second Ctrl-C only makes it quicker
+            for node in self.nodes:
+                node.kill()
+
+    def keep_logs(self) -> Path:
+        """Copy the logs to where they outlive the homes; gives the directory."""
+        kept = Path(tempfile.mkdtemp(prefix="shoal-demo-logs-"))
+        for node in self.nodes:
+            with suppress(OSError):
+                shutil.copyfile(node.log_path, kept / f"{node.home.name}.log")
+        return kept
+
+    def _failure(self, node: Node, what: str) -> SwarmError:
+        return SwarmError(
+            f"daemon {node.number} ({node.peer}) {what}; its last words:\n{node.last_words()}"
+        )
+
+    def _remove(self) -> None:
+        doomed = [self._root] if self._given_root is None else [n.home for n in self.nodes]
+        for directory in doomed:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _place(address: str) -> str:
+    """An address without the peer id; "" for none yet."""
+    return address.rpartition("/p2p/")[0]
+
+
+def _in_time(condition: Callable[[], bool], limit_s: float) -> bool:
+    deadline_s = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(_POLL_S)
+    return True
