@@ -1,0 +1,134 @@
+"""The command line against a real daemon: start, run, map, let go, end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from onnx import TensorProto, helper, save
+
+SHOAL = [sys.executable, "-m", "shoal.node.cli"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("node")
+    up = shoal(home, "up", "--detach", "--listen", "/ip4/127.0.0.1/tcp/0", "--json")
+    assert up.returncode == 0, up.stderr
+    yield home
+    down = shoal(home, "down")
+    assert down.returncode == 0, down.stderr
+    assert not (home / "shoal.sock").exists()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The file of a model with y = x + 1."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in "xy")
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "one"], ["y"])], "g", [x], [y], [one]
+    )
+    path = tmp_path_factory.mktemp("models") / "add.onnx"
+    opsets = [helper.make_opsetid("", 18)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path):
+    array = np.arange(400, dtype=np.float32).reshape(100, 4)
+    np.save(tmp_path / "x.npy", array)
+    return array, f"x={tmp_path}/x.npy"
+
+
+def shoal(home, *arguments):
+    environment = os.environ | {"SHOAL_HOME": str(home)}
+    return subprocess.run(
+        [*SHOAL, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_run_shows_or_saves_the_outputs(home, model, rows, tmp_path):
+    array, x = rows
+    ran = shoal(home, "run", model, "--input", x)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("y  float32[100, 4]  [  1.   2.   3. ")
+    ran = shoal(home, "run", model, "--input", x, "--output", tmp_path / "out", "--json")
+    told = json.loads(ran.stdout)
+    assert (told["schema_version"], told["job"]["state"]) == (1, "done")
+    np.testing.assert_array_equal(np.load(told["outputs"]["y"]["path"]), array + 1)
+
+
+def test_map_gives_the_rows_in_order_and_receipts_that_verify(home, model, rows, tmp_path):
+    array, x = rows
+    out = tmp_path / "out"
+    ran = shoal(home, "map", model, "--input", x, "--batch", 7, "--output", out, "--json")
+    assert ran.returncode == 0, ran.stderr
+    np.testing.assert_array_equal(np.load(out / "y.npy"), array + 1)
+    job_id = json.loads(ran.stdout)["job"]["id"]
+    got = shoal(home, "receipt", "fetch", job_id, "--output", tmp_path / "receipts")
+    files = got.stdout.split()
+    assert len(files) == 15
+    assert shoal("/nonexistent", "receipt", "verify", *files).returncode == 0
+
+
+def test_a_wrong_input_is_one_error_and_no_job(home, model, rows):
+    before = json.loads(shoal(home, "jobs", "--json").stdout)
+    ran = shoal(home, "run", model, "--input", rows[1].replace("x=", "z="))
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "error: the program has no input 'z'" in ran.stderr
+    assert json.loads(shoal(home, "jobs", "--json").stdout) == before
+
+
+def test_a_second_daemon_on_the_home_is_refused(home):
+    for detach in ((), ("--detach",)):
+        second = shoal(home, "up", *detach)
+        assert second.returncode == 1
+        assert "next: " in second.stderr
+        assert "Traceback" not in second.stderr
+    assert shoal(home, "status").returncode == 0
+
+
+def test_ctrl_c_lets_a_job_go_on_and_says_how_to_come_back(home, model, rows, tmp_path):
+    """The worker is stopped, so that the job cannot end before Ctrl-C comes."""
+    status = json.loads(shoal(home, "status", "--json").stdout)
+    workers = psutil.Process(status["pid"]).children(recursive=True)
+    jobs_before = len(json.loads(shoal(home, "jobs", "--json").stdout)["jobs"])
+    for worker in workers:
+        worker.suspend()
+    try:
+        with subprocess.Popen(
+            [*SHOAL, "run", str(model), "--input", rows[1]],
+            env=os.environ | {"SHOAL_HOME": str(home)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child:
+            deadline = time.monotonic() + 20
+            while len(found := json.loads(shoal(home, "jobs", "--json").stdout)["jobs"]) == (
+                jobs_before
+            ):
+                assert time.monotonic() < deadline
+            time.sleep(0.3)  # from "submitted" to "following"
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=20)
+            late = shoal(home, "job", "wait", found[0]["id"], "--timeout", "0.1")
+    finally:
+        for worker in workers:
+            worker.resume()
+    assert (child.returncode, out) == (130, "")
+    assert f"error: detached; job {found[0]['id']} goes on" in err
+    assert f"come back with `shoal job wait {found[0]['id']}`" in err
+    assert late.returncode == 5
+    assert shoal(home, "job", "wait", found[0]["id"]).returncode == 0
