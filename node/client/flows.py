@@ -50,6 +50,7 @@ Model: TypeAlias = "str | Path | bytes | onnx.ModelProto | Prepared"
 _HEAD_FROM_BYTES = 64 << 10
 """Smaller blobs are sent without asking first whether the daemon holds them."""
 
+_STATUS_LIMIT_S = 10.0
 _UPLOAD_LIMIT_S = 600.0
 _WAIT_STEP_S = 30.0
 _POLL_S = 0.2
@@ -74,7 +75,8 @@ class Prepared(msgspec.Struct, frozen=True):
 
 def status() -> Flow[Status]:
     """How the daemon is."""
-    return msgspec.convert((yield from _json(Request("GET", "/v1/status"))), Status)
+    request = Request("GET", "/v1/status", answer_limit_s=_STATUS_LIMIT_S)
+    return msgspec.convert((yield from _json(request)), Status)
 
 
 def peers() -> Flow[list[PeerView]]:
