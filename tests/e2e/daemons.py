@@ -1,0 +1,88 @@
+"""What the end-to-end tests share: the command line as a user has it, and waiting."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+SHOAL = (sys.executable, "-P", "-m", "shoal.node.cli")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command printed and how it ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self):
+        return json.loads(self.stdout)
+
+
+def shoal(*arguments, node=None, timeout_s=60):
+    """Run a command; ``node`` is whose daemon it talks to."""
+    home = [] if node is None else [f"--home={node.home}"]
+    done = subprocess.run(
+        [*SHOAL, *map(str, arguments), *home],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        env=clean_environment(),
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def clean_environment():
+    """The environment without what a user has set for a daemon of their own."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
+
+
+def curl(node, *arguments):
+    """Give curl's status and body."""
+    done = subprocess.run(
+        ["curl", "-sS", "-w", "\n%{http_code}", "--unix-socket", node.socket, *arguments],
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    body, _, code = done.stdout.rpartition(b"\n")
+    return int(code), body
+
+
+def eventually(condition, limit_s, what=""):
+    """Wait until ``condition`` gives something true, and give that; fail at the limit."""
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {limit_s} s: {what or condition}"
+        time.sleep(0.02)
+    return found
+
+
+def listed(node):
+    """The peers that ``shoal peers --json`` lists."""
+    ended = shoal("peers", "--json", node=node)
+    assert ended.code == 0, ended
+    return {view["peer"] for view in ended.json["peers"]}
+
+
+def peers_of(node):
+    """The same by the local API, for quick polling."""
+    with node.client() as client:
+        return {view.peer for view in client.peers()}
+
+
+def mend(swarm):
+    """Bring a swarm that a test has hurt back to what it was: all up, all acquainted."""
+    for node in swarm.nodes:
+        if node.running:
+            node.signal(signal.SIGCONT)
+        else:
+            swarm.start(node)
+            swarm.wait_ready(node)
+    swarm.wait_acquainted()

@@ -1,0 +1,66 @@
+"""Which nodes a daemon lists, while others come, die, hang and return."""
+
+import signal
+import time
+
+from daemons import eventually, listed, peers_of
+
+from shoal.node.demo.swarm import Swarm
+
+ACQUAINTED_LIMIT_S = 5.0
+GONE_LIMIT_S = 10.0
+
+
+def others(swarm, node):
+    return {other.peer for other in swarm.nodes if other is not node}
+
+
+def test_three_daemons_that_know_only_the_first_soon_list_each_other():
+    with Swarm(3) as swarm:
+        swarm.start_all()
+        ready = time.monotonic()
+        for node in swarm.nodes:
+            limit_s = ACQUAINTED_LIMIT_S - (time.monotonic() - ready)
+            eventually(
+                lambda node=node: listed(node) == others(swarm, node), limit_s, "acquainted"
+            )
+
+
+def test_a_killed_peer_is_gone_soon_and_is_back_once_it_is_restarted(swarm):
+    first, second, killed = swarm.nodes
+    killed.kill()
+    died = time.monotonic()
+    for node in (first, second):
+        limit_s = GONE_LIMIT_S - (time.monotonic() - died)
+        eventually(lambda node=node: killed.peer not in listed(node), limit_s, "gone")
+        assert peers_of(node) == others(swarm, node) - {killed.peer}
+    swarm.start(killed)
+    swarm.wait_ready(killed)
+    for node in swarm.nodes:
+        eventually(lambda node=node: peers_of(node) == others(swarm, node), 10, "back")
+    with killed.client() as client:
+        assert client.status().peer == killed.peer
+
+
+def test_a_stopped_peer_is_gone_soon_and_is_back_once_it_goes_on(swarm):
+    first, second, stopped = swarm.nodes
+    stopped.signal(signal.SIGSTOP)
+    since = time.monotonic()
+    for node in (first, second):
+        limit_s = GONE_LIMIT_S - (time.monotonic() - since)
+        eventually(lambda node=node: stopped.peer not in listed(node), limit_s, "gone")
+    stopped.signal(signal.SIGCONT)
+    for node in swarm.nodes:
+        eventually(lambda node=node: peers_of(node) == others(swarm, node), 10, "back")
+
+
+def test_a_restarted_node_that_has_no_bootstrap_peer_remembers_the_others(swarm):
+    first = swarm.nodes[0]  # it alone is given no bootstrap peer
+    first.kill()
+    for node in swarm.nodes[1:]:
+        eventually(lambda node=node: first.peer not in peers_of(node), GONE_LIMIT_S, "gone")
+    first.address = ""  # another port than the others know, so that they cannot dial it
+    swarm.start(first)
+    swarm.wait_ready(first)
+    for node in swarm.nodes:
+        eventually(lambda node=node: peers_of(node) == others(swarm, node), 10, "found again")
