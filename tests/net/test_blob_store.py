@@ -327,6 +327,40 @@ async def test_a_transfer_that_brought_nothing_leaves_nothing(tmp_path):
         assert files_under(tmp_path) == set()
 
 
+async def test_a_transfer_that_is_cancelled_before_its_first_chunk_leaves_nothing(tmp_path):
+    chunks = chunk_list_of(bytes(2 * MIB))
+    begun = trio.Event()
+
+    async def stalls(store):
+        async with store.receive(chunks.blob_id) as reception:
+            await reception.begin(chunks)
+            begun.set()
+            await trio.sleep_forever()
+
+    async with open_store(tmp_path, QUOTA_BYTES) as store:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stalls, store)
+            await begun.wait()
+            assert store.used_bytes == 2 * MIB
+            nursery.cancel_scope.cancel()
+        assert store.used_bytes == 0
+        assert files_under(tmp_path) == set()
+
+
+async def test_a_blob_stays_while_it_is_read_chunk_by_chunk(tmp_path):
+    data = os.urandom(2 * MIB)
+    async with open_store(tmp_path, 3 * MIB) as store:
+        blob_id = await store.put_bytes(data)
+        reading = store.read_chunks(blob_id)
+        first = await anext(reading)
+        with pytest.raises(StoreError, match="no room"):
+            await store.put_bytes(bytes(2 * MIB))
+        assert first + await anext(reading) == data
+        assert [chunk async for chunk in reading] == []
+        await store.put_bytes(bytes(2 * MIB))
+        assert not store.holds(blob_id)
+
+
 async def test_an_unfinished_transfer_goes_before_any_blob_and_the_active_one_never(tmp_path):
     async with open_store(tmp_path, 4 * MIB) as store:
         blob_id = await store.put_bytes(os.urandom(MIB))

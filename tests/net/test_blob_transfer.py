@@ -236,6 +236,32 @@ async def test_a_blob_over_the_limit_or_the_quota_is_refused_from_its_list(store
     assert taking.used_bytes == 0
 
 
+async def test_a_blob_stays_while_it_is_served(stores, rights, tmp_path):
+    data = os.urandom(3 * MIB)
+    async with open_store(tmp_path / "small", 4 * MIB) as small:
+        blob_id = await small.put_bytes(data)
+        serve = honest((small, None), rights, blob_id)
+
+        async def serve_in_need_of_room(stream):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve, stream)
+                await wait_all_tasks_blocked()
+                with pytest.raises(StoreError, match="no room"):
+                    await small.put_bytes(bytes(2 * MIB))
+                began.set()
+
+        began = trio.Event()
+        ours, theirs = lockstep_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_in_need_of_room, Pipe(TAKER, theirs))
+            stream = Pipe(GIVER, ours)
+            await send_frame(stream, BlobRequest(blob=blob_id))
+            await receive_frame(stream, BlobAnswer)
+            await began.wait()
+            listed = chunk_list_of(data).encode()
+            assert await stream.receive_exactly(len(listed) + len(data)) == listed + data
+
+
 async def test_two_who_want_one_blob_share_one_transfer(stores, rights):
     giving, taking = stores
     blob_id = await giving.put_bytes(os.urandom(3 * MIB))
