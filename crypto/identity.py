@@ -63,10 +63,10 @@ class Identity:
             encryption = (
                 BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
             )
+            return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
         except ValueError as error:
             message = f"the passphrase cannot be used: {error}"
             raise IdentityError(message, code="bad_passphrase") from None
-        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
     def __repr__(self) -> str:
         return f"Identity({self.peer_id})"  # a log line must never hold the key

@@ -1,0 +1,120 @@
+"""The bounds, held against the types that use them and against one another."""
+
+import msgspec
+import pytest
+from msgspec import inspect
+from strategies import ALICE, INPUT
+
+from shoal.crypto import envelope
+from shoal.protocol import limits
+from shoal.protocol.blob_messages import MESSAGE_LIMIT_BYTES, BlobAnswer, BlobRequest
+from shoal.protocol.codec import encode
+from shoal.protocol.messages import Adverts, Digest, Frame, Request, Response, UnitRequest
+from shoal.protocol.statements import Advert, Award, Receipt
+
+KINDS = (Frame, Advert, Award, Receipt, BlobRequest, BlobAnswer)
+
+
+def parts_of(kind, path=""):
+    """Every type inside a type, with the path to it."""
+    match kind:
+        case inspect.Metadata():
+            yield from parts_of(kind.type, path)
+        case inspect.StructType():
+            for field in kind.fields:
+                yield from parts_of(field.type, f"{path}.{field.name}")
+            yield path + "{}", kind
+        case inspect.UnionType():
+            for option in kind.types:
+                inside = option.cls.__name__ if isinstance(option, inspect.StructType) else ""
+                yield from parts_of(option, f"{path}|{inside}")
+        case inspect.TupleType():
+            for index, item in enumerate(kind.item_types):
+                yield from parts_of(item, f"{path}[{index}]")
+        case inspect.VarTupleType():
+            yield path + "[]", kind
+            yield from parts_of(kind.item_type, path + "[]")
+        case _:
+            yield path, kind
+
+
+PARTS = {
+    f"{getattr(kind, '__name__', 'Frame')}{path}": part
+    for kind in KINDS
+    for path, part in parts_of(inspect.type_info(kind))
+}
+
+
+@pytest.mark.parametrize("path", PARTS)
+def test_every_field_on_the_wire_has_its_bound(path):
+    part = PARTS[path]
+    match part:
+        case inspect.IntType():
+            assert part.ge is not None
+            assert part.le is not None
+        case inspect.FloatType():  # this is also what keeps NaN out
+            assert part.le is not None
+            assert (part.ge is None) != (part.gt is None)
+        case inspect.StrType():
+            assert part.max_length is not None or part.pattern is not None
+        case inspect.BytesType():
+            assert part.max_length is not None
+        case inspect.VarTupleType():
+            assert part.max_length is not None
+            assert part.max_length <= limits.LIST_LIMIT
+        case inspect.StructType():
+            assert part.forbid_unknown_fields
+            assert len(part.fields) < limits.MAP_LIMIT
+        case _:
+            assert isinstance(part, inspect.EnumType | inspect.NoneType | inspect.BoolType)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path, part in PARTS.items() if getattr(part, "pattern", None)]
+)
+def test_every_pattern_is_about_the_whole_text(path):
+    pattern = PARTS[path].pattern
+    assert pattern.startswith(r"\A")
+    assert pattern.endswith(r"\Z"), "a $ lets a newline through"
+
+
+def test_the_fullest_answer_to_a_digest_fits_into_a_frame():
+    advert = (bytes(limits.ADVERT_LIMIT_BYTES), 3599.123)
+    answer = Adverts(
+        adverts=(advert,) * limits.ADVERTS_PER_MESSAGE_LIMIT,
+        wanted=(ALICE.peer_id,) * limits.DIGEST_LIMIT,
+    )
+    encode(Response(id=1 << 31, body=answer))
+
+
+def test_the_fullest_digest_fits_into_a_frame_and_its_containers():
+    digest = Digest(held=((ALICE.peer_id, 1 << 62),) * limits.DIGEST_LIMIT)
+    encode(Request(id=1 << 31, body=digest))
+    assert limits.DIGEST_LIMIT + 3 <= limits.CONTAINERS_LIMIT
+
+
+def test_the_fullest_unit_fits_into_a_frame():
+    unit = UnitRequest(
+        call="a" * 32,
+        unit="🐚" * 64,
+        inputs=(("🐚" * 256, INPUT),) * limits.PORTS_LIMIT,
+        blobs=(bytes(limits.INLINE_LIMIT_BYTES),),
+    )
+    encode(Request(id=1 << 31, body=unit))
+
+
+def test_the_fullest_words_of_a_blob_stream_fit():
+    encode(BlobRequest(blob=INPUT, first_chunk=1 << 16), MESSAGE_LIMIT_BYTES)
+
+
+def test_both_layers_mean_the_same_largest_envelope():
+    field = inspect.type_info(limits.EnvelopeBytes)
+    assert isinstance(field, inspect.BytesType)
+    assert field.max_length == envelope.ENVELOPE_LIMIT_BYTES
+
+
+def test_a_peer_id_of_any_key_fits_its_field():
+    from shoal.crypto.peer_id import peer_id_of
+
+    for key in (bytes(32), b"\xff" * 32, bytes(range(32))):
+        assert msgspec.convert(peer_id_of(key), limits.PeerText) == peer_id_of(key)
