@@ -22,7 +22,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 import stat
 import tomllib
 from dataclasses import dataclass
@@ -30,9 +29,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from shoal.crypto.errors import VerificationError
-from shoal.crypto.peer_id import check_peer_id
 from shoal.node.errors import ConfigError
+from shoal.node.setting_values import (
+    read_cores,
+    read_level,
+    read_listen_addresses,
+    read_path,
+    read_peer_addresses,
+    read_peers,
+    read_size_bytes,
+    read_text,
+    read_yes_or_no,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,12 +55,6 @@ SOCKET_PATH_LIMIT_BYTES = 107
 
 _FILE_LIMIT_BYTES = 1 << 20
 _ENVIRONMENT_PREFIX = "SHOAL_"
-_UNIT_BYTES = {
-    "": 1,
-    "B": 1,
-    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
-    **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,19 +211,6 @@ def file_text(values: Mapping[str, object] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_size_bytes(value: object) -> int:
-    """Read ``20GB``, ``512 MiB`` or a number of bytes; raises ValueError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
-    factor = _UNIT_BYTES.get(match[2].upper()) if match else None
-    size_bytes = int(float(match[1]) * factor) if match and factor else 0
-    if size_bytes < 1:
-        message = "is not a size; write one as 20GB, 512MiB or a number of bytes"
-        raise ValueError(message)
-    return size_bytes
-
-
 def _first_of(
     setting: Setting,
     flags: Mapping[str, object],
@@ -320,100 +309,10 @@ def _half_of_memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _path(value: object) -> Path:
-    if not isinstance(value, str | Path):
-        message = "is not a path"
-        raise ValueError(message)  # noqa: TRY004  # what `read` raises
-    return Path(value).expanduser().absolute()
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
-        message = "is not a text of at most 64 printable characters"
-        raise ValueError(message)
-    return value
-
-
-def _yes_or_no(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    match str(value).strip().lower():
-        case "1" | "true" | "yes" | "on":
-            return True
-        case "0" | "false" | "no" | "off":
-            return False
-    message = "is neither true nor false"
-    raise ValueError(message)
-
-
-def _cores(value: object) -> int:
-    text = str(value).strip()
-    if isinstance(value, bool) or not text.isdecimal() or not 1 <= int(text) <= 4096:
-        message = "is not a number of cores from 1 to 4096"
-        raise ValueError(message)
-    return int(text)
-
-
-def _level(value: object) -> str:
-    level = str(value).strip().lower()
-    if level not in ("debug", "info", "warning", "error"):
-        message = "is none of debug, info, warning, error"
-        raise ValueError(message)
-    return level
-
-
-def _list(value: object) -> tuple[str, ...]:
-    """A TOML list, a repeated flag, or one text with commas."""
-    texts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
-        message = "is not a list of texts"
-        raise ValueError(message)
-    parts = [part.strip() for text in texts for part in text.split(",")]
-    return tuple(dict.fromkeys(part for part in parts if part))
-
-
-def _listen_addresses(value: object) -> tuple[str, ...]:
-    addresses = _list(value)
-    for address in addresses:
-        if not re.fullmatch(r"/(ip4|ip6)/[^/]+/tcp/\d{1,5}", address):
-            message = "does not consist of addresses such as /ip4/0.0.0.0/tcp/4711"
-            raise ValueError(message)
-    return addresses
-
-
-def _peer_addresses(value: object) -> tuple[str, ...]:
-    addresses = _list(value)
-    for address in addresses:
-        place, separator, peer = address.rpartition("/p2p/")
-        if not place.startswith("/") or not separator or not _is_peer(peer):
-            message = (
-                "does not consist of addresses such as /ip4/1.2.3.4/tcp/4711/p2p/12D3KooW…"
-            )
-            raise ValueError(message)
-    return addresses
-
-
-def _peers(value: object) -> tuple[str, ...]:
-    peers = _list(value)
-    for peer in peers:
-        if not _is_peer(peer):
-            message = "does not consist of peer ids, which begin with 12D3KooW"
-            raise ValueError(message)
-    return peers
-
-
-def _is_peer(text: str) -> bool:
-    try:
-        check_peer_id(text)
-    except VerificationError:
-        return False
-    return True
-
-
 _HOME = Setting(
     "home",
     "DIR",
-    _path,
+    read_path,
     _default_home,
     "Directory of the key, the state and the blobs.",
     example="",  # the file lies in it
@@ -424,7 +323,7 @@ SETTINGS = (
     Setting(
         "socket",
         "PATH",
-        _path,
+        read_path,
         lambda: None,  # depends on the home; see _default_socket
         "Unix socket of the local API.",
         example='"/run/user/1000/shoal/shoal.sock"',
@@ -432,7 +331,7 @@ SETTINGS = (
     Setting(
         "listen",
         "ADDR",
-        _listen_addresses,
+        read_listen_addresses,
         lambda: ("/ip4/0.0.0.0/tcp/4711",),
         "Addresses on which other nodes reach this one.",
         example='["/ip4/0.0.0.0/tcp/4711"]',
@@ -441,7 +340,7 @@ SETTINGS = (
     Setting(
         "bootstrap",
         "ADDR",
-        _peer_addresses,
+        read_peer_addresses,
         tuple,
         "Nodes to join the network through, as /ip4/1.2.3.4/tcp/4711/p2p/PEER_ID.",
         example="[]",
@@ -450,7 +349,7 @@ SETTINGS = (
     Setting(
         "allow",
         "PEER_ID",
-        _peers,
+        read_peers,
         tuple,
         "Peers whose work this node accepts, beside its own.",
         example="[]",
@@ -459,7 +358,7 @@ SETTINGS = (
     Setting(
         "provide",
         "BOOL",
-        _yes_or_no,
+        read_yes_or_no,
         lambda: True,
         "Whether this node takes units from peers at all.",
         example="true",
@@ -467,7 +366,7 @@ SETTINGS = (
     Setting(
         "cores",
         "N",
-        _cores,
+        read_cores,
         lambda: len(os.sched_getaffinity(0)),
         "Processor cores that units may use; all of them where not set.",
         example="4",
@@ -493,7 +392,7 @@ SETTINGS = (
     Setting(
         "log_level",
         "LEVEL",
-        _level,
+        read_level,
         lambda: "info",
         "How much the log tells: debug, info, warning or error.",
         example='"info"',
@@ -501,7 +400,7 @@ SETTINGS = (
     Setting(
         "name",
         "TEXT",
-        _text,
+        read_text,
         str,
         "What you call this machine; it appears in its own logs only.",
         example='"attic"',

@@ -10,9 +10,9 @@ from shoal.node.cli.arrays import OutputFiles, read_inputs
 from shoal.node.cli.follow import follow, progress_bar
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import note, print_json
-from shoal.node.config import read_size_bytes
 from shoal.node.errors import ConfigError
 from shoal.node.records import Job, Policy
+from shoal.node.setting_values import read_size_bytes
 
 if TYPE_CHECKING:
     import numpy as np

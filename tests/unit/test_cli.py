@@ -261,7 +261,8 @@ def test_a_receipt_is_shown_and_verified_with_no_daemon(capsys, tmp_path):
 def test_a_changed_receipt_is_rejected_beside_a_good_one(capsys, tmp_path):
     good, bad = tmp_path / "good.receipt", tmp_path / "bad.receipt"
     good.write_bytes(receipt_bytes())
-    bad.write_bytes(good.read_bytes()[:-1] + b"\0")
+    data = good.read_bytes()
+    bad.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     code, out, err = shoal(capsys, "receipt", "verify", good, bad)
     assert code == 1
     assert out.count("valid") == 1

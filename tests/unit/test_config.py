@@ -14,7 +14,6 @@ from shoal.node.config import (
     client_socket,
     file_text,
     load,
-    read_size_bytes,
     unknown_variables,
 )
 from shoal.node.errors import ConfigError

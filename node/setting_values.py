@@ -1,0 +1,132 @@
+"""How the values of settings are read: from TOML, or from text of flags and variables.
+
+Each function takes what any source gave, and gives the checked value or raises
+ValueError with the end of a sentence that begins with the value: "… is not a
+path". `node.config` says which setting uses which.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from shoal.crypto.errors import VerificationError
+from shoal.crypto.peer_id import check_peer_id
+
+_UNIT_BYTES = {
+    "": 1,
+    "B": 1,
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+}
+
+
+def read_size_bytes(value: object) -> int:
+    """Read ``20GB``, ``512 MiB`` or a number of bytes; raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+    factor = _UNIT_BYTES.get(match[2].upper()) if match else None
+    size_bytes = int(float(match[1]) * factor) if match and factor else 0
+    if size_bytes < 1:
+        message = "is not a size; write one as 20GB, 512MiB or a number of bytes"
+        raise ValueError(message)
+    return size_bytes
+
+
+def read_path(value: object) -> Path:
+    """Read a path; ``~`` is the user's home."""
+    if not isinstance(value, str | Path):
+        message = "is not a path"
+        raise ValueError(message)  # noqa: TRY004  # what `read` raises
+    return Path(value).expanduser().absolute()
+
+
+def read_text(value: object) -> str:
+    """Read a short line of text."""
+    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
+        message = "is not a text of at most 64 printable characters"
+        raise ValueError(message)
+    return value
+
+
+def read_yes_or_no(value: object) -> bool:
+    """Read a truth value."""
+    if isinstance(value, bool):
+        return value
+    match str(value).strip().lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
+    message = "is neither true nor false"
+    raise ValueError(message)
+
+
+def read_cores(value: object) -> int:
+    """Read a number of cores."""
+    text = str(value).strip()
+    if isinstance(value, bool) or not text.isdecimal() or not 1 <= int(text) <= 4096:
+        message = "is not a number of cores from 1 to 4096"
+        raise ValueError(message)
+    return int(text)
+
+
+def read_level(value: object) -> str:
+    """Read a log level."""
+    level = str(value).strip().lower()
+    if level not in ("debug", "info", "warning", "error"):
+        message = "is none of debug, info, warning, error"
+        raise ValueError(message)
+    return level
+
+
+def _read_list(value: object) -> tuple[str, ...]:
+    """A TOML list, a repeated flag, or one text with commas."""
+    texts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+        message = "is not a list of texts"
+        raise ValueError(message)
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def read_listen_addresses(value: object) -> tuple[str, ...]:
+    """Read multiaddrs to listen on."""
+    addresses = _read_list(value)
+    for address in addresses:
+        if not re.fullmatch(r"/(ip4|ip6)/[^/]+/tcp/\d{1,5}", address):
+            message = "does not consist of addresses such as /ip4/0.0.0.0/tcp/4711"
+            raise ValueError(message)
+    return addresses
+
+
+def read_peer_addresses(value: object) -> tuple[str, ...]:
+    """Read multiaddrs of peers, each with its peer id."""
+    addresses = _read_list(value)
+    for address in addresses:
+        place, separator, peer = address.rpartition("/p2p/")
+        if not place.startswith("/") or not separator or not _is_peer(peer):
+            message = (
+                "does not consist of addresses such as /ip4/1.2.3.4/tcp/4711/p2p/12D3KooW…"
+            )
+            raise ValueError(message)
+    return addresses
+
+
+def read_peers(value: object) -> tuple[str, ...]:
+    """Read peer ids."""
+    peers = _read_list(value)
+    for peer in peers:
+        if not _is_peer(peer):
+            message = "does not consist of peer ids, which begin with 12D3KooW"
+            raise ValueError(message)
+    return peers
+
+
+def _is_peer(text: str) -> bool:
+    try:
+        check_peer_id(text)
+    except VerificationError:
+        return False
+    return True
