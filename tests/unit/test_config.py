@@ -18,6 +18,7 @@ from shoal.node.config import (
 )
 from shoal.node.errors import ConfigError
 from shoal.node.home import open_home
+from shoal.node.setting_values import read_size_bytes
 
 PEER = "12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M"
 
