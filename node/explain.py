@@ -37,7 +37,7 @@ NEXT_STEP = {
     ),
     Reason.TOO_LARGE: (
         "has too little memory for a unit",
-        "ask for less with --memory, or split the units smaller with --batch",
+        "ask for less with --memory-limit, or split the units smaller with --batch",
     ),
     Reason.UNTRUSTED_REQUESTER: (
         "takes work from peers on its allow list only",
@@ -59,6 +59,11 @@ def explain(job: Job, answers: Sequence[Answer], peers_known: int, leases: int) 
         lines.append(
             "No other node is known: connect to one with `shoal peers --connect ADDRESS`, "
             "or set `bootstrap`."
+        )
+    elif not answers:
+        lines.append(
+            f"Nobody has answered: nodes that offer the class {job.numeric_class!r} are asked, "
+            "and `shoal peers` shows what each offers."
         )
     latest = {answer.peer: answer for answer in sorted(answers, key=lambda a: a.at)}
     for peer, answer in latest.items():

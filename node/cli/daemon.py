@@ -89,10 +89,16 @@ def status(*, daemon: Daemon | None = None) -> None:
         _print_status(client.status(), as_json=daemon.as_json)
 
 
-def peers(*, daemon: Daemon | None = None) -> None:
-    """List the other nodes of the network as this one sees them."""
+def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
+    """List the other nodes of the network as this one sees them.
+
+    Args:
+        connect: Link to the node at this address first; as those of `bootstrap`.
+    """
     daemon = daemon or Daemon()
     with daemon.client() as client:
+        if connect is not None:
+            client.connect(connect)
         found = client.peers()
     if daemon.as_json:
         print_json({"peers": found})

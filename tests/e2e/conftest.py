@@ -1,10 +1,10 @@
 """One swarm of three real daemons for all end-to-end tests, mended before each."""
 
 import pytest
-from daemons import mend
+from daemons import mend, shoal
 
 from shoal.crypto import identity
-from shoal.node.demo.swarm import Swarm
+from shoal.node.demo.swarm import Node, Swarm
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +31,19 @@ def swarm(_swarm):
 def node(swarm):
     """A daemon of the swarm that is not the first."""
     return swarm.nodes[1]
+
+
+@pytest.fixture
+def stranger(tmp_path_factory):
+    """A daemon that knows nobody, is on nobody's allow list, and takes no work."""
+    home = tmp_path_factory.mktemp("stranger")
+    key = identity.generate()
+    identity.save(key, home / "identity.key")
+    stranger = Node(4, home, key.peer_id)
+    flags = ("--detach", "--listen=/ip4/127.0.0.1/tcp/0", "--provide=false")
+    started = shoal("up", *flags, "--json", node=stranger)
+    assert started.code == 0, started
+    stranger.address = started.json["addresses"][0]
+    yield stranger
+    ended = shoal("down", node=stranger)
+    assert ended.code == 0, ended

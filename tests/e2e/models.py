@@ -29,7 +29,7 @@ def dense():
 
 
 def slow(turns):
-    """y = x after ``turns`` of a loop that adds 1/turns and takes it off again.
+    """y = x after an even number of ``turns`` of a loop that negates it.
 
     100,000 turns take some tenths of a second.
     """

@@ -3,8 +3,9 @@
 import signal
 import time
 
-from daemons import eventually, listed, peers_of
+from daemons import eventually, listed, peers_of, shoal
 
+from shoal.crypto.identity import generate
 from shoal.node.demo.swarm import Swarm
 
 ACQUAINTED_LIMIT_S = 5.0
@@ -64,3 +65,21 @@ def test_a_restarted_node_that_has_no_bootstrap_peer_remembers_the_others(swarm)
     swarm.wait_ready(first)
     for node in swarm.nodes:
         eventually(lambda node=node: peers_of(node) == others(swarm, node), 10, "found again")
+
+
+def test_a_node_that_knows_nobody_joins_by_one_address(swarm, stranger):
+    alone = shoal("peers", node=stranger)
+    assert (alone.code, alone.stdout) == (0, "")
+    assert "bootstrap" in alone.stderr
+    joined = shoal("peers", f"--connect={swarm.nodes[2].address}", node=stranger)
+    assert joined.code == 0, joined
+    everybody = {node.peer for node in swarm.nodes}
+    eventually(lambda: peers_of(stranger) == everybody, 10, "joined")
+
+
+def test_an_address_where_nobody_answers_is_said_so(stranger):
+    nobody = f"/ip4/127.0.0.1/tcp/1/p2p/{generate().peer_id}"
+    ended = shoal("peers", f"--connect={nobody}", node=stranger)
+    assert ended.code == 1
+    assert "connection refused" in ended.stderr
+    assert "next:" in ended.stderr

@@ -1,0 +1,148 @@
+"""``shoal demo`` as a user runs it: a process, its JSON, its receipts, and what it leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from daemons import SHOAL, clean_environment, eventually, shoal
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DEMO_LIMIT_S = 180
+
+
+@pytest.fixture
+def place():
+    """Where temporary homes go: short, since sockets are in them, and ours alone."""
+    directory = Path(tempfile.mkdtemp(prefix="sd-"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def start_demo(place, *arguments, cwd=CHECKOUT):
+    return subprocess.Popen(
+        [*SHOAL, "demo", *map(str, arguments)],
+        cwd=cwd,
+        env=clean_environment() | {"TMPDIR": str(place)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def processes_of(place):
+    """Command lines of all processes that have a home in ``place``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        if f"--home={place}" in line:
+            found.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One run of the demo on this checkout: its report, its receipts, what it left."""
+    directory = Path(tempfile.mkdtemp(prefix="sd-"))
+    receipts = tmp_path_factory.mktemp("receipts")
+    process = start_demo(directory, "--json", "--receipts", receipts)
+    out, err = process.communicate(timeout=DEMO_LIMIT_S)
+    left = processes_of(directory), list(directory.iterdir())
+    shutil.rmtree(directory)
+    assert process.returncode == 0, (out, err)
+    return json.loads(out), receipts, left
+
+
+def test_the_demo_labels_every_file_once_as_magika_does(demo):
+    report, _, _ = demo
+    assert report["schema_version"] == 1
+    assert report["ok"]
+    assert report["problems"] == []
+    totals = report["totals"]
+    assert totals["files"] == totals["files_of_model"] == len(report["files"]) > 50
+    assert totals["labels_equal"] == totals["labels"]
+    assert totals["labels"] == totals["files"] + len(report["without_model"])
+    paths = [file["path"] for file in report["files"] + report["without_model"]]
+    assert len(set(paths)) == len(paths)
+    by_path = {file["path"]: file["label"] for file in report["files"]}
+    assert by_path["node/daemon.py"] == "python"
+    assert by_path["pyproject.toml"] == "toml"
+
+
+def test_the_demos_files_are_those_that_git_tracks(demo):
+    report, _, _ = demo
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=CHECKOUT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+    seen = report["files"] + report["without_model"] + report["left_out"]
+    assert {each["path"] for each in seen} == {name for name in tracked if name}
+
+
+def test_every_node_of_the_demo_runs_units_and_one_is_killed_half_way(demo):
+    report, _, _ = demo
+    nodes, killed = report["nodes"], report["killed"]
+    assert len(nodes) == 3
+    assert all(node["units"] > 0 for node in nodes)
+    assert all(node["receipts_verified"] == node["units"] for node in nodes)
+    assert all(node["seconds"] > 0 for node in nodes)
+    assert sum(node["files"] for node in nodes) == report["totals"]["files"]
+    assert [node["peer"] for node in nodes if node["killed"]] == [killed["peer"]]
+    assert killed["peer"] != nodes[0]["peer"]  # the requester lives
+    assert killed["units_total"] / 2 <= killed["units_done"] < killed["units_total"]
+    assert killed["own_units_done"] > 0
+
+
+def test_the_demos_receipts_verify_offline_one_for_each_unit(demo):
+    report, directory, _ = demo
+    files = sorted(directory.iterdir())
+    ended = shoal("receipt", "verify", "--json", *files)
+    assert ended.code == 0, ended
+    verdicts = ended.json["receipts"]
+    assert all(verdict["valid"] for verdict in verdicts)
+    assert [f"{verdict['id']}.receipt" for verdict in verdicts] == [f.name for f in files]
+    assert len({verdict["unit"] for verdict in verdicts}) == report["totals"]["units"]
+    assert Counter(verdict["provider"] for verdict in verdicts) == {
+        node["peer"]: node["units"] for node in report["nodes"]
+    }
+
+
+def test_the_demo_leaves_nothing_running_and_no_homes(demo):
+    _, _, (processes, entries) = demo
+    assert processes == []
+    assert entries == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_interrupted_leaves_nothing(place, number):
+    process = start_demo(place)
+    eventually(lambda: len(processes_of(place)) == 3, 60, "three daemons")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
+    assert processes_of(place) == []
+    assert list(place.iterdir()) == []
+
+
+def test_the_demo_shows_its_tables_and_no_logs_to_a_person(place, tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.py").write_text(f"import os\nprint(os.getcwd(), {number})\n" * 9)
+    (tmp_path / "empty").touch()
+    process = start_demo(place, "--path", tmp_path, cwd=os.sep)
+    out, err = process.communicate(timeout=DEMO_LIMIT_S)
+    assert process.returncode == 0, (out, err)
+    assert "5 of 5 files labelled: none lost, none twice" in out
+    assert "6 of 6 labels equal magika's own" in out
+    assert "Labelled by magika without its model: 1" in out
+    assert "requester and provider" in out
+    assert "Python source" in out
+    assert "{" not in out + err  # the daemons log JSON
+    assert "\x1b" not in out + err  # no terminal, no colours
