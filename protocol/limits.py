@@ -101,7 +101,7 @@ PeerText = Annotated[str, Meta(pattern=r"\A12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\Z")]
 """A peer id; that a key is behind it shows where it is compared with a signer."""
 
 Price = Annotated[float, Meta(ge=0.0, le=1e12)]
-"""Credits: 1 is the price of 10^12 exact multiply-adds. Never NaN (see the codec)."""
+"""Credits: 1 is the price of 10^12 exact multiply-adds. Bounds keep NaN out as well."""
 
 Seconds = Annotated[float, Meta(ge=0.0, le=UNIT_TIME_LIMIT_S)]
 """A duration, measured by each side on its own monotonic clock."""
@@ -109,7 +109,7 @@ Seconds = Annotated[float, Meta(ge=0.0, le=UNIT_TIME_LIMIT_S)]
 IdleSeconds = Annotated[float, Meta(gt=0.0, le=LEASE_IDLE_LIMIT_S)]
 """The silence after which a lease ends, measured as `Seconds` are."""
 
-EpochMs = Annotated[int, Meta(ge=0, le=1 << 50)]
+EpochMs = Annotated[int, Meta(ge=0, le=1 << 48)]
 """Wall-clock milliseconds since 1970; advisory, since clocks differ."""
 
 ByteCount = Annotated[int, Meta(ge=0, le=1 << 50)]

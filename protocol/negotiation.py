@@ -8,7 +8,7 @@ for when silence ends it. Which message may come in which state is in the two
 tables below and nowhere else; what is not in a table raises. Time is an
 argument; both sides measure durations on their own clocks.
 
-The rules, in one paragraph: a bid binds for ``valid_s``. An award within that
+The rules, in one paragraph. A bid binds for ``valid_s``. An award within that
 time becomes a lease, or a refusal when something changed meanwhile, within the
 award's ``idle_s``. Under a lease up to ``in_flight_max`` units are out at once
 and ``units_max`` in all. A unit's name stands for one run, ever: a unit asked

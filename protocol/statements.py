@@ -64,7 +64,7 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peer: PeerText
     sequence: Sequence
     issued_at_ms: EpochMs
-    lifetime_s: Annotated[float, Meta(gt=0, le=limits.ADVERT_LIFETIME_LIMIT_S)]
+    lifetime_s: Annotated[float, Meta(ge=1.0, le=limits.ADVERT_LIFETIME_LIMIT_S)]
     protocol: tuple[Count, Count]
     agent: ShortText
     addresses: Annotated[tuple[Text, ...], Meta(max_length=8)]
@@ -78,6 +78,10 @@ class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Every receipt names the id of its award: nobody can invent work that was
     not given, and nobody can be framed for work that was not taken.
+
+    Attributes:
+        idle_s: The silence after which the lease is to end; unanswered for as
+            long, the award ends too.
     """
 
     call: CallId
