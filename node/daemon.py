@@ -196,7 +196,8 @@ class Daemon:
 
     async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
         """Units of a job in order of their index."""
-        return await self.journal.units(job_id, offset, limit)
+        units = await self.journal.units(job_id, offset, limit)
+        return [self.jobs_running.as_leased(unit) for unit in units]
 
     def watch(
         self, job_id: JobId

@@ -31,6 +31,10 @@ NEXT_STEP = {
         "has no working device",
         "its operator can look with `shoal devices` and `shoal doctor`",
     ),
+    Reason.NO_ROOM: (
+        "has no room on its disk for the program, an input or an output",
+        "its operator can raise `blob_quota`; smaller units help too",
+    ),
     Reason.PROGRAM_REFUSED: (
         "refused the program",
         "see the detail; `shoal run` checks a program against the same rules",

@@ -23,7 +23,7 @@ import trio
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.node import bidding, pipeline
-from shoal.node.errors import JobError
+from shoal.node.errors import JobError, StoreError
 from shoal.node.records import Answer, Failure, Job, JobId, JobSpec, JobState, UnitState
 from shoal.node.unit_board import UnitBoard
 from shoal.protocol.messages import Reason, Refusal, UnitResult
@@ -101,6 +101,14 @@ class Jobs:
         """How many leases a job holds now; 0 when it does not run."""
         running = self._running.get(job_id)
         return len(running.leases) if running else 0
+
+    def as_leased(self, unit: Unit) -> Unit:
+        """A unit of the state as it stands at this moment: out with whom, if it is."""
+        running = self._running.get(unit.job)
+        holder = running.board.holder(unit.index) if running else None
+        if holder is None:
+            return unit
+        return msgspec.structs.replace(unit, state=UnitState.LEASED, provider=holder)
 
     async def submit(self, spec: JobSpec) -> Job:
         """Check a job, write it down and start it; errors as `pipeline.submit` raises."""
@@ -193,11 +201,14 @@ class Jobs:
                     leases.cancel_scope.cancel()
                 state = JobState.FAILED if running.first_failure else JobState.DONE
                 await self._end(job_id, state, running.first_failure)
-        except Exception as error:  # root of a job: one job's end must not end the others
+        except* StoreError as errors:  # this node's disk: no other provider would help
+            await self._end(job_id, JobState.FAILED, _failure(_first(errors)))
+        except* Exception as errors:  # root of a job: one job's end must not end the others
             log.exception("a job failed inside this node", job=job_id)
-            await self._end(job_id, JobState.FAILED, Failure("internal", repr(error)[:400]))
+            await self._end(job_id, JobState.FAILED, Failure("internal", repr(errors)[:400]))
         finally:
             self._running.pop(job_id, None)
+            self._house.store.unpin(job_id)
 
     async def _call(
         self, running: _RunningJob, units: dict[int, Unit], leases: trio.Nursery
@@ -245,6 +256,8 @@ class Jobs:
                 async with trio.open_nursery() as feeders:
                     for _ in range(side.bid.in_flight_max):
                         feeders.start_soon(self._feed, running, units, side)
+        except* StoreError:
+            raise
         except* ShoalError as errors:
             problem = _first(errors)
         finally:

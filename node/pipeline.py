@@ -295,6 +295,11 @@ async def release(house: House, side: RequesterSide) -> None:
         await _tell(house, side.provider, message)
 
 
+def outputs_of(job_id: JobId) -> str:
+    """Under which name the outputs of a job are pinned."""
+    return f"{job_id}/outputs"
+
+
 def unit_name(unit: Unit) -> str:
     """The requester's name for a unit: the job's id and the unit's place in it."""
     return f"{unit.job}/{unit.index}"
@@ -304,17 +309,21 @@ def unit_name(unit: Unit) -> str:
 # 3. fetch: program and inputs, checked chunk by chunk --------------------------------
 
 
-async def fetch_program(house: House, requester: PeerId, program: BlobId) -> manifests.Manifest:
+async def fetch_program(
+    house: House, requester: PeerId, program: BlobId, pin_by: str
+) -> manifests.Manifest:
     """Hold every blob of a program; what is held already is not sent again.
+
+    The blobs stay until ``pin_by`` lets go.
 
     Raises:
         NetworkError: The requester went away.
         ProgramError: The manifest is malformed.
     """
-    await _fetch(house, requester, program)
+    await _fetch(house, requester, program, pin_by)
     manifest = manifests.decode(await house.store.get_bytes(program))
     for blob_id in program_blobs(manifest):
-        await _fetch(house, requester, blob_id)
+        await _fetch(house, requester, blob_id, pin_by)
     return manifest
 
 
@@ -322,6 +331,8 @@ async def fetch_inputs(
     house: House, requester: PeerId, manifest: manifests.Manifest, request: UnitRequest
 ) -> dict[str, bytes]:
     """The input tensors of one unit, by name: inline ones as they came, others fetched.
+
+    What is fetched stays until the unit's name lets go.
 
     Raises:
         NetworkError: The requester went away.
@@ -332,14 +343,15 @@ async def fetch_inputs(
     for name, text in request.inputs:
         blob_id = BlobId(text)
         if blob_id not in inline:
-            await _fetch(house, requester, blob_id)
+            await _fetch(house, requester, blob_id, request.unit)
         tensors[name] = inline.get(blob_id) or await house.store.get_bytes(blob_id)
     specs = {name: decode_header(tensor)[0] for name, tensor in tensors.items()}
     manifests.check_inputs(manifest, specs)
     return tensors
 
 
-async def _fetch(house: House, peer: PeerId, blob_id: BlobId) -> None:
+async def _fetch(house: House, peer: PeerId, blob_id: BlobId, pin_by: str) -> None:
+    house.store.pin(blob_id, pin_by)
     if not house.store.holds(blob_id):
         stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
         await fetch_blob(stream, blob_id, house.store, limit_bytes=INPUT_LIMIT_BYTES)
@@ -474,8 +486,7 @@ async def deliver(
             )
         await house.store.put_bytes(blob)
     for blob_id in outputs.values():
-        await _fetch(house, side.provider, blob_id)
-        house.store.pin(blob_id, unit.job)
+        await _fetch(house, side.provider, blob_id, outputs_of(unit.job))
     ended = Unit(
         job=unit.job,
         index=unit.index,

@@ -212,18 +212,24 @@ class Provider:
         self, side: ProviderSide, request: UnitRequest
     ) -> UnitResult | Refusal:
         assert side.call is not None
+        assert side.award_id is not None
         house, started_at_ms = self._house, time.time_ns() // 1_000_000
+        program = BlobId(side.call.program)
         try:
             manifest = await pipeline.fetch_program(
-                house, side.requester, BlobId(side.call.program)
+                house, side.requester, program, side.award_id
             )
             inputs = await pipeline.fetch_inputs(house, side.requester, manifest, request)
+            outcome = await pipeline.execute(house, side.call, manifest, inputs)
+            return await pipeline.sign(house, side, request, outcome, started_at_ms)
         except ProgramError as error:
             return _refuse(request, Reason.PROGRAM_REFUSED, error)
+        except StoreError as error:
+            return _refuse(request, Reason.NO_ROOM, error)
         except ShoalError as error:
             return _refuse(request, Reason.DATA_MISSING, error)
-        outcome = await pipeline.execute(house, side.call, manifest, inputs)
-        return await pipeline.sign(house, side, request, outcome, started_at_ms)
+        finally:
+            house.store.unpin(request.unit)
 
     async def sweep(self) -> None:
         """End conversations whose time is up, for ever."""
@@ -240,6 +246,7 @@ class Provider:
             running.scope.cancel()
         if conversation.side.award_id is not None:
             self._house.rights.withdraw(conversation.side.award_id)
+            self._house.store.unpin(conversation.side.award_id)
 
 
 @asynccontextmanager

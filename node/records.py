@@ -45,7 +45,10 @@ class JobState(StrEnum):
 
 
 class UnitState(StrEnum):
-    """Where a unit stands; the last three are final."""
+    """Where a unit stands; the last three are final.
+
+    ``leased`` is never written down: it is true of a running job only.
+    """
 
     QUEUED = "queued"
     LEASED = "leased"

@@ -111,7 +111,7 @@ class State:
             if ended.rowcount:
                 self._database.execute(
                     "UPDATE units SET state = 'cancelled'"
-                    " WHERE job = ? AND state IN ('queued', 'leased')",
+                    " WHERE job = ? AND state = 'queued'",
                     (job_id,),
                 )
             return self._job(job_id)
@@ -153,11 +153,6 @@ class State:
 
     # --- units and receipts -----------------------------------------------------
 
-    async def put_units(self, *units: Unit) -> None:
-        """Note how units stand that have not ended; one that has ended stays ended."""
-        assert not any(_final(unit.state) for unit in units)
-        await self._write(lambda: [self._put_unit(unit) for unit in units])
-
     async def end_unit(self, unit: Unit, receipt: bytes | None) -> bool:
         """Write a unit's end with its receipt, and count it.
 
@@ -198,7 +193,7 @@ class State:
         """A job's units that have not ended."""
         return await self._rows(
             unit_of,
-            "SELECT * FROM units WHERE job = ? AND state IN ('queued', 'leased')"
+            "SELECT * FROM units WHERE job = ? AND state = 'queued'"
             " ORDER BY place",
             (job_id,),
         )
@@ -339,7 +334,7 @@ class State:
         columns = ", ".join(f"{name} = :{name}" for name in row if name not in _UNIT_KEY)
         written = self._database.execute(
             f"UPDATE units SET {columns} WHERE job = :job AND place = :place"  # noqa: S608  # names are ours
-            " AND state IN ('queued', 'leased')",
+            " AND state = 'queued'",
             row,
         )
         return written.rowcount > 0

@@ -64,7 +64,7 @@ CREATE TABLE units (
     failure  TEXT,
     PRIMARY KEY (job, place)
 ) WITHOUT ROWID;
-CREATE INDEX open_units ON units (job, place) WHERE state IN ('queued', 'leased');
+CREATE INDEX open_units ON units (job, place) WHERE state = 'queued';
 
 CREATE TABLE receipts (
     id       TEXT PRIMARY KEY,

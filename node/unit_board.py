@@ -51,6 +51,10 @@ class UnitBoard:
         """Whether every unit has ended."""
         return not self._open
 
+    def holder(self, index: int) -> PeerId | None:
+        """Who has a unit out now."""
+        return self._out.get(index)
+
     def take(self, peer: PeerId) -> int | None:
         """The next unit for ``peer``: the first that it has not failed itself."""
         for _ in range(len(self._waiting)):

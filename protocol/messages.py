@@ -44,6 +44,7 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     NOT_PROVIDING = "not_providing"
     NO_DEVICE = "no_device"
+    NO_ROOM = "no_room"
     PROGRAM_REFUSED = "program_refused"
     TOO_LARGE = "too_large"
     UNTRUSTED_REQUESTER = "untrusted_requester"

@@ -116,7 +116,6 @@ async def test_a_unit_that_ended_stays_ended_and_is_counted_once(state):
     assert await state.end_unit(first, b"first")
     assert not await state.end_unit(ended(units[0], receipt=b"second"), b"second")
     assert not await state.end_unit(ended(units[0], UnitState.FAILED), None)
-    await state.put_units(ended(units[0], UnitState.LEASED))
     assert await state.units(job.id, 0, 1) == [first]
     assert await state.receipt_ids(job.id) == [first.receipt]
     now = await state.job(job.id)
@@ -136,16 +135,6 @@ async def test_many_ends_at_once_are_counted_once_each(state):
             nursery.start_soon(end, unit)
     assert won.count(True) == 20
     assert (await state.job(job.id)).units_done == 20
-
-
-async def test_a_lease_is_noted_and_its_unit_stays_open(state):
-    job, spec, units = make_job()
-    await state.add_job(job, spec, units)
-    leased = msgspec.structs.replace(
-        units[1], state=UnitState.LEASED, provider=PEER, attempts=1
-    )
-    await state.put_units(leased)
-    assert await state.open_units(job.id) == [units[0], leased, units[2]]
 
 
 async def test_a_job_that_ends_cancels_its_open_units_and_never_changes_again(state):
