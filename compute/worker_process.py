@@ -31,7 +31,10 @@ _INHERITED_VARIABLES: Final = (
     "PYTHONPATH",
     "TMPDIR",
 )
-"""The only environment variables a worker gets: a daemon's may hold secrets."""
+"""The only environment variables a worker inherits: a daemon's may hold secrets."""
+
+_SET_VARIABLES: Final = {"ORT_DISABLE_TELEMETRY": "1"}
+"""Importing ONNX Runtime would start its telemetry, and nothing but this keeps it from that."""
 
 
 class WorkerGoneError(Exception):
@@ -63,7 +66,8 @@ class WorkerProcess:
                     name: os.environ[name]
                     for name in _INHERITED_VARIABLES
                     if name in os.environ
-                },
+                }
+                | _SET_VARIABLES,
                 start_new_session=True,  # a Ctrl-C at the terminal is not for the worker
             )
         except OSError:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ def run(
         ConfigError: magika is not installed, or an argument cannot be used.
         SwarmError: A daemon did not do what it should.
         JobFailedError: The job ended without its results.
+        WaitTimeoutError: The job did not end in time.
     """
     if find_spec("magika") is None:
         raise ConfigError(
@@ -54,6 +56,8 @@ def run(
             f"a demo has 2 to {NODES_LIMIT} nodes, and not {nodes}: one of them is killed",
             code="usage",
         )
+    # magika imports ONNX Runtime here, whose telemetry only this keeps from starting.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     from shoal.node.demo.report import print_report
     from shoal.node.demo.script import play
 

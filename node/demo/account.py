@@ -111,11 +111,13 @@ def _share(
 ) -> Share:
     ran = [delivered for delivered in spread.units if delivered.unit.provider == peer]
     verified = [receipts[each.unit.index] for each in ran if each.unit.index in receipts]
-    killed = spread.killed is not None and spread.killed.peer == peer
     role = "requester and provider" if peer == requester else "provider"
+    killed = spread.killed is not None and spread.killed.peer == peer
+    if killed:
+        role += ", killed half-way" if spread.killed.half_way else ", killed at the end"
     return Share(
         peer=peer,
-        role=f"{role}, killed half-way" if killed else role,
+        role=role,
         killed=killed,
         files=sum(delivered.rows for delivered in ran),
         units=len(ran),
@@ -134,7 +136,7 @@ def _sums(spread: Spread, shares: Sequence[Share], files: int) -> Iterator[str]:
     if Counter(spread.receipt_ids) != Counter(each.unit.receipt for each in spread.units):
         yield "the requester does not hold exactly one receipt for each unit"
     if total >= UNITS_PER_NODE_WANTED * len(shares):
-        if spread.killed is None:
+        if spread.killed is None or not spread.killed.half_way:
             yield "the job was over before a provider could be killed"
         for share in shares:
             if not share.units:

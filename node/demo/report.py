@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections import Counter
@@ -114,6 +115,8 @@ def print_report(report: Report, *, as_json: bool) -> None:
         }
         sys.stdout.write(msgspec.json.encode(body).decode() + "\n")
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal knows every character
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=WIDTH, highlight=False)
@@ -165,7 +168,7 @@ def _node_table(report: Report) -> Table:
     for heading, footer in (
         ("Files", str(total.files)),
         ("Units", str(total.units)),
-        ("Receipts verified", str(total.receipts_verified)),
+        ("Receipts verified", f"{total.receipts_verified} of {total.units}"),
         ("Seconds", ""),
     ):
         table.add_column(heading, footer, justify="right")

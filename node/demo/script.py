@@ -22,7 +22,7 @@ from shoal.node.demo.filetypes import MODEL_INPUT, MODEL_OUTPUT, OpenMagika
 from shoal.node.demo.report import LabelledFile, LeftOut, Report, Totals, short, shown
 from shoal.node.demo.spread import spread
 from shoal.node.demo.steps import Steps
-from shoal.node.demo.swarm import Swarm
+from shoal.node.demo.swarm import Swarm, SwarmError
 from shoal.node.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ def play(path: Path | None, nodes: int, receipts: Path | None) -> Report:
     with steps.step("files", "taking features") as step:
         magika = OpenMagika()
         split = magika.split(selection.root, selection.files)
-        step.text = (
-            f"{len(selection.files)} files: {len(split.of_model)} need magika's model, "
-            f"{len(split.without_model)} do not"
-        )
+        step.text = f"{len(selection.files)} found, {len(split.of_model)} reach magika's model"
     if not split.of_model:
         raise ConfigError(
             f"magika needs its model for none of the files in {selection.root}",
@@ -108,7 +105,7 @@ def _spread(swarm: Swarm, magika: OpenMagika, split: Split, steps: Steps) -> Spr
             )
             again = sum(each.unit.attempts > 1 for each in outcome.units)
             step.text = f"{outcome.job.units_done} units done" + (
-                f"; {again} that were lost on the way, by another node" if again else ""
+                f", {again} of them at a second try" if again else ""
             )
     return outcome
 
@@ -181,7 +178,8 @@ def _logs_kept_on_failure(swarm: Swarm, steps: Steps) -> Iterator[None]:
     try:
         yield
     except ShoalError as error:
-        for node in swarm.nodes:
+        # A SwarmError brings the words of the daemon that it is about.
+        for node in () if isinstance(error, SwarmError) else swarm.nodes:
             steps.aside("log", f"daemon {node.number}, {short(node.peer)}, said last:")
             steps.aside("", node.last_words(), "dim")
         kept = f"the daemons' logs are kept in {swarm.keep_logs()}"

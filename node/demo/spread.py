@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from shoal.compute.tensor import to_blob
 from shoal.crypto.content import blob_id_of
 from shoal.node.client.flows import batches, failure_of
-from shoal.node.demo.swarm import SwarmError
+from shoal.node.errors import WaitTimeoutError
 from shoal.node.records import JobState, UnitState
 
 if TYPE_CHECKING:
@@ -73,6 +73,11 @@ class Killed:
     units_total: int
     own_units_done: int
 
+    @property
+    def half_way(self) -> bool:
+        """Whether there was work left; a small job may end in the same moment."""
+        return self.units_done < self.units_total
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -108,7 +113,7 @@ def spread(
 
     Raises:
         JobFailedError: The job ended without its results.
-        SwarmError: It did not end in time.
+        WaitTimeoutError: It did not end in time.
     """
     rows = len(next(iter(inputs.values())))
     sent = list(batches(inputs, files_per_unit(rows)))
@@ -118,7 +123,7 @@ def spread(
     while not job.state.final:
         if time.monotonic() > deadline_s:
             _, why = client.why(job.id)
-            raise SwarmError(f"the job did not end within {JOB_LIMIT_S:.0f} s: {why}")
+            raise WaitTimeoutError(f"the job did not end within {JOB_LIMIT_S:.0f} s", hint=why)
         on_progress(job)
         if killed is None and 2 * job.units_done >= job.units_total:
             killed = _kill_one(swarm, client, job)

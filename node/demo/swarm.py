@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from shoal.crypto import identity
 from shoal.crypto.errors import ShoalError
 from shoal.node.client import Client
+from shoal.node.config import SOCKET_PATH_LIMIT_BYTES
 from shoal.node.errors import DaemonUnreachableError
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ class Swarm:
         self._root = root or Path()
 
     def __enter__(self) -> Self:
-        self._root = self._given_root or Path(tempfile.mkdtemp(prefix="shoal-demo-"))
+        self._root = self._given_root or Path(
+            tempfile.mkdtemp(prefix="shoal-swarm-", dir=_temporary_directory())
+        )
         try:
             for number in range(1, self._count + 1):
                 home = self._root / f"node{number}"
@@ -239,7 +242,7 @@ class Swarm:
 
     def keep_logs(self) -> Path:
         """Copy the logs to where they outlive the homes; gives the directory."""
-        kept = Path(tempfile.mkdtemp(prefix="shoal-demo-logs-"))
+        kept = Path(tempfile.mkdtemp(prefix="shoal-logs-"))
         for node in self.nodes:
             with suppress(OSError):
                 shutil.copyfile(node.log_path, kept / f"{node.home.name}.log")
@@ -259,6 +262,13 @@ class Swarm:
 def _place(address: str) -> str:
     """An address without the peer id; "" for none yet."""
     return address.rpartition("/p2p/")[0]
+
+
+def _temporary_directory() -> str:
+    """The user's own, or /tmp where that would make a socket's path too long."""
+    directory = tempfile.gettempdir()
+    longest = len(os.fsencode(directory)) + len("/shoal-swarm-12345678/node16/shoal.sock")
+    return directory if longest <= SOCKET_PATH_LIMIT_BYTES else "/tmp"  # noqa: S108
 
 
 def _in_time(condition: Callable[[], bool], limit_s: float) -> bool:

@@ -50,19 +50,20 @@ def processes_of(place):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """One run of the demo on this checkout: its report, its receipts, what it left."""
+    """One run of the demo on this checkout: its report, receipts, files, what it left."""
     directory = Path(tempfile.mkdtemp(prefix="sd-"))
     receipts = tmp_path_factory.mktemp("receipts")
+    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=CHECKOUT, text=True)
     process = start_demo(directory, "--json", "--receipts", receipts)
     out, err = process.communicate(timeout=DEMO_LIMIT_S)
     left = processes_of(directory), list(directory.iterdir())
     shutil.rmtree(directory)
     assert process.returncode == 0, (out, err)
-    return json.loads(out), receipts, left
+    return json.loads(out), receipts, {name for name in listed.split("\0") if name}, left
 
 
 def test_the_demo_labels_every_file_once_as_magika_does(demo):
-    report, _, _ = demo
+    report, *_ = demo
     assert report["schema_version"] == 1
     assert report["ok"]
     assert report["problems"] == []
@@ -78,16 +79,13 @@ def test_the_demo_labels_every_file_once_as_magika_does(demo):
 
 
 def test_the_demos_files_are_those_that_git_tracks(demo):
-    report, _, _ = demo
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=CHECKOUT, check=True, capture_output=True, text=True
-    ).stdout.split("\0")
+    report, _, tracked, _ = demo
     seen = report["files"] + report["without_model"] + report["left_out"]
-    assert {each["path"] for each in seen} == {name for name in tracked if name}
+    assert {each["path"] for each in seen} == tracked
 
 
 def test_every_node_of_the_demo_runs_units_and_one_is_killed_half_way(demo):
-    report, _, _ = demo
+    report, *_ = demo
     nodes, killed = report["nodes"], report["killed"]
     assert len(nodes) == 3
     assert all(node["units"] > 0 for node in nodes)
@@ -101,7 +99,7 @@ def test_every_node_of_the_demo_runs_units_and_one_is_killed_half_way(demo):
 
 
 def test_the_demos_receipts_verify_offline_one_for_each_unit(demo):
-    report, directory, _ = demo
+    report, directory, *_ = demo
     files = sorted(directory.iterdir())
     ended = shoal("receipt", "verify", "--json", *files)
     assert ended.code == 0, ended
@@ -115,7 +113,7 @@ def test_the_demos_receipts_verify_offline_one_for_each_unit(demo):
 
 
 def test_the_demo_leaves_nothing_running_and_no_homes(demo):
-    _, _, (processes, entries) = demo
+    *_, (processes, entries) = demo
     assert processes == []
     assert entries == []
 
