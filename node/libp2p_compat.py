@@ -20,8 +20,9 @@ What the daemon says over all this is `node.network`'s; nobody else calls here.
 | a cancelled write breaks the connection | `SafeYamux` finishes each frame |
 | a full stream table blocks `open_stream` for ever | `SafeYamux` refuses |
 | a close waits for a peer that does not read | `SafeYamux` cuts the socket |
+| a reset, or a lost connection, reads as an orderly end | `why_it_ended` tells |
 | one address per dial, 250 ms late, then 60 s ban | `dial` takes one address, now |
-| peers of the address book are dialled behind our back | `QuietConnector` dials none |
+| whoever is in the address book is dialled by and by | there is no transport to do it with |
 | SO_REUSEPORT lets two daemons share a port | listening sockets are trio's |
 | gossip drops above 10 messages/s and 32 queued | `Gossip` and its limits |
 """
@@ -49,20 +50,13 @@ if version("libp2p") != SUPPORTED_VERSION:
         hint=f"install the one that fits: pip install libp2p=={SUPPORTED_VERSION}",
     )
 
-# libp2p logs every refused stream as an error, partly through the root logger.
-# What an operator needs of it is said by our own events.
-_silenced = logging.getLogger("libp2p")
-_silenced.addHandler(logging.NullHandler())
-_silenced.propagate = False
-_silenced.setLevel(logging.CRITICAL)
-
 from libp2p.crypto.ed25519 import create_new_key_pair  # noqa: E402  # after the checks above
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair  # noqa: E402
 from libp2p.host.basic_host import BasicHost  # noqa: E402
 from libp2p.io.exceptions import ConnectionClosedError  # noqa: E402
 from libp2p.io.trio import TrioTCPStream  # noqa: E402
-from libp2p.network.auto_connector import AutoConnector  # noqa: E402
 from libp2p.network.config import ConnectionConfig  # noqa: E402
+from libp2p.network.connection import swarm_connection  # noqa: E402
 from libp2p.network.connection.raw_connection import RawConnection  # noqa: E402
 from libp2p.network.swarm import Swarm  # noqa: E402
 from libp2p.peer.id import ID  # noqa: E402
@@ -72,6 +66,7 @@ from libp2p.pubsub.pubsub import Pubsub  # noqa: E402
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE  # noqa: E402
 from libp2p.security.noise.transport import Transport as NoiseTransport  # noqa: E402
 from libp2p.stream_muxer.exceptions import MuxedStreamError  # noqa: E402
+from libp2p.stream_muxer.muxer_multistream import MuxerMultistream  # noqa: E402
 from libp2p.stream_muxer.yamux.yamux import GO_AWAY_NORMAL, Yamux  # noqa: E402
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX  # noqa: E402
 from libp2p.tools.anyio_service.trio_manager import TrioManager  # noqa: E402
@@ -81,12 +76,19 @@ from multiaddr import Multiaddr  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from libp2p.abc import INetStream
+    from libp2p.abc import IMuxedConn, INetStream, ISecureConn
     from libp2p.pubsub.pb import rpc_pb2
 
     from shoal.crypto.identity import Identity
 
 log = structlog.get_logger()
+
+# libp2p logs every refused stream as an error, and some to the root logger. What
+# an operator needs to know of it, our own events say.
+_libp2p_log = logging.getLogger("libp2p")
+_libp2p_log.handlers = [logging.NullHandler()]
+_libp2p_log.propagate = False
+swarm_connection.logging = _libp2p_log
 
 MAX_CONNECTIONS = 512
 """Of both directions together. A connection costs about 60 KB and three tasks."""
@@ -164,14 +166,13 @@ class SafeYamux(Yamux):
         await super().close(error_code)
 
 
-class QuietConnector(AutoConnector):
-    """Dials nobody. Whom to be linked with is decided by the daemon."""
+class SafeMuxing(MuxerMultistream):
+    """Builds the muxer it was given; the stock one builds its own `Yamux` all the same."""
 
-    async def run_background_task(self, nursery: trio.Nursery) -> None:
-        """Start nothing."""
-
-    async def maybe_connect(self) -> None:
-        """Connect to nobody."""
+    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        """Agree on the muxer with the other side, and set it up."""
+        _, muxer = await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
+        return muxer(conn, peer_id)
 
 
 class SturdyHost(BasicHost):
@@ -238,8 +239,9 @@ def make_host(identity: Identity, addresses: Sequence[str]) -> SturdyHost:
     noise = NoiseTransport(key_pair, create_new_x25519_key_pair().private_key)
     upgrader = TransportUpgrader(
         secure_transports_by_protocol={NOISE: noise},
-        muxer_transports_by_protocol={YAMUX: SafeYamux},
+        muxer_transports_by_protocol={},
     )
+    upgrader.muxer_multistream = SafeMuxing({YAMUX: SafeYamux})
     limits = ConnectionConfig(
         min_connections=0,
         low_watermark=0,
@@ -247,7 +249,6 @@ def make_host(identity: Identity, addresses: Sequence[str]) -> SturdyHost:
         max_connections=MAX_CONNECTIONS,
     )
     swarm = Swarm(peer_id, peerstore, upgrader, connection_config=limits)
-    swarm.auto_connector = QuietConnector(swarm)
     return SturdyHost(
         swarm,
         announce_addrs=[Multiaddr(address) for address in addresses],
@@ -295,6 +296,18 @@ async def dial(host: SturdyHost, peer: PeerId, name: str, port: int) -> None:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(stream)
         raise
+
+
+def why_it_ended(stream: INetStream) -> str | None:
+    """Tell apart what libp2p reports alike, as the end of a stream.
+
+    Returns:
+        ``connection_lost``, ``stream_reset``, or None where the peer closed its
+        side in order.
+    """
+    if stream.muxed_conn.event_shutting_down.is_set():
+        return "connection_lost"
+    return "stream_reset" if stream.muxed_stream.reset_received else None
 
 
 # -- gossip -----------------------------------------------------------------------------

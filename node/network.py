@@ -22,7 +22,7 @@ import trio
 from libp2p.abc import INotifee
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.ping import ID as PING_PROTOCOL
-from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
@@ -139,11 +139,15 @@ class ByteStream:
         with _translated(self.remote, "sends no more data"):
             try:
                 return await self._stream.read(READ_SIZE_BYTES)
+            except StreamReset:
+                code: str | None = "stream_reset"
             except StreamEOF:
-                if self._stream.muxed_conn.is_closed:  # libp2p calls a lost connection an EOF
-                    message = f"the connection to {self.remote} has ended"
-                    raise NetworkError(message, code="connection_lost") from None
-                return b""
+                code = None
+        code = libp2p_compat.why_it_ended(self._stream) or code
+        if code is None:
+            return b""
+        message = f"{self.remote} sends no more data: {code.replace('_', ' ')}"
+        raise NetworkError(message, code=code)
 
     async def _end(self, how: Callable[[], Awaitable[None]]) -> None:
         with trio.move_on_after(GOODBYE_LIMIT_S, shield=True):
@@ -404,7 +408,8 @@ class Network:
         async def accept(stream: trio.SocketStream) -> None:
             await libp2p_compat.accept(self._host, stream)
 
-        nursery.start_soon(trio.serve_listeners, accept, listeners)
+        for listener in listeners:
+            nursery.start_soon(trio.serve_listeners, accept, [listener])
 
     async def _close(self) -> None:
         """Close connections while their tasks still run.
