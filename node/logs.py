@@ -51,6 +51,7 @@ def set_up_logs(level: str = "info", stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(max(threshold, logging.WARNING))
     logging.getLogger("shoal").setLevel(threshold)
+    logging.getLogger("libp2p").propagate = True  # importing py-libp2p turns it off
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
