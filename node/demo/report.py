@@ -168,7 +168,7 @@ def _node_table(report: Report) -> Table:
     for heading, footer in (
         ("Files", str(total.files)),
         ("Units", str(total.units)),
-        ("Receipts verified", f"{total.receipts_verified} of {total.units}"),
+        ("Receipts\nverified", f"{total.receipts_verified} of {total.units}"),
         ("Seconds", ""),
     ):
         table.add_column(heading, footer, justify="right")
@@ -188,7 +188,7 @@ def _findings(report: Report) -> list[Text]:
     if not report.ok:
         return [Text(f"✗ {problem}", style="red") for problem in report.problems]
     total = report.totals
-    over = "each over what was sent and what came back"
+    over = "over what was sent and what came back"
     sentences = [
         f"{total.files} of {total.files_of_model} files labelled: none lost, none twice",
         f"{total.receipts_verified} of {total.units} receipts verified offline, {over}",

@@ -64,7 +64,7 @@ def play(path: Path | None, nodes: int, receipts: Path | None) -> Report:
         outcome = _spread(swarm, magika, split, steps)
         with steps.step("checks", "verifying receipts, comparing with magika") as step:
             report = _report(selection, split, magika, outcome, swarm, receipts, started_s)
-            step.text = "every receipt verified again, magika itself asked about every file"
+            step.text = "receipts verified again, magika asked about every file"
         if not report.ok:
             steps.aside("logs", f"the daemons' logs are kept in {swarm.keep_logs()}")
     for delivered in outcome.units if receipts is not None else ():

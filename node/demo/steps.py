@@ -18,7 +18,7 @@ WIDTH = 96
 """Where the output is no terminal; paths and sentences fit into it."""
 
 _NAME_WIDTH = 9
-_TEXT_WIDTH = 72
+_TEXT_WIDTH = 58
 
 
 @dataclass(slots=True)
@@ -83,5 +83,5 @@ class Steps:
     def _done(self, name: str, text: str, took_s: float) -> None:
         line = Text(f"  {name:<{_NAME_WIDTH}}  ", style="cyan")
         line.append(f"{text:<{_TEXT_WIDTH}}", style="default")
-        line.append(f"{took_s:>7.1f} s", style="dim")
+        line.append(f"{took_s:>6.1f} s", style="dim")
         self._console.print(line)
