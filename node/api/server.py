@@ -209,17 +209,29 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
 
 
 class _Connection:
-    """A client's connection, given up when the client stops reading.
+    """A client's connection, given up when the client stops reading or has left.
 
-    What hypercorn uses of a Trio stream and no more.
+    What hypercorn uses of a Trio stream and no more. It would keep the
+    connection of a client that has left for `KEEP_ALIVE_S`, but ends an idle one
+    when it is told that all is to end; so each has a context of its own.
     """
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, context: WorkerContext) -> None:
         self.socket = stream.socket
-        self.receive_some = stream.receive_some
+        self._receive_some = stream.receive_some
+        self._context = context
         self.send_eof = stream.send_eof
         self.aclose = stream.aclose
         self._send_all = stream.send_all
+
+    async def receive_some(self, limit: int) -> bytes:
+        data = b""
+        try:
+            data = bytes(await self._receive_some(limit))
+        finally:
+            if not data:
+                await self._context.terminated.set()
+        return data
 
     async def send_all(self, data: bytes) -> None:
         with trio.move_on_after(SEND_LIMIT_S) as limit:
@@ -239,13 +251,14 @@ async def _serve_connection(
         await stream.aclose()
         return
     open_now.add(stream)
+    context = WorkerContext(None)
     try:
         server = TCPServer(
             app,
             settings,
-            WorkerContext(None),
+            context,
             ConnectionState({}),
-            _Connection(stream),  # type: ignore[arg-type]  # what it uses of one
+            _Connection(stream, context),  # type: ignore[arg-type]  # what it uses of one
         )
         await server.run()
     except Exception:  # noqa: BLE001

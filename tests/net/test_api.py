@@ -29,6 +29,7 @@ from shoal.compute.tensor import from_blob, to_blob
 from shoal.crypto.content import BlobHasher, BlobId, blob_id_of
 from shoal.crypto.peer_id import PeerId
 from shoal.node.api import make_app, serve_api
+from shoal.node.api.server import CONNECTIONS_LIMIT
 from shoal.node.client import AsyncClient, Client
 from shoal.node.errors import (
     ConfigError,
@@ -764,6 +765,17 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing(daemon, socket_
     with trio.fail_after(10):
         await until(lambda: daemon.blobs.unfinished == 0)
     assert not daemon.blobs.blobs
+
+
+async def test_clients_that_come_and_go_do_not_use_up_the_connections(daemon, socket_path):
+    def work():
+        for _ in range(CONNECTIONS_LIMIT + 10):
+            with socket.socket(socket.AF_UNIX) as raw:
+                raw.connect(str(socket_path))
+                raw.sendall(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert raw.recv(100).startswith(b"HTTP/1.1 200")
+
+    await blocking(work)
 
 
 async def until(condition):
