@@ -27,6 +27,8 @@ What the daemon says over all this is `node.network`'s; nobody else calls here.
 | gossip drops above 10 messages/s and 32 queued | `Gossip` and its limits |
 """
 
+# ruff: noqa: E402  # libp2p is imported after its version has been checked
+
 from __future__ import annotations
 
 import functools
@@ -50,28 +52,28 @@ if version("libp2p") != SUPPORTED_VERSION:
         hint=f"install the one that fits: pip install libp2p=={SUPPORTED_VERSION}",
     )
 
-from libp2p.crypto.ed25519 import create_new_key_pair  # noqa: E402  # after the checks above
-from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair  # noqa: E402
-from libp2p.host.basic_host import BasicHost  # noqa: E402
-from libp2p.io.exceptions import ConnectionClosedError  # noqa: E402
-from libp2p.io.trio import TrioTCPStream  # noqa: E402
-from libp2p.network.config import ConnectionConfig  # noqa: E402
-from libp2p.network.connection import swarm_connection  # noqa: E402
-from libp2p.network.connection.raw_connection import RawConnection  # noqa: E402
-from libp2p.network.swarm import Swarm  # noqa: E402
-from libp2p.peer.id import ID  # noqa: E402
-from libp2p.peer.peerstore import PeerStore  # noqa: E402
-from libp2p.pubsub.gossipsub import GossipSub  # noqa: E402
-from libp2p.pubsub.pubsub import Pubsub  # noqa: E402
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE  # noqa: E402
-from libp2p.security.noise.transport import Transport as NoiseTransport  # noqa: E402
-from libp2p.stream_muxer.exceptions import MuxedStreamError  # noqa: E402
-from libp2p.stream_muxer.muxer_multistream import MuxerMultistream  # noqa: E402
-from libp2p.stream_muxer.yamux.yamux import GO_AWAY_NORMAL, Yamux  # noqa: E402
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX  # noqa: E402
-from libp2p.tools.anyio_service.trio_manager import TrioManager  # noqa: E402
-from libp2p.transport.upgrader import TransportUpgrader  # noqa: E402
-from multiaddr import Multiaddr  # noqa: E402
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
+from libp2p.host.basic_host import BasicHost
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection import swarm_connection
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
+from libp2p.stream_muxer.yamux.yamux import GO_AWAY_NORMAL, Yamux
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.tools.anyio_service.trio_manager import TrioManager
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -91,7 +93,7 @@ _libp2p_log.propagate = False
 swarm_connection.logging = _libp2p_log
 
 MAX_CONNECTIONS = 512
-"""Of both directions together. A connection costs about 60 KB and three tasks."""
+"""Of both directions together. An idle connection costs about 85 KB."""
 
 READ_SIZE_BYTES = 256 * 1024
 """Asked of the kernel at a time; Noise alone would ask for 2 bytes, then for 65 KB."""
@@ -99,8 +101,8 @@ READ_SIZE_BYTES = 256 * 1024
 MAX_FRAME_PAYLOAD_BYTES = 65519 - 12
 """Of one yamux frame: with its header it fits one Noise message (65535 less the tag)."""
 
-FRAME_LIMIT_S = 20.0
-"""A frame that the peer has not taken by then never will be; its connection is cut."""
+FRAME_LIMIT_S = 10.0
+"""A frame that is not taken by then never will be; its connection is cut. As in go-yamux."""
 
 GOSSIP_HEARTBEAT_S = 1
 GOSSIP_QUEUE_LENGTH = 1024

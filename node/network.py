@@ -17,6 +17,9 @@ import secrets
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Self
 
+from shoal.node import libp2p_compat  # checks the version of libp2p: first
+
+# isort: split
 import structlog
 import trio
 from libp2p.abc import INotifee
@@ -30,7 +33,6 @@ from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicat
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 
 from shoal.crypto.peer_id import PeerId
-from shoal.node import libp2p_compat
 from shoal.node.addresses import Address, dialable, parse_address
 from shoal.node.errors import ConfigError, NetworkError, StreamClosedError
 
@@ -73,6 +75,9 @@ class ByteStream:
     One task may receive while another sends; two senders must take turns. A call
     that was cancelled leaves the stream between two unknown bytes: reset it. As a
     context manager it is closed at the end, and reset if that is an exception.
+
+    A frame that is going out when its sender is cancelled goes out whole: to a
+    peer that takes nothing, that lasts `libp2p_compat.FRAME_LIMIT_S`.
     """
 
     def __init__(self, stream: INetStream) -> None:

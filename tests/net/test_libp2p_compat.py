@@ -216,6 +216,7 @@ trio.run(main)
 async def test_6_a_peer_that_hangs_is_found_by_a_ping_and_let_go_at_once(patched, monkeypatch):
     if not patched:
         monkeypatch.delattr(libp2p_compat.SafeYamux, "close")
+    monkeypatch.setattr(network, "CLOSING_LIMIT_S", 1.5)
     process = subprocess.Popen(  # noqa: ASYNC220  # its first line is all that is waited for
         [sys.executable, "-c", _STUCK_PEER], stdout=subprocess.PIPE, text=True
     )
