@@ -24,7 +24,7 @@ from shoal.crypto.peer_id import PUBLIC_KEY_PROTOBUF_PREFIX, PeerId, peer_id_of
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-ENVELOPE_LIMIT_BYTES = 64 * 1024
+ENVELOPE_LIMIT_BYTES = 192 * 1024
 """The largest envelope accepted: a receipt of a few hundred ids fits with room."""
 
 SIGNATURE_SIZE_BYTES = 64

@@ -91,10 +91,11 @@ def price(call: Call, terms: Terms, held_bytes: int) -> float:
     return BASE_PRICE * (1.0 + terms.units_waiting) + fetch
 
 
-def bid(call: Call, terms: Terms, held_bytes: int) -> Bid:
-    """The bid of a node that has no reason to refuse."""
+def bid(call: Call, terms: Terms, held_bytes: int, nonce: str) -> Bid:
+    """The bid of a node that has no reason to refuse; ``nonce`` is drawn for it alone."""
     return Bid(
         call=call.call,
+        nonce=nonce,
         device=terms.device,
         executor=terms.executor,
         price=price(call, terms, held_bytes),

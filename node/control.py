@@ -88,9 +88,7 @@ class Control:
         self._answer = answer
         self._network.handle(CONTROL_PROTOCOL, self.serve)
 
-    async def request(
-        self, peer: PeerId, body: RequestBody, timeout_s: float
-    ) -> ResponseBody:
+    async def request(self, peer: PeerId, body: RequestBody, timeout_s: float) -> ResponseBody:
         """Ask a connected peer and wait for its answer.
 
         Cancelling it forgets the request; the stream stays good.
@@ -181,9 +179,7 @@ class Control:
             return await self._exchange(line, body)
 
     async def _open(self, line: _Line) -> None:
-        stream = await self._network.open_stream(
-            line.peer, CONTROL_PROTOCOL, OPEN_TIME_LIMIT_S
-        )
+        stream = await self._network.open_stream(line.peer, CONTROL_PROTOCOL, OPEN_TIME_LIMIT_S)
         line.stream, line.failure = stream, None
         self._nursery.start_soon(self._read_answers, line, stream)
         try:

@@ -30,7 +30,7 @@ async def receive_frame(
     `FRAME_TIME_LIMIT_S`. Cancelling it leaves the stream of no further use.
 
     Raises:
-        StreamClosed: The peer closed the stream between two messages.
+        StreamClosedError: The peer closed the stream between two messages.
         NetworkError: The connection broke or the message did not end in time.
         RemoteProtocolError: Over the limit, or not a message of ``kind``.
     """

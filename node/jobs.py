@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -253,9 +253,10 @@ class Jobs:
             problem = await pipeline.award(self._house, running.need, side)
             if problem is None:
                 await self._note(running, peer, None)
+                turns = iter(range(side.bid.units_max))  # shared: the lease has no more
                 async with trio.open_nursery() as feeders:
                     for _ in range(side.bid.in_flight_max):
-                        feeders.start_soon(self._feed, running, units, side)
+                        feeders.start_soon(self._feed, running, units, side, turns)
         except* StoreError:
             raise
         except* ShoalError as errors:
@@ -269,12 +270,15 @@ class Jobs:
         running.wake()
 
     async def _feed(
-        self, running: _RunningJob, units: dict[int, Unit], side: RequesterSide
+        self,
+        running: _RunningJob,
+        units: dict[int, Unit],
+        side: RequesterSide,
+        turns: Iterator[int],
     ) -> None:
         """Take units from the board to one provider, one after another."""
         board, peer = running.board, side.provider
-        assert side.award is not None
-        while side.units_asked < side.award.units_max:
+        for _ in turns:
             index = board.take(peer)
             if index is None:
                 return

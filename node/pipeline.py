@@ -222,6 +222,7 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
     assert side.bid is not None
     statement = Award(
         call=side.call.call,
+        nonce=side.bid.nonce,
         requester=house.peer_id,
         provider=side.provider,
         program=need.spec.program,

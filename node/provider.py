@@ -8,6 +8,7 @@ requester may ask for it again.
 
 from __future__ import annotations
 
+import secrets
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -133,21 +134,23 @@ class Provider:
         return Done()
 
     async def _bid(self, peer: PeerId, call: Call) -> bidding.Bid | Refusal:
-        side = ProviderSide(requester=peer, provider=self._house.peer_id)
-        if (peer, call.call) in self._conversations:
-            raise RemoteProtocolError(
-                f"call {call.call} was made before", code="duplicate_call"
-            )
-        side.receive(call, trio.current_time())
         terms = self._house.terms()
         answer = bidding.refusal(call, peer, terms)
         if answer is None and len(self._conversations) >= CONVERSATIONS_LIMIT:
             answer = Refusal(call=call.call, reason=Reason.BUSY, detail="too many open bids")
-        if answer is None:
-            answer = bidding.bid(call, terms, await self._held_bytes(call))
-            self._conversations[peer, call.call] = _Conversation(side)
-        side.send(answer, trio.current_time())
-        return answer
+        if answer is not None:
+            return answer
+        held_bytes = await self._held_bytes(call)
+        if (peer, call.call) in self._conversations:
+            raise RemoteProtocolError(
+                f"call {call.call} was made before", code="duplicate_call"
+            )
+        side = ProviderSide(requester=peer, provider=self._house.peer_id)
+        side.receive(call, trio.current_time())
+        offer = bidding.bid(call, terms, held_bytes, secrets.token_hex(16))
+        side.send(offer, trio.current_time())
+        self._conversations[peer, call.call] = _Conversation(side)
+        return offer
 
     async def _held_bytes(self, call: Call) -> int:
         """How much of the called program is held; 0 when its manifest is not."""

@@ -83,7 +83,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     numeric_class: str = "fp32"
     label: str = ""
     time_limit_s: float = 300.0
-    memory_limit_bytes: int = 4 << 30
+    memory_limit_bytes: int = 1 << 30
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -110,8 +110,7 @@ class State:
             )
             if ended.rowcount:
                 self._database.execute(
-                    "UPDATE units SET state = 'cancelled'"
-                    " WHERE job = ? AND state = 'queued'",
+                    "UPDATE units SET state = 'cancelled' WHERE job = ? AND state = 'queued'",
                     (job_id,),
                 )
             return self._job(job_id)
@@ -193,8 +192,7 @@ class State:
         """A job's units that have not ended."""
         return await self._rows(
             unit_of,
-            "SELECT * FROM units WHERE job = ? AND state = 'queued'"
-            " ORDER BY place",
+            "SELECT * FROM units WHERE job = ? AND state = 'queued' ORDER BY place",
             (job_id,),
         )
 

@@ -15,7 +15,7 @@ PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
 PROTOCOL_MINOR = 0
-"""A newer minor adds what an older node need not know."""
+"""A newer minor adds words that are said only to peers whose hello names it."""
 
 FRAME_LIMIT_BYTES = 1 << 20
 """One message on a control stream: inline blobs, a receipt and room to spare."""
@@ -91,8 +91,8 @@ ShortText = Annotated[str, Meta(max_length=64)]
 HexId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 """A content id: 64 lower-case hexadecimal digits."""
 
-CallId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-"""128 random bits that the requester drew, in hexadecimal."""
+Nonce = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+"""128 random bits that a peer drew, in hexadecimal: the name of a call or of a bid."""
 
 UnitId = Annotated[str, Meta(min_length=1, max_length=64)]
 """The requester's own name for a unit, unique under one award."""
@@ -127,5 +127,5 @@ PortName = Annotated[str, Meta(min_length=1, max_length=256)]
 InlineBytes = Annotated[bytes, Meta(max_length=INLINE_LIMIT_BYTES)]
 """The bytes of a small blob."""
 
-EnvelopeBytes = Annotated[bytes, Meta(min_length=1, max_length=64 << 10)]
+EnvelopeBytes = Annotated[bytes, Meta(min_length=1, max_length=192 << 10)]
 """A signed envelope; see `crypto.envelope.ENVELOPE_LIMIT_BYTES`."""

@@ -17,12 +17,12 @@ from msgspec import Meta
 from shoal.protocol import limits
 from shoal.protocol.limits import (
     ByteCount,
-    CallId,
     Count,
     EnvelopeBytes,
     HexId,
     IdleSeconds,
     InlineBytes,
+    Nonce,
     PeerText,
     Price,
     Seconds,
@@ -94,7 +94,7 @@ class Call(_Message, frozen=True, tag="call"):
         program_bytes: Of the program with its tensors.
     """
 
-    call: CallId
+    call: Nonce
     program: HexId
     numeric_class: ShortText
     precision: ShortText | None
@@ -108,10 +108,13 @@ class Call(_Message, frozen=True, tag="call"):
 class Bid(_Message, frozen=True, tag="bid"):
     """An offer to run up to ``units_max`` units at ``price`` credits each.
 
-    It binds the provider for ``valid_s`` seconds from when it was sent.
+    It binds the provider for ``valid_s`` seconds from when it was sent. The
+    award names ``nonce``, which the provider drew: nobody can use an old award
+    again and have two honest receipts for one unit of it.
     """
 
-    call: CallId
+    call: Nonce
+    nonce: Nonce
     device: ShortText
     executor: ShortText
     price: Price
@@ -123,7 +126,7 @@ class Bid(_Message, frozen=True, tag="bid"):
 class Refusal(_Message, frozen=True, tag="refusal"):
     """No, and why. It answers a call, an award or one unit."""
 
-    call: CallId
+    call: Nonce
     reason: Reason
     detail: Text = ""
 
@@ -131,14 +134,14 @@ class Refusal(_Message, frozen=True, tag="refusal"):
 class AwardOffer(_Message, frozen=True, tag="award"):
     """The signed award (`protocol.statements.Award`)."""
 
-    call: CallId
+    call: Nonce
     award: EnvelopeBytes
 
 
 class Lease(_Message, frozen=True, tag="lease"):
     """The provider's commitment: it holds a worker until ``idle_s`` of silence."""
 
-    call: CallId
+    call: Nonce
     award: HexId
     idle_s: IdleSeconds
 
@@ -154,7 +157,7 @@ class UnitRequest(_Message, frozen=True, tag="unit"):
         blobs: The smallest inputs, `limits.INLINE_LIMIT_BYTES` in all at most.
     """
 
-    call: CallId
+    call: Nonce
     unit: UnitId
     inputs: NamedIds
     blobs: Blobs = ()
@@ -170,7 +173,7 @@ class UnitResult(_Message, frozen=True, tag="result"):
         blobs: The smallest outputs, `limits.INLINE_LIMIT_BYTES` in all at most.
     """
 
-    call: CallId
+    call: Nonce
     unit: UnitId
     receipt: EnvelopeBytes
     blobs: Blobs = ()
@@ -182,14 +185,14 @@ class UnitResult(_Message, frozen=True, tag="result"):
 class Cancel(_Message, frozen=True, tag="cancel"):
     """The requester does not want this unit any more."""
 
-    call: CallId
+    call: Nonce
     unit: UnitId
 
 
 class Release(_Message, frozen=True, tag="release"):
     """The requester is done with this bid or lease."""
 
-    call: CallId
+    call: Nonce
 
 
 class Done(_Message, frozen=True, tag="done"):

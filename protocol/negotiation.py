@@ -222,6 +222,7 @@ class _Conversation:
             raise error(cause.message, code="bad_award") from None
         agreed = (
             ("call", award.call, self.call.call),
+            ("nonce", award.nonce, self.bid.nonce),
             ("requester", award.requester, self.requester),
             ("provider", award.provider, self.provider),
             ("program", award.program, self.call.program),

@@ -22,11 +22,11 @@ from shoal.protocol.codec import decode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import (
     ByteCount,
-    CallId,
     Count,
     EpochMs,
     HexId,
     IdleSeconds,
+    Nonce,
     PeerText,
     PortName,
     Price,
@@ -77,14 +77,16 @@ class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The requester's promise to accept ``provider``'s bid on a call.
 
     Every receipt names the id of its award: nobody can invent work that was
-    not given, and nobody can be framed for work that was not taken.
+    not given, and nobody can be framed for work that was not taken. ``call`` is
+    the requester's own number and ``nonce`` the bid's, so no award is used twice.
 
     Attributes:
         idle_s: The silence after which the lease is to end; unanswered for as
             long, the award ends too.
     """
 
-    call: CallId
+    call: Nonce
+    nonce: Nonce
     requester: PeerText
     provider: PeerText
     program: HexId

@@ -13,6 +13,7 @@ from shoal.node.cli.output import (
     print_json,
     print_pairs,
     print_table,
+    printable,
 )
 from shoal.node.cli.work import deliver
 from shoal.node.records import Job
@@ -167,7 +168,7 @@ def why(job_id: str, /, *, daemon: Daemon | None = None) -> None:
     if daemon.as_json:
         print_json({"answers": answers, "summary": summary})
         return
-    print(summary)
+    print(printable(summary))
     if answers:
         print()
         print_table(

@@ -72,14 +72,19 @@ def print_error(code: str, message: str, hint: str, *, as_json: bool) -> None:
         note(f"  next: {hint}")
 
 
+def printable(text: str) -> str:
+    """``text`` without what would move a terminal's cursor: peers write some of it."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 def note(text: str) -> None:
     """A line for the person who watches; never data."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     """A name and its value on each line."""
-    rows = [(name, str(value)) for name, value in pairs]
+    rows = [(name, printable(str(value))) for name, value in pairs]
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
@@ -87,11 +92,15 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns, for people; programs use ``--json``."""
-    texts = [list(headings), *([str(cell) for cell in row] for row in rows)]
+    texts = [list(headings), *([_cell(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
     for row in texts:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def _cell(value: object) -> str:
+    return printable(str(value)).replace("\n", " ")
 
 
 def size_text(size_bytes: int) -> str:

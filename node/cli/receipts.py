@@ -10,7 +10,7 @@ from cyclopts import App
 from shoal.crypto.envelope import ENVELOPE_LIMIT_BYTES
 from shoal.crypto.errors import VerificationError
 from shoal.node.cli.options import Daemon
-from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, note, print_json, print_pairs
+from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, note, print_json, print_pairs, printable
 from shoal.protocol.statements import Receipt, open_receipt, statement_id
 
 app = App(name="receipt", help="Receipts: a provider's signature over what it ran.")
@@ -71,7 +71,7 @@ def verify(*files: Path, daemon: Daemon | None = None) -> int:
             }
         )
         if not daemon.as_json:
-            print(f"valid  {file}  unit {opened.unit}, signed by {opened.provider}")
+            print(printable(f"valid  {file}  unit {opened.unit}, signed by {opened.provider}"))
     if daemon.as_json:
         print_json({"receipts": verdicts})
     good = bool(verdicts) and all(verdict["valid"] for verdict in verdicts)

@@ -39,7 +39,7 @@ class Limits:
         time_limit: Annotated[float, Parameter(help="Seconds that a unit may take.")] = 300.0,
         memory_limit: Annotated[
             str, Parameter(help="Memory that a unit may use, such as 8GB.")
-        ] = "4GiB",
+        ] = "1GiB",
         timeout: Annotated[
             float | None, Parameter(help="Seconds to wait for results, then exit with 5.")
         ] = None,

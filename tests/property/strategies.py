@@ -27,6 +27,7 @@ ALICE, BOB, CAROL, MALLORY = (
 """A requester, a provider, another peer and an attacker; their keys never change."""
 
 CALL_ID = "c0" * 16
+NONCE = "d" * 32
 PROGRAM = blob_id_of(b"a program")
 INPUT = blob_id_of(b"an input")
 OUTPUT = blob_id_of(b"an output")
@@ -50,6 +51,7 @@ def a_call(**changes: Any) -> Call:
 def a_bid(**changes: Any) -> Bid:
     bid = Bid(
         call=CALL_ID,
+        nonce=NONCE,
         device="cpu",
         executor="onnxruntime",
         price=1.5,
@@ -63,6 +65,7 @@ def a_bid(**changes: Any) -> Bid:
 def an_award(**changes: Any) -> Award:
     award = Award(
         call=CALL_ID,
+        nonce=NONCE,
         requester=ALICE.peer_id,
         provider=BOB.peer_id,
         program=PROGRAM,

@@ -83,7 +83,7 @@ def test_holding_more_than_the_program_is_not_worth_more_than_holding_it():
 
 
 def bids(**prices: float) -> dict[str, Bid]:
-    template = bid(CALL, TERMS, 0)
+    template = bid(CALL, TERMS, 0, "1" * 32)
     return {p: msgspec.structs.replace(template, price=cost) for p, cost in prices.items()}
 
 

@@ -14,7 +14,7 @@ from shoal.crypto.envelope import Statement
 from shoal.node.cli import main
 from shoal.node.cli.arrays import InputError, OutputFiles, read_inputs
 from shoal.node.cli.follow import DetachedError, follow
-from shoal.node.cli.output import duration_text, size_text
+from shoal.node.cli.output import duration_text, print_table, size_text
 from shoal.node.errors import ConfigError, JobFailedError, WaitTimeoutError
 from shoal.node.records import Failure, Job, JobId, JobState, Policy
 from shoal.protocol.codec import encode
@@ -455,3 +455,8 @@ def test_durations_are_told_as_people_tell_them(duration_s, text):
 )
 def test_sizes_are_told_as_people_tell_them(size_bytes, text):
     assert size_text(size_bytes) == text
+
+
+def test_what_a_peer_wrote_cannot_move_the_terminals_cursor(capsys):
+    print_table(["DETAIL"], [["evil\x1b[2J\x07\r\nline"]])
+    assert capsys.readouterr().out == "DETAIL\nevil\ufffd[2J\ufffd\ufffd line\n"
