@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from shoal.node.config import SOCKET_PATH_LIMIT_BYTES
 from shoal.node.errors import DaemonUnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -174,7 +175,7 @@ class Swarm:
             command += [f"--bootstrap={first.address}"]
         # What the user has set for a daemon of their own is not for these.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
-        with node.log_path.open("ab") as log:
+        with node.log_path.open("ab") as log, _interrupts_wait():
             node.process = subprocess.Popen(  # noqa: S603  # our own interpreter and flags
                 [*command, *self._settings],
                 stdin=subprocess.DEVNULL,
@@ -257,6 +258,24 @@ class Swarm:
         doomed = [self._root] if self._given_root is None else [n.home for n in self.nodes]
         for directory in doomed:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Put off what would interrupt the block: a process begun in it is noted, then ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    interrupts = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {one: signal.signal(one, lambda one, _: came.append(one)) for one in interrupts}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for one in came:
+            signal.raise_signal(one)
 
 
 def _place(address: str) -> str:
