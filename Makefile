@@ -9,10 +9,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .PHONY: demo test lint bench soak soak-short docs clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job, one of them killed half-way
-	$(BIN)/shoal demo
+	@$(BIN)/shoal demo
 
 test: $(VENV)/.dev-installed  ## unit, property, net and short end-to-end tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/soak
 
 lint: $(VENV)/.dev-installed  ## style, types and layering
 	$(BIN)/ruff check
