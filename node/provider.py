@@ -235,12 +235,13 @@ class Provider:
             house.store.unpin(request.unit)
 
     async def sweep(self) -> None:
-        """End conversations whose time is up, for ever."""
+        """Forget conversations that have ended, for ever: most do by their time."""
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
             now_s = trio.current_time()
             for key, conversation in list(self._conversations.items()):
-                if conversation.side.expire(now_s):
+                conversation.side.expire(now_s)
+                if conversation.side.state is State.ENDED:  # or a late message ended it
                     self._forget(key)
 
     def _forget(self, key: tuple[PeerId, str]) -> None:

@@ -4,6 +4,7 @@ It uses the daemon's own modules for what is not the point of a test: the
 connection, the greeting, signatures.
 """
 
+import secrets
 import time
 from itertools import count
 
@@ -28,7 +29,7 @@ from shoal.protocol.messages import (
     UnitRequest,
     UnitResult,
 )
-from shoal.protocol.statements import Advert, Receipt, open_award, statement_id
+from shoal.protocol.statements import Advert, Award, Receipt, open_award, statement_id
 
 HELLO = Hello(protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR), agent="attacker/1")
 STREAM_LIMIT_S = 5.0
@@ -76,12 +77,12 @@ def wall_ms():
 
 
 def make_advert(key, **changes):
-    """A signed advert of ``key``'s peer that lives for a few seconds."""
+    """A signed advert of ``key``'s peer that is soon over."""
     fields = {
         "peer": key.peer_id,
         "sequence": wall_ms(),
         "issued_at_ms": wall_ms(),
-        "lifetime_s": 6.0,
+        "lifetime_s": 3.0,
         "protocol": HELLO.protocol,
         "agent": HELLO.agent,
         "addresses": (),
@@ -90,6 +91,46 @@ def make_advert(key, **changes):
         "providing": False,
     }
     return key.sign(Statement.ADVERT, encode(Advert(**fields | changes)))
+
+
+def make_call(program, call):
+    return Call(
+        call=call,
+        program=program,
+        numeric_class="fp32",
+        precision=None,
+        units=1,
+        input_bytes=0,
+        program_bytes=0,
+        time_limit_s=10.0,
+        memory_bytes=1 << 30,
+    )
+
+
+def make_award(key, by, asked, bid, **changes):
+    fields = {
+        "call": asked.call,
+        "nonce": bid.nonce,
+        "requester": key.peer_id,
+        "provider": by,
+        "program": asked.program,
+        "numeric_class": asked.numeric_class,
+        "precision": asked.precision,
+        "units_max": 1,
+        "price": bid.price,
+        "idle_s": 5.0,
+        "issued_at_ms": wall_ms(),
+    }
+    envelope = key.sign(Statement.AWARD, encode(Award(**fields | changes)))
+    return AwardOffer(call=asked.call, award=envelope)
+
+
+async def make_bid(stream, program):
+    """Call for bids; gives the call and the bid."""
+    call = make_call(program, secrets.token_hex(16))
+    bid = await ask(stream, call)
+    assert isinstance(bid, Bid)
+    return call, bid
 
 
 class Liar:
@@ -114,6 +155,7 @@ class Liar:
             addresses=tuple(places),
             numeric_classes=("fp32",),
             providing=True,
+            lifetime_s=6.0,
         )
 
     async def answer(self, peer, body):
