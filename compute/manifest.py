@@ -202,7 +202,9 @@ def _check_shape(port: Port, spec: TensorSpec, symbols: dict[str, tuple[int, str
     )
     if not fits:
         raise ProgramError(
-            f"input {port.name!r} is a {spec}, and {port} is wanted", code="wrong_shape"
+            f"input {port.name!r} is a {spec}, and {port} is wanted",
+            code="wrong_shape",
+            hint="reshape it; where the program names a size, any will do",
         )
     for size, symbol in zip(spec.shape, port.shape, strict=True):
         if not isinstance(symbol, str) or not symbol:

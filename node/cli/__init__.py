@@ -35,6 +35,8 @@ _NODE = Group("This node", sort_key=1)
 _WORK = Group("Work", sort_key=2)
 _HELP = Group("Help", sort_key=3)
 
+_CHECK_PATH = "check the path that was given, and who may use it"
+
 _COMMANDS = (
     ("init", "setup:init", _NODE),
     ("up", "daemon:up", _NODE),
@@ -108,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except PermissionError as error:
-        print_error("permission", _sentence(error), "", as_json=as_json)
+        print_error("permission", _sentence(error), _CHECK_PATH, as_json=as_json)
         return EXIT_PERMISSION
     except OSError as error:  # a file that the user named
-        print_error("file", _sentence(error), "", as_json=as_json)
+        print_error("file", _sentence(error), _CHECK_PATH, as_json=as_json)
         return EXIT_FAILED
     return code if isinstance(code, int) else EXIT_OK
 
