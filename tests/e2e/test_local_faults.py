@@ -124,7 +124,9 @@ MODELS = [
 ]
 
 INPUTS = [
-    pytest.param("x", models.rows(2)[:, :3], ("wrong_shape", ", 3], and float32[n, 4]"), id="shape"),
+    pytest.param(
+        "x", models.rows(2)[:, :3], ("wrong_shape", ", 3], and float32[n, 4]"), id="shape"
+    ),
     pytest.param("x", models.rows(2).astype("int32"), ("wrong_dtype", "int32"), id="dtype"),
     pytest.param("z", models.rows(2), ("unknown_input", "'z'"), id="an unknown input"),
 ]
