@@ -8,14 +8,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import trio
-from attacker import Liar
+from attacker import HELLO, Liar, send_raw
 from daemons import eventually, peers_of
 
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
-from shoal.node.control import open_control
+from shoal.node.control import CONTROL_PROTOCOL, open_control
+from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
-from shoal.protocol.messages import Done
+from shoal.protocol.messages import Call, Done, Hello, Request, Response
 
 OTHER = b"another blob"
 OTHER_ID = blob_id_of(OTHER)
@@ -148,9 +149,32 @@ async def test_a_provider_that_lies_is_named_and_an_honest_one_does_the_work(
         open_control(network, "liar/1") as control,
     ):
         control.answer_with(kind(attacker_key, network).answer)
-        await network.connect(node.peer, [node.address.rpartition("/p2p/")[0]], 5.0)
-        answers, found = await trio.to_thread.run_sync(run_one_unit, node, attacker_key.peer_id)
-    assert (attacker_key.peer_id, kind.code) in answers
+        await assert_named_and_replaced(node, network, kind.code)
+
+
+async def test_a_provider_that_talks_garbage_is_named_and_an_honest_one_does_the_work(
+    node, attacker_key
+):
+    async def talk(stream):
+        while True:
+            request = await receive_frame(stream, Request)
+            if isinstance(request.body, Call):
+                await send_raw(stream, b"\xc1 garbage")
+            answer = HELLO if isinstance(request.body, Hello) else None
+            answer = answer or await liar.answer(stream.remote, request.body)
+            await send_frame(stream, Response(id=request.id, body=answer))
+
+    async with open_network(attacker_key, ["/ip4/127.0.0.1/tcp/0"]) as network:
+        liar = Liar(attacker_key, network)
+        network.handle(CONTROL_PROTOCOL, talk)
+        await assert_named_and_replaced(node, network, "not_msgpack")
+
+
+async def assert_named_and_replaced(node, liar, code):
+    """Run a unit, which goes to the liar first; `job why` tells, and the result is right."""
+    await liar.connect(node.peer, [node.address.rpartition("/p2p/")[0]], 5.0)
+    answers, found = await trio.to_thread.run_sync(run_one_unit, node, liar.peer_id)
+    assert (liar.peer_id, code) in answers
     session = onnxruntime.InferenceSession(models.dense())
     (wanted,) = session.run(None, {"x": models.rows(3)})
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)

@@ -16,6 +16,10 @@ def others(swarm, node):
     return {other.peer for other in swarm.nodes if other is not node}
 
 
+def all_list_each_other(swarm):
+    return all(peers_of(node) >= others(swarm, node) for node in swarm.nodes)
+
+
 def test_three_daemons_that_know_only_the_first_soon_list_each_other():
     with Swarm(3) as swarm:
         swarm.start_all()
@@ -34,11 +38,10 @@ def test_a_killed_peer_is_gone_soon_and_is_back_once_it_is_restarted(swarm):
     for node in (first, second):
         limit_s = GONE_LIMIT_S - (time.monotonic() - died)
         eventually(lambda node=node: killed.peer not in listed(node), limit_s, "gone")
-        assert peers_of(node) == others(swarm, node) - {killed.peer}
+    assert second.peer in peers_of(first)
     swarm.start(killed)
     swarm.wait_ready(killed)
-    for node in swarm.nodes:
-        eventually(lambda node=node: peers_of(node) == others(swarm, node), 10, "back")
+    eventually(lambda: all_list_each_other(swarm), 10, "back")
     with killed.client() as client:
         assert client.status().peer == killed.peer
 
@@ -51,8 +54,7 @@ def test_a_stopped_peer_is_gone_soon_and_is_back_once_it_goes_on(swarm):
         limit_s = GONE_LIMIT_S - (time.monotonic() - since)
         eventually(lambda node=node: stopped.peer not in listed(node), limit_s, "gone")
     stopped.signal(signal.SIGCONT)
-    for node in swarm.nodes:
-        eventually(lambda node=node: peers_of(node) == others(swarm, node), 10, "back")
+    eventually(lambda: all_list_each_other(swarm), 10, "back")
 
 
 def test_a_restarted_node_that_has_no_bootstrap_peer_remembers_the_others(swarm):
@@ -63,8 +65,7 @@ def test_a_restarted_node_that_has_no_bootstrap_peer_remembers_the_others(swarm)
     first.address = ""  # another port than the others know, so that they cannot dial it
     swarm.start(first)
     swarm.wait_ready(first)
-    for node in swarm.nodes:
-        eventually(lambda node=node: peers_of(node) == others(swarm, node), 10, "found again")
+    eventually(lambda: all_list_each_other(swarm), 10, "found again")
 
 
 def test_a_node_that_knows_nobody_joins_by_one_address(swarm, stranger):
@@ -74,7 +75,7 @@ def test_a_node_that_knows_nobody_joins_by_one_address(swarm, stranger):
     joined = shoal("peers", f"--connect={swarm.nodes[2].address}", node=stranger)
     assert joined.code == 0, joined
     everybody = {node.peer for node in swarm.nodes}
-    eventually(lambda: peers_of(stranger) == everybody, 10, "joined")
+    eventually(lambda: peers_of(stranger) >= everybody, 10, "joined")
 
 
 def test_an_address_where_nobody_answers_is_said_so(stranger):
