@@ -32,7 +32,11 @@ IN_FLIGHT = 2
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a node offers at this moment, to whom."""
+    """What a node offers at this moment, to whom.
+
+    ``providing`` and ``allowed`` are about peers; work of the node's own user
+    is always taken.
+    """
 
     device: str
     executor: str
@@ -40,6 +44,7 @@ class Terms:
     memory_bytes: int
     providing: bool
     draining: bool
+    own: PeerId
     allowed: Collection[PeerId]
     leases: int
     units_waiting: int
@@ -51,12 +56,12 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
     The order is from what the requester cannot change to what passes by itself.
     """
     reason: tuple[Reason, str] | None = None
-    if requester not in terms.allowed:
+    if requester not in {terms.own, *terms.allowed}:
         reason = (
             Reason.UNTRUSTED_REQUESTER,
             "the operator has not put you on this node's allow list",
         )
-    elif not terms.providing:
+    elif not terms.providing and requester != terms.own:
         reason = (Reason.NOT_PROVIDING, "this node submits work and takes none")
     elif terms.draining:
         reason = (Reason.DRAINING, "this node is shutting down")

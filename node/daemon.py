@@ -32,7 +32,7 @@ from shoal.node.bidding import Terms
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, serve_blob
 from shoal.node.blobs import open_store
 from shoal.node.control import open_control
-from shoal.node.explain import explain
+from shoal.node.explain import Surroundings, explain
 from shoal.node.home import hold_home, open_home
 from shoal.node.jobs import Jobs, open_jobs
 from shoal.node.logs import set_up_logs
@@ -125,6 +125,7 @@ class Daemon:
             protocol_version=PROTOCOL_MAJOR,
             pid=os.getpid(),
             home=str(self.config.home),
+            socket=str(self.config.socket),
             addresses=self.network.addresses(),
             uptime_s=trio.current_time() - self.started_at_s,
             peers_known=len(self.membership.table) - 1,
@@ -213,8 +214,14 @@ class Daemon:
         """What peers answered to its calls, and a sentence for each cause."""
         job = await self.journal.job(job_id)
         answers = await self.journal.answers(job_id)
-        leases = self.jobs_running.leases(job_id)
-        return answers, explain(job, answers, len(self.membership.table) - 1, leases)
+        offered = [entry.advert.numeric_classes for entry in self.membership.table]
+        around = Surroundings(
+            own=self.identity.peer_id,
+            peers_known=len(self.membership.table) - 1,
+            classes_offered=frozenset(name for names in offered for name in names),
+            leases=self.jobs_running.leases(job_id),
+        )
+        return answers, explain(job, answers, around)
 
     async def receipts(self, job_id: JobId) -> list[BlobId]:
         """Ids of the job's receipts."""
@@ -287,7 +294,7 @@ async def serve(
         )
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(
-            open_jobs(house, partial(_providers, membership.table))
+            open_jobs(house, partial(_providers, membership.table, identity.peer_id))
         )
         daemon = Daemon(
             config=config,
@@ -322,14 +329,13 @@ async def _probe(daemon: Daemon) -> None:
     """Find the devices, see what really runs on them, and tell the network."""
     capacity = daemon.capacity
     capacity.devices = (await trio.to_thread.run_sync(hardware.detect)).devices
-    if daemon.config.provide:
-        try:
-            probe = await daemon.worker.probe()
-        except shoal.ShoalError as error:
-            log.error("no executor works here: no work is taken", error=str(error))
-        else:
-            capacity.executor = probe.runtime.partition(" ")[0]
-            capacity.numeric_classes = (probe.numeric_class.value,)
+    try:
+        probe = await daemon.worker.probe()
+    except shoal.ShoalError as error:
+        log.error("no executor works here: no work is taken", error=str(error))
+    else:
+        capacity.executor = probe.runtime.partition(" ")[0]
+        capacity.numeric_classes = (probe.numeric_class.value,)
     daemon.membership.announce()
 
 
@@ -359,12 +365,13 @@ async def _seeds(config: Config, journal: State) -> Seeds:
     return Seeds(bootstrap, {row.peer: row.addresses for row in remembered})
 
 
-def _providers(table: AdvertTable, numeric_class: str) -> list[PeerId]:
-    """Who may be called for bids: every provider of the class that has an advert."""
+def _providers(table: AdvertTable, own: PeerId, numeric_class: str) -> list[PeerId]:
+    """Who may be called for bids: every provider of the class, and this node itself."""
     return [
         PeerId(entry.advert.peer)
         for entry in table
-        if entry.advert.providing and numeric_class in entry.advert.numeric_classes
+        if (entry.advert.providing or entry.advert.peer == own)
+        and numeric_class in entry.advert.numeric_classes
     ]
 
 
@@ -414,7 +421,8 @@ def _terms(config: Config, identity: Identity, capacity: Capacity, provider: Pro
         memory_bytes=config.memory_bytes,
         providing=config.provide,
         draining=capacity.draining,
-        allowed={identity.peer_id, *config.allow},
+        own=identity.peer_id,
+        allowed=frozenset(config.allow),
         leases=provider.leases,
         units_waiting=provider.units_waiting,
     )

@@ -7,7 +7,9 @@ table below is the only place where a refusal's meaning for a person is written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from shoal.crypto.peer_id import PeerId
 from shoal.node.records import Answer, Job, JobState
 from shoal.protocol.messages import Reason
 
@@ -53,34 +55,63 @@ NEXT_STEP = {
 _REASONS = frozenset(reason.value for reason in Reason)
 
 
-def explain(job: Job, answers: Sequence[Answer], peers_known: int, leases: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a node knows beside a job's own answers.
+
+    Attributes:
+        own: This node's id.
+        peers_known: How many other nodes have a valid advert.
+        classes_offered: Numeric classes that any node offers, this one included.
+        leases: How many leases the job holds now.
+    """
+
+    own: PeerId
+    peers_known: int
+    classes_offered: frozenset[str]
+    leases: int
+
+
+def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> str:
     """One sentence for each cause, the newest answer of each peer counting."""
     if job.state.final:
-        return _ended(job)
-    ended = job.units_done + job.units_failed
-    lines = [f"{ended} of {job.units_total} units have ended, {leases} leases are held."]
-    if not answers and peers_known == 0:
+        lines = [_ended(job)]
+    else:
+        ended = job.units_done + job.units_failed
+        lines = [
+            f"{ended} of {job.units_total} units have ended, {around.leases} leases are held."
+        ]
+        lines += _nobody(job, answers, around)
+    latest = {answer.peer: answer for answer in sorted(answers, key=lambda a: a.at)}
+    for peer, answer in latest.items():
+        who = "this node" if peer == around.own else peer
+        if answer.verdict in _REASONS:
+            says, step = NEXT_STEP[Reason(answer.verdict)]
+            detail = f" ({answer.detail})" if answer.detail else ""
+            lines.append(f"{who} {says}{detail}: {step}.")
+        elif answer.verdict != "awarded":
+            lines.append(
+                f"{who} could not be used ({answer.detail or answer.verdict}): "
+                "it is asked again in a few seconds; `shoal peers` shows whether it is linked."
+            )
+    return "\n".join(lines)
+
+
+def _nobody(job: Job, answers: Sequence[Answer], around: Surroundings) -> list[str]:
+    """Why there is nobody to ask, where that is so."""
+    lines: list[str] = []
+    if job.numeric_class not in around.classes_offered:
+        offered = ", ".join(sorted(around.classes_offered)) or "no class at all yet"
+        lines.append(
+            f"No known node offers the class {job.numeric_class!r}; offered: {offered}. "
+            "Choose one of these with --class, or connect to more nodes."
+        )
+    if not answers and around.peers_known == 0:
         lines.append(
             "No other node is known: connect to one with `shoal peers --connect ADDRESS`, "
             "or set `bootstrap`."
         )
-    elif not answers:
-        lines.append(
-            f"Nobody has answered: nodes that offer the class {job.numeric_class!r} are asked, "
-            "and `shoal peers` shows what each offers."
-        )
-    latest = {answer.peer: answer for answer in sorted(answers, key=lambda a: a.at)}
-    for peer, answer in latest.items():
-        if answer.verdict in _REASONS:
-            says, step = NEXT_STEP[Reason(answer.verdict)]
-            detail = f" ({answer.detail})" if answer.detail else ""
-            lines.append(f"{peer} {says}{detail}: {step}.")
-        elif answer.verdict != "awarded":
-            lines.append(
-                f"{peer} could not be used ({answer.detail or answer.verdict}): "
-                "it is asked again in a few seconds; `shoal peers` shows whether it is linked."
-            )
-    return "\n".join(lines)
+    return lines
 
 
 def _ended(job: Job) -> str:

@@ -8,12 +8,14 @@ values; nothing here does IO.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NewType
+from typing import Annotated, NewType
 
 import msgspec
+from msgspec import Meta
 
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
+from shoal.protocol.limits import UNIT_TIME_LIMIT_S, ShortText
 from shoal.protocol.statements import DeviceOffer
 
 JobId = NewType("JobId", str)
@@ -80,10 +82,10 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: Policy
     program: BlobId
     units: tuple[dict[str, BlobId], ...]
-    numeric_class: str = "fp32"
+    numeric_class: ShortText = "fp32"
     label: str = ""
-    time_limit_s: float = 300.0
-    memory_limit_bytes: int = 1 << 30
+    time_limit_s: Annotated[float, Meta(gt=0.0, le=UNIT_TIME_LIMIT_S)] = 300.0
+    memory_limit_bytes: Annotated[int, Meta(ge=1, le=1 << 50)] = 1 << 30
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -164,6 +166,7 @@ class Status(msgspec.Struct, frozen=True):
     protocol_version: int
     pid: int
     home: str
+    socket: str
     addresses: tuple[str, ...]
     uptime_s: float
     peers_known: int

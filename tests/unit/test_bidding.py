@@ -6,6 +6,7 @@ from shoal.node.bidding import LEASES_LIMIT, Terms, bid, choose, price, refusal
 from shoal.protocol.messages import Bid, Call, Reason
 
 REQUESTER = generate().peer_id
+PROVIDER = generate().peer_id
 CALL = Call(
     call="0" * 32,
     program="a" * 64,
@@ -24,6 +25,7 @@ TERMS = Terms(
     memory_bytes=4 << 30,
     providing=True,
     draining=False,
+    own=PROVIDER,
     allowed={REQUESTER},
     leases=0,
     units_waiting=0,
@@ -80,6 +82,11 @@ def test_fetching_is_spread_over_the_units_of_a_call():
 
 def test_holding_more_than_the_program_is_not_worth_more_than_holding_it():
     assert price(CALL, TERMS, 10**12) == price(CALL, TERMS, CALL.program_bytes)
+
+
+def test_a_node_always_takes_the_work_of_its_own_user():
+    closed = but(allowed=frozenset(), providing=False)
+    assert refusal(CALL, PROVIDER, closed) is None
 
 
 def bids(**prices: float) -> dict[str, Bid]:

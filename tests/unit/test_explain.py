@@ -1,7 +1,8 @@
 import msgspec
 import pytest
 
-from shoal.node.explain import NEXT_STEP, explain
+from shoal.node.explain import NEXT_STEP, Surroundings
+from shoal.node.explain import explain as explain_in
 from shoal.node.records import Answer, Failure, Job, JobState, Policy
 from shoal.protocol.messages import Reason
 
@@ -18,6 +19,11 @@ JOB = Job(
     units_done=3,
     units_failed=1,
 )
+
+
+def explain(job, answers, peers_known, leases, offered=("fp32",)):
+    around = Surroundings("own", peers_known, frozenset(offered), leases)
+    return explain_in(job, answers, around)
 
 
 def answer(verdict, at=1.0, peer="peer", detail=""):
@@ -69,3 +75,18 @@ def test_progress_is_told_first():
 def test_a_job_that_has_ended_says_how(state, failure, words):
     job = msgspec.structs.replace(JOB, state=state, failure=failure)
     assert words in explain(job, [answer("busy")], 0, 0)
+
+
+def test_a_class_that_nobody_offers_is_the_reason_told():
+    job = msgspec.structs.replace(JOB, numeric_class="int8")
+    text = explain(job, [], 2, 0, offered=("fp32", "exact"))
+    assert "No known node offers the class 'int8'; offered: exact, fp32." in text
+
+
+def test_an_ended_job_still_tells_who_refused():
+    job = msgspec.structs.replace(JOB, state=JobState.DONE)
+    assert "allow list" in explain(job, [answer("untrusted_requester")], 2, 0)
+
+
+def test_the_own_node_is_called_so():
+    assert "this node is busy" in explain(JOB, [answer("busy", peer="own")], 2, 0)
