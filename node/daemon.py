@@ -315,12 +315,12 @@ async def serve(
         network.handle(BLOB_PROTOCOL, give_blob)
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_membership(membership))
+        await jobs.resume()  # before a client can submit one
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_on, make_app(daemon), listening)
             nursery.start_soon(_probe, daemon)
             log.info("ready", peer=identity.peer_id, addresses=network.addresses())
             task_status.started(daemon)
-            await jobs.resume()
             await _until_signalled(daemon)
             nursery.cancel_scope.cancel()
 

@@ -92,7 +92,8 @@ def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> str:
         elif answer.verdict != "awarded":
             lines.append(
                 f"{who} could not be used ({answer.detail or answer.verdict}): "
-                "it is asked again in a few seconds; `shoal peers` shows whether it is linked."
+                "unless its result was false, it is asked again in a few seconds; "
+                "`shoal peers` shows whether it is linked."
             )
     return "\n".join(lines)
 

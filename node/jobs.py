@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import structlog
 import trio
 
 from shoal.crypto.content import blob_id_of
-from shoal.crypto.errors import ShoalError
+from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import bidding, pipeline
 from shoal.node.errors import JobError, StoreError
 from shoal.node.records import Answer, Failure, Job, JobId, JobSpec, JobState, UnitState
@@ -49,7 +50,20 @@ COOL_DOWN_REFUSED_S = 20.0
 COOL_DOWN_BROKEN_S = 5.0
 """After a broken link, or words that broke the protocol."""
 
+SETBACKS_LIMIT = 3
+"""Broken links in a row after which a peer is not counted on to try a failed unit again."""
+
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a unit ends if nobody else can try it: the newest error it was given."""
+
+    unit: Unit
+    peer: PeerId
+    failure: Failure
+    receipt: bytes | None
 
 
 @dataclass(slots=True)
@@ -61,10 +75,15 @@ class _RunningJob:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     leases: set[PeerId] = field(default_factory=set)
     not_before_s: dict[PeerId, float] = field(default_factory=dict)
-    first_failure: Failure | None = None
+    setbacks: Counter[PeerId] = field(default_factory=Counter)
+    errors: dict[int, _Ending] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
+    finished: trio.Event = field(default_factory=trio.Event)
 
     def wake(self) -> None:
+        """Look at the board again: a unit ended or came back, or a lease is over."""
+        if self.board.finished:
+            self.finished.set()
         self.changed.set()
         self.changed = trio.Event()
 
@@ -113,18 +132,13 @@ class Jobs:
     async def submit(self, spec: JobSpec) -> Job:
         """Check a job, write it down and start it; errors as `pipeline.submit` raises."""
         job = await pipeline.submit(self._house, spec)
-        if not job.state.final:
-            await self._start(job, spec)
-        return job
+        with trio.CancelScope(shield=True):  # what is written down runs, whoever hangs up
+            return job if job.state.final else await self._start(job, spec)
 
     async def resume(self) -> None:
-        """Start again what ran when the daemon ended."""
+        """Start again what ran when the daemon ended; to be called before any `submit`."""
         for job in await self._house.journal.running_jobs():
-            spec = await self._house.journal.spec(job.id)
-            try:
-                await self._start(job, spec)
-            except ShoalError as error:
-                await self._end(job.id, JobState.FAILED, _failure(error))
+            await self._start(job, await self._house.journal.spec(job.id))
 
     async def cancel(self, job_id: JobId) -> Job:
         """End a job; units that have ended keep their results.
@@ -133,10 +147,11 @@ class Jobs:
             JobError: ``no_such_job``.
         """
         job = await self._house.journal.job(job_id)
-        running = self._running.get(job_id)
-        if job.state.final or running is None:
+        if job.state.final:
             return job
-        running.scope.cancel()
+        running = self._running.get(job_id)
+        if running is not None:
+            running.scope.cancel()
         return await self._end(job_id, JobState.CANCELLED)
 
     @asynccontextmanager
@@ -163,7 +178,19 @@ class Jobs:
             send.close()
             receive.close()
 
-    async def _start(self, job: Job, spec: JobSpec) -> None:
+    async def _start(self, job: Job, spec: JobSpec) -> Job:
+        """Run a job in a task of its own; one that cannot even start has failed."""
+        try:
+            running, units = await self._prepare(job, spec)
+        except ShoalError as error:
+            self._house.store.unpin(job.id)
+            return await self._end(job.id, JobState.FAILED, _failure(error))
+        self._running[job.id] = running
+        self._nursery.start_soon(self._run, running, units)
+        return job
+
+    async def _prepare(self, job: Job, spec: JobSpec) -> tuple[_RunningJob, dict[int, Unit]]:
+        """Pin what a job needs, and see what is left to do of it."""
         journal, store = self._house.journal, self._house.store
         units = await journal.open_units(job.id)
         manifest = await pipeline.program_of(store, spec.program)
@@ -185,8 +212,7 @@ class Jobs:
             input_bytes=input_bytes,
         )
         running = _RunningJob(need, UnitBoard.of(unit.index for unit in units))
-        self._running[job.id] = running
-        self._nursery.start_soon(self._run, running, {unit.index: unit for unit in units})
+        return running, {unit.index: unit for unit in units}
 
     async def _run(self, running: _RunningJob, units: dict[int, Unit]) -> None:
         job_id = running.need.job.id
@@ -194,21 +220,53 @@ class Jobs:
         try:
             with running.scope:
                 async with trio.open_nursery() as leases:
-                    while not running.board.finished:
-                        await self._call(running, units, leases)
-                        with trio.move_on_after(RECALL_INTERVAL_S):
-                            await running.changed.wait()
+                    leases.start_soon(self._keep_calling, running, units, leases)
+                    running.wake()
+                    await running.finished.wait()
                     leases.cancel_scope.cancel()
-                state = JobState.FAILED if running.first_failure else JobState.DONE
-                await self._end(job_id, state, running.first_failure)
+                failure = await self._house.journal.first_failure(job_id)
+                await self._end(job_id, JobState.FAILED if failure else JobState.DONE, failure)
         except* StoreError as errors:  # this node's disk: no other provider would help
-            await self._end(job_id, JobState.FAILED, _failure(_first(errors)))
+            await self._break_off(job_id, _failure(_first(errors)))
         except* Exception as errors:  # root of a job: one job's end must not end the others
             log.exception("a job failed inside this node", job=job_id)
-            await self._end(job_id, JobState.FAILED, Failure("internal", repr(errors)[:400]))
+            await self._break_off(job_id, Failure("internal", repr(errors)[:400]))
         finally:
             self._running.pop(job_id, None)
             self._house.store.unpin(job_id)
+
+    async def _break_off(self, job_id: JobId, failure: Failure) -> None:
+        """End a job through a fault of this node, perhaps one that keeps it from writing."""
+        try:
+            await self._end(job_id, JobState.FAILED, failure)
+        except StoreError as error:
+            log.error(
+                "a job stopped and its end could not be written: it goes on after a restart",
+                job=job_id,
+                why=failure.message,
+                error=str(error),
+            )
+
+    async def _keep_calling(
+        self, running: _RunningJob, units: dict[int, Unit], leases: trio.Nursery
+    ) -> None:
+        """Call for bids for as long as units wait, at every change and now and then."""
+        while True:
+            changed = running.changed
+            await self._give_up(running)
+            await self._call(running, units, leases)
+            with trio.move_on_after(RECALL_INTERVAL_S):
+                await changed.wait()
+
+    async def _give_up(self, running: _RunningJob) -> None:
+        """End units that were called errors, where nobody is left to try them."""
+        hopes = [
+            peer
+            for peer in self._providers(running.need.spec.numeric_class)
+            if running.setbacks[peer] < SETBACKS_LIMIT
+        ]
+        for index in running.board.give_up(hopes):
+            await self._write_failed(running, running.errors[index])
 
     async def _call(
         self, running: _RunningJob, units: dict[int, Unit], leases: trio.Nursery
@@ -255,7 +313,7 @@ class Jobs:
                 await self._note(running, peer, None)
                 turns = iter(range(side.bid.units_max))  # shared: the lease has no more
                 async with trio.open_nursery() as feeders:
-                    for _ in range(side.bid.in_flight_max):
+                    for _ in range(min(side.bid.in_flight_max, bidding.IN_FLIGHT)):
                         feeders.start_soon(self._feed, running, units, side, turns)
         except* StoreError:
             raise
@@ -293,16 +351,15 @@ class Jobs:
                         raise JobError(answer.detail or answer.reason, code=answer.reason)
                     failure = Failure(answer.reason, answer.detail)
                     ended = True
-                    await self._failed(running, unit, peer, failure, None)
+                    await self._failed(running, _Ending(unit, peer, failure, None))
                     continue
                 ended = await self._result(running, side, unit, answer, started_s)
             finally:
                 if not ended and board.lost(index):
                     failure = Failure(
-                        "lost_too_often", "too many providers went away with this unit"
+                        "lost_too_often", "too many leases broke while this unit was out"
                     )
-                    with trio.CancelScope(shield=True):
-                        await self._write_failed(running, unit, peer, failure, None)
+                    await self._write_failed(running, _Ending(unit, peer, failure, None))
 
     async def _result(
         self,
@@ -316,46 +373,34 @@ class Jobs:
         unit = msgspec.structs.replace(unit, seconds=trio.current_time() - started_s)
         if receipt.error is not None:
             failure = Failure(receipt.error.code, receipt.error.message)
-            await self._failed(running, unit, side.provider, failure, answer.receipt)
+            ending = _Ending(unit, side.provider, failure, answer.receipt)
+            await self._failed(running, ending)
             return True
-        await pipeline.deliver(self._house, side, unit, answer, receipt)
+        await pipeline.deliver(self._house, running.need, side, unit, answer, receipt)
         if running.board.done(unit.index):
             await self._changed(unit.job)
             running.wake()
         return True
 
-    async def _failed(
-        self,
-        running: _RunningJob,
-        unit: Unit,
-        peer: PeerId,
-        failure: Failure,
-        receipt: bytes | None,
-    ) -> None:
+    async def _failed(self, running: _RunningJob, ending: _Ending) -> None:
         """Let another provider try a unit that one called an error, or give it up."""
-        others = set(self._providers(running.need.spec.numeric_class)) - {peer}
-        untried = sum(running.board.untried(unit.index, other) for other in others)
-        if running.board.failed(unit.index, peer, untried):
-            await self._write_failed(running, unit, peer, failure, receipt)
+        running.errors[ending.unit.index] = ending
+        if running.board.failed(ending.unit.index, ending.peer):
+            await self._write_failed(running, ending)
+        running.wake()
 
-    async def _write_failed(
-        self,
-        running: _RunningJob,
-        unit: Unit,
-        peer: PeerId,
-        failure: Failure,
-        receipt: bytes | None,
-    ) -> None:
-        running.first_failure = running.first_failure or failure
+    async def _write_failed(self, running: _RunningJob, ending: _Ending) -> None:
+        unit, receipt = ending.unit, ending.receipt
         ended = msgspec.structs.replace(
             unit,
             state=UnitState.FAILED,
-            provider=peer,
-            failure=failure,
+            provider=ending.peer,
+            failure=ending.failure,
             receipt=None if receipt is None else blob_id_of(receipt),
         )
-        await self._house.journal.end_unit(ended, receipt)
-        await self._changed(unit.job)
+        with trio.CancelScope(shield=True):  # it has ended on the board already
+            await self._house.journal.end_unit(ended, receipt)
+            await self._changed(unit.job)
         running.wake()
 
     async def _note(
@@ -365,11 +410,25 @@ class Jobs:
         match problem:
             case None:
                 verdict, detail, wait_s = "awarded", "", 0.0
+                del running.setbacks[peer]
             case Refusal():
                 verdict, detail = problem.reason.value, problem.detail
                 wait_s = COOL_DOWN_S.get(problem.reason, COOL_DOWN_REFUSED_S)
+                if problem.reason not in COOL_DOWN_S:
+                    running.setbacks[peer] = SETBACKS_LIMIT
+            case VerificationError():  # what it says is false: not again in this job
+                verdict, detail, wait_s = problem.code, problem.message, math.inf
+                running.setbacks[peer] = SETBACKS_LIMIT
+                log.warning(
+                    "a provider's result is false", peer=peer, code=verdict, error=detail
+                )
+            case JobError():  # a unit was refused under a lease
+                verdict, detail = problem.code, problem.message
+                wait_s = COOL_DOWN_S.get(Reason(verdict), COOL_DOWN_BROKEN_S)
+                running.setbacks[peer] += 1
             case ShoalError():
                 verdict, detail, wait_s = problem.code, problem.message, COOL_DOWN_BROKEN_S
+                running.setbacks[peer] += 1
                 log.warning("a lease broke", peer=peer, code=verdict, error=detail)
         running.not_before_s[peer] = trio.current_time() + wait_s
         answer = Answer(running.need.job.id, peer, time.time(), verdict, detail)
@@ -377,11 +436,15 @@ class Jobs:
 
     async def _end(self, job_id: JobId, state: JobState, failure: Failure | None = None) -> Job:
         with trio.CancelScope(shield=True):
-            job = await self._house.journal.end_job(job_id, state, time.time(), failure)
-            log.info("job ended", job=job_id, state=job.state.value, failed=job.units_failed)
-            await self._changed(job_id)
-            for send in self._watchers.get(job_id, ()):
-                send.close()
+            try:
+                job = await self._house.journal.end_job(job_id, state, time.time(), failure)
+                log.info(
+                    "job ended", job=job_id, state=job.state.value, failed=job.units_failed
+                )
+                await self._changed(job_id)
+            finally:  # also where it could not be written: nothing more will be shown
+                for send in self._watchers.get(job_id, ()):
+                    send.close()
         return job
 
     async def _changed(self, job_id: JobId) -> None:

@@ -21,7 +21,7 @@ import trio
 from shoal.compute import manifest as manifests
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.supervisor import Execution, UnitLimits, Worker
-from shoal.compute.tensor import decode_header
+from shoal.compute.tensor import TensorSpec, spec_of_blob
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
@@ -68,8 +68,8 @@ STREAM_TIME_LIMIT_S = 10.0
 HAND_OVER_GRACE_S = 60.0
 """Beyond the units' own limits, for fetching the program and a cold worker."""
 
-INPUT_LIMIT_BYTES = 8 << 30
-"""Largest single blob that a provider fetches for a unit."""
+PROGRAM_BLOB_LIMIT_BYTES = 8 << 30
+"""Largest single blob of a program that a provider fetches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +104,11 @@ async def submit(house: House, spec: JobSpec) -> Job:
         StoreError: An input is not held, or there is no room to note the job.
     """
     manifest = await program_of(house.store, spec.program)
-    checked: dict[BlobId, object] = {}
+    checked: dict[BlobId, TensorSpec] = {}
     for inputs in spec.units:
         for blob_id in inputs.values():
             if blob_id not in checked:
-                header = await house.store.read_chunk(blob_id, 0)
-                checked[blob_id] = decode_header(header)[0]
+                checked[blob_id] = await _tensor_spec(house.store, blob_id)
         manifests.check_inputs(manifest, {n: checked[i] for n, i in inputs.items()})
     job = Job(
         id=new_job_id(),
@@ -145,7 +144,7 @@ async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
             where others are not, naming them.
         ProgramError: The blob is no manifest.
     """
-    manifest = manifests.decode(await store.get_bytes(program))
+    manifest = await _manifest(store, program)
     missing = [blob_id for blob_id in program_blobs(manifest) if not store.holds(blob_id)]
     if missing:
         raise StoreError(
@@ -269,7 +268,7 @@ async def hand_over(
         blobs=await _inline(house.store, unit.inputs.values()),
     )
     side.send(request, trio.current_time())
-    timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
+    timeout_s = need.spec.time_limit_s * bidding.IN_FLIGHT + HAND_OVER_GRACE_S
     try:
         answer = _fitting(
             await house.control.request(side.provider, request, timeout_s),
@@ -310,52 +309,72 @@ def unit_name(unit: Unit) -> str:
 # 3. fetch: program and inputs, checked chunk by chunk --------------------------------
 
 
-async def fetch_program(
-    house: House, requester: PeerId, program: BlobId, pin_by: str
-) -> manifests.Manifest:
+async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
     """Hold every blob of a program; what is held already is not sent again.
 
-    The blobs stay until ``pin_by`` lets go.
+    The blobs stay until the award lets go.
 
     Raises:
         NetworkError: The requester went away.
         ProgramError: The manifest is malformed.
     """
-    await _fetch(house, requester, program, pin_by)
-    manifest = manifests.decode(await house.store.get_bytes(program))
+    assert side.call is not None
+    assert side.award_id is not None
+    store, program = house.store, BlobId(side.call.program)
+    fetch = partial(_fetch, house, side.requester, pin_by=side.award_id)
+    await fetch(program, limit_bytes=manifests.MANIFEST_LIMIT_BYTES)
+    manifest = await _manifest(store, program)
     for blob_id in program_blobs(manifest):
-        await _fetch(house, requester, blob_id, pin_by)
+        await fetch(blob_id, limit_bytes=PROGRAM_BLOB_LIMIT_BYTES)
     return manifest
 
 
 async def fetch_inputs(
-    house: House, requester: PeerId, manifest: manifests.Manifest, request: UnitRequest
+    house: House, side: ProviderSide, manifest: manifests.Manifest, request: UnitRequest
 ) -> dict[str, bytes]:
     """The input tensors of one unit, by name: inline ones as they came, others fetched.
 
-    What is fetched stays until the unit's name lets go.
+    What is fetched stays until `inputs_of` the unit lets go. Together they may
+    have as many bytes as the unit may use of memory: the daemon holds them too.
 
     Raises:
         NetworkError: The requester went away.
-        ProgramError: An input is missing, unknown, or of another dtype or shape.
+        ProgramError: An input is missing, unknown, or of another dtype or shape,
+            or all of them are too large.
     """
+    assert side.call is not None
     inline = {blob_id_of(blob): blob for blob in request.blobs}
+    room = side.call.memory_bytes
     tensors: dict[str, bytes] = {}
     for name, text in request.inputs:
         blob_id = BlobId(text)
         if blob_id not in inline:
-            await _fetch(house, requester, blob_id, request.unit)
+            await _fetch(house, side.requester, blob_id, inputs_of(side, request.unit), room)
+            room -= house.store.size_bytes(blob_id)
+        if room < 0:
+            raise ProgramError(
+                f"the inputs of unit {request.unit} have more than the "
+                f"{side.call.memory_bytes} bytes of memory that it may use",
+                code="inputs_too_large",
+            )
         tensors[name] = inline.get(blob_id) or await house.store.get_bytes(blob_id)
-    specs = {name: decode_header(tensor)[0] for name, tensor in tensors.items()}
+    specs = {name: spec_of_blob(tensor, len(tensor)) for name, tensor in tensors.items()}
     manifests.check_inputs(manifest, specs)
     return tensors
 
 
-async def _fetch(house: House, peer: PeerId, blob_id: BlobId, pin_by: str) -> None:
+def inputs_of(side: ProviderSide, unit: str) -> str:
+    """Under which name the inputs of a unit are pinned; ``unit`` is a peer's own word."""
+    return f"{side.award_id}/{unit}"
+
+
+async def _fetch(
+    house: House, peer: PeerId, blob_id: BlobId, pin_by: str, limit_bytes: int
+) -> None:
     house.store.pin(blob_id, pin_by)
     if not house.store.holds(blob_id):
         stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
-        await fetch_blob(stream, blob_id, house.store, limit_bytes=INPUT_LIMIT_BYTES)
+        await fetch_blob(stream, blob_id, house.store, limit_bytes=limit_bytes)
 
 
 # 4. execute: in the worker's process -------------------------------------------------
@@ -376,7 +395,7 @@ async def execute(
     limits = UnitLimits(
         time_s=call.time_limit_s,
         memory_bytes=call.memory_bytes,
-        output_bytes=INPUT_LIMIT_BYTES,
+        output_bytes=call.memory_bytes,
     )
     try:
         return await house.worker.run(BlobId(call.program), blobs, inputs, limits)
@@ -469,40 +488,95 @@ def verify(need: Need, side: RequesterSide, unit: Unit, result: UnitResult) -> R
 
 
 async def deliver(
-    house: House, side: RequesterSide, unit: Unit, result: UnitResult, receipt: Receipt
+    house: House,
+    need: Need,
+    side: RequesterSide,
+    unit: Unit,
+    result: UnitResult,
+    receipt: Receipt,
 ) -> bool:
     """Hold the outputs and end the unit; False where it had ended before.
 
     Raises:
-        VerificationError: Bytes came that no output of the receipt names.
+        VerificationError: Bytes came that no output of the receipt names, or an
+            output is no tensor that the program can have given.
         NetworkError: An output could not be fetched.
         StoreError: There is no room for the outputs.
     """
     outputs = {name: BlobId(blob_id) for name, blob_id in receipt.outputs or ()}
-    for blob in result.blobs:
-        if blob_id_of(blob) not in outputs.values():
-            raise VerificationError(
-                f"{side.provider} sent an output that its receipt does not name",
-                code="wrong_output_id",
-            )
-        await house.store.put_bytes(blob)
-    for blob_id in outputs.values():
-        await _fetch(house, side.provider, blob_id, outputs_of(unit.job))
-    ended = Unit(
-        job=unit.job,
-        index=unit.index,
-        state=UnitState.DONE,
-        inputs=unit.inputs,
-        outputs=outputs,
-        receipt=blob_id_of(result.receipt),
-        provider=side.provider,
-        attempts=unit.attempts,
-        seconds=unit.seconds,
-    )
-    return await house.journal.end_unit(ended, result.receipt)
+    arriving = f"{outputs_of(unit.job)}/{unit.index}"
+    try:
+        for blob_id in outputs.values():
+            house.store.pin(blob_id, arriving)
+        for blob in result.blobs:
+            if blob_id_of(blob) not in outputs.values():
+                raise VerificationError(
+                    f"{side.provider} sent an output that its receipt does not name",
+                    code="wrong_output_id",
+                )
+            await house.store.put_bytes(blob)
+        for port in need.manifest.outputs:
+            await _take_output(house, need, side.provider, port, outputs[port.name], arriving)
+        ended = Unit(
+            job=unit.job,
+            index=unit.index,
+            state=UnitState.DONE,
+            inputs=unit.inputs,
+            outputs=outputs,
+            receipt=blob_id_of(result.receipt),
+            provider=side.provider,
+            attempts=unit.attempts,
+            seconds=unit.seconds,
+        )
+        delivered = await house.journal.end_unit(ended, result.receipt)
+        if delivered:
+            for blob_id in outputs.values():
+                house.store.pin(blob_id, outputs_of(unit.job))
+        return delivered
+    finally:
+        house.store.unpin(arriving)
+
+
+async def _take_output(
+    house: House,
+    need: Need,
+    provider: PeerId,
+    port: manifests.Port,
+    blob_id: BlobId,
+    pin_by: str,
+) -> None:
+    """Hold one output; it is the provider's lie, and no fault here, where it does not fit."""
+    try:
+        await _fetch(house, provider, blob_id, pin_by, need.spec.memory_limit_bytes)
+        spec = await _tensor_spec(house.store, blob_id)
+    except (ProgramError, StoreError) as error:
+        if error.code not in {"bad_tensor", "blob_too_large"}:
+            raise
+        raise VerificationError(
+            f"output {port.name!r} of {provider}: {error.message}", code="wrong_output"
+        ) from None
+    if spec.dtype != port.dtype:
+        raise VerificationError(
+            f"output {port.name!r} of {provider} is a {spec}, and {port} is wanted",
+            code="wrong_output",
+        )
 
 
 # --- shared ---------------------------------------------------------------------------
+
+
+async def _manifest(store: BlobStore, program: BlobId) -> manifests.Manifest:
+    """A manifest that is held; a larger blob that a peer calls one is not read at all."""
+    if store.size_bytes(program) > manifests.MANIFEST_LIMIT_BYTES:
+        raise ProgramError(
+            f"{program[:16]}… is no program: it is too large", code="bad_manifest"
+        )
+    return manifests.decode(await store.get_bytes(program))
+
+
+async def _tensor_spec(store: BlobStore, blob_id: BlobId) -> TensorSpec:
+    """The dtype and shape of a tensor that is held, from its first bytes."""
+    return spec_of_blob(await store.read_chunk(blob_id, 0), store.size_bytes(blob_id))
 
 
 async def _inline(store: BlobStore, blob_ids: Sequence[BlobId]) -> tuple[bytes, ...]:

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.pipeline import House
 
-CONVERSATIONS_LIMIT = 1024
-"""Bids and leases held at once, of all requesters."""
+OPEN_LIMIT = 256
+"""Bids and leases of one requester held at once; one that is greedy is in nobody's way."""
 
 SWEEP_INTERVAL_S = 1.0
 
@@ -136,11 +136,13 @@ class Provider:
     async def _bid(self, peer: PeerId, call: Call) -> bidding.Bid | Refusal:
         terms = self._house.terms()
         answer = bidding.refusal(call, peer, terms)
-        if answer is None and len(self._conversations) >= CONVERSATIONS_LIMIT:
-            answer = Refusal(call=call.call, reason=Reason.BUSY, detail="too many open bids")
         if answer is not None:
             return answer
         held_bytes = await self._held_bytes(call)
+        if sum(requester == peer for requester, _ in self._conversations) >= OPEN_LIMIT:
+            return Refusal(
+                call=call.call, reason=Reason.BUSY, detail="you have too many bids open here"
+            )
         if (peer, call.call) in self._conversations:
             raise RemoteProtocolError(
                 f"call {call.call} was made before", code="duplicate_call"
@@ -161,9 +163,14 @@ class Provider:
             return 0
         return sum(store.size_bytes(blob_id) for blob_id in pipeline.program_blobs(manifest))
 
-    def _lease(self, conversation: _Conversation, offer: AwardOffer) -> Lease:
+    def _lease(self, conversation: _Conversation, offer: AwardOffer) -> Lease | Refusal:
         side = conversation.side
+        assert side.call is not None
         assert side.award_id is not None
+        changed = bidding.refusal(side.call, side.requester, self._house.terms())
+        if changed is not None:  # since the bid
+            side.send(changed, trio.current_time())
+            return changed
         lease = Lease(call=offer.call, award=side.award_id, idle_s=bidding.LEASE_IDLE_S)
         side.send(lease, trio.current_time())
         log.info("leased", requester=side.requester, award=side.award_id)
@@ -175,6 +182,14 @@ class Provider:
                 return message
             case Await(unit):
                 running = conversation.running[unit]
+            case Execute(request) if self._house.terms().draining:
+                draining = Refusal(
+                    call=request.call,
+                    reason=Reason.DRAINING,
+                    detail="this node is shutting down",
+                )
+                conversation.side.send(draining, trio.current_time(), request.unit)
+                return draining
             case Execute(request):
                 running = _Running()
                 conversation.running[request.unit] = running
@@ -207,6 +222,8 @@ class Provider:
         finally:
             if side.state is State.LEASED:
                 side.send(answer, trio.current_time(), request.unit)
+            else:  # forgotten meanwhile: what the last step still granted goes too
+                self._take_back(side)
             running.answer = answer
             running.ended.set()
             conversation.running.pop(request.unit, None)
@@ -215,14 +232,10 @@ class Provider:
         self, side: ProviderSide, request: UnitRequest
     ) -> UnitResult | Refusal:
         assert side.call is not None
-        assert side.award_id is not None
         house, started_at_ms = self._house, time.time_ns() // 1_000_000
-        program = BlobId(side.call.program)
         try:
-            manifest = await pipeline.fetch_program(
-                house, side.requester, program, side.award_id
-            )
-            inputs = await pipeline.fetch_inputs(house, side.requester, manifest, request)
+            manifest = await pipeline.fetch_program(house, side)
+            inputs = await pipeline.fetch_inputs(house, side, manifest, request)
             outcome = await pipeline.execute(house, side.call, manifest, inputs)
             return await pipeline.sign(house, side, request, outcome, started_at_ms)
         except ProgramError as error:
@@ -232,7 +245,7 @@ class Provider:
         except ShoalError as error:
             return _refuse(request, Reason.DATA_MISSING, error)
         finally:
-            house.store.unpin(request.unit)
+            house.store.unpin(pipeline.inputs_of(side, request.unit))
 
     async def sweep(self) -> None:
         """Forget conversations that have ended, for ever: most do by their time."""
@@ -248,9 +261,13 @@ class Provider:
         conversation = self._conversations.pop(key)
         for running in conversation.running.values():
             running.scope.cancel()
-        if conversation.side.award_id is not None:
-            self._house.rights.withdraw(conversation.side.award_id)
-            self._house.store.unpin(conversation.side.award_id)
+        self._take_back(conversation.side)
+
+    def _take_back(self, side: ProviderSide) -> None:
+        """End the rights and pins that an award gave."""
+        if side.award_id is not None:
+            self._house.rights.withdraw(side.award_id)
+            self._house.store.unpin(side.award_id)
 
 
 @asynccontextmanager

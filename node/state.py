@@ -196,6 +196,16 @@ class State:
             (job_id,),
         )
 
+    async def first_failure(self, job_id: JobId) -> Failure | None:
+        """Why the first of a job's failed units failed; None where none has."""
+        failures: list[Failure] = await self._rows(
+            lambda row: from_json(row["failure"], Failure),
+            "SELECT failure FROM units WHERE job = ? AND state = 'failed'"
+            " ORDER BY place LIMIT 1",
+            (job_id,),
+        )
+        return failures[0] if failures else None
+
     async def receipt_ids(self, job_id: JobId) -> list[BlobId]:
         """The ids of a job's receipts, in order of its units."""
         return await self._rows(

@@ -1,8 +1,8 @@
 """Which units of one job wait, are out, or have ended: a pure table.
 
 Leases take units from it and bring them back. A unit that a provider lost
-waits again; one that providers call an error is tried by others before it
-counts as failed. Whatever happens, a unit ends once.
+waits again; one that a provider calls an error is tried by others, where there
+are any, before it counts as failed. Whatever happens, a unit ends once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from shoal.crypto.peer_id import PeerId
 
@@ -82,25 +82,23 @@ class UnitBoard:
         self._losses[index] = self._losses.get(index, 0) + 1
         return self._back(index, over=self._losses[index] >= LOSSES_LIMIT)
 
-    def failed(self, index: int, peer: PeerId, others: int) -> bool:
-        """``peer`` gave an error; True when the unit has failed for good.
-
-        Args:
-            index: The unit.
-            peer: Who says so.
-            others: How many other providers could still try it.
-        """
+    def failed(self, index: int, peer: PeerId) -> bool:
+        """``peer`` gave an error; True when the unit has failed for good."""
         errors = self._errors.setdefault(index, set())
         errors.add(peer)
-        return self._back(index, over=len(errors) >= ERRORS_LIMIT or others == 0)
+        return self._back(index, over=len(errors) >= ERRORS_LIMIT)
 
-    def cancel(self) -> list[int]:
-        """End everything that has not ended; gives what that was."""
-        left = sorted(self._open)
-        self._waiting.clear()
-        self._out.clear()
-        self._open.clear()
-        return left
+    def give_up(self, peers: Collection[PeerId]) -> list[int]:
+        """End the units that somebody called an error and none of ``peers`` could try."""
+        hopeless = [
+            index
+            for index in self._waiting
+            if index in self._errors and self._errors[index].issuperset(peers)
+        ]
+        for index in hopeless:
+            self._waiting.remove(index)
+            self._end(index)
+        return hopeless
 
     def _back(self, index: int, *, over: bool) -> bool:
         if index not in self._open:

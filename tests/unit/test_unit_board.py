@@ -24,7 +24,7 @@ def test_a_unit_ends_once():
     board.take("a")
     assert board.done(0)
     assert not board.done(0)
-    assert not board.failed(0, "a", others=5)
+    assert not board.failed(0, "a")
     assert not board.lost(0)
     assert board.waiting == 0
 
@@ -39,7 +39,7 @@ def test_a_lost_unit_is_the_next_to_be_taken():
 def test_a_unit_is_not_given_again_to_who_called_it_an_error():
     board = UnitBoard.of([0])
     board.take("a")
-    assert not board.failed(0, "a", others=1)
+    assert not board.failed(0, "a")
     assert board.take("a") is None
     assert not board.takeable("a")
     assert board.takeable("b")
@@ -51,16 +51,35 @@ def test_a_unit_fails_after_enough_providers_called_it_an_error():
     verdicts = []
     for k in range(ERRORS_LIMIT):
         board.take(f"peer{k}")
-        verdicts.append(board.failed(0, f"peer{k}", others=9))
+        verdicts.append(board.failed(0, f"peer{k}"))
     assert verdicts == [False] * (ERRORS_LIMIT - 1) + [True]
     assert board.finished
 
 
-def test_a_unit_fails_at_once_where_nobody_else_could_try_it():
+def test_a_unit_is_given_up_where_nobody_else_could_try_it():
+    board = UnitBoard.of(range(2))
+    board.take("a")
+    assert not board.failed(0, "a")
+    assert board.give_up(["a", "b"]) == []
+    assert board.give_up(["a"]) == [0]
+    assert board.take("b") == 1
+    assert board.done(1)
+    assert board.finished
+
+
+def test_a_unit_that_nobody_called_an_error_is_never_given_up():
+    board = UnitBoard.of([0])
+    assert board.give_up([]) == []
+    assert board.take("a") == 0
+
+
+def test_a_unit_that_somebody_tries_just_now_is_not_given_up():
     board = UnitBoard.of([0])
     board.take("a")
-    assert board.failed(0, "a", others=0)
-    assert board.finished
+    board.failed(0, "a")
+    assert board.take("b") == 0
+    assert board.give_up([]) == []
+    assert board.done(0)
 
 
 def test_a_unit_that_takes_every_lease_with_it_fails_in_the_end():

@@ -1,0 +1,495 @@
+"""Jobs of one node: with itself, and with a peer that fails it."""
+
+import secrets
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import models
+import msgspec
+import numpy as np
+import pytest
+import trio
+import trio.testing
+from attacker import Liar, make_award, make_call
+
+from shoal.compute.convert import convert
+from shoal.compute.supervisor import open_worker
+from shoal.compute.tensor import to_blob
+from shoal.crypto import identity
+from shoal.crypto.content import BlobId, ChunkList, blob_id_of
+from shoal.node import jobs, pipeline
+from shoal.node.bidding import IN_FLIGHT, Terms
+from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights
+from shoal.node.blobs import open_store
+from shoal.node.control import open_control
+from shoal.node.errors import StoreError
+from shoal.node.frames import receive_frame, send_frame
+from shoal.node.network import open_network
+from shoal.node.provider import OPEN_LIMIT, open_provider
+from shoal.node.records import Failure, Job, JobSpec, JobState, Policy, Unit, UnitState
+from shoal.node.state import open_state
+from shoal.protocol.blob_messages import MESSAGE_LIMIT_BYTES, BlobFound, BlobRequest
+from shoal.protocol.messages import (
+    Bid,
+    Call,
+    Done,
+    Lease,
+    Reason,
+    Refusal,
+    Release,
+    UnitRequest,
+    UnitResult,
+)
+from shoal.protocol.statements import open_receipt
+
+LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
+LIMIT_S = 30.0
+MIB = 1 << 20
+DENSE = convert(models.dense())
+GATHER = convert(models.gather())
+X = to_blob(models.rows(3))
+OUT_OF_RANGE = to_blob(np.array([1 << 20]))
+FRIEND = identity.generate()
+NOWHERE = blob_id_of(b"held by nobody")
+
+
+class Node:
+    """A node without membership: who offers to work is what the test says."""
+
+    def __init__(self, key, network, control, blobs, journal, worker):
+        self.key, self.network, self.blobs, self.journal = key, network, blobs, journal
+        self.offering = [key.peer_id]
+        self.draining = False
+        self.rights = Rights()
+        self.house = pipeline.House(
+            identity=key,
+            network=network,
+            control=control,
+            store=blobs,
+            rights=self.rights,
+            journal=journal,
+            worker=worker,
+            reach=self.reach,
+            terms=self.terms,
+        )
+
+    async def reach(self, peer):
+        pass
+
+    def terms(self):
+        return Terms(
+            device="cpu",
+            executor="onnxruntime",
+            numeric_classes=("fp32",),
+            memory_bytes=1 << 32,
+            providing=True,
+            own=self.key.peer_id,
+            draining=self.draining,
+            allowed={FRIEND.peer_id},
+            leases=self.provider.leases,
+            units_waiting=self.provider.units_waiting,
+        )
+
+    async def spec(self, *inputs, program=DENSE):
+        """Of a job with one unit for each of ``inputs``; all of its blobs are stored."""
+        for blob in (*program.blobs.values(), *inputs):
+            await self.blobs.put_bytes(blob)
+        units = tuple({"x": blob_id_of(blob)} for blob in inputs)
+        return JobSpec(Policy.MAP, program.program_id, units)
+
+    async def ended(self, job_id):
+        with trio.fail_after(LIMIT_S):
+            async with self.jobs.watch(job_id) as changes:
+                async for _ in changes:
+                    pass
+            return await self.journal.job(job_id)
+
+
+@asynccontextmanager
+async def open_node(home, quota_bytes=1 << 30):
+    key = identity.generate()
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        network = await enter(open_network(key, LOOPBACK))
+        control = await enter(open_control(network, "test/1"))
+        blobs = await enter(open_store(home / "blobs", quota_bytes))
+        journal = await enter(open_state(home / "state.sqlite"))
+        worker = await enter(open_worker(threads=1))
+        node = Node(key, network, control, blobs, journal, worker)
+        node.provider = await enter(open_provider(node.house))
+        node.jobs = await enter(jobs.open_jobs(node.house, lambda _: list(node.offering)))
+        control.answer_with(node.provider.answer)
+        yield node
+
+
+async def until(condition):
+    with trio.fail_after(LIMIT_S):
+        while not await condition():  # noqa: ASYNC110  # of others' states, which tell nobody
+            await trio.sleep(0.01)
+
+
+@pytest.fixture
+async def node(tmp_path):
+    async with open_node(tmp_path) as node:
+        yield node
+
+
+@asynccontextmanager
+async def open_peer(kind, node):
+    """A peer of ``kind`` (of `Liar`) that is connected to ``node`` and offers to work."""
+    key = identity.generate()
+    async with (
+        open_network(key, LOOPBACK) as network,
+        open_control(network, "test/1") as control,
+    ):
+        peer = kind(key, network)
+        control.answer_with(peer.answer)
+        await network.connect(node.network.peer_id, node.network.addresses(), 5)
+        node.offering.append(key.peer_id)
+        yield peer
+
+
+# --- a job ends, and ends as it should --------------------------------------------------
+
+
+async def test_a_node_runs_its_own_users_job(node):
+    job = await node.ended((await node.jobs.submit(await node.spec(X, X))).id)
+    assert (job.state, job.units_done) == (JobState.DONE, 2)
+
+
+class Distrusts(Liar):
+    async def answer(self, peer, body):
+        if isinstance(body, Call):
+            return Refusal(call=body.call, reason=Reason.UNTRUSTED_REQUESTER)
+        return Done()
+
+
+async def test_a_unit_fails_when_only_providers_are_left_that_refuse_its_requester(node):
+    async with open_peer(Distrusts, node):
+        job = await node.jobs.submit(await node.spec(OUT_OF_RANGE, program=GATHER))
+        job = await node.ended(job.id)
+    assert (job.state, job.units_failed) == (JobState.FAILED, 1)
+    (unit,) = await node.journal.units(job.id, 0, 10)
+    assert unit.receipt is not None  # of the one error that there was
+
+
+async def test_a_unit_fails_when_the_last_provider_that_could_try_it_goes_away(node):
+    nobody = identity.generate().peer_id
+    node.offering.append(nobody)  # known, and not to be reached
+    job = await node.jobs.submit(await node.spec(OUT_OF_RANGE, program=GATHER))
+
+    async def this_node_called_it_an_error():
+        return node.provider.units_served and not node.jobs.leases(job.id)
+
+    await until(this_node_called_it_an_error)
+    assert not (await node.journal.job(job.id)).state.final
+    node.offering.remove(nobody)
+    assert (await node.ended(job.id)).state is JobState.FAILED
+
+
+async def noted(node, states, spec):
+    """A job of an earlier run of the daemon, with one unit in each of ``states``."""
+    job = Job(
+        id=pipeline.new_job_id(),
+        policy=spec.policy,
+        program=spec.program,
+        numeric_class=spec.numeric_class,
+        label="",
+        state=JobState.RUNNING,
+        created_at=0.0,
+        ended_at=None,
+        units_total=len(states),
+        units_done=0,
+        units_failed=0,
+    )
+    units = [
+        Unit(job=job.id, index=k, state=UnitState.QUEUED, inputs=spec.units[0])
+        for k in range(len(states))
+    ]
+    await node.journal.add_job(job, spec, units)
+    for unit, state in zip(units, states, strict=True):
+        if state is UnitState.FAILED:
+            ended = Unit(
+                job=job.id,
+                index=unit.index,
+                state=state,
+                inputs=unit.inputs,
+                failure=Failure("time_limit", "it took too long"),
+            )
+            await node.journal.end_unit(ended, None)
+    return job.id
+
+
+async def test_a_job_with_a_unit_that_failed_before_a_restart_has_failed(node):
+    job_id = await noted(node, [UnitState.FAILED, UnitState.QUEUED], await node.spec(X))
+    await node.jobs.resume()
+    job = await node.ended(job_id)
+    assert (job.state, job.units_done, job.units_failed) == (JobState.FAILED, 1, 1)
+    assert job.failure == Failure("time_limit", "it took too long")
+
+
+async def test_a_job_whose_blobs_were_lost_fails_at_the_restart_and_the_next_one_runs(node):
+    lost = await noted(
+        node, [UnitState.QUEUED], JobSpec(Policy.MAP, NOWHERE, ({"x": NOWHERE},))
+    )
+    kept = await noted(node, [UnitState.QUEUED], await node.spec(X))
+    await node.jobs.resume()
+    assert (await node.ended(lost)).failure.code == "blob_missing"
+    assert (await node.ended(kept)).state is JobState.DONE
+
+
+async def test_a_job_that_no_task_runs_can_be_cancelled(node):
+    job_id = await noted(node, [UnitState.QUEUED], await node.spec(X))
+    assert (await node.jobs.cancel(job_id)).state is JobState.CANCELLED
+    (unit,) = await node.journal.units(job_id, 0, 10)
+    assert unit.state is UnitState.CANCELLED
+
+
+async def test_a_job_is_cancelled_while_it_ends_and_ends_once(node):
+    spec = await node.spec(X)
+    for delay_s in np.linspace(0.0, 0.06, 13):
+        job = await node.jobs.submit(spec)
+        await trio.sleep(delay_s)
+        cancelled = await node.jobs.cancel(job.id)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert await node.journal.job(job.id) == cancelled
+        (unit,) = await node.journal.units(job.id, 0, 10)
+        ended = (cancelled.state, cancelled.units_done, unit.state)
+        assert ended in {
+            (JobState.DONE, 1, UnitState.DONE),
+            (JobState.CANCELLED, 0, UnitState.CANCELLED),
+            (JobState.CANCELLED, 1, UnitState.DONE),
+        }
+
+
+async def test_a_state_that_cannot_be_written_ends_neither_the_daemon_nor_its_other_jobs(node):
+    database = node.journal._database
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    job = await node.jobs.submit(
+        await node.spec(*[to_blob(models.rows(k + 1)) for k in range(99)])
+    )
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    with trio.fail_after(LIMIT_S):
+        async with node.jobs.watch(job.id) as changes:
+            async for _ in changes:
+                pass  # until nothing more will come
+
+    async def none_runs():
+        return not node.jobs.running
+
+    await until(none_runs)
+    database.execute("PRAGMA max_page_count = 1000000")
+    assert not (await node.journal.job(job.id)).state.final
+    await node.jobs.resume()
+    job = await node.ended(job.id)
+    assert (job.state, job.units_done) == (JobState.DONE, 99)
+
+
+# --- what a provider can do to a job ------------------------------------------------------
+
+
+async def answers_of(kind, node):
+    """Let a liar have a job's one unit first; gives what was noted of its answers."""
+    async with open_peer(kind, node) as liar:
+        job = await node.ended((await node.jobs.submit(await node.spec(X))).id)
+        assert job.state is JobState.DONE
+        (unit,) = await node.journal.units(job.id, 0, 10)
+        assert unit.provider == node.key.peer_id
+        answers = await node.journal.answers(job.id)
+        return [a.verdict for a in answers if a.peer == liar.key.peer_id]
+
+
+class SendsNoTensor(Liar):
+    """Its output has the id that its receipt names, and is no tensor."""
+
+
+class SendsAnotherDtype(Liar):
+    OUTPUT = to_blob(np.arange(3))
+
+    def result(self, request):
+        return super().result(request, blobs=(self.OUTPUT,))
+
+
+TOO_LARGE = ChunkList(9 << 30, tuple(bytes([k % 256]) * 32 for k in range(9 << 10)))
+
+
+class NamesAnEndlessOutput(Liar):
+    """Its receipt names an output of 9 GiB, which it will gladly send."""
+
+    def __init__(self, key, network):
+        super().__init__(key, network)
+        network.handle(BLOB_PROTOCOL, self.give)
+
+    async def give(self, stream):
+        await receive_frame(stream, BlobRequest, MESSAGE_LIMIT_BYTES)
+        listed = TOO_LARGE.encode()
+        await send_frame(stream, BlobFound(list_bytes=len(listed)), MESSAGE_LIMIT_BYTES)
+        await stream.send_all(listed)
+
+    def result(self, request):
+        return super().result(request, blobs=())
+
+    def receipt(self, request):
+        return super().receipt(request, outputs=(("y", TOO_LARGE.blob_id),))
+
+
+@pytest.mark.parametrize("kind", [SendsNoTensor, SendsAnotherDtype, NamesAnEndlessOutput])
+async def test_an_output_that_no_honest_provider_gives_is_refused_and_fails_no_job(node, kind):
+    assert await answers_of(kind, node) == ["awarded", "wrong_output"]
+
+
+class LiesToEveryUnit(Liar):
+    def __init__(self, key, network):
+        super().__init__(key, network)
+        self.lies = 0
+        self.lied = trio.Event()
+
+    def result(self, request):
+        self.lies += 1
+        self.lied.set()
+        return super().result(request)
+
+    def receipt(self, request):
+        return super().receipt(request, unit="another/0")
+
+
+async def test_a_provider_whose_result_is_false_gets_no_more_of_the_job(node, monkeypatch):
+    monkeypatch.setattr(jobs, "COOL_DOWN_BROKEN_S", 0.0)
+    node.offering.clear()
+    async with open_peer(LiesToEveryUnit, node) as liar:
+        job = await node.jobs.submit(await node.spec(X))
+        with trio.fail_after(LIMIT_S):
+            await liar.lied.wait()
+        await trio.sleep(2 * jobs.RECALL_INTERVAL_S)
+        assert liar.lies == 1
+        node.offering.append(node.key.peer_id)
+        assert (await node.ended(job.id)).state is JobState.DONE
+
+
+class TakesAllAndAnswersNothing(Liar):
+    def __init__(self, key, network):
+        super().__init__(key, network)
+        self.taken = 0
+
+    def bid(self, request):
+        return super().bid(request, units_max=64, in_flight_max=64)
+
+    async def answer(self, peer, body):
+        if isinstance(body, UnitRequest):
+            self.taken += 1
+            await trio.sleep_forever()
+        return await super().answer(peer, body)
+
+
+async def test_a_provider_cannot_take_more_units_at_once_than_this_node_would(node):
+    node.offering.clear()
+    async with open_peer(TakesAllAndAnswersNothing, node) as greedy:
+        inputs = [to_blob(models.rows(k + 1)) for k in range(30)]
+        job = await node.jobs.submit(await node.spec(*inputs))
+
+        async def it_has_some():
+            return greedy.taken
+
+        async def the_others_are_done():
+            done = (await node.journal.job(job.id)).units_done
+            return done == len(inputs) - IN_FLIGHT
+
+        await until(it_has_some)
+        node.offering.append(node.key.peer_id)
+        await until(the_others_are_done)
+        await node.jobs.cancel(job.id)
+    assert greedy.taken == IN_FLIGHT
+
+
+# --- what a requester can do to a provider ------------------------------------------------
+
+
+async def bid_for(node, program=DENSE.program_id, **changes):
+    call = msgspec.structs.replace(make_call(program, secrets.token_hex(16)), **changes)
+    return call, await node.provider.answer(FRIEND.peer_id, call)
+
+
+async def lease_for(node, **changes):
+    call, bid = await bid_for(node, **changes)
+    award = make_award(FRIEND, node.key.peer_id, call, bid, units_max=8)
+    return call, await node.provider.answer(FRIEND.peer_id, award)
+
+
+def unit_of(call, name, blob=X):
+    inputs = (("x", blob_id_of(blob)),)
+    return UnitRequest(call=call.call, unit=name, inputs=inputs, blobs=(blob,))
+
+
+async def test_a_unit_named_like_a_job_of_the_provider_lets_go_of_nothing(tmp_path):
+    async with open_node(tmp_path, quota_bytes=4 * MIB) as node:
+        await node.spec()
+        precious = await node.blobs.put_bytes(bytes(2 * MIB))
+        node.blobs.pin(precious, "the job of another")
+        call, _ = await lease_for(node)
+        unit = unit_of(call, "the job of another")
+        assert isinstance(await node.provider.answer(FRIEND.peer_id, unit), UnitResult)
+        with pytest.raises(StoreError):
+            await node.blobs.put_bytes(bytes(3 * MIB))
+        assert node.blobs.holds(precious)
+
+
+async def test_a_node_that_shuts_down_takes_neither_awards_nor_units(node):
+    await node.spec()
+    call, lease = await lease_for(node)
+    assert isinstance(lease, Lease)
+    late, bid = await bid_for(node)
+    node.draining = True
+    award = make_award(FRIEND, node.key.peer_id, late, bid)
+    for message in (award, unit_of(call, "late"), make_call(DENSE.program_id, "ab" * 16)):
+        answer = await node.provider.answer(FRIEND.peer_id, message)
+        assert answer.reason is Reason.DRAINING
+
+
+async def test_a_requester_that_calls_and_never_awards_is_in_nobody_elses_way(node):
+    await node.spec()
+    answers = [(await bid_for(node))[1] for _ in range(OPEN_LIMIT + 1)]
+    assert all(isinstance(answer, Bid) for answer in answers[:-1])
+    assert answers[-1].reason is Reason.BUSY
+    job = await node.ended((await node.jobs.submit(await node.spec(X))).id)
+    assert job.state is JobState.DONE
+
+
+async def test_inputs_larger_than_the_units_memory_are_not_read(node):
+    await node.spec()
+    large = to_blob(np.zeros((MIB, 4), np.float32))
+    await node.blobs.put_bytes(large)
+    call, _ = await lease_for(node, memory_bytes=MIB)
+    unit = UnitRequest(call=call.call, unit="large", inputs=(("x", blob_id_of(large)),))
+    answer = await node.provider.answer(FRIEND.peer_id, unit)
+    assert answer.reason is Reason.PROGRAM_REFUSED
+    assert "memory" in answer.detail
+
+
+async def test_nothing_stays_granted_or_pinned_after_a_unit_that_was_released_while_it_ran(
+    tmp_path,
+):
+    output = to_blob(np.zeros((MIB // 8, 4), np.float32))  # too large to travel inline
+    async with open_node(tmp_path, quota_bytes=64 * MIB) as node:
+        await node.spec()
+        output_id = await output_of(node, output)
+        for turns in range(60):  # at each of its steps
+            call, _ = await lease_for(node)
+            unit = UnitRequest(call=call.call, unit="u", inputs=(("x", blob_id_of(output)),))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.provider.answer, FRIEND.peer_id, unit)
+                for _ in range(turns):
+                    await trio.lowlevel.checkpoint()
+                await node.provider.answer(FRIEND.peer_id, Release(call=call.call))
+            assert node.provider.units_waiting == 0
+            assert not node.rights.allows(FRIEND.peer_id, output_id)
+        await node.blobs.put_bytes(bytes(63 * MIB))  # pushes out all that nobody pins
+        assert not node.blobs.holds(DENSE.program_id)
+
+
+async def output_of(node, blob):
+    """The id of what the program makes of an input, which is stored too."""
+    await node.blobs.put_bytes(blob)
+    call, _ = await lease_for(node)
+    unit = UnitRequest(call=call.call, unit="first", inputs=(("x", blob_id_of(blob)),))
+    result = await node.provider.answer(FRIEND.peer_id, unit)
+    await node.provider.answer(FRIEND.peer_id, Release(call=call.call))
+    return BlobId(open_receipt(result.receipt).outputs[0][1])
