@@ -124,6 +124,7 @@ class MemoryDaemon:
             protocol_version=1,
             pid=os.getpid(),
             home="/home",
+            socket="/home/shoal.sock",
             addresses=("/ip4/127.0.0.1/tcp/4711",),
             uptime_s=1.0,
             peers_known=1,
