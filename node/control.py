@@ -212,8 +212,8 @@ class Control:
         try:
             while True:
                 response = await receive_frame(stream, Response)
-                pending = line.pending.get(response.id)
-                if pending is not None:  # else nobody waits for it any more
+                pending = line.pending.pop(response.id, None)
+                if pending is not None:  # else nobody waits for it, or not any more
                     pending.answer = response.body
                     pending.ended.set()
         except StreamClosedError:

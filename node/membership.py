@@ -13,6 +13,7 @@ exchanged tables with us. Foreign libp2p peers may be connected without.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -26,7 +27,7 @@ import trio
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.crypto.peer_id import PeerId
-from shoal.node.errors import NetworkError
+from shoal.node.errors import NetworkError, StoreError
 from shoal.protocol.adverts import AdvertTable, Verdict
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import ADVERT_LIFETIME_LIMIT_S
@@ -51,6 +52,8 @@ EXCHANGE_TIME_LIMIT_S = 5.0
 TICK_S = 0.5
 BACK_OFF_FIRST_S = 1.0
 BACK_OFF_LIMIT_S = 60.0
+ALONE_BACK_OFF_LIMIT_S = 2.0
+"""For bootstrap peers, while no peer is connected: there is nobody else to join by."""
 DIALS_AT_ONCE = 4
 REMEMBERED_LIMIT = 64
 
@@ -69,6 +72,14 @@ def advert_interval_s(nodes: int) -> float:
     return max(15.0, 0.28 * nodes)
 
 
+def advert_gap_s(nodes: int) -> float:
+    """The least time between two adverts, however fast links come and go.
+
+    A peer that comes and goes on purpose makes gossip cost this much more, no more.
+    """
+    return advert_interval_s(nodes) / 15.0
+
+
 def advert_lifetime_s(nodes: int) -> float:
     """Four intervals, so that three lost adverts in a row hide nobody."""
     return min(ADVERT_LIFETIME_LIMIT_S, 4.0 * advert_interval_s(nodes))
@@ -84,12 +95,17 @@ class BackOff:
     """When a peer may be dialled again: 1 s after the first failure, then doubling."""
 
     delay_s: float = 0.0
-    not_before_s: float = 0.0
+    failed_at_s: float = -math.inf
+    spread: float = 1.0
 
     def failed(self, now_s: float, jitter: float) -> None:
         """Wait longer than last time; ``jitter`` in [0, 1) spreads equals apart."""
         self.delay_s = min(BACK_OFF_LIMIT_S, max(BACK_OFF_FIRST_S, 2 * self.delay_s))
-        self.not_before_s = now_s + self.delay_s * (0.75 + 0.5 * jitter)
+        self.failed_at_s, self.spread = now_s, 0.75 + 0.5 * jitter
+
+    def over_at_s(self, limit_s: float = BACK_OFF_LIMIT_S) -> float:
+        """When the next attempt may be made, if ``limit_s`` is the longest wait."""
+        return self.failed_at_s + self.spread * min(self.delay_s, limit_s)
 
 
 def choose_dials(
@@ -122,6 +138,7 @@ class Link:
 
     since_s: float
     rtt_s: float | None = None
+    pinging: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,24 +236,39 @@ class Membership:
                 known = connected
 
     async def _greet(self, peer: PeerId) -> None:
-        """Exchange tables with a peer that has just connected; then it is linked."""
-        try:
-            await self._exchange(peer)
-        except ShoalError as error:
-            log.info(
-                "a connected peer is no link", peer=peer, code=error.code, error=str(error)
-            )
-            return
+        """Exchange tables with a peer that has connected; then it is linked.
+
+        Tried again while the connection lasts: the peer may be starting still, or
+        busy, and a peer that is connected and no link would never be pinged.
+        """
+        back_off = BackOff()
+        while peer in self._network.connected() and peer not in self.links:
+            try:
+                await self._exchange(peer)
+            except ShoalError as error:
+                log.info(
+                    "a connected peer is no link", peer=peer, code=error.code, error=str(error)
+                )
+                back_off.failed(trio.current_time(), self._random.random())
+                await trio.sleep_until(back_off.over_at_s())
+            else:
+                if peer in self._network.connected():
+                    await self._link(peer)
+
+    async def _link(self, peer: PeerId) -> None:
         self.links[peer] = Link(since_s=trio.current_time())
         self._back_off.pop(peer, None)
         log.info("linked", peer=peer, links=len(self.links))
         if peer in self._missed:  # it may have buried us meanwhile
             self._missed.discard(peer)
             self.announce()
+        await self._publish()
         entry = self.table.get(peer)
         if entry is not None:
-            await self._journal.remember_peer(peer, entry.advert.addresses, time.time())
-        await self._publish()
+            try:
+                await self._journal.remember_peer(peer, entry.advert.addresses, time.time())
+            except StoreError as error:
+                log.warning("a peer is not remembered", peer=peer, error=str(error))
 
     async def _lose(self, peer: PeerId) -> None:
         """A connection ended: try once to have it back, else the peer is dead to us."""
@@ -255,8 +287,11 @@ class Membership:
             with trio.move_on_after(advert_interval_s(len(self.table))):
                 await self._announce_now.wait()
             self._announce_now = trio.Event()
-            await self._announce()
-            await trio.sleep(1.0)  # however many links come and go
+            try:
+                await self._announce()
+            except StoreError as error:  # a full disk: this node is known for a while yet
+                log.warning("no new advert was issued", error=str(error))
+            await trio.sleep(advert_gap_s(len(self.table)))
 
     async def _keep_comparing(self) -> None:
         while True:
@@ -264,6 +299,8 @@ class Membership:
             await trio.sleep(exchange_interval_s(len(self.table)) * spread)
             for gone in self.table.expire(trio.current_time()):
                 log.info("an advert expired", peer=gone)
+                self._back_off.pop(gone, None)
+                self._missed.discard(gone)
             if self.links:
                 peer = self._random.choice(list(self.links))
                 try:
@@ -275,19 +312,20 @@ class Membership:
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(PING_INTERVAL_S)
-                for peer in list(self.links):
-                    nursery.start_soon(self._ping, peer)
+                for peer, link in self.links.items():
+                    if not link.pinging:
+                        link.pinging = True
+                        nursery.start_soon(self._ping, peer, link)
 
-    async def _ping(self, peer: PeerId) -> None:
+    async def _ping(self, peer: PeerId, link: Link) -> None:
         try:
-            rtt_s = await self._network.ping(peer, PING_TIME_LIMIT_S)
+            link.rtt_s = await self._network.ping(peer, PING_TIME_LIMIT_S)
         except NetworkError as error:
-            if peer in self.links:
+            if self.links.get(peer) is link:  # and not one that has taken its place
                 log.info("a link does not answer", peer=peer, error=str(error))
                 await self._network.disconnect(peer)
-        else:
-            if peer in self.links:
-                self.links[peer].rtt_s = rtt_s
+        finally:
+            link.pinging = False
 
     async def _keep_links(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -390,12 +428,12 @@ class Membership:
         return peers
 
     def _ready(self, peer: PeerId, now_s: float) -> bool:
+        if peer == self._network.peer_id or peer in self._dialling:
+            return False
         back_off = self._back_off.get(peer)
-        return (
-            peer != self._network.peer_id
-            and peer not in self._dialling
-            and (back_off is None or back_off.not_before_s <= now_s)
-        )
+        alone = peer in self._seeds.bootstrap and not self._network.connected()
+        limit_s = ALONE_BACK_OFF_LIMIT_S if alone else BACK_OFF_LIMIT_S
+        return back_off is None or back_off.over_at_s(limit_s) <= now_s
 
 
 @asynccontextmanager

@@ -48,7 +48,7 @@ UNITS_IN_FLIGHT_LIMIT = 64
 """Units handed over under one lease and not yet answered."""
 
 LEASE_IDLE_LIMIT_S = 3600.0
-"""Longest silence that a lease may outlast; a provider keeps a worker for it."""
+"""Longest silence that a lease may outlast; a provider keeps blobs and answers for it."""
 
 UNIT_TIME_LIMIT_S = 7 * 86400.0
 """A unit of over a week is to be split."""

@@ -139,7 +139,7 @@ class AwardOffer(_Message, frozen=True, tag="award"):
 
 
 class Lease(_Message, frozen=True, tag="lease"):
-    """The provider's commitment: it holds a worker until ``idle_s`` of silence."""
+    """The provider's commitment: it takes units until ``idle_s`` of silence."""
 
     call: Nonce
     award: HexId

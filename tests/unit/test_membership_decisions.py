@@ -4,6 +4,7 @@ from shoal.node.membership import (
     DIALS_AT_ONCE,
     LINKS_WANTED,
     BackOff,
+    advert_gap_s,
     advert_interval_s,
     advert_lifetime_s,
     choose_dials,
@@ -56,16 +57,23 @@ def test_back_off_doubles_to_its_limit_and_never_ends():
     back_off, waits = BackOff(), []
     for _ in range(12):
         back_off.failed(now_s=100.0, jitter=0.5)
-        waits.append(back_off.not_before_s - 100.0)
+        waits.append(back_off.over_at_s() - 100.0)
     assert waits[0] == BACK_OFF_FIRST_S
     assert waits[1] == 2 * BACK_OFF_FIRST_S
     assert waits[-1] == BACK_OFF_LIMIT_S
+    assert back_off.over_at_s(limit_s=3.0) == 103.0
 
 
 def test_gossip_costs_at_most_a_hundredth_of_a_core_in_large_networks():
     for nodes in (100, 1_000, 3_000):
         messages_per_s = nodes / advert_interval_s(nodes)
         assert messages_per_s * 0.0028 <= 0.01 + 1e-9
+
+
+def test_a_peer_that_comes_and_goes_makes_gossip_cost_little_more():
+    for nodes in (1, 100, 3_000):
+        assert advert_interval_s(nodes) / advert_gap_s(nodes) <= 15
+    assert advert_gap_s(3) <= 1.0
 
 
 def test_an_advert_outlives_three_lost_successors_up_to_a_thousand_nodes():

@@ -1,0 +1,129 @@
+"""Which links a node has, while peers start late, hang, and disks fill up."""
+
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+
+from shoal.crypto import identity
+from shoal.node import membership
+from shoal.node.control import open_control
+from shoal.node.membership import Membership, Seeds, open_membership
+from shoal.node.network import open_network
+from shoal.node.state import open_state
+from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from shoal.protocol.messages import Adverts
+from shoal.protocol.statements import Advert
+
+LINKED_LIMIT_S = 5.0
+
+
+class Node:
+    """A node that does nothing but know others."""
+
+    def __init__(self, key, network, control, journal, seeds):
+        self.key, self.network, self.control, self.journal = key, network, control, journal
+        self.peer = key.peer_id
+        self.members = Membership(key, network, control, journal, self.describe, seeds)
+
+    def describe(self, sequence, lifetime_s):
+        return Advert(
+            peer=self.peer,
+            sequence=sequence,
+            issued_at_ms=sequence,
+            lifetime_s=lifetime_s,
+            protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
+            agent="test/1",
+            addresses=self.addresses,
+            devices=(),
+            numeric_classes=(),
+            providing=False,
+        )
+
+    @property
+    def addresses(self):
+        return tuple(place.rpartition("/p2p/")[0] for place in self.network.addresses())
+
+    def answer(self):
+        self.control.answer_with(self.members.answer)
+
+    async def linked(self, peer):
+        """Wait until ``peer`` is a link."""
+        with trio.fail_after(LINKED_LIMIT_S):
+            while peer not in self.members.links:  # noqa: ASYNC110  # there is no event for it
+                await trio.sleep(0.02)
+
+
+@asynccontextmanager
+async def open_node(home, *, key=None, listen="/ip4/127.0.0.1/tcp/0", bootstrap=None):
+    """A node that answers nobody until it is told to."""
+    key = key or identity.generate()
+    home.mkdir()
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        journal = await enter(open_state(home / "state.sqlite"))
+        network = await enter(open_network(key, [listen]))
+        control = await enter(open_control(network, "test/1"))
+        node = Node(key, network, control, journal, Seeds(bootstrap=bootstrap or {}))
+        await enter(open_membership(node.members))
+        yield node
+
+
+async def test_a_peer_that_was_starting_when_it_was_greeted_becomes_a_link(tmp_path):
+    async with open_node(tmp_path / "late") as late:
+        seeds = {late.peer: late.addresses}
+        async with open_node(tmp_path / "early", bootstrap=seeds) as early:
+            early.answer()
+            with trio.fail_after(LINKED_LIMIT_S):
+                while late.peer not in early.network.connected():  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+            await trio.sleep(0.3)  # the first greeting has failed by now
+            assert late.peer not in early.members.links
+            late.answer()
+            await early.linked(late.peer)
+
+
+async def test_a_node_alone_finds_its_bootstrap_peer_soon_after_that_has_started(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(membership, "BACK_OFF_FIRST_S", 60.0)  # as after a minute of failures
+    key = identity.generate()
+    async with open_network(key, ["/ip4/127.0.0.1/tcp/0"]) as passing:
+        place = passing.addresses()[0].rpartition("/p2p/")[0]
+    async with open_node(tmp_path / "alone", bootstrap={key.peer_id: (place,)}) as alone:
+        alone.answer()
+        await trio.sleep(0.5)  # the first dial has failed by now
+        async with open_node(tmp_path / "first", key=key, listen=place) as first:
+            first.answer()
+            await alone.linked(first.peer)
+
+
+@pytest.mark.parametrize("moment", ["before they met", "after they met"])
+async def test_a_state_that_cannot_be_written_ends_no_membership(tmp_path, moment):
+    async with open_node(tmp_path / "first") as first:
+        first.answer()
+        async with open_node(tmp_path / "full") as full:
+            full.answer()
+            if moment == "after they met":
+                await full.network.connect(first.peer, first.addresses, 5)
+                await full.linked(first.peer)
+            full.journal._database.execute("PRAGMA query_only = ON")
+            full.members.announce()
+            await full.network.connect(first.peer, first.addresses, 5)
+            await full.linked(first.peer)
+            await first.linked(full.peer)
+            await trio.sleep(1.5)  # an advert was due
+            assert first.peer in full.members.links
+
+
+async def test_a_peer_that_answers_with_nonsense_becomes_no_link(tmp_path):
+    async def nonsense(peer, body):
+        return Adverts(adverts=((b"no advert", 0.0),))
+
+    async with open_node(tmp_path / "odd") as odd, open_node(tmp_path / "good") as good:
+        good.answer()
+        odd.control.answer_with(nonsense)
+        await good.network.connect(odd.peer, odd.addresses, 5)
+        await odd.linked(good.peer)
+        await trio.sleep(0.3)
+        assert odd.peer not in good.members.links
