@@ -192,19 +192,24 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, TensorSpec]) -> None:
         _check_shape(port, inputs[port.name], symbols)
 
 
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        isinstance(size_wanted, str) or size == size_wanted
+        for size, size_wanted in zip(shape, wanted, strict=True)
+    )
+
+
 def _check_shape(port: Port, spec: TensorSpec, symbols: dict[str, tuple[int, str]]) -> None:
     """Compare one shape; ``symbols`` collects the size and first input of each symbol."""
     if port.shape is None:
         return
-    fits = len(spec.shape) == len(port.shape) and all(
-        isinstance(wanted, str) or size == wanted
-        for size, wanted in zip(spec.shape, port.shape, strict=True)
-    )
-    if not fits:
+    if not _fits(spec.shape, port.shape):
         raise ProgramError(
             f"input {port.name!r} is a {spec}, and {port} is wanted",
             code="wrong_shape",
-            hint="reshape it; where the program names a size, any will do",
+            hint="add the first axis: array[None]"
+            if _fits(spec.shape, port.shape[1:])
+            else "reshape it; where the program names a size, any will do",
         )
     for size, symbol in zip(spec.shape, port.shape, strict=True):
         if not isinstance(symbol, str) or not symbol:

@@ -13,17 +13,13 @@ Where the local socket is:
   so that several daemons on one machine never collide;
 - ``$XDG_RUNTIME_DIR/shoal/shoal.sock``, or ``HOME/shoal.sock`` without one.
 
-A client that was told neither socket nor home first tries the system service's
-``/run/shoal/shoal.sock`` (`client_socket`).
+Where a client looks for it is `node.daemon_place`'s.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import stat
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -41,19 +37,16 @@ from shoal.node.setting_values import (
     read_text,
     read_yes_or_no,
 )
+from shoal.node.settings_file import read_settings_file, toml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from shoal.crypto.peer_id import PeerId
 
-SYSTEM_SOCKET = Path("/run/shoal/shoal.sock")
-"""Of the system service, whose unit sets SHOAL_HOME=/var/lib/shoal and this socket."""
-
 SOCKET_PATH_LIMIT_BYTES = 107
 """Of a Unix socket's path on Linux: ``sun_path`` without its final zero."""
 
-_FILE_LIMIT_BYTES = 1 << 20
 _ENVIRONMENT_PREFIX = "SHOAL_"
 
 
@@ -93,12 +86,34 @@ class Config:
     @property
     def file_path(self) -> Path:
         """Where the settings file is, or would be."""
-        return self.home / "config.toml"
+        return _file_path(self.home)
 
     @property
     def key_path(self) -> Path:
         """Where the node's Ed25519 key is."""
-        return self.home / "identity.key"
+        return _key_path(self.home)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a daemon is, as far as the settings tell.
+
+    Attributes:
+        home: As in `Config`, with where that came from.
+        socket: As in `Config`, with where that came from.
+        complaint: What is wrong with the settings file, where it was looked into.
+    """
+
+    home: Path
+    home_source: str
+    socket: Path
+    socket_source: str
+    complaint: ConfigError | None
+
+    @property
+    def key_path(self) -> Path:
+        """Where the node's Ed25519 key is."""
+        return _key_path(self.home)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,37 +166,45 @@ def load(
         ConfigError: A value or the file cannot be used; the sentence names both
             the setting and where it was set.
     """
-    flags = {name: value for name, value in (flags or {}).items() if value is not None}
-    environment = os.environ if environment is None else environment
-    _refuse_unknown(flags, "the command line")
-    home, home_source = _first_of(_HOME, flags, environment, {})
-    from_file = _read_file(Path(str(home)) / "config.toml")
+    flags, environment = _given(flags), os.environ if environment is None else environment
+    home, home_source = _home(flags, environment)
+    from_file = read_settings_file(_file_path(home))
+    _refuse_unknown(from_file, str(_file_path(home)))
     values: dict[str, object] = {"home": home}
     sources = {"home": home_source}
     for setting in SETTINGS[1:]:
-        value, sources[setting.name] = _first_of(setting, flags, environment, from_file)
+        value, sources[setting.name] = _first_of(setting, flags, environment, from_file, home)
         values[setting.field or setting.name] = value
     if values["socket"] is None:
-        values["socket"] = _default_socket(
-            Path(str(home)), chosen=home_source != "default", environment=environment
-        )
+        values["socket"] = _default_socket(home, home_source, environment)
     _check_socket_path(Path(str(values["socket"])))
     return Config(**values, sources=MappingProxyType(sources))  # type: ignore[arg-type]
 
 
-def client_socket(
+def locate(
     flags: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None
-) -> Path:
-    """Find the socket that a client on this machine should talk to.
+) -> Location:
+    """Find home and socket alone, for who needs no more: whatever else the file says.
 
     Raises:
-        ConfigError: As `load` does.
+        ConfigError: A flag cannot be used, or the socket's path is too long.
     """
-    config = load(flags, environment)
-    told = any(config.sources[name] != "default" for name in ("socket", "home"))
-    if not told and _usable_socket(SYSTEM_SOCKET):
-        return SYSTEM_SOCKET
-    return config.socket
+    flags, environment = _given(flags), os.environ if environment is None else environment
+    home, home_source = _home(flags, environment)
+    complaint = None
+    socket, source = _first_of(_SOCKET, flags, environment, {}, home)
+    if socket is None:
+        try:
+            from_file = read_settings_file(_file_path(home))
+            socket, source = _first_of(_SOCKET, {}, {}, from_file, home)
+            _refuse_unknown(from_file, str(_file_path(home)))
+        except ConfigError as error:
+            complaint = error
+    if socket is None:
+        socket = _default_socket(home, home_source, environment)
+    path = Path(str(socket))
+    _check_socket_path(path)
+    return Location(home, home_source, path, source, complaint)
 
 
 def unknown_variables(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -205,10 +228,29 @@ def file_text(values: Mapping[str, object] | None = None) -> str:
             continue
         lines += ["", f"# {setting.help}", f"# Also {setting.flag} or {setting.variable}."]
         if setting.name in values:
-            lines.append(f"{setting.name} = {_toml(setting.read(values[setting.name]))}")
+            lines.append(f"{setting.name} = {toml(setting.read(values[setting.name]))}")
         else:
             lines.append(f"# {setting.name} = {setting.example}")
     return "\n".join(lines) + "\n"
+
+
+def _given(flags: Mapping[str, object] | None) -> dict[str, object]:
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    _refuse_unknown(given, "the command line")
+    return given
+
+
+def _home(flags: Mapping[str, object], environment: Mapping[str, str]) -> tuple[Path, str]:
+    home, source = _first_of(_HOME, flags, environment, {}, Path())
+    return Path(str(home)), source
+
+
+def _file_path(home: Path) -> Path:
+    return home / "config.toml"
+
+
+def _key_path(home: Path) -> Path:
+    return home / "identity.key"
 
 
 def _first_of(
@@ -216,43 +258,33 @@ def _first_of(
     flags: Mapping[str, object],
     environment: Mapping[str, str],
     from_file: Mapping[str, object],
+    home: Path,
 ) -> tuple[object, str]:
-    for source, where, held, key in (
-        ("flag", setting.flag, flags, setting.name),
-        ("environment", setting.variable, environment, setting.variable),
-        ("file", f"{setting.name} in the settings file", from_file, setting.name),
+    name, in_file = setting.name, setting.example
+    if in_file == "[]":
+        in_file = f'["{setting.metavar}"]'
+    bare = in_file.strip('[]"')
+    for source, held, key, where, sample in (
+        ("flag", flags, name, setting.flag, f"{setting.flag} {bare}"),
+        (
+            "environment",
+            environment,
+            setting.variable,
+            setting.variable,
+            f"{setting.variable}={bare}",
+        ),
+        ("file", from_file, name, f"{name} in {_file_path(home)}", f"{name} = {in_file}"),
     ):
         if key in held and held[key] != "":
             try:
                 return setting.read(held[key]), source
             except ValueError as error:
                 raise ConfigError(
-                    f"{where}: {str(held[key])[:100]!r} {error}",
+                    f"{where}: {toml(held[key])[:100]} {error}",
                     code="bad_setting",
-                    hint=setting.help,
+                    hint=f"write it as in `{sample}`",
                 ) from None
     return setting.default(), "default"
-
-
-def _read_file(path: Path) -> dict[str, object]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(_FILE_LIMIT_BYTES).decode()
-        values: dict[str, object] = tomllib.loads(text)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}  # a home that is no directory is refused where it is opened
-    except OSError as error:
-        raise ConfigError(
-            f"the settings file {path} cannot be read: {error.strerror}",
-            code="config_unreadable",
-            hint="make it readable, or choose another directory with --home",
-        ) from None
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise ConfigError(
-            f"the settings file {path} is not TOML: {error}", code="config_malformed"
-        ) from None
-    _refuse_unknown(values, str(path))
-    return values
 
 
 def _refuse_unknown(values: Mapping[str, object], where: str) -> None:
@@ -269,9 +301,9 @@ def _refuse_unknown(values: Mapping[str, object], where: str) -> None:
             )
 
 
-def _default_socket(home: Path, *, chosen: bool, environment: Mapping[str, str]) -> Path:
+def _default_socket(home: Path, home_source: str, environment: Mapping[str, str]) -> Path:
     runtime = environment.get("XDG_RUNTIME_DIR", "")
-    if runtime and not chosen:
+    if runtime and home_source == "default":
         return Path(runtime) / "shoal" / "shoal.sock"
     return home / "shoal.sock"
 
@@ -284,19 +316,6 @@ def _check_socket_path(path: Path) -> None:
             code="socket_path_too_long",
             hint="give a shorter one with --socket or SHOAL_SOCKET",
         )
-
-
-def _usable_socket(path: Path) -> bool:
-    try:
-        return stat.S_ISSOCK(path.stat().st_mode) and os.access(path, os.W_OK)
-    except OSError:
-        return False
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(json.dumps(item) for item in value) + "]"
-    return json.dumps(str(value) if isinstance(value, Path) else value)
 
 
 def _default_home() -> Path:
@@ -318,16 +337,18 @@ _HOME = Setting(
     example="",  # the file lies in it
 )
 
+_SOCKET = Setting(
+    "socket",
+    "PATH",
+    read_path,
+    lambda: None,  # depends on the home; see _default_socket
+    "Unix socket of the local API.",
+    example='"/run/user/1000/shoal/shoal.sock"',
+)
+
 SETTINGS = (
     _HOME,
-    Setting(
-        "socket",
-        "PATH",
-        read_path,
-        lambda: None,  # depends on the home; see _default_socket
-        "Unix socket of the local API.",
-        example='"/run/user/1000/shoal/shoal.sock"',
-    ),
+    _SOCKET,
     Setting(
         "listen",
         "ADDR",

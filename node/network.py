@@ -510,8 +510,8 @@ def _cannot_listen(address: Address, error: OSError) -> NetworkError:
         return NetworkError(
             f"another process listens on {address}",
             code="port_taken",
-            hint="if it is a daemon of yours, `shoal down` stops it; "
-            "else choose another port with --listen",
+            hint="choose another port with --listen; or, if that is a daemon of yours, "
+            "end it with `shoal down --home ITS_HOME`",
         )
     return NetworkError(
         f"cannot listen on {address}: {error.strerror or error}",

@@ -9,6 +9,7 @@ quick.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from shoal.node.cli.output import (
     EXIT_USAGE,
     exit_code_of,
     print_error,
+    remember_place,
 )
 
 if TYPE_CHECKING:
@@ -92,13 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; gives its exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in tokens
+    remember_place(tokens)
     try:
         code = make_app(whole=not tokens or tokens[0] in ("-h", "--help"))(
             tokens, exit_on_error=False, print_error=False, result_action="return_value"
         )
         sys.stdout.flush()
     except cyclopts.CycloptsError as error:
-        print_error("usage", str(error), "see `shoal --help`", as_json=as_json)
+        print_error("usage", *_usage(error, tokens), as_json=as_json)
         return EXIT_USAGE
     except ShoalError as error:
         print_error(error.code, error.message, error.hint, as_json=as_json)
@@ -116,6 +119,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error("file", _sentence(error), _CHECK_PATH, as_json=as_json)
         return EXIT_FAILED
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _usage(error: cyclopts.CycloptsError, tokens: list[str]) -> tuple[str, str]:
+    """What was wrong with a command line, and the next step."""
+    names = [name for name, _, _ in _COMMANDS]
+    command = next((token for token in tokens if token in names), None)
+    if tokens[0].startswith("-") and command is not None:
+        rest = list(tokens)
+        rest.remove(command)
+        return (
+            f"the command comes first, and {tokens[0]} after it",
+            f"`{shlex.join(['shoal', command, *rest])}`",
+        )
+    return str(error), f"see `{' '.join(['shoal', *(error.command_chain or ())])} --help`"
 
 
 def _sentence(error: OSError) -> str:

@@ -47,14 +47,38 @@ def read_inputs(texts: Iterable[str]) -> dict[str, np.ndarray]:
         if name in inputs:
             raise ConfigError(f"input {name!r} is given twice", code="usage")
         try:
-            inputs[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            found = np.load(file, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError):
             raise InputError(
                 f"{file} is not an npy file of numbers",
                 code="bad_npy",
                 hint="write it with numpy.save(path, array)",
             ) from None
+        if not isinstance(found, np.ndarray):
+            found.close()
+            raise InputError(
+                f"{file} is an .npz archive of arrays, and not one array",
+                code="bad_npy",
+                hint="save one array with numpy.save(path, array)",
+            )
+        inputs[name] = found
     return inputs
+
+
+def check_directory(directory: Path | None) -> None:
+    """Refuse an --output that is meant as a file, before any work is done for it.
+
+    Raises:
+        ConfigError: It is a file, or has the name of one.
+    """
+    if directory is None or directory.is_dir():
+        return
+    if directory.exists() or directory.suffix == ".npy":
+        raise ConfigError(
+            f"--output is a directory, and {directory} is a file",
+            code="usage",
+            hint="name a directory; each output is written to NAME.npy in it",
+        )
 
 
 class OutputFiles:

@@ -1,6 +1,7 @@
 """The daemon's life as its operator sees it: up, down, status, peers, devices."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from shoal.node.cli.output import (
 )
 from shoal.node.config import Config, load
 from shoal.node.errors import ConfigError, DaemonUnreachableError, WaitTimeoutError
-from shoal.node.home import open_home
+from shoal.node.home import holder_of, home_in_use, open_home
 from shoal.node.records import Status
 
 START_LIMIT_S = 30.0
@@ -59,15 +60,22 @@ def down(*, daemon: Daemon | None = None) -> None:
     """End the daemon; jobs that run are resumed at its next start."""
     daemon = daemon or Daemon()
     with daemon.client() as client:
-        pid = client.status().pid
         try:
-            os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass  # it ended in between
-        except PermissionError:
-            raise ConfigError(
-                f"this user may not end process {pid}", code="socket_forbidden"
+            pid = client.status().pid
+        except DaemonUnreachableError as error:
+            if error.code != DaemonUnreachableError.code:
+                raise
+            raise DaemonUnreachableError(
+                f"no daemon runs: none answers on {client.place.socket}"
             ) from None
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it ended in between
+    except PermissionError:
+        raise ConfigError(
+            f"this user may not end process {pid}", code="socket_forbidden"
+        ) from None
     deadline = time.monotonic() + STOP_LIMIT_S
     while _alive(pid):
         if time.monotonic() > deadline:
@@ -107,7 +115,7 @@ def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
         note("no peers yet; nodes to join through are set as `bootstrap`")
         return
     print_table(
-        ("PEER", "LINK", "ALLOWED", "ROUND TRIP", "DEVICES", "CLASSES", "HEARD OF"),
+        ("PEER", "LINK", "MAY SEND WORK", "ROUND TRIP", "DEVICES", "CLASSES", "HEARD OF"),
         (
             (
                 view.peer,
@@ -163,6 +171,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("served", f"{found.units_served} units"),
             ("blobs", f"{size_text(found.blob_bytes)} of {size_text(found.blob_quota_bytes)}"),
             ("home", found.home),
+            ("socket", found.socket),
             ("process", found.pid),
         ]
     )
@@ -180,16 +189,13 @@ def _start_detached(config: Config, given: dict[str, object], *, as_json: bool) 
                 hint="see `shoal status`; end it with `shoal down`",
             )
         log_path = config.home / "daemon.log"
+        if holder := holder_of(config.home):
+            raise home_in_use(config.home, holder)
         child = _spawn(config, given, log_path)
         deadline = time.monotonic() + START_LIMIT_S
         while (found := _status_or_none(client)) is None or found.pid != child.pid:
             if child.poll() is not None:
-                raise ConfigError(
-                    f"the daemon ended at once with code {child.returncode}; "
-                    f"its last words:\n{_last_words(log_path)}",
-                    code="start_failed",
-                    hint=f"the whole log is {log_path}",
-                )
+                raise _start_failed(log_path, child.returncode)
             if time.monotonic() > deadline:
                 raise WaitTimeoutError(
                     f"the daemon (process {child.pid}) does not answer after "
@@ -232,8 +238,21 @@ def _status_or_none(client: object) -> Status | None:
         return None
 
 
-def _last_words(log_path: Path) -> str:
-    return log_path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+def _start_failed(log_path: Path, code: int) -> ConfigError:
+    """The error that the daemon ended with, as its own; its last words where it had none."""
+    words = log_path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+    said = re.search(r"^error: (.*?)(?:\n  next: (.*))?\Z", words, re.MULTILINE | re.DOTALL)
+    if said is None:
+        return ConfigError(
+            f"the daemon ended at once with code {code}; its last words:\n{words}",
+            code="start_failed",
+            hint=f"the whole log is {log_path}",
+        )
+    return ConfigError(
+        f"the daemon did not start: {said[1]}",
+        code="start_failed",
+        hint=said[2] or f"the whole log is {log_path}",
+    )
 
 
 def _alive(pid: int) -> bool:

@@ -17,7 +17,7 @@ import msgspec
 from shoal.crypto import identity
 from shoal.crypto.errors import ShoalError
 from shoal.node.cli.options import Daemon
-from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, print_json
+from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, print_json, runnable
 from shoal.node.config import Config, load, unknown_variables
 from shoal.node.records import Status
 
@@ -57,7 +57,10 @@ def doctor(*, daemon: Daemon | None = None) -> int:
     Exits with 1 where something fails; warnings are things that you may have meant.
     """
     daemon = daemon or Daemon()
-    findings = list(_examine(daemon))
+    findings = [
+        msgspec.structs.replace(finding, hint=runnable(finding.hint))
+        for finding in _examine(daemon)
+    ]
     if daemon.as_json:
         print_json({"checks": findings})
     else:
@@ -74,16 +77,20 @@ def _examine(daemon: Daemon) -> Iterator[Finding]:
         config = load({"home": daemon.home, "socket": daemon.socket})
     except ShoalError as error:
         yield _failure("settings", error)
+        yield from _daemon(*_ask(daemon))
         return
-    status, unreachable = None, None
-    try:
-        with daemon.client() as client:
-            status = client.status()
-    except ShoalError as error:
-        unreachable = error
-    patient = _Patient(config, daemon, status, unreachable)
+    patient = _Patient(config, daemon, *_ask(daemon))
     for check in _CHECKS:
         yield from check(patient)
+
+
+def _ask(daemon: Daemon) -> tuple[Status | None, ShoalError | None]:
+    """How the daemon is, or why it does not say."""
+    try:
+        with daemon.quiet_client() as client:
+            return client.status(), None
+    except ShoalError as error:
+        return None, error
 
 
 def _settings(patient: _Patient) -> Iterator[Finding]:
@@ -137,11 +144,15 @@ def _clock(_patient: _Patient) -> Iterator[Finding]:
         yield Finding("clock", Verdict.OK, time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 
 
-def _daemon(patient: _Patient) -> Iterator[Finding]:
-    if patient.status is not None:
-        yield Finding("daemon", Verdict.OK, f"answers, process {patient.status.pid}")
-    elif patient.unreachable is not None:
-        yield _failure("daemon", patient.unreachable)
+def _daemon(status: Status | None, unreachable: ShoalError | None) -> Iterator[Finding]:
+    if status is not None:
+        yield Finding("daemon", Verdict.OK, f"answers on {status.socket}, process {status.pid}")
+    elif unreachable is not None:
+        yield _failure("daemon", unreachable)
+
+
+def _daemon_asked(patient: _Patient) -> Iterator[Finding]:
+    yield from _daemon(patient.status, patient.unreachable)
 
 
 def _port(patient: _Patient) -> Iterator[Finding]:
@@ -234,7 +245,7 @@ _CHECKS: tuple[Callable[[_Patient], Iterator[Finding]], ...] = (
     _home,
     _key,
     _clock,
-    _daemon,
+    _daemon_asked,
     _port,
     _worker,
     _peers,

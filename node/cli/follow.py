@@ -1,4 +1,7 @@
-"""Following a job until it ends: a progress bar on a terminal, and Ctrl-C lets go."""
+"""Following a job until it ends: a progress bar on a terminal, and Ctrl-C lets go.
+
+Where nothing comes of it for some seconds, it says once what `shoal job why` knows.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from shoal.crypto.errors import ShoalError
+from shoal.node.cli.output import note
 from shoal.node.client.flows import failure_of
 from shoal.node.errors import WaitTimeoutError
 from shoal.node.records import Job, JobState
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
 
 _REFRESH_S = 0.2
 _QUIET_STEP_S = 30.0
+
+NO_PROGRESS_S = 5.0
+"""After so long without a unit that ends, one wants to know why."""
+
+_WHY_LINES = 3
 
 
 class DetachedError(ShoalError):
@@ -37,11 +46,17 @@ def follow(client: Client, job: Job, timeout_s: float | None = None) -> Job:
     """
     deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
     step_s = _REFRESH_S if sys.stderr.isatty() else _QUIET_STEP_S
+    ended, tell_at = _units_ended(job), time.monotonic() + NO_PROGRESS_S
     try:
         with progress_bar("running", job.units_total) as show:
-            while not job.state.final and time.monotonic() < deadline:
-                job = client.wait(job.id, min(step_s, max(0.0, deadline - time.monotonic())))
-                show(job.units_done + job.units_failed)
+            while not job.state.final and (now := time.monotonic()) < deadline:
+                job = client.wait(job.id, min(step_s, deadline - now, max(0.0, tell_at - now)))
+                show(_units_ended(job))
+                if _units_ended(job) > ended:
+                    ended, tell_at = _units_ended(job), time.monotonic() + NO_PROGRESS_S
+                elif time.monotonic() >= tell_at and not job.state.final:
+                    _tell_why(client, job)
+                    tell_at = float("inf")
     except KeyboardInterrupt:
         raise DetachedError(
             f"detached; job {job.id} goes on", hint=f"come back with `shoal job wait {job.id}`"
@@ -54,6 +69,17 @@ def follow(client: Client, job: Job, timeout_s: float | None = None) -> Job:
     if job.state is not JobState.DONE:
         raise failure_of(job)
     return job
+
+
+def _units_ended(job: Job) -> int:
+    return job.units_done + job.units_failed
+
+
+def _tell_why(client: Client, job: Job) -> None:
+    _, summary = client.why(job.id)
+    for line in summary.splitlines()[:_WHY_LINES]:
+        note(line)
+    note(f"  next: `shoal job why {job.id}` tells more; Ctrl-C lets the job go on")
 
 
 @contextmanager

@@ -18,12 +18,12 @@ app = App(name="identity", help="This node's key: its peer id, a backup, a move.
 def show(*, here: Here | None = None) -> None:
     """Show this node's peer id and where its key is."""
     here = here or Here()
-    config = here.config()
-    peer = identity.load(config.key_path).peer_id
+    key = here.key_path()
+    peer = identity.load(key).peer_id
     if here.as_json:
-        print_json({"peer": peer, "key": str(config.key_path)})
+        print_json({"peer": peer, "key": str(key)})
     else:
-        print_pairs([("peer", peer), ("key", config.key_path)])
+        print_pairs([("peer", peer), ("key", key)])
 
 
 @app.command
@@ -40,7 +40,7 @@ def export(
         passphrase_file: A file whose first line protects the key.
     """
     here = here or Here()
-    own = identity.load(here.config().key_path)
+    own = identity.load(here.key_path())
     pem = own.export_pem(_passphrase(passphrase_file))
     if output is None:
         if here.as_json:
@@ -74,14 +74,14 @@ def import_(
         passphrase_file: A file whose first line protects the key.
     """
     here = here or Here()
-    config = here.config()
+    key = here.key_path()
     pem = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     own = identity.import_pem(pem, _passphrase(passphrase_file))
-    identity.save(own, config.key_path)
+    identity.save(own, key)
     if here.as_json:
-        print_json({"peer": own.peer_id, "key": str(config.key_path)})
+        print_json({"peer": own.peer_id, "key": str(key)})
     else:
-        print_pairs([("peer", own.peer_id), ("key", config.key_path)])
+        print_pairs([("peer", own.peer_id), ("key", key)])
 
 
 def _passphrase(file: Path | None) -> str | None:

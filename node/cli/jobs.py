@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
@@ -14,9 +15,16 @@ from shoal.node.cli.output import (
     print_pairs,
     print_table,
     printable,
+    runnable,
 )
 from shoal.node.cli.work import deliver
-from shoal.node.records import Job
+from shoal.node.errors import JobFailedError
+from shoal.node.records import Job, Unit
+
+if TYPE_CHECKING:
+    from shoal.node.client import Client
+
+_UNITS_PER_REQUEST = 1000
 
 app = App(name="job", help="Look at one job, wait for it, fetch its outputs, or end it.")
 
@@ -64,7 +72,10 @@ def show(job_id: str, /, *, units: int = 20, daemon: Daemon | None = None) -> No
     daemon = daemon or Daemon()
     with daemon.client() as client:
         job = client.job(job_id)
-        found = client.units(job_id, 0, min(units, 1000))
+        found: list[Unit] = []
+        while len(found) < min(units, job.units_total):
+            wanted = min(units - len(found), _UNITS_PER_REQUEST)
+            found += client.units(job_id, len(found), wanted)
     if daemon.as_json:
         print_json({"job": job, "units": found})
         return
@@ -84,9 +95,13 @@ def show(job_id: str, /, *, units: int = 20, daemon: Daemon | None = None) -> No
             )
             for unit in found
         ),
+        ids=("PROVIDER", "RECEIPT"),
     )
     if len(found) < job.units_total:
-        note(f"{job.units_total - len(found)} more units; see --units")
+        note(
+            f"{job.units_total - len(found)} more units: "
+            f"`shoal job show {job.id} --units {job.units_total}`"
+        )
 
 
 @app.command
@@ -120,13 +135,14 @@ def fetch(
         output: The directory; it is made where it is missing.
         unit: Only this unit's outputs.
     """
-    from shoal.node.cli.arrays import OutputFiles
+    from shoal.node.cli.arrays import OutputFiles, check_directory
 
+    check_directory(output)
     daemon = daemon or Daemon()
     with daemon.client() as client:
         job = client.job(job_id)
         if unit is None:
-            job = follow(client, job)
+            job = _follow_all(client, job)
             deliver(client, job, output, as_json=daemon.as_json)
             return
         with OutputFiles(output) as files:
@@ -148,11 +164,14 @@ def cancel(job_id: str, /, *, daemon: Daemon | None = None) -> None:
     """
     daemon = daemon or Daemon()
     with daemon.client() as client:
-        job = client.cancel(job_id)
+        before = client.job(job_id)
+        job = before if before.state.final else client.cancel(job_id)
     if daemon.as_json:
         print_json({"job": job})
     else:
         _print_job(job)
+    if before.state.final:
+        note(f"job {job.id} had ended already; nothing was changed")
 
 
 @app.command
@@ -168,7 +187,7 @@ def why(job_id: str, /, *, daemon: Daemon | None = None) -> None:
     if daemon.as_json:
         print_json({"answers": answers, "summary": summary})
         return
-    print(printable(summary))
+    print(runnable(printable(summary)))
     if answers:
         print()
         print_table(
@@ -182,7 +201,24 @@ def why(job_id: str, /, *, daemon: Daemon | None = None) -> None:
                 )
                 for answer in answers
             ),
+            ids=("PEER",),
         )
+
+
+def _follow_all(client: "Client", job: Job) -> Job:
+    """As `follow`; where the job has ended without all outputs, tell how to get some."""
+    try:
+        return follow(client, job)
+    except JobFailedError as error:
+        if client.job(job.id).units_done == 0:
+            raise
+        raise JobFailedError(
+            error.message,
+            hint="units that are done can be fetched one by one: "
+            f"`shoal job fetch {job.id} --output DIR --unit N`; `shoal job show {job.id}` "
+            "tells which",
+            code=error.code,
+        ) from None
 
 
 def _print_job(job: Job) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from shoal.node.config import SETTINGS, Config, client_socket, load
+from shoal.node.cli.output import note
+from shoal.node.config import SETTINGS, locate
 
 if TYPE_CHECKING:
     from shoal.node.client import Client
@@ -24,9 +25,9 @@ class Here:
         bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON.")
     ] = False
 
-    def config(self) -> Config:
-        """The settings with these options on top."""
-        return load({"home": self.home})
+    def key_path(self) -> Path:
+        """Where the node's key is; a settings file with errors does not matter here."""
+        return locate({"home": self.home}).key_path
 
 
 @Parameter(name="*", group=_TALK)
@@ -38,9 +39,18 @@ class Daemon(Here):
 
     def client(self) -> "Client":
         """A client of that daemon."""
+        client = self.quiet_client()
+        complaint = client.place.complaint
+        if complaint is not None:
+            note(f"warning: no daemon starts with these settings: {complaint.message}")
+            note(f"  next: {complaint.hint}")
+        return client
+
+    def quiet_client(self) -> "Client":
+        """The same without a warning about the settings file."""
         from shoal.node.client import Client
 
-        return Client(client_socket({"home": self.home, "socket": self.socket}))
+        return Client(self.socket, home=self.home)
 
 
 @dataclass(frozen=True, kw_only=True)

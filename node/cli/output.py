@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import shutil
 import sys
+from contextvars import ContextVar
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,7 +15,7 @@ import msgspec
 from shoal.node.errors import ConfigError, DaemonError, DaemonUnreachableError, WaitTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from shoal.crypto.errors import ShoalError
 
@@ -41,6 +46,19 @@ _EXIT_OF_CODE = {
 }
 
 
+_ID_TAIL = 8
+"""Characters of a shortened id: its last, for peer ids all begin alike."""
+
+_QUOTED_COMMAND = re.compile(r"`(shoal ([a-z]+)[^`]*)`")
+_ANYWHERE = ("completion", "demo", "version")
+"""Commands that mean no particular daemon."""
+
+_HOME_ALONE = ("identity", "init")
+"""Commands to which the socket means nothing."""
+
+_place_flags: ContextVar[dict[str, str]] = ContextVar("_place_flags")
+
+
 def exit_code_of(error: ShoalError) -> int:
     """The exit code that tells of ``error``."""
     if error.code in _EXIT_OF_CODE:
@@ -66,10 +84,37 @@ def print_json(body: dict[str, Any]) -> None:
 def print_error(code: str, message: str, hint: str, *, as_json: bool) -> None:
     """An error: a sentence and the next step on stderr, an object on stdout."""
     if as_json:
-        print_json({"error": {"code": code, "message": message, "hint": hint}})
-    note(f"error: {message}")
+        print_json({"error": {"code": code, "message": message, "hint": runnable(hint)}})
+    note(message if code == "interrupted" else f"error: {message}")
     if hint:
         note(f"  next: {hint}")
+
+
+def remember_place(tokens: Sequence[str]) -> None:
+    """Note the --home and --socket of this command line, so that hints carry them."""
+    flags = {}
+    for token, following in pairwise([*tokens, ""]):
+        flag, separator, value = token.partition("=")
+        if flag in ("--home", "--socket"):
+            flags[flag] = value if separator else following
+    _place_flags.set(flags)
+
+
+def runnable(text: str) -> str:
+    """``text`` with each `shoal …` that it quotes meaning the same daemon as this command."""
+
+    def complete(quoted: re.Match[str]) -> str:
+        command, name = quoted.groups()
+        if name in _ANYWHERE or re.search("--(help|home|socket)", command):
+            return quoted[0]
+        flags = [
+            f" {flag} {shlex.quote(value)}"
+            for flag, value in _place_flags.get({}).items()
+            if flag == "--home" or name not in _HOME_ALONE
+        ]
+        return f"`{command}{''.join(flags)}`"
+
+    return _QUOTED_COMMAND.sub(complete, text)
 
 
 def printable(text: str) -> str:
@@ -79,24 +124,50 @@ def printable(text: str) -> str:
 
 def note(text: str) -> None:
     """A line for the person who watches; never data."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(runnable(printable(text)), file=sys.stderr, flush=True)
 
 
 def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     """A name and its value on each line."""
-    rows = [(name, printable(str(value))) for name, value in pairs]
+    rows = [(name, runnable(printable(str(value)))) for name, value in pairs]
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns, for people; programs use ``--json``."""
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], ids: Collection[str] = ()
+) -> None:
+    """Columns, for people; programs use ``--json``.
+
+    Args:
+        headings: One for each column.
+        rows: As many cells in each.
+        ids: Headings of the columns whose cells are shortened where the table is
+            wider than the terminal; not where stdout is none.
+    """
     texts = [list(headings), *([_cell(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
+    widths = _widths(texts)
+    if ids and sys.stdout.isatty() and sum(widths) + 2 * len(widths) > _columns():
+        texts[1:] = [
+            [
+                f"…{cell[-_ID_TAIL:]}" if heading in ids and len(cell) > _ID_TAIL else cell
+                for heading, cell in zip(headings, row, strict=True)
+            ]
+            for row in texts[1:]
+        ]
+        widths = _widths(texts)
     for row in texts:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def _widths(texts: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*texts, strict=True)]
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _cell(value: object) -> str:

@@ -9,9 +9,16 @@ from cyclopts import App
 
 from shoal.crypto.envelope import ENVELOPE_LIMIT_BYTES
 from shoal.crypto.errors import VerificationError
+from shoal.node.cli.arrays import check_directory
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, note, print_json, print_pairs, printable
+from shoal.node.errors import ConfigError
 from shoal.protocol.statements import Receipt, open_receipt, statement_id
+
+_WHERE_FROM = (
+    "`shoal receipt fetch JOB --output DIR` writes a job's receipts to files; "
+    "then `shoal receipt verify DIR/*`"
+)
 
 app = App(name="receipt", help="Receipts: a provider's signature over what it ran.")
 
@@ -45,6 +52,8 @@ def verify(*files: Path, daemon: Daemon | None = None) -> int:
     Args:
         files: The receipts.
     """
+    if not files:
+        raise ConfigError("no receipt is named", code="usage", hint=_WHERE_FROM)
     daemon = daemon or Daemon()
     verdicts: list[dict[str, Any]] = []
     for file in files:
@@ -74,8 +83,7 @@ def verify(*files: Path, daemon: Daemon | None = None) -> int:
             print(printable(f"valid  {file}  unit {opened.unit}, signed by {opened.provider}"))
     if daemon.as_json:
         print_json({"receipts": verdicts})
-    good = bool(verdicts) and all(verdict["valid"] for verdict in verdicts)
-    return EXIT_OK if good else EXIT_FAILED
+    return EXIT_OK if all(verdict["valid"] for verdict in verdicts) else EXIT_FAILED
 
 
 @app.command
@@ -86,6 +94,7 @@ def fetch(job_id: str, /, *, output: Path, daemon: Daemon | None = None) -> None
         job_id: The job.
         output: The directory; it is made where it is missing.
     """
+    check_directory(output)
     daemon = daemon or Daemon()
     output.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -102,8 +111,11 @@ def fetch(job_id: str, /, *, output: Path, daemon: Daemon | None = None) -> None
 
 
 def _read(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(ENVELOPE_LIMIT_BYTES + 1)
+    try:
+        with file.open("rb") as opened:
+            return opened.read(ENVELOPE_LIMIT_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {file}", code="file", hint=_WHERE_FROM) from None
 
 
 def _lines(receipt: Receipt) -> list[tuple[str, object]]:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from shoal.node.cli.arrays import OutputFiles, read_inputs
+from shoal.node.cli.arrays import OutputFiles, check_directory, read_inputs
 from shoal.node.cli.follow import follow, progress_bar
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import note, print_json
 from shoal.node.errors import ConfigError
 from shoal.node.records import Job, Policy
 from shoal.node.setting_values import read_size_bytes
+from shoal.protocol.limits import UNIT_TIME_LIMIT_S
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,12 +45,35 @@ class Limits:
             float | None, Parameter(help="Seconds to wait for results, then exit with 5.")
         ] = None,
     ) -> None:
+        from shoal.node.client.flows import NUMERIC_CLASSES
+
+        if numeric_class not in NUMERIC_CLASSES:
+            raise ConfigError(
+                f"--class: there is no numeric class {numeric_class!r}",
+                code="usage",
+                hint=f"there is {', '.join(NUMERIC_CLASSES)}",
+            )
+        if not 0 < time_limit <= UNIT_TIME_LIMIT_S:
+            raise ConfigError(
+                f"--time-limit: {time_limit:g} is not a number of seconds above 0 and up to "
+                f"{UNIT_TIME_LIMIT_S:.0f}",
+                code="usage",
+                hint="for example --time-limit 60",
+            )
+        if timeout is not None and not timeout >= 0:
+            raise ConfigError(
+                f"--timeout: {timeout:g} is not a number of seconds",
+                code="usage",
+                hint="for example --timeout 60",
+            )
         self.timeout_s = timeout
         try:
             memory_limit_bytes = read_size_bytes(memory_limit)
         except ValueError as error:
             raise ConfigError(
-                f"--memory-limit: {memory_limit!r} {error}", code="usage"
+                f"--memory-limit: {memory_limit!r} {error}",
+                code="usage",
+                hint="for example --memory-limit 2GB",
             ) from None
         self.options: dict[str, Any] = {
             "numeric_class": numeric_class,
@@ -79,6 +103,7 @@ def run(
         detach: Submit the job, print its id and return.
     """
     daemon, limits = daemon or Daemon(), limits or Limits()
+    check_directory(output)
     arrays = read_inputs(inputs)
     with daemon.client() as client:
         job = client.submit(model, [arrays], policy=Policy.RUN, **limits.options)
@@ -111,10 +136,15 @@ def map_(
         output: Directory to write NAME.npy to, for each output.
         detach: Submit the job, print its id and return.
     """
+    from shoal.node.client.batching import check_batch
+
     daemon, limits = daemon or Daemon(), limits or Limits()
+    check_directory(output)
     arrays = read_inputs(inputs)
     with daemon.client() as client:
-        job = client.submit(model, _uploading(arrays, batch), **limits.options)
+        prepared = client.prepare(model)
+        check_batch(prepared.manifest, arrays, batch)
+        job = client.submit(prepared, _uploading(arrays, batch), **limits.options)
         if detach:
             _print_submitted(job, daemon)
             return
@@ -155,7 +185,7 @@ def deliver(client: "Client", job: Job, output: Path | None, *, as_json: bool) -
 def _uploading(
     arrays: "dict[str, np.ndarray]", batch: int
 ) -> "Iterator[dict[str, np.ndarray]]":
-    from shoal.node.client.flows import batches
+    from shoal.node.client.batching import batches
 
     rows = max((len(array) for array in arrays.values() if array.ndim), default=0)
     with progress_bar("uploading", -(-rows // max(batch, 1))) as show:

@@ -21,7 +21,7 @@ from shoal.node.client.exchange import (
     unreachable,
 )
 from shoal.node.client.flows import Options, Prepared
-from shoal.node.config import client_socket
+from shoal.node.daemon_place import find_daemon
 from shoal.node.records import Job, Policy
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class Client:
     def __init__(
         self, socket: Path | str | None = None, *, home: Path | str | None = None
     ) -> None:
-        self.socket = Path(socket) if socket is not None else client_socket({"home": home})
+        self.place = find_daemon({"home": home, "socket": socket})
         self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://shoal"
+            transport=httpx.HTTPTransport(uds=str(self.place.socket)), base_url="http://shoal"
         )
 
     def __enter__(self) -> Self:
@@ -142,7 +142,7 @@ class Client:
             ProgramError: Model or inputs cannot be used.
             JobFailedError: From the iterator, at the first batch that failed.
         """
-        job = self.submit(model, flows.batches(inputs, batch), policy=Policy.MAP, **options)
+        job = self._drive(flows.map_(model, inputs, batch, Options(**options)))
         return self.results(job.id)
 
     def submit(
@@ -186,7 +186,7 @@ class Client:
                 for line in response.iter_lines():
                     yield msgspec.convert(msgspec.json.decode(line)["job"], Job)
         except httpx.TransportError:
-            raise unreachable(self.socket) from None
+            raise unreachable(self.place) from None
 
     def results(self, job_id: str) -> Iterator[dict[str, np.ndarray]]:
         """The outputs of each unit of a job, in order, as soon as they are there.
@@ -245,5 +245,5 @@ class Client:
         except httpx.TimeoutException:
             raise too_slow(request) from None
         except httpx.TransportError:
-            raise unreachable(self.socket) from None
+            raise unreachable(self.place) from None
         return body_of(request, response.status_code, response.content)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import msgspec
 
 from shoal.node.errors import DaemonError, DaemonUnreachableError, WaitTimeoutError
+from shoal.node.home import holder_of
 from shoal.node.records import Failure
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from shoal.node.daemon_place import DaemonPlace
 
 CONNECT_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 60.0
@@ -76,16 +77,31 @@ def refusal_of(status: int, body: bytes) -> DaemonError:
     return DaemonError(failure.message, hint=failure.hint, code=failure.code, status=status)
 
 
-def unreachable(socket: Path) -> DaemonUnreachableError:
+def unreachable(place: DaemonPlace) -> DaemonUnreachableError:
     """The error for a socket that nobody answers on."""
+    socket = place.socket
     if socket.exists() and not os.access(socket, os.W_OK):
         return DaemonUnreachableError(
             f"this user may not use the daemon's socket {socket}",
             code="socket_forbidden",
             hint="join its group, or start a daemon of your own: `shoal up`",
         )
+    holder = holder_of(place.home)
+    if holder is None:
+        return DaemonUnreachableError(
+            f"no daemon answers on {socket}", hint="start it with `shoal up`"
+        )
+    if holder.socket != socket:
+        return DaemonUnreachableError(
+            f"a daemon (process {holder.pid}) runs on the home {place.home}, "
+            f"but not on the socket {socket}",
+            code="daemon_elsewhere",
+            hint=f"its socket is {holder.socket}: give that, or no socket at all",
+        )
     return DaemonUnreachableError(
-        f"no daemon answers on {socket}", hint="start it with `shoal up`"
+        f"the daemon (process {holder.pid}) of the home {place.home} does not answer",
+        code="daemon_silent",
+        hint="it may be starting or ending: try again in some seconds, and see its log",
     )
 
 

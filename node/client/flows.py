@@ -20,6 +20,7 @@ from shoal.compute.errors import ProgramError
 from shoal.compute.manifest import Manifest, check_inputs, decode
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.crypto.content import BlobId, blob_id_of
+from shoal.node.client.batching import batches, check_batch
 from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError, WaitTimeoutError
 from shoal.node.records import (
@@ -36,7 +37,7 @@ from shoal.node.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
     import onnx
@@ -57,10 +58,14 @@ _POLL_S = 0.2
 _UNITS_PER_REQUEST = 100
 
 
+NUMERIC_CLASSES = ("fp32",)
+"""That some executor of this version serves."""
+
+
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the units of a job are to be run; the fields are those of `JobSpec`."""
 
-    numeric_class: str = "fp32"
+    numeric_class: str = NUMERIC_CLASSES[0]
     label: str = ""
     time_limit_s: float = 300.0
     memory_limit_bytes: int = 1 << 30
@@ -164,23 +169,17 @@ def run(
     return (yield from outputs(ended.id, 0))
 
 
-def batches(inputs: Mapping[str, np.ndarray], batch: int) -> Iterator[dict[str, np.ndarray]]:
-    """Cut all inputs along axis 0 into pieces of ``batch`` rows; the last may be shorter.
+def map_(
+    model: Model, inputs: Mapping[str, np.ndarray], batch: int, options: Options
+) -> Flow[Job]:
+    """Submit a job of a unit for each ``batch`` rows of the inputs.
 
     Raises:
-        ProgramError: They have no rows, or not equally many.
+        ProgramError: Model or inputs cannot be used, or do not fit in such pieces.
     """
-    if batch < 1:
-        raise ProgramError(f"a batch of {batch} rows holds nothing", code="bad_batch")
-    rows = {name: array.shape[0] if array.ndim else 0 for name, array in inputs.items()}
-    if len(set(rows.values())) != 1 or not all(rows.values()):
-        raise ProgramError(
-            "the inputs of a map have equally many rows, and here are "
-            + (", ".join(f"{name}: {count}" for name, count in rows.items()) or "none"),
-            code="unequal_rows",
-        )
-    for at in range(0, next(iter(rows.values())), batch):
-        yield {name: array[at : at + batch] for name, array in inputs.items()}
+    prepared = yield from prepare(model)
+    check_batch(prepared.manifest, inputs, batch)
+    return (yield from submit(prepared, batches(inputs, batch), Policy.MAP, options))
 
 
 def jobs(limit: int) -> Flow[list[Job]]:
@@ -331,7 +330,12 @@ def _convert(model: str | Path | bytes | onnx.ModelProto) -> Program:
     from shoal.compute.convert import convert, convert_file
 
     if isinstance(model, str | Path):
-        return convert_file(Path(model))
+        try:
+            return convert_file(Path(model))
+        except ProgramError as error:
+            raise ProgramError(
+                f"{model}: {error.message}", hint=error.hint, code=error.code
+            ) from None
     if isinstance(model, bytes):
         return convert(model)
     return convert(model.SerializeToString())

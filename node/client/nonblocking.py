@@ -22,7 +22,7 @@ from shoal.node.client.exchange import (
     unreachable,
 )
 from shoal.node.client.flows import Options, Prepared
-from shoal.node.config import client_socket
+from shoal.node.daemon_place import find_daemon
 from shoal.node.records import Job, Policy
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ class AsyncClient:
     def __init__(
         self, socket: Path | str | None = None, *, home: Path | str | None = None
     ) -> None:
-        self.socket = Path(socket) if socket is not None else client_socket({"home": home})
+        self.place = find_daemon({"home": home, "socket": socket})
         self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(self.socket)), base_url="http://shoal"
+            transport=httpx.AsyncHTTPTransport(uds=str(self.place.socket)),
+            base_url="http://shoal",
         )
 
     async def __aenter__(self) -> Self:
@@ -117,9 +118,7 @@ class AsyncClient:
 
         Used as ``async for outputs in client.map(…)``.
         """
-        job = await self.submit(
-            model, flows.batches(inputs, batch), policy=Policy.MAP, **options
-        )
+        job = await self._drive(flows.map_(model, inputs, batch, Options(**options)))
         async for outputs in self.results(job.id):
             yield outputs
 
@@ -160,7 +159,7 @@ class AsyncClient:
                 async for line in response.aiter_lines():
                     yield msgspec.convert(msgspec.json.decode(line)["job"], Job)
         except httpx.TransportError:
-            raise unreachable(self.socket) from None
+            raise unreachable(self.place) from None
 
     async def results(self, job_id: str) -> AsyncIterator[dict[str, np.ndarray]]:
         """The outputs of each unit in order, as soon as they are there."""
@@ -217,5 +216,5 @@ class AsyncClient:
         except httpx.TimeoutException:
             raise too_slow(request) from None
         except httpx.TransportError:
-            raise unreachable(self.socket) from None
+            raise unreachable(self.place) from None
         return body_of(request, response.status_code, response.content)

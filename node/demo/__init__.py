@@ -49,7 +49,8 @@ def run(
         raise ConfigError(
             "the demo runs the model of the package magika, which is not installed",
             code="magika_missing",
-            hint="pip install 'shoal[demo]'",
+            hint="in a checkout of shoal: pip install -c constraints.txt '.[demo]'; "
+            "else: pip install 'shoal[demo]'",
         )
     if not 2 <= nodes <= NODES_LIMIT:
         raise ConfigError(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from shoal.compute.tensor import to_blob
 from shoal.crypto.content import blob_id_of
-from shoal.node.client.flows import batches, failure_of
+from shoal.node.client.batching import batches
+from shoal.node.client.flows import failure_of
 from shoal.node.errors import WaitTimeoutError
 from shoal.node.records import JobState, UnitState
 

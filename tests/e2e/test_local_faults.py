@@ -104,8 +104,12 @@ def test_a_command_without_a_daemon_says_how_to_start_one(tmp_path):
 
 
 def test_a_command_line_that_makes_no_sense_is_a_usage_error():
-    for arguments in (("frobnicate",), ("run",), ("status", "--nonsense")):
-        assert_one_clear_error(shoal(*arguments), 2, "shoal --help")
+    for arguments, help_of in (
+        (("frobnicate",), "shoal --help"),
+        (("run",), "shoal run --help"),
+        (("status", "--nonsense"), "shoal status --help"),
+    ):
+        assert_one_clear_error(shoal(*arguments), 2, help_of)
 
 
 # --- models and inputs ------------------------------------------------------------------

@@ -14,7 +14,13 @@ from shoal.crypto.envelope import Statement
 from shoal.node.cli import main
 from shoal.node.cli.arrays import InputError, OutputFiles, read_inputs
 from shoal.node.cli.follow import DetachedError, follow
-from shoal.node.cli.output import duration_text, print_table, size_text
+from shoal.node.cli.output import (
+    duration_text,
+    print_table,
+    remember_place,
+    runnable,
+    size_text,
+)
 from shoal.node.errors import ConfigError, JobFailedError, WaitTimeoutError
 from shoal.node.records import Failure, Job, JobId, JobState, Policy
 from shoal.protocol.codec import encode
@@ -98,7 +104,7 @@ def test_a_typing_error_is_answered_with_a_suggestion(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status"], ["peers"], ["devices"], ["jobs"], ["down"], ["job", "why", "x"]],
+    [["status"], ["peers"], ["devices"], ["jobs"], ["job", "why", "x"]],
     ids=" ".join,
 )
 def test_no_daemon_exits_with_3_and_the_next_step(capsys, arguments):
@@ -106,6 +112,67 @@ def test_no_daemon_exits_with_3_and_the_next_step(capsys, arguments):
     assert (code, out) == (3, "")
     assert "error: no daemon answers on " in err
     assert "  next: start it with `shoal up`" in err
+
+
+def test_with_no_daemon_down_does_not_say_to_start_one(capsys):
+    code, out, err = shoal(capsys, "down")
+    assert (code, out) == (3, "")
+    assert err.startswith("error: no daemon runs")
+    assert "next:" not in err
+
+
+def test_a_hint_carries_the_home_and_the_socket_that_the_user_gave(capsys, tmp_path):
+    place = ("--home", tmp_path / "a home", f"--socket={tmp_path}/s")
+    _, out, err = shoal(capsys, "status", "--json", *place)
+    wanted = f"start it with `shoal up --home '{tmp_path}/a home' --socket {tmp_path}/s`"
+    assert json.loads(out)["error"]["hint"] == wanted
+    assert wanted in err
+    assert wanted in shoal(capsys, "doctor", *place)[1]
+    assert "`shoal up`" in shoal(capsys, "status")[2]
+
+
+@pytest.mark.parametrize("flags", [(), ("--home=x",), ("--socket=y", "--home=x")])
+def test_only_commands_that_talk_to_the_daemon_get_its_place(flags):
+    remember_place(flags)
+    for text in (
+        "`shoal run --help`",
+        "`shoal down --home ITS`",
+        "`shoal version`",
+        "shoal up",
+    ):
+        assert runnable(text) == text
+    assert "--socket" not in runnable("`shoal identity show`")
+    remember_place(())
+
+
+def test_the_command_comes_before_its_options(capsys):
+    code, _, err = shoal(capsys, "--home", "X", "status")
+    assert code == 2
+    assert "  next: `shoal status --home X`" in err
+
+
+def test_wrong_usage_of_a_command_leads_to_its_own_help(capsys):
+    assert "`shoal job fetch --help`" in shoal(capsys, "job", "fetch", "x")[2]
+    assert "`shoal run --help`" in shoal(capsys, "run")[2]
+
+
+def test_a_typing_error_in_the_settings_is_a_warning_to_commands_and_an_error_to_up(
+    capsys, home
+):
+    home.mkdir()
+    (home / "config.toml").write_text("bootsrap = []\n")
+    code, _, err = shoal(capsys, "status")
+    assert code == 3
+    assert err.startswith("warning: ")
+    assert "next: did you mean 'bootstrap'?" in err
+    assert shoal(capsys, "up")[0] == 2
+    shoal(capsys, "identity", "show")  # makes no key
+    code, out, _ = shoal(capsys, "doctor")
+    assert code == 1
+    assert [line.split()[:2] for line in out.splitlines() if "next:" not in line] == [
+        ["failure", "settings"],
+        ["failure", "daemon"],
+    ]
 
 
 def test_with_json_an_error_is_an_object_on_stdout(capsys):
@@ -120,7 +187,7 @@ def test_with_json_an_error_is_an_object_on_stdout(capsys):
 def test_a_bad_setting_exits_with_2(capsys):
     code, _, err = shoal(capsys, "up", "--cores", "many")
     assert code == 2
-    assert "--cores: 'many' is not a number of cores" in err
+    assert '--cores: "many" is not a number of cores' in err
 
 
 def test_a_home_that_cannot_be_used_exits_with_4(capsys, tmp_path):
@@ -133,7 +200,15 @@ def test_a_home_that_cannot_be_used_exits_with_4(capsys, tmp_path):
 def test_a_missing_file_is_named(capsys):
     code, _, err = shoal(capsys, "receipt", "show", "nothing.receipt")
     assert code == 1
-    assert "nothing.receipt: No such file" in err
+    assert "there is no file nothing.receipt" in err
+    assert "`shoal receipt fetch JOB --output DIR`" in err
+
+
+def test_receipts_to_verify_are_to_be_named(capsys):
+    code, _, err = shoal(capsys, "receipt", "verify")
+    assert code == 2
+    assert "shoal receipt fetch" in err
+    assert "shoal receipt fetch" in shoal(capsys, "receipt", "verify", "missing")[2]
 
 
 # --- without a daemon ------------------------------------------------------------
@@ -284,7 +359,7 @@ def test_doctor_names_what_is_missing_and_the_next_step(capsys, home):
     checks = {one["check"]: one for one in json.loads(out)["checks"]}
     assert code == 1
     assert checks["daemon"]["verdict"] == "failure"
-    assert checks["daemon"]["hint"] == "start it with `shoal up`"
+    assert checks["daemon"]["hint"] == f"start it with `shoal up --socket {home}/no.sock`"
     assert checks["home"] == {
         "check": "home",
         "verdict": "warning",

@@ -17,16 +17,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shoal.crypto.errors import ShoalError
     from shoal.node.client import AsyncClient, Client
+    from shoal.node.errors import (
+        DaemonError,
+        DaemonUnreachableError,
+        JobFailedError,
+        WaitTimeoutError,
+    )
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
     "AsyncClient": "shoal.node.client",
     "Client": "shoal.node.client",
+    "DaemonError": "shoal.node.errors",
+    "DaemonUnreachableError": "shoal.node.errors",
+    "JobFailedError": "shoal.node.errors",
     "ShoalError": "shoal.crypto.errors",
+    "WaitTimeoutError": "shoal.node.errors",
 }
 
-__all__ = ["AsyncClient", "Client", "ShoalError", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "DaemonError",
+    "DaemonUnreachableError",
+    "JobFailedError",
+    "ShoalError",
+    "WaitTimeoutError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:
