@@ -22,7 +22,7 @@ What the daemon says over all this is `node.network`'s; nobody else calls here.
 | a close waits for a peer that does not read | `SafeYamux` cuts the socket |
 | a reset, or a lost connection, reads as an orderly end | `why_it_ended` tells |
 | one address per dial, 250 ms late, then 60 s ban | `dial` takes one address, now |
-| whoever is in the address book is dialled by and by | there is no transport to do it with |
+| whoever is in the address book is dialled by and by | `NoAutoConnector` never starts |
 | SO_REUSEPORT lets two daemons share a port | listening sockets are trio's |
 | gossip drops above 10 messages/s and 32 queued | `Gossip` and its limits |
 """
@@ -57,6 +57,7 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pa
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection import swarm_connection
 from libp2p.network.connection.raw_connection import RawConnection
@@ -194,6 +195,20 @@ class SturdyHost(BasicHost):
             await net_stream.reset()
 
 
+class NoAutoConnector(AutoConnector):
+    """Dials nobody: whom to link to is `node.membership`'s to say.
+
+    The stock one looks for somebody to dial every 30 s and at each disconnect,
+    and here, where no transport could do it, writes into the log that it failed.
+    """
+
+    async def start(self) -> None:
+        """Stay off; what has not been started does nothing when it is asked."""
+
+    def record_disconnect(self, peer_id: ID) -> None:
+        """Keep nothing: the stock one remembers every peer that ever left."""
+
+
 class SturdyManager(TrioManager):
     """Runs a libp2p service whose tasks may fail one by one.
 
@@ -251,6 +266,7 @@ def make_host(identity: Identity, addresses: Sequence[str]) -> SturdyHost:
         max_connections=MAX_CONNECTIONS,
     )
     swarm = Swarm(peer_id, peerstore, upgrader, connection_config=limits)
+    swarm.auto_connector = NoAutoConnector(swarm)
     return SturdyHost(
         swarm,
         announce_addrs=[Multiaddr(address) for address in addresses],

@@ -43,15 +43,15 @@ def check_batch(manifest: Manifest, inputs: Mapping[str, np.ndarray], batch: int
             continue  # nothing to say here; `check_inputs` looks at the rest
         if batch != wanted:
             raise ProgramError(
-                f"the model takes {wanted} rows of {port.name!r} at a time, and not {batch}",
+                f"the model takes batches of {wanted} in {port.name!r}, and not of {batch}",
                 code="wrong_batch",
                 hint=f"use --batch {wanted}",
             )
         if rows % wanted:
             padded = rows + wanted - rows % wanted
             raise ProgramError(
-                f"the last batch has {rows % wanted} rows, and the model takes {wanted} rows "
-                f"of {port.name!r} at a time",
+                f"the last batch has {rows % wanted} rows, and the model takes batches of "
+                f"{wanted} in {port.name!r}",
                 code="wrong_batch",
                 hint=f"pad the inputs from {rows} to {padded} rows, or export the model with "
                 "a first axis of any size",

@@ -5,6 +5,7 @@ show: where that half fails after an upgrade of libp2p, the patch can go.
 """
 
 import importlib.metadata
+import logging
 import os
 import runpy
 import signal
@@ -434,6 +435,17 @@ async def test_peers_of_the_address_book_are_not_dialled_behind_our_back():
         b._host.get_peerstore().add_addrs(ID.from_base58(a.peer_id), [address], 600)
         await b._swarm.auto_connector.maybe_connect()
         assert b.connected() == frozenset()
+
+
+async def test_a_node_that_is_idle_or_ends_writes_nothing_of_dials_into_the_log(
+    caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("libp2p"), "propagate", True)
+    async with linked() as (a, b):
+        await b.disconnect(a.peer_id)
+        for node in (a, b):
+            await node._swarm.auto_connector.maybe_connect()
+    assert [r.getMessage() for r in caplog.records if "dial" in r.getMessage()] == []
 
 
 async def test_peers_of_the_address_book_are_dialled_by_stock():

@@ -1,5 +1,6 @@
 """The command line: exit codes, errors, help, and what works without a daemon."""
 
+import io
 import json
 import subprocess
 import sys
@@ -229,6 +230,14 @@ def last_line_of(code):
     return done.stdout.splitlines()[-1]
 
 
+def test_the_errors_that_a_client_raises_are_public():
+    import shoal as package
+
+    for name in ("DaemonError", "DaemonUnreachableError", "JobFailedError", "WaitTimeoutError"):
+        assert issubclass(getattr(package, name), package.ShoalError)
+        assert name in dir(package)
+
+
 def test_quick_commands_import_nothing_heavy():
     heavy = "numpy,onnx,onnxruntime,torch,httpx,trio,libp2p,starlette"
     code = (
@@ -384,6 +393,41 @@ def test_an_input_of_another_form_is_a_usage_error(text):
     assert caught.value.code == "usage"
 
 
+def test_an_archive_of_arrays_is_no_input(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros(3))
+    with pytest.raises(InputError, match=r"a\.npz is an \.npz archive") as caught:
+        read_inputs([f"x={tmp_path}/a.npz"])
+    assert "numpy.save" in caught.value.hint
+
+
+def test_an_output_that_names_a_file_is_refused_before_the_job(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for name in ("file", "a.npy"):
+        for command in (["run", "m.onnx", "--input", "x=a.npy"], ["job", "fetch", "J"]):
+            code, _, err = shoal(capsys, *command, "--output", tmp_path / name)
+            assert code == 2
+            assert f"--output is a directory, and {tmp_path / name} is a file" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(("--time-limit", value) for value in ("-1", "0", "nan", "1e9")),
+        *(("--timeout", value) for value in ("-1", "nan")),
+        ("--class", "exact"),
+        ("--memory-limit", "much"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("command", ["run", "map"])
+def test_a_limit_that_no_unit_can_have_is_a_usage_error(capsys, command, flags):
+    code, _, err = shoal(capsys, command, "m.onnx", "--input", "x=a.npy", *flags)
+    assert code == 2
+    assert err.startswith(f"error: {flags[0]}: ")
+    assert "  next: " in err
+
+
 def test_an_input_given_twice_is_a_usage_error(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(3))
     with pytest.raises(ConfigError, match="twice"):
@@ -450,10 +494,15 @@ def test_nothing_half_written_remains_after_an_error(tmp_path):
 
 
 class Waiting:
-    """Stands for a client's `wait` alone."""
+    """Stands for a client's `wait` and `why` alone."""
 
     def __init__(self, answer):
         self.answer = answer
+        self.asked_why = 0
+
+    def why(self, job_id):
+        self.asked_why += 1
+        return [], "one\ntwo\nthree\nfour"
 
     def wait(self, job_id, timeout_s):
         if isinstance(self.answer, BaseException):
@@ -473,6 +522,25 @@ def test_ctrl_c_lets_the_job_go_on_and_says_how_to_come_back():
 def test_a_job_over_its_time_raises_the_time_out():
     with pytest.raises(WaitTimeoutError, match="job 1a20 still runs after 0 s"):
         follow(Waiting(JOB), JOB, timeout_s=0)
+
+
+def test_a_job_that_makes_no_progress_says_why_once(capsys, monkeypatch):
+    monkeypatch.setattr("shoal.node.cli.follow.NO_PROGRESS_S", 0.01)
+    client = Waiting(JOB)
+    with pytest.raises(WaitTimeoutError):
+        follow(client, JOB, timeout_s=0.1)
+    assert client.asked_why == 1
+    assert capsys.readouterr().err.splitlines() == [
+        *("one", "two", "three"),
+        "  next: `shoal job why 1a20` tells more; Ctrl-C lets the job go on",
+    ]
+
+
+def test_a_job_that_makes_progress_is_not_explained(capsys, monkeypatch):
+    monkeypatch.setattr("shoal.node.cli.follow.NO_PROGRESS_S", 60)
+    with pytest.raises(WaitTimeoutError):
+        follow(Waiting(JOB), JOB, timeout_s=0.05)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_failed_job_raises_its_failure():
@@ -535,3 +603,62 @@ def test_sizes_are_told_as_people_tell_them(size_bytes, text):
 def test_what_a_peer_wrote_cannot_move_the_terminals_cursor(capsys):
     print_table(["DETAIL"], [["evil\x1b[2J\x07\r\nline"]])
     assert capsys.readouterr().out == "DETAIL\nevil\ufffd[2J\ufffd\ufffd line\n"
+
+
+class Ended(Waiting):
+    """Stands for a client whose one job has ended."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def job(self, job_id):
+        return self.answer
+
+
+@pytest.mark.parametrize(("units_done", "told"), [(3, True), (0, False)])
+def test_what_is_done_of_a_cancelled_job_can_be_fetched_and_is_said_to_be(
+    capsys, monkeypatch, tmp_path, units_done, told
+):
+    job = msgspec.structs.replace(
+        JOB, state=JobState.CANCELLED, units_total=9, units_done=units_done
+    )
+    monkeypatch.setattr("shoal.node.cli.options.Daemon.client", lambda _: Ended(job))
+    code, _, err = shoal(capsys, "job", "fetch", "1a20", "--output", tmp_path)
+    assert code == 1
+    assert "job 1a20 was cancelled" in err
+    assert ("`shoal job fetch 1a20 --output DIR --unit N`" in err) is told
+
+
+@pytest.mark.parametrize("state", [JobState.DONE, JobState.FAILED, JobState.CANCELLED])
+def test_to_cancel_a_job_that_has_ended_changes_nothing_and_says_so(capsys, monkeypatch, state):
+    job = msgspec.structs.replace(JOB, state=state)
+    monkeypatch.setattr("shoal.node.cli.options.Daemon.client", lambda _: Ended(job))
+    code, out, err = shoal(capsys, "job", "cancel", "1a20")
+    assert code == 0
+    assert f"state    {state}" in out
+    assert err == "job 1a20 had ended already; nothing was changed\n"
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"), [("200", "12D3KooWAdBtZE2gUu"), ("20", "…BtZE2gUu")]
+)
+def test_ids_are_shortened_where_the_terminal_is_too_narrow(monkeypatch, columns, shown):
+    screen = Screen()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("COLUMNS", columns)
+    print_table(["UNIT", "PROVIDER"], [[0, "12D3KooWAdBtZE2gUu"], [1, "-"]], ids=["PROVIDER"])
+    assert screen.getvalue().splitlines()[1:] == [f"0     {shown}", "1     -"]
+
+
+def test_ids_are_whole_where_a_program_reads_them(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    print_table(["PROVIDER"], [["12D3KooWAdBtZE2gUu"]], ids=["PROVIDER"])
+    assert "12D3KooWAdBtZE2gUu" in capsys.readouterr().out
