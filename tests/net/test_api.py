@@ -697,6 +697,16 @@ BAD_REQUESTS = {
         400,
         "bad_blob_id",
     ),
+    **{
+        f"a unit of {seconds.decode()} s": (
+            "POST",
+            "/v1/jobs",
+            b'{"policy":"run","program":"x","units":[],"time_limit_s":%b}' % seconds,
+            400,
+            "bad_request",
+        )
+        for seconds in (b"-1", b"0", b"1e9", b"NaN", b"null")
+    },
     "bad limit": ("GET", "/v1/jobs?limit=-1", b"", 400, "bad_request"),
     "limit too big": ("GET", "/v1/jobs?limit=1e9", b"", 400, "bad_request"),
     "bad time-out": ("GET", "/v1/jobs/x/wait?timeout_s=nan", b"", 400, "bad_request"),

@@ -119,3 +119,9 @@ def test_a_wrong_input_is_refused_by_name(inputs, code, words):
         check_inputs(MANIFEST, inputs)
     assert refused.value.code == code
     assert words in refused.value.message
+
+
+def test_an_input_without_its_first_axis_is_answered_with_how_to_add_it():
+    with pytest.raises(ProgramError) as refused:
+        check_inputs(MANIFEST, FITTING | {"x": TensorSpec("float32", (3,))})
+    assert refused.value.hint == "add the first axis: array[None]"
