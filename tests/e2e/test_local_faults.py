@@ -52,8 +52,10 @@ def test_a_second_daemon_on_one_home_is_refused(unhurt):
 
 def test_a_second_daemon_on_one_port_is_refused(unhurt, tmp_path):
     place = unhurt.address.rpartition("/p2p/")[0]
-    ended = shoal("up", f"--home={tmp_path}/home", f"--listen={place}")
-    assert_one_clear_error(ended, 1, place, "--listen")
+    for detach in ((), ("--detach",)):
+        ended = shoal("up", f"--home={tmp_path}/home", f"--listen={place}", *detach)
+        assert_one_clear_error(ended, 1, place, "--listen", "`shoal down --home ITS_HOME`")
+        assert ended.stderr.count("next: ") == 1
     assert not (tmp_path / "home" / "shoal.sock").exists()
 
 
@@ -85,6 +87,34 @@ def test_a_setting_that_does_not_exist_is_named_and_one_that_does_is_offered(tmp
     ended = shoal("up", f"--home={tmp_path}", ANY_PORT)
     assert_one_clear_error(ended, 2, "config.toml", "'bootstrp'", "'bootstrap'")
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_a_typing_error_in_the_settings_keeps_nobody_from_the_daemon_that_runs(unhurt):
+    settings = unhurt.home / "config.toml"
+    settings.write_text("bootstrp = []\n")
+    try:
+        ended = shoal("status", node=unhurt)
+        told = shoal("status", f"--socket={unhurt.socket}", node=unhurt)
+    finally:
+        settings.unlink()
+    assert ended.code == told.code == 0, ended
+    assert unhurt.peer in ended.stdout
+    assert ended.stderr.startswith("warning: ")
+    assert told.stderr == ""
+
+
+def test_a_daemon_on_another_socket_is_found_by_its_home_or_told(stranger, tmp_path):
+    told = shoal("status", f"--socket={tmp_path}/none", node=stranger)
+    assert_one_clear_error(told, 3, "but not on the socket", str(stranger.socket))
+    assert shoal("down", node=stranger).code == 0
+    elsewhere = f"--socket={tmp_path}/s"
+    started = shoal("up", "--detach", ANY_PORT, elsewhere, node=stranger)
+    assert started.code == 0, started
+    found = shoal("status", "--json", node=stranger)
+    assert found.code == 0, found
+    assert found.json["socket"] == f"{tmp_path}/s"
+    again = shoal("up", "--detach", ANY_PORT, node=stranger)
+    assert_one_clear_error(again, 1, str(found.json["pid"]), "shoal down")
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path):
