@@ -46,7 +46,11 @@ class UnitLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         time_s: Wall time, for preparing the program where that is needed, and again
             for running it.
-        memory_bytes: Memory beyond what the worker holds when the request arrives.
+        memory_bytes: Memory beyond what the worker holds when the request is read: its
+            libraries, prepared programs, and this request's own attachments. 64 MiB
+            for the runtime's threads are added, whatever the limit, since ONNX Runtime
+            hangs where it cannot start them; a program that needs no more than those
+            runs under any limit.
         output_bytes: All output blobs together.
     """
 
@@ -56,7 +60,7 @@ class UnitLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Start(_Message):
-    """The first request: settle in, and run the canary. Answer: `Started`."""
+    """The first request: settle in, and run the canaries. Answer: `Started`."""
 
     threads: int
     cache_bytes: int
@@ -85,9 +89,10 @@ class Run(_Message):
 
 
 class Started(_Message):
-    """The canary's result."""
+    """What the canary of each executor showed, and why others are not there."""
 
-    probe: Probe
+    probes: tuple[Probe, ...]
+    missing: tuple[_Text, ...]
 
 
 class Converted(_Message):
@@ -104,10 +109,11 @@ class Prepared(_Message):
 
 
 class Ran(_Message):
-    """The outputs' names, and the time between the inputs' arrival and the result."""
+    """The outputs' names, what ran, and the time from the inputs' arrival to the result."""
 
     output_names: tuple[str, ...]
     compute_s: float
+    runtime: _Text
 
 
 class Failed(_Message):

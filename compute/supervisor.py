@@ -77,7 +77,7 @@ class Worker:
         self._start = frames.Start(threads=threads, cache_bytes=cache_bytes)
         self._one_at_a_time = trio.Lock()
         self._process: WorkerProcess | None = None
-        self._probe: Probe | None = None
+        self._probes: tuple[Probe, ...] = ()
         self._held: frozenset[str] = frozenset()
 
     @property
@@ -89,14 +89,15 @@ class Worker:
         """Whether a program is prepared already, which makes its next unit cheaper."""
         return self.pid is not None and program_id in self._held
 
-    async def probe(self) -> Probe:
-        """Start the worker if it does not run, and say what its canary showed.
+    async def probe(self) -> tuple[Probe, ...]:
+        """Start the worker if it does not run, and say what its canaries showed.
 
         Raises:
-            ComputeError: No worker can be had, or its device does not work.
+            ComputeError: No worker can be had, or no executor works here.
         """
         async with self._one_at_a_time:
-            return (await self._started())[1]
+            await self._started()
+            return self._probes
 
     async def convert(self, onnx: Buffer, limits: UnitLimits = CONVERT_LIMITS) -> Converted:
         """Make a program of an ONNX file's bytes.
@@ -108,7 +109,7 @@ class Worker:
             ComputeError: A limit was met, or the worker failed.
         """
         async with self._one_at_a_time:
-            process, _ = await self._started()
+            process = await self._started()
             request = frames.Convert(limits)
             answer, blobs = await self._ask(process, request, [onnx], limits, frames.Converted)
         ids = map(BlobId, answer.blob_ids)
@@ -141,7 +142,7 @@ class Worker:
                 ``worker_nonsense``, ``worker_start``).
         """
         async with self._one_at_a_time:
-            process, probe = await self._started()
+            process = await self._started()
             if program_id not in self._held:
                 await self._prepare(process, program_id, await fetch_blobs(), limits)
             request = frames.Run(program_id, tuple(inputs), limits)
@@ -149,7 +150,7 @@ class Worker:
                 process, request, list(inputs.values()), limits, frames.Ran
             )
         named = dict(zip(answer.output_names, map(bytes, outputs), strict=True))
-        return Execution(named, answer.compute_s, probe.runtime)
+        return Execution(named, answer.compute_s, answer.runtime)
 
     async def close(self) -> None:
         """End the process and wait until it is gone; a later call starts another one."""
@@ -168,12 +169,12 @@ class Worker:
         )
         self._held = frozenset(answer.held)
 
-    async def _started(self) -> tuple[WorkerProcess, Probe]:
+    async def _started(self) -> WorkerProcess:
         """The running process, a new one where there is none."""
         if self._process is not None and not self._process.alive:
             await self._end()  # it died between two units: no unit's fault
-        if self._process is not None and self._probe is not None:
-            return self._process, self._probe
+        if self._process is not None and self._probes:
+            return self._process
         try:
             self._process = WorkerProcess()
         except OSError as error:
@@ -189,8 +190,8 @@ class Worker:
                 code="worker_start",
                 hint="`shoal doctor` checks what it needs",
             ) from error
-        self._probe = answer.probe
-        return self._process, self._probe
+        self._probes = answer.probes
+        return self._process
 
     async def _ask(
         self,
@@ -236,7 +237,7 @@ class Worker:
     async def _end(self) -> str:
         """End the process, if there is one; says how it ended."""
         process, self._process = self._process, None
-        self._probe, self._held = None, frozenset()
+        self._probes, self._held = (), frozenset()
         return await process.end() if process is not None else ""
 
 

@@ -24,14 +24,15 @@ from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shoal.compute import frames
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
-from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu, Prepared
+from shoal.compute.executors.base import Executor, NumericClass, Probe
+from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
 from shoal.compute.loading import load
-from shoal.compute.manifest import check_inputs
+from shoal.compute.manifest import Manifest, check_inputs
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.crypto.content import BlobId
 
@@ -44,7 +45,10 @@ HELD_PROGRAMS_LIMIT: Final = 8
 """How many programs stay prepared; each has threads and scratch memory of its own."""
 
 _OVERHEAD_BYTES: Final = 64 << 20
-"""What threads and sessions take, whatever the program; with no room ONNX Runtime hangs."""
+"""What threads and sessions take, whatever the program; with no room ONNX Runtime hangs.
+
+Added to every memory limit, so small programs run under any (`frames.UnitLimits`).
+"""
 
 _OPEN_FILES_LIMIT: Final = 64
 _NICENESS: Final = 5  # the daemon's heartbeat comes before any unit
@@ -55,9 +59,11 @@ _NO_LIMIT: Final = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A prepared program and what its weights and graph take."""
+    """A prepared program, who runs it, and what its weights and graph take."""
 
-    prepared: Prepared
+    manifest: Manifest
+    numeric_class: NumericClass
+    prepared: object
     size_bytes: int
 
 
@@ -65,13 +71,31 @@ class Worker:
     """Answers requests; holds the prepared programs, the least recently used go first."""
 
     def __init__(self, start: frames.Start) -> None:
-        self._executor = OnnxRuntimeCpu(threads=start.threads)
+        self._executors: dict[NumericClass, Executor[Any]] = {
+            NumericClass.FP32: OnnxRuntimeCpu(threads=start.threads)
+        }
+        self._runtimes: dict[NumericClass, str] = {}
         self._cache_bytes = start.cache_bytes
         self._held: OrderedDict[str, Held] = OrderedDict()
 
     def start(self) -> frames.Started:
-        """Run the canary."""
-        return frames.Started(self._executor.probe())
+        """Run the canary of each executor; one that fails is not used.
+
+        Raises:
+            ComputeError: None of them works here.
+        """
+        probes: list[Probe] = []
+        missing: list[str] = []
+        for numeric_class, executor in list(self._executors.items()):
+            try:
+                probes.append(executor.probe())
+            except ComputeError as error:
+                missing.append(f"{numeric_class.value}: {error.message}")
+                del self._executors[numeric_class]
+        if not probes:
+            raise ComputeError("; ".join(missing), code="no_executor")
+        self._runtimes = {probe.numeric_class: probe.runtime for probe in probes}
+        return frames.Started(tuple(probes), tuple(missing))
 
     def convert(
         self, request: frames.Convert, attachments: list[Buffer]
@@ -92,8 +116,12 @@ class Worker:
         self._make_room(size_bytes)
         with self._within(request.limits):
             loaded = load(BlobId(request.program_id), blobs)
-            prepared = self._executor.prepare(loaded)
-        self._held[request.program_id] = Held(prepared, size_bytes)
+            numeric_class = (
+                NumericClass.EXACT if loaded.manifest.precision else NumericClass.FP32
+            )
+            prepared = self._executor_of(numeric_class).prepare(loaded)
+        held = Held(loaded.manifest, numeric_class, prepared, size_bytes)
+        self._held[request.program_id] = held
         return frames.Prepared(tuple(self._held))
 
     def run(
@@ -107,15 +135,29 @@ class Worker:
         with self._within(request.limits):
             arrays = {name: from_blob(blob) for name, blob in blobs.items()}
             check_inputs(
-                held.prepared.program.manifest,
+                held.manifest,
                 {name: spec_of_array(array) for name, array in arrays.items()},
             )
-            results = self._executor.run(held.prepared, arrays)
+            results = self._executor_of(held.numeric_class).run(held.prepared, arrays)
             _check_output_size(sum(array.nbytes for array in results.values()), request.limits)
             outputs = {name: to_blob(array) for name, array in results.items()}
         _check_output_size(sum(map(len, outputs.values())), request.limits)
         compute_s = time.perf_counter() - started
-        return frames.Ran(tuple(outputs), compute_s), list(outputs.values())
+        runtime = self._runtimes[held.numeric_class]
+        return frames.Ran(tuple(outputs), compute_s, runtime), list(outputs.values())
+
+    def _executor_of(self, numeric_class: NumericClass) -> Executor[Any]:
+        try:
+            return self._executors[numeric_class]
+        except KeyError:
+            raise ComputeError(
+                f"no executor of the class {numeric_class.value!r} works here",
+                code="no_executor",
+            ) from None
+
+    def _terminate(self) -> None:
+        for executor in self._executors.values():
+            executor.terminate()
 
     def _make_room(self, size_bytes: int) -> None:
         while self._held and (
@@ -132,7 +174,7 @@ class Worker:
         Time: the executor is asked to end. What does not listen is killed by the
         supervisor a moment later. Memory: address space beyond what is mapped now.
         """
-        timer = threading.Timer(limits.time_s, self._executor.terminate)
+        timer = threading.Timer(limits.time_s, self._terminate)
         timer.daemon = True
         timer.start()
         _limit_address_space(_mapped_bytes() + _OVERHEAD_BYTES + limits.memory_bytes)

@@ -34,13 +34,13 @@ IN_FLIGHT = 2
 class Terms:
     """What a node offers at this moment, to whom.
 
+    ``executors`` names the executor of each numeric class that is offered.
     ``providing`` and ``allowed`` are about peers; work of the node's own user
     is always taken.
     """
 
     device: str
-    executor: str
-    numeric_classes: tuple[str, ...]
+    executors: Mapping[str, str]
     memory_bytes: int
     providing: bool
     draining: bool
@@ -65,10 +65,10 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
         reason = (Reason.NOT_PROVIDING, "this node submits work and takes none")
     elif terms.draining:
         reason = (Reason.DRAINING, "this node is shutting down")
-    elif not terms.numeric_classes:
+    elif not terms.executors:
         reason = (Reason.NO_DEVICE, "no executor of this node works, or none was probed yet")
-    elif call.numeric_class not in terms.numeric_classes:
-        offered = ", ".join(terms.numeric_classes)
+    elif call.numeric_class not in terms.executors:
+        offered = ", ".join(sorted(terms.executors))
         reason = (Reason.CLASS_NOT_OFFERED, f"offered here: {offered}")
     elif call.memory_bytes > terms.memory_bytes:
         reason = (
@@ -102,7 +102,7 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str) -> Bid:
         call=call.call,
         nonce=nonce,
         device=terms.device,
-        executor=terms.executor,
+        executor=terms.executors[call.numeric_class],
         price=price(call, terms, held_bytes),
         units_max=LEASE_UNITS_LIMIT,
         in_flight_max=IN_FLIGHT,

@@ -96,8 +96,8 @@ class Capacity:
     """What this node offers; the executors are known once the worker was probed."""
 
     devices: tuple[Device, ...] = ()
-    numeric_classes: tuple[str, ...] = ()
-    executor: str = ""
+    executors: dict[str, str] = field(default_factory=dict)
+    """The executor of each numeric class, by what its canary showed."""
     draining: bool = False
 
 
@@ -330,12 +330,13 @@ async def _probe(daemon: Daemon) -> None:
     capacity = daemon.capacity
     capacity.devices = (await trio.to_thread.run_sync(hardware.detect)).devices
     try:
-        probe = await daemon.worker.probe()
+        probes = await daemon.worker.probe()
     except shoal.ShoalError as error:
         log.error("no executor works here: no work is taken", error=str(error))
     else:
-        capacity.executor = probe.runtime.partition(" ")[0]
-        capacity.numeric_classes = (probe.numeric_class.value,)
+        capacity.executors = {
+            probe.numeric_class.value: probe.runtime.partition(" ")[0] for probe in probes
+        }
     daemon.membership.announce()
 
 
@@ -396,19 +397,16 @@ def _advert(
             )
             for device in _with_executors(capacity.devices, capacity)
         )[:8],
-        numeric_classes=capacity.numeric_classes,
+        numeric_classes=tuple(sorted(capacity.executors)),
         providing=config.provide,
     )
 
 
 def _with_executors(found: tuple[Device, ...], capacity: Capacity) -> tuple[Device, ...]:
-    """Mark the CPU with the executor that was seen to run on it; others are unused."""
+    """Mark the CPU with the executors that were seen to run on it; others are unused."""
+    executors = tuple(sorted(capacity.executors.values()))
     return tuple(
-        msgspec.structs.replace(
-            device, executors=(capacity.executor,) if capacity.executor else ()
-        )
-        if device.kind == "cpu"
-        else device
+        msgspec.structs.replace(device, executors=executors) if device.kind == "cpu" else device
         for device in found
     )
 
@@ -416,8 +414,7 @@ def _with_executors(found: tuple[Device, ...], capacity: Capacity) -> tuple[Devi
 def _terms(config: Config, identity: Identity, capacity: Capacity, provider: Provider) -> Terms:
     return Terms(
         device="cpu",
-        executor=capacity.executor,
-        numeric_classes=capacity.numeric_classes,
+        executors=capacity.executors,
         memory_bytes=config.memory_bytes,
         providing=config.provide,
         draining=capacity.draining,

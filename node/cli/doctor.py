@@ -209,7 +209,7 @@ def _executors_here() -> tuple[str, ...]:
     async def probe() -> tuple[str, ...]:
         with trio.fail_after(_PROBE_LIMIT_S):
             async with open_worker(threads=1) as worker:
-                return ((await worker.probe()).runtime,)
+                return tuple(probe.runtime for probe in await worker.probe())
 
     return trio.run(probe)
 

@@ -78,8 +78,7 @@ class Node:
     def terms(self):
         return Terms(
             device="cpu",
-            executor="onnxruntime",
-            numeric_classes=("fp32",),
+            executors={"fp32": "onnxruntime"},
             memory_bytes=1 << 32,
             providing=True,
             own=self.key.peer_id,

@@ -70,7 +70,7 @@ async def worker():
 
 async def test_a_unit_runs_and_says_on_what(worker):
     assert worker.pid is None  # nothing starts before it is needed
-    assert (await worker.probe()).evidence is Evidence.EXECUTED
+    assert all(probe.evidence is Evidence.EXECUTED for probe in await worker.probe())
     execution = await run(worker, DOUBLE, {"x": X})
     assert execution.outputs == {"y": to_blob(np.array([0, 2, 4], np.float32))}
     assert execution.runtime.startswith("onnxruntime ")
@@ -271,8 +271,8 @@ async def test_no_worker_is_left_when_its_block_is_left():
         b"\x00" * 64,
         b"\xff" * 64,
         b"".join(frames.encode(frames.Converted("x", ()))),
-        b"".join(frames.encode(frames.Ran(("y",), 1.0), [])),
-        b"".join(frames.encode(frames.Ran(("y",), 1.0), [b"too much" * (1 << 20)]))[:64],
+        b"".join(frames.encode(frames.Ran(("y",), 1.0, ""), [])),
+        b"".join(frames.encode(frames.Ran(("y",), 1.0, ""), [b"too much" * (1 << 20)]))[:96],
     ],
 )
 async def test_a_worker_that_answers_nonsense_is_ended(worker, monkeypatch, said):

@@ -20,8 +20,7 @@ CALL = Call(
 )
 TERMS = Terms(
     device="cpu",
-    executor="onnxruntime",
-    numeric_classes=("fp32",),
+    executors={"fp32": "onnxruntime"},
     memory_bytes=4 << 30,
     providing=True,
     draining=False,
@@ -48,8 +47,8 @@ def test_a_call_that_fits_is_not_refused():
         (but(allowed=frozenset()), Reason.UNTRUSTED_REQUESTER),
         (but(providing=False), Reason.NOT_PROVIDING),
         (but(draining=True), Reason.DRAINING),
-        (but(numeric_classes=()), Reason.NO_DEVICE),
-        (but(numeric_classes=("exact",)), Reason.CLASS_NOT_OFFERED),
+        (but(executors={}), Reason.NO_DEVICE),
+        (but(executors={"exact": "exact"}), Reason.CLASS_NOT_OFFERED),
         (but(memory_bytes=1 << 20), Reason.TOO_LARGE),
         (but(leases=LEASES_LIMIT), Reason.BUSY),
     ],
@@ -63,7 +62,7 @@ def test_each_obstacle_is_refused_by_its_own_reason(terms, reason):
 
 
 def test_a_stranger_learns_nothing_but_that_it_is_one():
-    nothing_fits = but(allowed=frozenset(), providing=False, numeric_classes=(), memory_bytes=0)
+    nothing_fits = but(allowed=frozenset(), providing=False, executors={}, memory_bytes=0)
     assert refusal(CALL, REQUESTER, nothing_fits).reason is Reason.UNTRUSTED_REQUESTER
 
 

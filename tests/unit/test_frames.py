@@ -35,10 +35,10 @@ def test_every_request_comes_back_with_its_attachments_sizes(request_):
 @pytest.mark.parametrize(
     ("answer", "attachments"),
     [
-        (frames.Started(PROBE), []),
+        (frames.Started((PROBE,), ("exact: why not",)), []),
         (frames.Converted("p", ("a",)), [b"1"]),
         (frames.Prepared(("p",)), []),
-        (frames.Ran(("y", "z"), 0.5), [b"1", b"2"]),
+        (frames.Ran(("y", "z"), 0.5, "runtime 1"), [b"1", b"2"]),
         (frames.Failed(True, "code", "message", "hint", "node", "operator"), []),
     ],
 )
@@ -55,8 +55,8 @@ def test_every_answer_comes_back(answer, attachments):
         b"\xdd\xff\xff\xff\xff",
         b"\x91" * 100_000,
         head_of(frames.Start(1, 2)),
-        head_of(frames.Ran(("y",), 0.5)),
-        head_of(frames.Ran(("y", "y"), 0.5), [b"1", b"2"]),
+        head_of(frames.Ran(("y",), 0.5, "runtime 1")),
+        head_of(frames.Ran(("y", "y"), 0.5, "runtime 1"), [b"1", b"2"]),
         head_of(frames.Failed(True, "c" * 5000, "", "", "", "")),
         msgspec.msgpack.encode(({"type": "prepared", "held": [], "more": 1}, [])),
         msgspec.msgpack.encode(({"type": "prepared", "held": []}, [-1])),
