@@ -3,7 +3,8 @@
 Runs before anything is submitted, in the client's process, or in a worker for
 models that come by plain HTTP. The same model gives the same program id wherever
 and however often it is converted: opset 18 or above, no names of tools, comments
-or metadata, everything without an order sorted.
+or metadata, no initializer that nothing reads, everything without an order sorted.
+Inputs and outputs stay as the model declares them.
 
 Initializers of up to `INLINE_LIMIT_BYTES` stay inside the graph, and large
 constants become initializers. That is a fixed part of the format: shapes, axes and
@@ -31,7 +32,7 @@ from shoal.compute.graph import (
     tensor_spec_of,
     walk,
 )
-from shoal.compute.manifest import Manifest, Weight, encode
+from shoal.compute.manifest import Manifest, Weight, decode, encode
 from shoal.compute.program import check
 from shoal.compute.tensor import to_blob
 from shoal.crypto.content import BlobId, blob_id_of
@@ -98,20 +99,21 @@ def convert_file(path: Path) -> Program:
 def _convert(model: ModelProto) -> Program:
     check(model)
     _normalise_domains(model)
-    inputs = tuple(port_of(value) for value in fed_inputs(model.graph))
-    outputs = tuple(port_of(value) for value in model.graph.output)
     weights = _take_weights(model.graph)
-    graph = _canonical(_raise_opset(model))
+    model = _canonical(_raise_opset(model))
+    graph = model.SerializeToString(deterministic=True)
+    fed = [value for value in fed_inputs(model.graph) if value.name not in weights]
     manifest = Manifest(
         graph=blob_id_of(graph),
         tensors=tuple(
             Weight(name=name, blob_id=blob_id_of(blob))
             for name, blob in sorted(weights.items())
         ),
-        inputs=inputs,
-        outputs=outputs,
+        inputs=tuple(port_of(value) for value in fed),
+        outputs=tuple(port_of(value) for value in model.graph.output),
     )
     manifest_blob = encode(manifest)
+    decode(manifest_blob)  # what a worker would refuse is refused here
     program_id = blob_id_of(manifest_blob)
     blobs = {program_id: manifest_blob, BlobId(manifest.graph): graph}
     blobs |= {BlobId(weight.blob_id): weights[weight.name] for weight in manifest.tensors}
@@ -136,11 +138,12 @@ def _normalise_domains(model: ModelProto) -> None:
 
 def _take_weights(graph: GraphProto) -> dict[str, bytes]:
     """Turn the large initializers and constants into inputs; gives their blobs by name."""
+    read = _names_read(graph)
     tensors = [*_take_large_constants(graph), *graph.initializer]
     inputs = fed_inputs(graph)
     weights: dict[str, bytes] = {}
     inline: list[TensorProto] = []
-    for tensor in tensors:
+    for tensor in (tensor for tensor in tensors if tensor.name in read):
         array = numpy_helper.to_array(tensor)
         if _is_large(tensor):
             weights[tensor.name] = to_blob(array)
@@ -152,6 +155,21 @@ def _take_weights(graph: GraphProto) -> dict[str, bytes]:
     _replace(graph.initializer, sorted(inline, key=lambda tensor: tensor.name))
     _replace(graph.input, inputs)
     return weights
+
+
+def _names_read(graph: GraphProto) -> set[str]:
+    """What some node, in a subgraph or not, takes, or the graph gives.
+
+    An initializer outside of it would travel for nothing, and ONNX Runtime refuses
+    to be handed data for it.
+    """
+    names: set[str] = set()
+    for site in walk(graph):
+        if isinstance(site.part, NodeProto):
+            names.update(site.part.input)
+        elif isinstance(site.part, GraphProto):
+            names.update(value.name for value in site.part.output)
+    return names
 
 
 def _take_large_constants(graph: GraphProto) -> list[TensorProto]:
@@ -182,11 +200,13 @@ def _raise_opset(model: ModelProto) -> ModelProto:
     model.graph.name = "program"
     try:
         if _opset(model) < PROGRAM_OPSET:
-            model = onnx.version_converter.convert_version(model, PROGRAM_OPSET)
+            model = _with_ports_of(
+                model, onnx.version_converter.convert_version(model, PROGRAM_OPSET)
+            )
         model.ir_version = find_min_ir_version_for(
             list(model.opset_import), ignore_unknown=True
         )
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(_with_every_shape(model))
     except onnx.checker.ValidationError as error:
         raise ProgramError(
             f"the model is not valid ONNX: {_first_line(error)}", code="invalid_model"
@@ -201,12 +221,31 @@ def _raise_opset(model: ModelProto) -> ModelProto:
     return model
 
 
+def _with_ports_of(declared: ModelProto, converted: ModelProto) -> ModelProto:
+    """Undo what conversion did to the ports: it writes over them what it infers.
+
+    What a version of onnx can infer would otherwise be part of the program id.
+    """
+    _replace(converted.graph.input, declared.graph.input)
+    _replace(converted.graph.output, declared.graph.output)
+    return converted
+
+
+def _with_every_shape(model: ModelProto) -> ModelProto:
+    """A copy for onnx's checker, which asks for a shape where ONNX leaves it open."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for value in (*copy.graph.input, *copy.graph.output):
+        value.type.tensor_type.shape.SetInParent()
+    return copy
+
+
 def _opset(model: ModelProto) -> int:
     return next(opset.version for opset in model.opset_import if not opset.domain)
 
 
-def _canonical(model: ModelProto) -> bytes:
-    """The bytes of a model with nothing left that does not change what it computes."""
+def _canonical(model: ModelProto) -> ModelProto:
+    """A model with nothing left that does not change what it computes."""
     bare = ModelProto(ir_version=model.ir_version, graph=model.graph)
     bare.opset_import.extend(sorted(model.opset_import, key=lambda opset: opset.domain))
     bare.graph.name = "program"
@@ -219,7 +258,7 @@ def _canonical(model: ModelProto) -> bytes:
             site.part.ClearField("doc_string")
             site.part.ClearField("metadata_props")
     bare.DiscardUnknownFields()
-    return bare.SerializeToString(deterministic=True)
+    return bare
 
 
 def _strip_graph(graph: GraphProto) -> None:

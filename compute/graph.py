@@ -78,9 +78,9 @@ def parse(model: Buffer) -> ModelProto:
         return ModelProto.FromString(bytes(model))
     except DecodeError:
         raise ProgramError(
-            f"these {len(model)} bytes are not an ONNX model: they do not parse as protobuf",
+            f"this is not an ONNX model: its {len(model)} bytes do not parse as protobuf",
             code="malformed_model",
-            hint="was the file cut short, or is it of another format?",
+            hint="give a file that onnx.save or torch.onnx.export wrote, and wrote to its end",
         ) from None
 
 

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -82,7 +83,8 @@ OPERATORS: Final[Mapping[str, frozenset[str]]] = {
 """Accepted operators by domain: arithmetic on tensors, and control flow.
 
 Not here: strings, sequences and optionals (not tensors), ImageDecoder (a parser of
-files), and whatever draws random numbers of the library's own making.
+files), and whatever draws random numbers of the library's own making. For people,
+``docs/PROGRAMS.md`` says the same, and a test compares.
 """
 
 
@@ -94,7 +96,7 @@ class Rule:
         code: The error's stable code.
         breach: Gives None where the rule is kept, and otherwise what breaks it.
         sentence: The error, with ``{site}`` and ``{breach}`` to be filled in.
-        hint: The next thing to do.
+        hint: The next thing to do; filled in likewise.
     """
 
     code: str
@@ -121,7 +123,8 @@ MODEL_RULES: Final[tuple[Rule, ...]] = (
         "unsupported_opset",
         _unfit_opset,
         f"the model declares opset {{breach}}, and {OPSETS[0]} to {OPSETS[-1]} are accepted",
-        f"export it again with an opset of {OPSETS[0]} to {OPSETS[-1]}",
+        f"export it with opset 18 to {OPSETS[-1]}, e.g. "
+        "opset_imports=[onnx.helper.make_opsetid('', 18)]",
     ),
     Rule(
         "local_functions",
@@ -214,14 +217,29 @@ def node_rules(operators: Mapping[str, frozenset[str]]) -> tuple[Rule, ...]:
         ),
         Rule(
             "operator_not_allowed",
-            lambda site: _unless(
-                site.part.op_type in operators.get(_domain(site.part), ()),
-                _domain(site.part) or "standard",
-            ),
-            "{site} is not among the {breach} operators that are accepted",
-            "the list is shoal.compute.program.OPERATORS",
+            lambda site: _unlisted(site.part, operators),
+            "{site} is not among the {breach.domain} operators that are accepted",
+            "{breach.near}docs/PROGRAMS.md lists them, and says why others are refused",
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Unlisted:
+    """An operator that is not accepted: its domain, and which ones were perhaps meant."""
+
+    domain: str
+    near: str
+
+
+def _unlisted(node: NodeProto, operators: Mapping[str, frozenset[str]]) -> _Unlisted | None:
+    domain, name = _domain(node), printable(node.op_type)
+    if node.op_type in operators.get(domain, ()):
+        return None
+    # Read in lower case, since "RELU" for "Relu" is the likeliest slip.
+    named = {listed.lower(): listed for listed in sorted(operators.get(domain, ()))}
+    near = [named[match] for match in get_close_matches(name.lower(), named, cutoff=0.75)]
+    return _Unlisted(domain or "standard", f"is {' or '.join(near)} meant? " if near else "")
 
 
 def _domain(node: NodeProto) -> str:
@@ -333,7 +351,7 @@ def _hold(rules: Iterable[Rule], subject: ModelProto | Site) -> None:
             raise ProgramError(
                 rule.sentence.format(site=subject, breach=breach),
                 code=rule.code,
-                hint=rule.hint,
+                hint=rule.hint.format(site=subject, breach=breach),
                 node=node,
                 operator=operator,
             )

@@ -75,6 +75,56 @@ def test_a_program_consists_of_its_manifest_its_graph_and_one_blob_per_weight():
     np.testing.assert_array_equal(from_blob(program.blobs[weight.blob_id]), WEIGHT)
 
 
+@pytest.mark.parametrize("opset", [13, 17, 18, 23])
+def test_an_output_keeps_the_dimensions_it_declares_though_inference_knows_more(opset):
+    model = linear(opset=opset)
+    model.graph.output[0].CopyFrom(
+        onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, ["A", "B"])
+    )
+    program = convert(model.SerializeToString())
+    assert [port.shape for port in program.manifest.outputs] == [("A", "B")]
+    x = np.ones((2, 300), np.float32)
+    np.testing.assert_allclose(run(program, {"x": x})["y"], x @ WEIGHT, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_weight_that_no_node_takes_does_not_travel(opset):
+    model = linear(opset=opset)
+    expected = convert(model.SerializeToString())
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHT + 1, "unused"))
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHT[0, :2], "small"))
+    program = convert(model.SerializeToString())
+    assert program == expected
+    run(program, {"x": np.ones((1, 300), np.float32)})
+
+
+def test_a_weight_that_only_a_subgraph_takes_stays():
+    branch = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["t"])],
+        "branch",
+        [],
+        [onnx.helper.make_tensor_value_info("t", TensorProto.FLOAT, None)],
+    )
+    model = linear("y = Identity(x)")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    model.graph.node[0].CopyFrom(
+        onnx.helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    )
+    program = convert(model.SerializeToString())
+    assert [weight.name for weight in program.manifest.tensors] == ["w"]
+    x = np.ones((2, 300), np.float32)
+    result = run(program, {"x": x, "c": np.array(True)})["y"]
+    np.testing.assert_allclose(result, x @ WEIGHT, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_worker_would_refuse_is_refused_before_it_has_an_id():
+    model = linear()
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1 << 41
+    with pytest.raises(ProgramError) as refused:
+        convert(model.SerializeToString())
+    assert refused.value.code == "bad_manifest"
+
+
 def test_equal_weights_are_one_blob():
     model = linear("t = MatMul(x, w) y = MatMul(t, v)")
     model.graph.initializer.append(numpy_helper.from_array(WEIGHT, "v"))

@@ -1,10 +1,13 @@
 import subprocess
 import sys
 
+import pytest
 
-def test_importing_the_daemon_brings_in_no_runtime_and_no_onnx():
+
+@pytest.mark.parametrize("module", ["shoal.node.daemon", "shoal.compute.executors.base"])
+def test_importing_the_daemon_or_the_numeric_classes_brings_in_no_runtime(module):
     heavy = {"torch", "onnx", "onnxruntime", "numpy"}
-    command = f"import sys, shoal.node.daemon; print(sorted({heavy} & set(sys.modules)))"
+    command = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-P", "-c", command], capture_output=True, text=True, check=True
     )

@@ -36,6 +36,7 @@ def test_any_other_opset_is_refused(opset):
     error = refusal(model("y = Relu(x)", opset=opset))
     assert error.code == "unsupported_opset"
     assert str(opset) in error.message
+    assert "make_opsetid('', 18)" in error.hint
 
 
 def test_a_model_that_declares_no_standard_opset_is_refused():
@@ -70,6 +71,25 @@ def test_ml_operators_are_accepted_from_a_list():
 def test_an_operator_outside_the_list_is_refused(operator):
     error = refusal(model(f"y = {operator}(x)"))
     assert (error.code, error.operator) == ("operator_not_allowed", operator)
+
+
+@pytest.mark.parametrize(
+    ("operator", "near"),
+    [("RELU", "Relu"), ("MatMull", "MatMul"), ("Softmx", "Softmax"), ("GeLU", "Gelu")],
+)
+def test_an_operator_that_is_misspelt_is_answered_with_the_ones_that_are_near(operator, near):
+    hint = refusal(model(f"y = {operator}(x)")).hint
+    assert hint.startswith(f"is {near}")
+    assert "docs/PROGRAMS.md" in hint
+
+
+@pytest.mark.parametrize("operator", ["Nope", "ImageDecoder", "Odd{name}"])
+def test_an_operator_like_no_other_is_answered_with_the_page_that_lists_them(operator):
+    candidate = model("y = Relu(x)")
+    candidate.graph.node[0].op_type = operator
+    error = refusal(candidate)
+    assert operator in error.message
+    assert error.hint.startswith("docs/PROGRAMS.md lists them")
 
 
 @pytest.mark.parametrize("body", ["y = RandomNormalLike(x)", "y = Dropout(x, r, t)"])
@@ -205,6 +225,8 @@ def test_bytes_that_are_no_protobuf_are_refused_by_name(data):
     with pytest.raises(ProgramError) as refused:
         parse(data)
     assert refused.value.code == "malformed_model"
+    assert refused.value.message.startswith("this is not an ONNX model")
+    assert "onnx.save" in refused.value.hint
 
 
 def test_protobuf_that_is_no_model_is_refused():
