@@ -9,10 +9,10 @@ been flushed and checked when they entered, so a kernel meets normal numbers, ze
 and, behind a mask, -inf. Every kernel
 
 * flushes its result (SPEC, "Rounding to float32"),
-* refuses -inf among its inputs with ``infinity``, except where its text allows it,
-* raises for the whole call: ``nan`` when any result is not a number, otherwise
-  ``infinity`` when any is infinite (``nan`` goes first, so that the code does not
-  depend on the order of work).
+* checks the whole call in this order, so that the code of an error does not depend on
+  the order of work: ``k_limit``; -inf among the inputs where its text does not allow
+  it, ``infinity``; ``out_of_range``; any result not a number, ``nan``; any result
+  infinite, ``infinity``.
 """
 
 from __future__ import annotations
@@ -123,6 +123,13 @@ class Prepared(Protocol):
 
 class Kernels(Protocol):
     """The arithmetic of the exact class. See the module's text for what all share."""
+
+    def admit(self, x: Floats) -> Floats:
+        """A program input or constant as it enters: subnormals become zeros of their sign.
+
+        Raises:
+            ExactError: ``nan``; ``infinity`` for +inf (-inf may be a mask and stays).
+        """
 
     # -- products ------------------------------------------------------------------
 
