@@ -149,7 +149,9 @@ class Kernels(Protocol):
             a: (M, K); every row carries its own scale.
             b: (K, N), or what ``prepare`` made of it with the same precision and axis.
             precision: One of ``spec.PRECISIONS``.
-            axis: "column": each column of b carries a scale; "k": each row of b.
+            axis: "column": each column of b carries a scale; "k": each row of b, whose
+                power of two moves into a's column (a zero row drops out: the column
+                counts as zeros).
 
         Raises:
             ExactError: ``k_limit``, ``nan`` or ``infinity``.

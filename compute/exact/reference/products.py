@@ -1,0 +1,149 @@
+"""Matrix products of the exact class, in int64: SPEC, "Products", line by line.
+
+Part of *execute*, the reference. Every row of A and every scaled vector of B becomes
+integers times a power of two; the integer product is exact; one rounding ends it. A
+tile of the result is computed from the rows and columns that it reads, so that one
+tile alone can convict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shoal.compute.exact.reference.rounding import (
+    finite,
+    refuse_infinite,
+    refuse_long,
+    round32,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from shoal.compute.exact.kernels import Floats, Integers, ScaleAxis
+    from shoal.compute.exact.reference.rounding import Doubles
+    from shoal.compute.exact.spec import Precision
+
+_ALL = slice(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """The right operand of a product: integers and the exponents of their scales.
+
+    Args:
+        precision: What it was quantised to.
+        axis: Which vectors of it carry the scales.
+        integers: (K, N), in column order, which the integer product reads fastest.
+        exponents: (N,) for axis "column", (K,) for axis "k".
+        zero_rows: (K,), for axis "k": which rows are nothing but zeros.
+    """
+
+    precision: Precision
+    axis: ScaleAxis
+    integers: Integers
+    exponents: Integers
+    zero_rows: NDArray[np.bool_]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N)."""
+        k, n = self.integers.shape
+        return k, n
+
+    def columns(self, cols: slice) -> Quantised:
+        """Some columns of it, with the same scales."""
+        exponents = self.exponents[cols] if self.axis == "column" else self.exponents
+        return replace(self, integers=self.integers[:, cols], exponents=exponents)
+
+
+def scale_exponents(vectors: Doubles, precision: Precision) -> Integers:
+    """The scale exponent e of every row of vectors, (rows, length) -> (rows,).
+
+    The smallest integer with rint(m 2^(b - e)) <= Q, m being the row's largest magnitude.
+    With 2^(t - 1) <= m < 2^t it is t, or t + 1 where m rounds to more than Q; 0 for m = 0.
+    """
+    largest = np.max(np.abs(vectors), axis=1, initial=0.0)
+    _, t = np.frexp(largest)
+    over = np.rint(np.ldexp(largest, precision.bits - t)) > precision.limit
+    return np.where(largest == 0, 0, t + over).astype(np.int64)
+
+
+def quantised(vectors: Doubles, exponents: Integers, precision: Precision) -> Integers:
+    """Every row of vectors in units of 2^(e - b), rounded to integers, nearest even."""
+    return np.rint(np.ldexp(vectors, precision.bits - exponents[:, None])).astype(np.int64)
+
+
+def prepare(b: Floats, precision: Precision, axis: ScaleAxis) -> Quantised:
+    """Quantise the right operand, (K, N); see `Kernels.prepare`."""
+    refuse_long("product", b.shape[0])
+    refuse_infinite("product", b)
+    vectors = b.astype(np.float64)
+    if axis == "column":
+        vectors = vectors.T
+    exponents = scale_exponents(vectors, precision)
+    integers = quantised(vectors, exponents, precision)
+    if axis == "column":
+        integers = integers.T
+    zero_rows = ~b.any(axis=1)
+    return Quantised(precision, axis, np.asfortranarray(integers), exponents, zero_rows)
+
+
+def integer_sums(a: Integers, b: Integers) -> Integers:
+    """Z: the exact integer product, (M, K) x (K, N). |Z| <= K Q^2 < 2^63."""
+    return a @ b
+
+
+def product(a: Floats, b: Floats | Quantised, precision: Precision, axis: ScaleAxis) -> Floats:
+    """The whole product; see `Kernels.product`."""
+    refuse_long("product", a.shape[1])
+    right = b if isinstance(b, Quantised) else prepare(b, precision, axis)
+    refuse_infinite("product", a)
+    left = a.astype(np.float64)
+    if axis == "k":  # B's scales move into A's columns, exactly; zero rows of B drop out
+        moved = np.ldexp(left, right.exponents[None, :])
+        left = np.where(right.zero_rows[None, :], 0.0, moved)
+    exponents = scale_exponents(left, precision)
+    z = integer_sums(quantised(left, exponents, precision), right.integers)
+    power = exponents[:, None] - 2 * precision.bits
+    if axis == "column":
+        power = power + right.exponents[None, :]
+    # int64 to float32 rounds once, to 24 bits; the power of two is exact in float64.
+    scaled = np.ldexp(z.astype(np.float32).astype(np.float64), power)
+    return finite("product", round32(scaled))
+
+
+def product_tile(
+    a: Floats,
+    b: Floats,
+    precision: Precision,
+    axis: ScaleAxis,
+    rows: slice = _ALL,
+    cols: slice = _ALL,
+) -> Floats:
+    """``product(a, b, precision, axis)[rows, cols]``, from what that tile depends on alone.
+
+    Args:
+        a: (M, K), of which ``rows`` are read.
+        b: (K, N), of which ``cols`` are read, and for axis "k" all columns' magnitudes.
+        precision: As for `product`.
+        axis: As for `product`.
+        rows: The tile's rows.
+        cols: The tile's columns.
+
+    Raises:
+        ExactError: As `product`, for what the tile reads and gives.
+    """
+    if axis == "column":
+        return product(a[rows], b[:, cols], precision, axis)
+    refuse_long("product", a.shape[1])
+    return product(a[rows], prepare(b, precision, axis).columns(cols), precision, axis)
+
+
+def integer_product(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Small integers, modulo 2^32; see `Kernels.integer_product`."""
+    refuse_long("integer_product", a.shape[1])
+    return integer_sums(a.astype(np.int64), b.astype(np.int64)).astype(np.int32)
