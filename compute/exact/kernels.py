@@ -157,6 +157,16 @@ class Kernels(Protocol):
             ExactError: ``k_limit``, ``nan`` or ``infinity``.
         """
 
+    def products(self, a: Floats, b: Floats, precision: Precision, axis: ScaleAxis) -> Floats:
+        """A product for each matrix of a batch, (batch, M, K) x (batch, K, N), each by itself.
+
+        The same bits as ``product`` matrix by matrix; one call, so that a backend can
+        spread the batch (heads of attention, groups of a convolution) over threads.
+
+        Raises:
+            ExactError: ``k_limit``, ``nan`` or ``infinity``.
+        """
+
     def integer_product(self, a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int32]:
         """(M, K) x (K, N) of integers, |values| <= 2^9, modulo 2^32 into int32.
 
