@@ -73,16 +73,31 @@ def program(
         >>> program(torch.nn.Linear(4, 2).eval(), torch.zeros(2, 4), precision="x20",
         ...         dynamic_axes={"input": {0: "batch"}})  # doctest: +SKIP
     """
-    axes = dynamic_axes or {}
-    exported = _trace(module, _by_name(module, example_inputs), axes)
-    model = _to_onnx(module, exported)
-    _name_outputs(model, _output_names(exported))
-    _name_symbols(model, axes)
+    model = to_onnx(module, example_inputs, dynamic_axes=dynamic_axes)
     try:
         converted = convert(model.SerializeToString())
     except ProgramError as error:
         raise _placed_in_module(error, model) from error
     return converted if precision is None else _with_precision(converted, precision)
+
+
+def to_onnx(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+) -> ModelProto:
+    """Export a module as `program` does, as the ONNX model that the program is made of.
+
+    Raises:
+        ProgramError: With code ``untraceable`` or ``no_onnx_operator``.
+    """
+    axes = dynamic_axes or {}
+    exported = _trace(module, _by_name(module, example_inputs), axes)
+    model = _translate(module, exported)
+    _name_outputs(model, _output_names(exported))
+    _name_symbols(model, axes)
+    return model
 
 
 def _with_precision(converted: Program, precision: Precision) -> Program:
@@ -137,7 +152,7 @@ def _trace(
         ) from error
 
 
-def _to_onnx(module: torch.nn.Module, exported: ExportedProgram) -> ModelProto:
+def _translate(module: torch.nn.Module, exported: ExportedProgram) -> ModelProto:
     try:
         with _quiet():
             onnx_program = torch.onnx.export(
