@@ -23,6 +23,7 @@ class ReferenceKernels:
     admit = staticmethod(rounding.admit)
     prepare = staticmethod(products.prepare)
     product = staticmethod(products.product)
+    products = staticmethod(products.products)
     integer_product = staticmethod(products.integer_product)
     unary = staticmethod(functions.unary)
     binary = staticmethod(functions.binary)

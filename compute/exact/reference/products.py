@@ -116,6 +116,14 @@ def product(a: Floats, b: Floats | Quantised, precision: Precision, axis: ScaleA
     return finite("product", round32(scaled))
 
 
+def products(a: Floats, b: Floats, precision: Precision, axis: ScaleAxis) -> Floats:
+    """A product for each matrix of a batch; see `Kernels.products`."""
+    result = np.empty((a.shape[0], a.shape[1], b.shape[2]), np.float32)
+    for index in range(a.shape[0]):
+        result[index] = product(a[index], b[index], precision, axis)
+    return result
+
+
 def product_tile(
     a: Floats,
     b: Floats,
