@@ -23,6 +23,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.helper import find_min_ir_version_for, make_opsetid, make_tensor_value_info
 
 from shoal.compute.errors import ProgramError
+from shoal.compute.exact.axes import scale_axes_of
 from shoal.compute.graph import (
     STANDARD_DOMAINS,
     fed_inputs,
@@ -65,17 +66,21 @@ class Program:
     blobs: Mapping[BlobId, bytes]
 
 
-def convert(model: Buffer) -> Program:
+def convert(model: Buffer, precision: str | None = None) -> Program:
     """Make a program of an ONNX file's bytes.
+
+    Args:
+        model: The file.
+        precision: ``x20``, ``x16`` or ``x8`` for a program of the class ``exact``.
 
     Raises:
         ProgramError: The model breaks a rule of `shoal.compute.program`, is not
             valid ONNX, or cannot be brought to the opset of programs.
     """
-    return _convert(parse(model))
+    return _convert(parse(model), precision)
 
 
-def convert_file(path: Path) -> Program:
+def convert_file(path: Path, precision: str | None = None) -> Program:
     """Make a program of the user's own ONNX file, with the data files beside it.
 
     Data is read only from regular files inside the model's own directory.
@@ -93,10 +98,10 @@ def convert_file(path: Path) -> Program:
             and site.part.data_location == TensorProto.EXTERNAL
         ):
             _read_external(site.part, directory)
-    return _convert(model)
+    return _convert(model, precision)
 
 
-def _convert(model: ModelProto) -> Program:
+def _convert(model: ModelProto, precision: str | None) -> Program:
     check(model)
     _normalise_domains(model)
     weights = _take_weights(model.graph)
@@ -111,6 +116,8 @@ def _convert(model: ModelProto) -> Program:
         ),
         inputs=tuple(port_of(value) for value in fed),
         outputs=tuple(port_of(value) for value in model.graph.output),
+        precision=precision,  # type: ignore[arg-type]  # decoding checks that it is one
+        scale_axes=scale_axes_of(model.graph) if precision else (),
     )
     manifest_blob = encode(manifest)
     decode(manifest_blob)  # what a worker would refuse is refused here

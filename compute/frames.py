@@ -70,6 +70,7 @@ class Convert(_Message):
     """Convert the attached ONNX model. Answer: `Converted`, the blobs attached."""
 
     limits: UnitLimits
+    precision: str | None
 
 
 class Prepare(_Message):

@@ -21,6 +21,7 @@ import msgspec
 from shoal.compute.errors import ProgramError
 from shoal.compute.tensor import DTYPES, RANK_LIMIT, TensorSpec
 from shoal.crypto.content import BlobId, blob_id_of
+from shoal.protocol.limits import PORTS_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,8 +32,8 @@ MANIFEST_LIMIT_BYTES: Final = 4 << 20
 TENSOR_COUNT_LIMIT: Final = 20_000
 """Weights of one program; a model of 100 layers has some 1,500."""
 
-PORT_COUNT_LIMIT: Final = 1024
-"""Inputs, and outputs; a training step has two or three per parameter tensor."""
+PORT_COUNT_LIMIT: Final = PORTS_LIMIT
+"""Inputs, and outputs: as many as one message and one receipt name."""
 
 NAME_LIMIT_BYTES: Final = 512
 """A tensor's name in UTF-8; exporters write paths of modules, some 100 long."""
@@ -72,10 +73,13 @@ class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ScaleAxis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which axis of the right-hand factor carries the scale in one exact product."""
+    """Which axis of the right-hand factor carries the scale in one exact product.
 
-    node: _Name
-    axis: Literal["k", "n"]
+    ``product`` is the name of the product's output.
+    """
+
+    product: _Name
+    axis: Literal["column", "k"]
 
 
 _Ports = Annotated[tuple[Port, ...], msgspec.Meta(max_length=PORT_COUNT_LIMIT)]
@@ -154,6 +158,23 @@ def decode(data: bytes) -> Manifest:
 def program_id_of(manifest: Manifest) -> BlobId:
     """The id of the program that a manifest describes."""
     return blob_id_of(encode(manifest))
+
+
+def check_class(manifest: Manifest, numeric_class: str) -> None:
+    """Check that a program can be run in a numeric class.
+
+    Raises:
+        ProgramError: ``class_mismatch``: `exact` needs a precision, and no other
+            class takes one.
+    """
+    if (numeric_class == "exact") != (manifest.precision is not None):
+        raise ProgramError(
+            f"the class {numeric_class!r} does not fit a program "
+            + (f"of precision {manifest.precision}" if manifest.precision else "without one"),
+            code="class_mismatch",
+            hint="convert the model for the class: `shoal run MODEL --class exact "
+            "--precision x20`, or without both",
+        )
 
 
 def check_inputs(manifest: Manifest, inputs: Mapping[str, TensorSpec]) -> None:

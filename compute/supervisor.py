@@ -99,7 +99,9 @@ class Worker:
             await self._started()
             return self._probes
 
-    async def convert(self, onnx: Buffer, limits: UnitLimits = CONVERT_LIMITS) -> Converted:
+    async def convert(
+        self, onnx: Buffer, precision: str | None = None, limits: UnitLimits = CONVERT_LIMITS
+    ) -> Converted:
         """Make a program of an ONNX file's bytes.
 
         Cancelling ends the worker's process.
@@ -110,7 +112,7 @@ class Worker:
         """
         async with self._one_at_a_time:
             process = await self._started()
-            request = frames.Convert(limits)
+            request = frames.Convert(limits, precision)
             answer, blobs = await self._ask(process, request, [onnx], limits, frames.Converted)
         ids = map(BlobId, answer.blob_ids)
         return Converted(

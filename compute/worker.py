@@ -103,7 +103,7 @@ class Worker:
         """Convert one model."""
         (model,) = attachments
         with self._within(request.limits):
-            program = convert(model)
+            program = convert(model, request.precision)
         blobs = list(program.blobs.values())
         _check_output_size(sum(map(len, blobs)), request.limits)
         return frames.Converted(program.program_id, tuple(program.blobs)), blobs

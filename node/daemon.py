@@ -24,7 +24,6 @@ import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.supervisor import open_worker
 from shoal.crypto.peer_id import PeerId
-from shoal.node import pipeline
 from shoal.node.addresses import parse_peer_address
 from shoal.node.api import claim_socket, make_app
 from shoal.node.api.server import serve_on
@@ -34,6 +33,7 @@ from shoal.node.blobs import open_store
 from shoal.node.control import open_control
 from shoal.node.explain import Surroundings, explain
 from shoal.node.home import hold_home, open_home
+from shoal.node.house import House, program_of
 from shoal.node.jobs import Jobs, open_jobs
 from shoal.node.logs import set_up_logs
 from shoal.node.membership import (
@@ -73,7 +73,6 @@ if TYPE_CHECKING:
     from shoal.node.network import ByteStream, Network
     from shoal.node.records import Answer, Job, JobId, JobSpec, Unit
     from shoal.node.state import State
-    from shoal.protocol.adverts import AdvertTable
     from shoal.protocol.messages import RequestBody, ResponseBody
 
 DRAIN_LIMIT_S = 10.0
@@ -166,22 +165,24 @@ class Daemon:
         inventory = await trio.to_thread.run_sync(hardware.detect)
         return _with_executors(inventory.devices, self.capacity)
 
-    async def convert_program(self, onnx: bytes) -> BlobId:
+    async def convert_program(self, onnx: bytes, precision: str | None) -> BlobId:
         """Make a program of an ONNX model, in the worker.
 
         Raises:
             ProgramError: The model breaks a rule; the sentence names it.
         """
-        program = await self.worker.convert(onnx)
+        program = await self.worker.convert(onnx, precision)
         for blob in program.blobs.values():
             await self.blobs.put_bytes(blob)
         return program.program_id
 
     async def register_program(self, program: BlobId) -> Manifest:
-        """Take up a program whose blobs were uploaded; raises as `pipeline.program_of`."""
-        return await pipeline.program_of(self.blobs, program)
+        """Take up a program whose blobs were uploaded; raises as `program_of`."""
+        return await program_of(self.blobs, program)
 
-    program = register_program
+    async def program(self, program: BlobId) -> Manifest:
+        """The manifest of a program held; raises as `register_program`."""
+        return await program_of(self.blobs, program)
 
     async def submit(self, spec: JobSpec) -> Job:
         """Take a job; raises ProgramError where inputs do not fit the program."""
@@ -281,7 +282,7 @@ async def serve(
             await _seeds(config, journal),
         )
         rights = Rights()
-        house = pipeline.House(
+        house = House(
             identity=identity,
             network=network,
             control=control,
@@ -294,7 +295,7 @@ async def serve(
         )
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(
-            open_jobs(house, partial(_providers, membership.table, identity.peer_id))
+            open_jobs(house, partial(_providers, membership))
         )
         daemon = Daemon(
             config=config,
@@ -366,14 +367,16 @@ async def _seeds(config: Config, journal: State) -> Seeds:
     return Seeds(bootstrap, {row.peer: row.addresses for row in remembered})
 
 
-def _providers(table: AdvertTable, own: PeerId, numeric_class: str) -> list[PeerId]:
-    """Who may be called for bids: every provider of the class, and this node itself."""
-    return [
+def _providers(membership: Membership, numeric_class: str) -> list[PeerId]:
+    """Who may be called for bids: this node itself, links, then others, of the class."""
+    own = membership.own
+    providers = [
         PeerId(entry.advert.peer)
-        for entry in table
+        for entry in membership.table
         if (entry.advert.providing or entry.advert.peer == own)
         and numeric_class in entry.advert.numeric_classes
     ]
+    return sorted(providers, key=lambda peer: (peer != own, peer not in membership.links))
 
 
 def _advert(
@@ -386,12 +389,12 @@ def _advert(
         lifetime_s=lifetime_s,
         protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
         agent=AGENT,
-        addresses=tuple(address.rpartition("/p2p/")[0] for address in network.addresses())[:8],
+        addresses=tuple(address.rpartition("/p2p/")[0] for address in network.addresses())[:6],
         devices=tuple(
             DeviceOffer(
                 id=device.id,
                 kind=device.kind,
-                name=device.name[:80],
+                name=device.name[:48],
                 memory_bytes=device.memory_bytes,
                 executors=device.executors,
             )

@@ -25,6 +25,7 @@ from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import bidding, pipeline
 from shoal.node.errors import JobError, StoreError
+from shoal.node.house import RELEASE_TIME_LIMIT_S, House, program_blobs, program_of
 from shoal.node.records import Answer, Failure, Job, JobId, JobSpec, JobState, UnitState
 from shoal.node.unit_board import UnitBoard
 from shoal.protocol.messages import Reason, Refusal, UnitResult
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from shoal.crypto.peer_id import PeerId
-    from shoal.node.pipeline import House, Need
+    from shoal.node.pipeline import Need
     from shoal.node.records import Unit
     from shoal.protocol.negotiation import RequesterSide
 
 RECALL_INTERVAL_S = 1.0
 """Between two calls for bids of one job while units wait."""
+
+CALLED_LIMIT = 32
+"""Peers called for bids at once; this node and its links come first."""
 
 COOL_DOWN_S = {
     Reason.BUSY: 2.0,
@@ -193,8 +197,8 @@ class Jobs:
         """Pin what a job needs, and see what is left to do of it."""
         journal, store = self._house.journal, self._house.store
         units = await journal.open_units(job.id)
-        manifest = await pipeline.program_of(store, spec.program)
-        program = [spec.program, *pipeline.program_blobs(manifest)]
+        manifest = await program_of(store, spec.program)
+        program = [spec.program, *program_blobs(manifest)]
         for blob_id in program:
             store.pin(blob_id, job.id)
         input_bytes = 0
@@ -283,7 +287,7 @@ class Jobs:
         if not peers or not running.board.waiting:
             return
         answers = await pipeline.call_for_bids(
-            self._house, running.need, peers, running.board.waiting
+            self._house, running.need, peers[:CALLED_LIMIT], running.board.waiting
         )
         sides: dict[PeerId, RequesterSide] = {}
         for peer, answer in answers.items():
@@ -321,7 +325,7 @@ class Jobs:
             problem = _first(errors)
         finally:
             running.leases.discard(peer)
-            with trio.move_on_after(pipeline.RELEASE_TIME_LIMIT_S, shield=True):
+            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
                 await pipeline.release(self._house, side)
         if problem is not None:
             await self._note(running, peer, problem)

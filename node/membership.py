@@ -179,6 +179,11 @@ class Membership:
         self._announce_now = trio.Event()
         self._random = random.Random()  # noqa: S311 - spreads dials, guards nothing
 
+    @property
+    def own(self) -> PeerId:
+        """This node."""
+        return self._network.peer_id
+
     async def reach(self, peer: PeerId) -> None:
         """Be connected to a node that is in the table.
 

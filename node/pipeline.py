@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,17 +20,33 @@ import trio
 
 from shoal.compute import manifest as manifests
 from shoal.compute.errors import ComputeError, ProgramError
-from shoal.compute.supervisor import Execution, UnitLimits, Worker
+from shoal.compute.exact.spec import SPEC_VERSION
+from shoal.compute.supervisor import Execution, UnitLimits
 from shoal.compute.tensor import TensorSpec, spec_of_blob
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import bidding
-from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
 from shoal.node.errors import StoreError
-from shoal.node.records import Job, JobId, JobSpec, JobState, Unit, UnitState
+from shoal.node.house import (
+    RELEASE_TIME_LIMIT_S,
+    House,
+    fitting,
+    hold,
+    inline_blobs,
+    inputs_of,
+    manifest_of,
+    new_job_id,
+    outputs_of,
+    program_blobs,
+    program_of,
+    tell,
+    tensor_spec_of,
+    unit_name,
+    wall_ms,
+)
+from shoal.node.records import Job, JobSpec, JobState, Unit, UnitState
 from shoal.protocol.codec import encode
-from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES, PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
     AwardOffer,
@@ -53,44 +69,19 @@ from shoal.protocol.statements import (
 )
 
 if TYPE_CHECKING:
-    from shoal.crypto.identity import Identity
     from shoal.crypto.peer_id import PeerId
-    from shoal.node.blobs import BlobStore
-    from shoal.node.control import Control
-    from shoal.node.network import Network
-    from shoal.node.state import State as JobJournal
     from shoal.protocol.negotiation import ProviderSide
 
 BID_TIME_LIMIT_S = 3.0
+BID_GRACE_S = 1.0
+"""Two round trips between distant continents, and the work of a bid."""
+
 AWARD_TIME_LIMIT_S = 10.0
-RELEASE_TIME_LIMIT_S = 2.0
-STREAM_TIME_LIMIT_S = 10.0
 HAND_OVER_GRACE_S = 60.0
 """Beyond the units' own limits, for fetching the program and a cold worker."""
 
 PROGRAM_BLOB_LIMIT_BYTES = 8 << 30
 """Largest single blob of a program that a provider fetches."""
-
-
-@dataclass(frozen=True, slots=True)
-class House:
-    """The modules that the steps call."""
-
-    identity: Identity
-    network: Network
-    control: Control
-    store: BlobStore
-    rights: Rights
-    journal: JobJournal
-    worker: Worker
-    reach: Callable[[PeerId], Awaitable[None]]
-    """Connect to a peer known by its advert; `NetworkError` where that fails."""
-    terms: Callable[[], bidding.Terms]
-
-    @property
-    def peer_id(self) -> PeerId:
-        """This node."""
-        return self.identity.peer_id
 
 
 # 1. submit: the requester's daemon takes a job ----------------------------------
@@ -104,11 +95,12 @@ async def submit(house: House, spec: JobSpec) -> Job:
         StoreError: An input is not held, or there is no room to note the job.
     """
     manifest = await program_of(house.store, spec.program)
+    manifests.check_class(manifest, spec.numeric_class)
     checked: dict[BlobId, TensorSpec] = {}
     for inputs in spec.units:
         for blob_id in inputs.values():
             if blob_id not in checked:
-                checked[blob_id] = await _tensor_spec(house.store, blob_id)
+                checked[blob_id] = await tensor_spec_of(house.store, blob_id)
         manifests.check_inputs(manifest, {n: checked[i] for n, i in inputs.items()})
     job = Job(
         id=new_job_id(),
@@ -131,35 +123,6 @@ async def submit(house: House, spec: JobSpec) -> Job:
     return job
 
 
-def new_job_id() -> JobId:
-    """A new id: 11 hexadecimal digits of milliseconds, then 16 of randomness."""
-    return JobId(f"{_wall_ms():011x}{secrets.token_hex(8)}")
-
-
-async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
-    """The manifest of a program whose blobs are all held.
-
-    Raises:
-        StoreError: ``blob_missing`` where the manifest is not held, ``blobs_missing``
-            where others are not, naming them.
-        ProgramError: The blob is no manifest.
-    """
-    manifest = await _manifest(store, program)
-    missing = [blob_id for blob_id in program_blobs(manifest) if not store.holds(blob_id)]
-    if missing:
-        raise StoreError(
-            f"of program {program[:16]}… these blobs are not held: {', '.join(missing[:8])}",
-            code="blobs_missing",
-            hint="upload them first; `shoal run MODEL.onnx` does it",
-        )
-    return manifest
-
-
-def program_blobs(manifest: manifests.Manifest) -> list[BlobId]:
-    """The ids of everything that a program is made of, beside its manifest."""
-    return [manifest.graph, *(weight.blob_id for weight in manifest.tensors)]
-
-
 # 2. negotiate: call for bids, choose, award --------------------------------------
 
 
@@ -177,7 +140,11 @@ class Need:
 async def call_for_bids(
     house: House, need: Need, peers: Sequence[PeerId], units: int
 ) -> dict[PeerId, RequesterSide | Refusal | ShoalError]:
-    """Ask all ``peers`` at once and give what each of them answered."""
+    """Ask all ``peers`` at once and give what each of them answered.
+
+    A peer that has not answered `BID_GRACE_S` after the first bid is left out,
+    and has its turn in the next call: one that hangs must not hold up the rest.
+    """
     answers: dict[PeerId, RequesterSide | Refusal | ShoalError] = {}
 
     async def ask(peer: PeerId) -> None:
@@ -196,15 +163,18 @@ async def call_for_bids(
         try:
             await house.reach(peer)
             side.send(call, trio.current_time())
-            answer = _fitting(
+            answer = fitting(
                 await house.control.request(peer, call, BID_TIME_LIMIT_S), Bid | Refusal
             )
             side.receive(answer, trio.current_time())
             answers[peer] = answer if isinstance(answer, Refusal) else side
+            if isinstance(answer, Bid):
+                asked.deadline = min(asked.deadline, trio.current_time() + BID_GRACE_S)
         except ShoalError as error:
             answers[peer] = error
 
     async with trio.open_nursery() as nursery:
+        asked = nursery.cancel_scope
         for peer in peers:
             nursery.start_soon(ask, peer)
     return answers
@@ -230,7 +200,7 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
         units_max=side.bid.units_max,
         price=side.bid.price,
         idle_s=bidding.LEASE_IDLE_S,
-        issued_at_ms=_wall_ms(),
+        issued_at_ms=wall_ms(),
     )
     envelope = house.identity.sign(Statement.AWARD, encode(statement))
     offer = AwardOffer(call=side.call.call, award=envelope)
@@ -238,7 +208,7 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
     assert side.award_id is not None
     program = [need.spec.program, *program_blobs(need.manifest)]
     house.rights.grant(side.award_id, side.provider, program)
-    answer = _fitting(
+    answer = fitting(
         await house.control.request(side.provider, offer, AWARD_TIME_LIMIT_S), Lease | Refusal
     )
     side.receive(answer, trio.current_time())
@@ -265,12 +235,12 @@ async def hand_over(
         call=side.call.call,
         unit=name,
         inputs=tuple(sorted(unit.inputs.items())),
-        blobs=await _inline(house.store, unit.inputs.values()),
+        blobs=await inline_blobs(house.store, unit.inputs.values()),
     )
     side.send(request, trio.current_time())
     timeout_s = need.spec.time_limit_s * bidding.IN_FLIGHT + HAND_OVER_GRACE_S
     try:
-        answer = _fitting(
+        answer = fitting(
             await house.control.request(side.provider, request, timeout_s),
             UnitResult | Refusal,
         )
@@ -279,7 +249,7 @@ async def hand_over(
             cancel = Cancel(call=side.call.call, unit=name)
             side.send(cancel, trio.current_time())
             with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-                await _tell(house, side.provider, cancel)
+                await tell(house, side.provider, cancel)
         raise
     side.receive(answer, trio.current_time(), name)
     return answer
@@ -292,17 +262,7 @@ async def release(house: House, side: RequesterSide) -> None:
     if side.state in {State.BID, State.LEASED} and side.call is not None:
         message = Release(call=side.call.call)
         side.send(message, trio.current_time())
-        await _tell(house, side.provider, message)
-
-
-def outputs_of(job_id: JobId) -> str:
-    """Under which name the outputs of a job are pinned."""
-    return f"{job_id}/outputs"
-
-
-def unit_name(unit: Unit) -> str:
-    """The requester's name for a unit: the job's id and the unit's place in it."""
-    return f"{unit.job}/{unit.index}"
+        await tell(house, side.provider, message)
 
 
 # --- from here on the provider -----------------------------------------------------
@@ -321,9 +281,10 @@ async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
     assert side.call is not None
     assert side.award_id is not None
     store, program = house.store, BlobId(side.call.program)
-    fetch = partial(_fetch, house, side.requester, pin_by=side.award_id)
+    fetch = partial(hold, house, side.requester, pin_by=side.award_id)
     await fetch(program, limit_bytes=manifests.MANIFEST_LIMIT_BYTES)
-    manifest = await _manifest(store, program)
+    manifest = await manifest_of(store, program)
+    manifests.check_class(manifest, side.call.numeric_class)
     for blob_id in program_blobs(manifest):
         await fetch(blob_id, limit_bytes=PROGRAM_BLOB_LIMIT_BYTES)
     return manifest
@@ -349,7 +310,7 @@ async def fetch_inputs(
     for name, text in request.inputs:
         blob_id = BlobId(text)
         if blob_id not in inline:
-            await _fetch(house, side.requester, blob_id, inputs_of(side, request.unit), room)
+            await hold(house, side.requester, blob_id, inputs_of(side, request.unit), room)
             room -= house.store.size_bytes(blob_id)
         if room < 0:
             raise ProgramError(
@@ -361,20 +322,6 @@ async def fetch_inputs(
     specs = {name: spec_of_blob(tensor, len(tensor)) for name, tensor in tensors.items()}
     manifests.check_inputs(manifest, specs)
     return tensors
-
-
-def inputs_of(side: ProviderSide, unit: str) -> str:
-    """Under which name the inputs of a unit are pinned; ``unit`` is a peer's own word."""
-    return f"{side.award_id}/{unit}"
-
-
-async def _fetch(
-    house: House, peer: PeerId, blob_id: BlobId, pin_by: str, limit_bytes: int
-) -> None:
-    house.store.pin(blob_id, pin_by)
-    if not house.store.holds(blob_id):
-        stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
-        await fetch_blob(stream, blob_id, house.store, limit_bytes=limit_bytes)
 
 
 # 4. execute: in the worker's process -------------------------------------------------
@@ -426,7 +373,7 @@ async def sign(
     terms = house.terms()
     receipt = Receipt(
         protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
-        exact_spec="",
+        exact_spec=SPEC_VERSION if side.award.numeric_class == "exact" else "",
         award=side.award_id,
         unit=request.unit,
         program=side.award.program,
@@ -439,7 +386,7 @@ async def sign(
         provider=house.peer_id,
         requester=side.requester,
         started_at_ms=started_at_ms,
-        ended_at_ms=_wall_ms(),
+        ended_at_ms=wall_ms(),
         device=terms.device,
         runtime="" if failed else outcome.runtime[:256],
     )
@@ -547,8 +494,8 @@ async def _take_output(
 ) -> None:
     """Hold one output; it is the provider's lie, and no fault here, where it does not fit."""
     try:
-        await _fetch(house, provider, blob_id, pin_by, need.spec.memory_limit_bytes)
-        spec = await _tensor_spec(house.store, blob_id)
+        await hold(house, provider, blob_id, pin_by, need.spec.memory_limit_bytes)
+        spec = await tensor_spec_of(house.store, blob_id)
     except (ProgramError, StoreError) as error:
         if error.code not in {"bad_tensor", "blob_too_large"}:
             raise
@@ -560,51 +507,3 @@ async def _take_output(
             f"output {port.name!r} of {provider} is a {spec}, and {port} is wanted",
             code="wrong_output",
         )
-
-
-# --- shared ---------------------------------------------------------------------------
-
-
-async def _manifest(store: BlobStore, program: BlobId) -> manifests.Manifest:
-    """A manifest that is held; a larger blob that a peer calls one is not read at all."""
-    if store.size_bytes(program) > manifests.MANIFEST_LIMIT_BYTES:
-        raise ProgramError(
-            f"{program[:16]}… is no program: it is too large", code="bad_manifest"
-        )
-    return manifests.decode(await store.get_bytes(program))
-
-
-async def _tensor_spec(store: BlobStore, blob_id: BlobId) -> TensorSpec:
-    """The dtype and shape of a tensor that is held, from its first bytes."""
-    return spec_of_blob(await store.read_chunk(blob_id, 0), store.size_bytes(blob_id))
-
-
-async def _inline(store: BlobStore, blob_ids: Sequence[BlobId]) -> tuple[bytes, ...]:
-    """As many of the blobs as fit into one message."""
-    blobs: list[bytes] = []
-    room = INLINE_LIMIT_BYTES
-    for blob_id in dict.fromkeys(blob_ids):
-        if store.size_bytes(blob_id) <= room:
-            blobs.append(await store.get_bytes(blob_id))
-            room -= len(blobs[-1])
-    return tuple(blobs)
-
-
-async def _tell(house: House, peer: PeerId, message: Cancel | Release) -> None:
-    """Say something that matters to the peer only; a lost one costs it a time-out."""
-    try:
-        await house.control.request(peer, message, RELEASE_TIME_LIMIT_S)
-    except ShoalError:
-        return
-
-
-def _fitting(answer, kinds):  # noqa: ANN001, ANN202
-    if not isinstance(answer, kinds):
-        raise RemoteProtocolError(
-            f"an unfitting {type(answer).__name__} came as an answer", code="unfitting_answer"
-        )
-    return answer
-
-
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -22,6 +22,7 @@ from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 from shoal.node import bidding, pipeline
 from shoal.node.errors import StoreError
+from shoal.node.house import House, inputs_of, program_blobs, program_of
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import (
     AwardOffer,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from shoal.crypto.peer_id import PeerId
-    from shoal.node.pipeline import House
 
 OPEN_LIMIT = 256
 """Bids and leases of one requester held at once; one that is greedy is in nobody's way."""
@@ -158,10 +158,10 @@ class Provider:
         """How much of the called program is held; 0 when its manifest is not."""
         store = self._house.store
         try:
-            manifest = await pipeline.program_of(store, BlobId(call.program))
+            manifest = await program_of(store, BlobId(call.program))
         except (ProgramError, StoreError):
             return 0
-        return sum(store.size_bytes(blob_id) for blob_id in pipeline.program_blobs(manifest))
+        return sum(store.size_bytes(blob_id) for blob_id in program_blobs(manifest))
 
     def _lease(self, conversation: _Conversation, offer: AwardOffer) -> Lease | Refusal:
         side = conversation.side
@@ -245,7 +245,7 @@ class Provider:
         except ShoalError as error:
             return _refuse(request, Reason.DATA_MISSING, error)
         finally:
-            house.store.unpin(pipeline.inputs_of(side, request.unit))
+            house.store.unpin(inputs_of(side, request.unit))
 
     async def sweep(self) -> None:
         """Forget conversations that have ended, for ever: most do by their time."""

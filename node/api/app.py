@@ -136,7 +136,8 @@ class _Api:
 
     async def convert_program(self, request: Request) -> Response:
         onnx = await read_bounded(request, MODEL_LIMIT_BYTES)
-        program = await self._daemon.convert_program(onnx)
+        precision = request.query_params.get("precision")
+        program = await self._daemon.convert_program(onnx, precision)
         return _program(program, await self._daemon.program(program), 201)
 
     async def register_program(self, request: Request) -> Response:

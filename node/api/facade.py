@@ -74,7 +74,7 @@ class DaemonFacade(Protocol):
         """This node's devices as its executors probed them."""
         ...
 
-    async def convert_program(self, onnx: bytes) -> BlobId:
+    async def convert_program(self, onnx: bytes, precision: str | None) -> BlobId:
         """Make a program of an ONNX model, in the worker; raises ProgramError."""
         ...
 

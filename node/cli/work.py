@@ -36,6 +36,9 @@ class Limits:
         numeric_class: Annotated[
             str, Parameter(name="--class", help="Numeric class of the results.")
         ] = "fp32",
+        precision: Annotated[
+            str | None, Parameter(help="Of the class exact: x20 (the default), x16 or x8.")
+        ] = None,
         label: Annotated[str, Parameter(help="Free text to know the job by.")] = "",
         time_limit: Annotated[float, Parameter(help="Seconds that a unit may take.")] = 300.0,
         memory_limit: Annotated[
@@ -45,6 +48,7 @@ class Limits:
             float | None, Parameter(help="Seconds to wait for results, then exit with 5.")
         ] = None,
     ) -> None:
+        from shoal.compute.exact.spec import PRECISIONS
         from shoal.node.client.flows import NUMERIC_CLASSES
 
         if numeric_class not in NUMERIC_CLASSES:
@@ -67,6 +71,7 @@ class Limits:
                 hint="for example --timeout 60",
             )
         self.timeout_s = timeout
+        self.precision = precision or ("x20" if numeric_class == "exact" else None)
         try:
             memory_limit_bytes = read_size_bytes(memory_limit)
         except ValueError as error:
@@ -75,8 +80,15 @@ class Limits:
                 code="usage",
                 hint="for example --memory-limit 2GB",
             ) from None
+        if precision is not None and (numeric_class != "exact" or precision not in PRECISIONS):
+            raise ConfigError(
+                f"--precision: {precision!r} does not fit --class {numeric_class}",
+                code="usage",
+                hint=f"--class exact --precision {'|'.join(PRECISIONS)}",
+            )
         self.options: dict[str, Any] = {
             "numeric_class": numeric_class,
+            "precision": precision,
             "label": label,
             "time_limit_s": time_limit,
             "memory_limit_bytes": memory_limit_bytes,
@@ -142,7 +154,7 @@ def map_(
     check_directory(output)
     arrays = read_inputs(inputs)
     with daemon.client() as client:
-        prepared = client.prepare(model)
+        prepared = client.prepare(model, limits.precision)
         check_batch(prepared.manifest, arrays, batch)
         job = client.submit(prepared, _uploading(arrays, batch), **limits.options)
         if detach:

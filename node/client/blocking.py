@@ -89,17 +89,18 @@ class Client:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""
         return self._drive(flows.connect(address))
 
-    def prepare(self, model: Model) -> Prepared:
+    def prepare(self, model: Model, precision: str | None = None) -> Prepared:
         """Bring a model to the daemon once, for any number of jobs.
 
         Args:
             model: A path to an ONNX file, its bytes, a loaded ``ModelProto`` or
                 a program id.
+            precision: ``x20``, ``x16`` or ``x8`` for the class ``exact``.
 
         Raises:
             ProgramError: The model cannot be a program.
         """
-        return self._drive(flows.prepare(model))
+        return self._drive(flows.prepare(model, precision))
 
     def run(
         self,

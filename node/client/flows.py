@@ -17,6 +17,7 @@ import msgspec
 
 from shoal.compute.devices import Device
 from shoal.compute.errors import ProgramError
+from shoal.compute.executors.base import NumericClass
 from shoal.compute.manifest import Manifest, check_inputs, decode
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.crypto.content import BlobId, blob_id_of
@@ -55,17 +56,22 @@ _STATUS_LIMIT_S = 10.0
 _UPLOAD_LIMIT_S = 600.0
 _WAIT_STEP_S = 30.0
 _POLL_S = 0.2
+DEFAULT_PRECISION = "x20"
 _UNITS_PER_REQUEST = 100
 
 
-NUMERIC_CLASSES = ("fp32",)
-"""That some executor of this version serves."""
+NUMERIC_CLASSES = tuple(numeric_class.value for numeric_class in NumericClass)
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the units of a job are to be run; the fields are those of `JobSpec`."""
+    """How the units of a job are to be run: the fields of `JobSpec`, and ``precision``.
 
-    numeric_class: str = NUMERIC_CLASSES[0]
+    ``precision`` belongs to the class ``exact``: ``x20``, ``x16`` or ``x8``. It is
+    part of the program, so a program that is prepared already keeps its own.
+    """
+
+    numeric_class: str = NumericClass.FP32.value
+    precision: str | None = None
     label: str = ""
     time_limit_s: float = 300.0
     memory_limit_bytes: int = 1 << 30
@@ -100,8 +106,10 @@ def connect(address: str) -> Flow[str]:
     return (yield from _json(Request("POST", "/v1/connect", body=body)))["peer"]
 
 
-def prepare(model: Model) -> Flow[Prepared]:
+def prepare(model: Model, precision: str | None = None) -> Flow[Prepared]:
     """Bring a model to the daemon as a program, with what it does not hold yet.
+
+    With a precision it is a program of the class ``exact``.
 
     Raises:
         ProgramError: The model cannot be a program.
@@ -112,7 +120,7 @@ def prepare(model: Model) -> Flow[Prepared]:
     if isinstance(model, str) and re.fullmatch("[0-9a-f]{64}", model):
         manifest = yield Request("GET", f"/v1/blobs/{model}")
         return Prepared(BlobId(model), decode(manifest))
-    program: Program = yield Work(lambda: _convert(model))
+    program: Program = yield Work(lambda: _convert(model, precision))
     register = Request("PUT", f"/v1/programs/{program.program_id}", refusals=(404, 409))
     if (yield register) is None:
         for blob_id, blob in program.blobs.items():
@@ -132,13 +140,15 @@ def submit(
     Raises:
         ProgramError: An input is missing, or does not fit the program.
     """
-    prepared = yield from prepare(model)
+    prepared = yield from prepare(model, precision_of(options))
     ids = []
     for unit in units:
         ids.append((yield from _upload_inputs(prepared.manifest, unit)))  # noqa: PERF401  # yields
     if not ids:
         raise ProgramError("there is nothing to run: no inputs were given", code="no_units")
-    spec = JobSpec(policy, prepared.program_id, tuple(ids), **msgspec.structs.asdict(options))
+    fields = msgspec.structs.asdict(options)
+    del fields["precision"]
+    spec = JobSpec(policy, prepared.program_id, tuple(ids), **fields)
     request = Request(
         "POST", "/v1/jobs", body=msgspec.json.encode(spec), answer_limit_s=_UPLOAD_LIMIT_S
     )
@@ -177,7 +187,7 @@ def map_(
     Raises:
         ProgramError: Model or inputs cannot be used, or do not fit in such pieces.
     """
-    prepared = yield from prepare(model)
+    prepared = yield from prepare(model, precision_of(options))
     check_batch(prepared.manifest, inputs, batch)
     return (yield from submit(prepared, batches(inputs, batch), Policy.MAP, options))
 
@@ -326,19 +336,25 @@ def _upload(blob_id: BlobId, blob: bytes) -> Flow[None]:
     yield Request("PUT", "/v1/blobs", body=blob, answer_limit_s=_UPLOAD_LIMIT_S)
 
 
-def _convert(model: str | Path | bytes | onnx.ModelProto) -> Program:
+def precision_of(options: Options) -> str | None:
+    """The precision that a program needs for these options: x20 where none was chosen."""
+    exact = options.numeric_class == NumericClass.EXACT.value
+    return options.precision or (DEFAULT_PRECISION if exact else None)
+
+
+def _convert(model: str | Path | bytes | onnx.ModelProto, precision: str | None) -> Program:
     from shoal.compute.convert import convert, convert_file
 
     if isinstance(model, str | Path):
         try:
-            return convert_file(Path(model))
+            return convert_file(Path(model), precision)
         except ProgramError as error:
             raise ProgramError(
                 f"{model}: {error.message}", hint=error.hint, code=error.code
             ) from None
     if isinstance(model, bytes):
-        return convert(model)
-    return convert(model.SerializeToString())
+        return convert(model, precision)
+    return convert(model.SerializeToString(), precision)
 
 
 def _get(path: str, field: str, kind: type[Value], **query: int) -> Flow[Value]:

@@ -91,9 +91,9 @@ class AsyncClient:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""
         return await self._drive(flows.connect(address))
 
-    async def prepare(self, model: Model) -> Prepared:
+    async def prepare(self, model: Model, precision: str | None = None) -> Prepared:
         """Bring a model to the daemon once; see `Client.prepare`."""
-        return await self._drive(flows.prepare(model))
+        return await self._drive(flows.prepare(model, precision))
 
     async def run(
         self,

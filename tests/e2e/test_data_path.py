@@ -226,7 +226,7 @@ def test_why_names_the_nodes_that_do_not_trust_the_requester_and_what_to_do(
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [("--memory-limit=1000GB", "memory"), ("--class=exact", "exact")],
+    [("--memory-limit=1000GB", "memory"), ("--class=low", "low")],
     ids=["too large", "class not offered"],
 )
 def test_a_job_that_nobody_can_serve_keeps_running_and_why_tells(

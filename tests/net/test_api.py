@@ -154,7 +154,7 @@ class MemoryDaemon:
     async def devices(self):
         return (Device(id="cpu", kind="cpu", name="A", memory_bytes=1, memory_free_bytes=1),)
 
-    async def convert_program(self, onnx):
+    async def convert_program(self, onnx, precision):
         program = await trio.to_thread.run_sync(convert, onnx)
         for blob in program.blobs.values():
             await self.blobs.put_bytes(blob)

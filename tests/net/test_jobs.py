@@ -16,7 +16,7 @@ from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
 from shoal.crypto.content import BlobId, ChunkList, blob_id_of
-from shoal.node import jobs, pipeline
+from shoal.node import house, jobs
 from shoal.node.bidding import IN_FLIGHT, Terms
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights
 from shoal.node.blobs import open_store
@@ -60,7 +60,7 @@ class Node:
         self.offering = [key.peer_id]
         self.draining = False
         self.rights = Rights()
-        self.house = pipeline.House(
+        self.house = house.House(
             identity=key,
             network=network,
             control=control,
@@ -188,7 +188,7 @@ async def test_a_unit_fails_when_the_last_provider_that_could_try_it_goes_away(n
 async def noted(node, states, spec):
     """A job of an earlier run of the daemon, with one unit in each of ``states``."""
     job = Job(
-        id=pipeline.new_job_id(),
+        id=house.new_job_id(),
         policy=spec.policy,
         program=spec.program,
         numeric_class=spec.numeric_class,

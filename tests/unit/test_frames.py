@@ -20,7 +20,7 @@ def head_of(message, attachments=()):
     "request_",
     [
         frames.Start(2, 3),
-        frames.Convert(LIMITS),
+        frames.Convert(LIMITS, "x20"),
         frames.Prepare("p", ("a", "b"), LIMITS),
         frames.Run("p", ("x",), LIMITS),
     ],

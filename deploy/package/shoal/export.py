@@ -18,15 +18,12 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import msgspec
 import torch
 from onnx import NodeProto
 
 from shoal.compute.convert import PROGRAM_OPSET, Program, convert
 from shoal.compute.errors import ProgramError
 from shoal.compute.graph import printable, walk
-from shoal.compute.manifest import encode
-from shoal.crypto.content import blob_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,10 +72,9 @@ def program(
     """
     model = to_onnx(module, example_inputs, dynamic_axes=dynamic_axes)
     try:
-        converted = convert(model.SerializeToString())
+        return convert(model.SerializeToString(), precision)
     except ProgramError as error:
         raise _placed_in_module(error, model) from error
-    return converted if precision is None else _with_precision(converted, precision)
 
 
 def to_onnx(
@@ -98,14 +94,6 @@ def to_onnx(
     _name_outputs(model, _output_names(exported))
     _name_symbols(model, axes)
     return model
-
-
-def _with_precision(converted: Program, precision: Precision) -> Program:
-    manifest = msgspec.structs.replace(converted.manifest, precision=precision)
-    manifest_blob = encode(manifest)
-    program_id = blob_id_of(manifest_blob)
-    blobs = {id_: blob for id_, blob in converted.blobs.items() if id_ != converted.program_id}
-    return Program(program_id, manifest, {program_id: manifest_blob} | blobs)
 
 
 def _by_name(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str, torch.Tensor]:

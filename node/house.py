@@ -1,0 +1,183 @@
+"""The ground under the data path: the modules of one node, and what its steps share.
+
+`node.pipeline` is the steps; here is what more than one of them needs: the
+modules they call, the names under which blobs are pinned, how a blob or a
+manifest is had, and how a peer's answer is taken.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from shoal.compute import manifest as manifests
+from shoal.compute.errors import ProgramError
+from shoal.compute.supervisor import Worker
+from shoal.compute.tensor import TensorSpec, spec_of_blob
+from shoal.crypto.content import BlobId
+from shoal.crypto.errors import ShoalError
+from shoal.node import bidding
+from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
+from shoal.node.errors import StoreError
+from shoal.node.records import JobId, Unit
+from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import INLINE_LIMIT_BYTES
+from shoal.protocol.messages import Cancel, Release
+
+if TYPE_CHECKING:
+    from shoal.crypto.identity import Identity
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.blobs import BlobStore
+    from shoal.node.control import Control
+    from shoal.node.network import Network
+    from shoal.node.state import State
+    from shoal.protocol.messages import ResponseBody
+    from shoal.protocol.negotiation import ProviderSide
+
+RELEASE_TIME_LIMIT_S = 2.0
+STREAM_TIME_LIMIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The modules that the steps call."""
+
+    identity: Identity
+    network: Network
+    control: Control
+    store: BlobStore
+    rights: Rights
+    journal: State
+    worker: Worker
+    reach: Callable[[PeerId], Awaitable[None]]
+    """Connect to a peer known by its advert; `NetworkError` where that fails."""
+    terms: Callable[[], bidding.Terms]
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This node."""
+        return self.identity.peer_id
+
+
+# --- names ---
+
+
+def new_job_id() -> JobId:
+    """A new id: 11 hexadecimal digits of milliseconds, then 16 of randomness."""
+    return JobId(f"{wall_ms():011x}{secrets.token_hex(8)}")
+
+
+def outputs_of(job_id: JobId) -> str:
+    """Under which name the outputs of a job are pinned."""
+    return f"{job_id}/outputs"
+
+
+def unit_name(unit: Unit) -> str:
+    """The requester's name for a unit: the job's id and the unit's place in it."""
+    return f"{unit.job}/{unit.index}"
+
+
+def inputs_of(side: ProviderSide, unit: str) -> str:
+    """Under which name the inputs of a unit are pinned; ``unit`` is a peer's own word."""
+    return f"{side.award_id}/{unit}"
+
+
+# --- programs and blobs ---
+
+
+async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
+    """The manifest of a program whose blobs are all held.
+
+    Raises:
+        StoreError: ``blob_missing`` where the manifest is not held, ``blobs_missing``
+            where others are not, naming them.
+        ProgramError: The blob is no manifest.
+    """
+    manifest = await manifest_of(store, program)
+    missing = [blob_id for blob_id in program_blobs(manifest) if not store.holds(blob_id)]
+    if missing:
+        raise StoreError(
+            f"of program {program[:16]}… these blobs are not held: {', '.join(missing[:8])}",
+            code="blobs_missing",
+            hint="upload them first; `shoal run MODEL.onnx` does it",
+        )
+    return manifest
+
+
+def program_blobs(manifest: manifests.Manifest) -> list[BlobId]:
+    """The ids of everything that a program is made of, beside its manifest."""
+    return [manifest.graph, *(weight.blob_id for weight in manifest.tensors)]
+
+
+async def manifest_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
+    """A manifest that is held; a larger blob that a peer calls one is not read at all."""
+    if store.size_bytes(program) > manifests.MANIFEST_LIMIT_BYTES:
+        raise ProgramError(
+            f"{program[:16]}… is no program: it is too large", code="bad_manifest"
+        )
+    return manifests.decode(await store.get_bytes(program))
+
+
+async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:
+    """The dtype and shape of a tensor that is held, from its first bytes."""
+    return spec_of_blob(await store.read_chunk(blob_id, 0), store.size_bytes(blob_id))
+
+
+async def inline_blobs(store: BlobStore, blob_ids: Iterable[BlobId]) -> tuple[bytes, ...]:
+    """As many of the blobs as fit into one message."""
+    blobs: list[bytes] = []
+    room = INLINE_LIMIT_BYTES
+    for blob_id in dict.fromkeys(blob_ids):
+        if store.size_bytes(blob_id) <= room:
+            blobs.append(await store.get_bytes(blob_id))
+            room -= len(blobs[-1])
+    return tuple(blobs)
+
+
+async def hold(
+    house: House, peer: PeerId, blob_id: BlobId, pin_by: str, limit_bytes: int
+) -> None:
+    """Hold a blob, from ``peer`` where it is not held yet, until ``pin_by`` lets go.
+
+    Raises:
+        NetworkError: The peer cannot be reached, or refuses.
+        RemoteProtocolError: It sent something else than the blob.
+        StoreError: The blob is over ``limit_bytes``, or there is no room.
+    """
+    house.store.pin(blob_id, pin_by)
+    if not house.store.holds(blob_id):
+        stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
+        await fetch_blob(stream, blob_id, house.store, limit_bytes=limit_bytes)
+
+
+# --- peers ---
+
+
+async def tell(house: House, peer: PeerId, message: Cancel | Release) -> None:
+    """Say something that matters to the peer only; a lost one costs it a time-out."""
+    try:
+        await house.control.request(peer, message, RELEASE_TIME_LIMIT_S)
+    except ShoalError:
+        return
+
+
+def fitting(answer: ResponseBody, kinds: Any) -> Any:
+    """``answer``, if it is one of ``kinds``.
+
+    Raises:
+        RemoteProtocolError: The peer answered with another message.
+    """
+    if not isinstance(answer, kinds):
+        raise RemoteProtocolError(
+            f"an unfitting {type(answer).__name__} came as an answer", code="unfitting_answer"
+        )
+    return answer
+
+
+def wall_ms() -> int:
+    """This node's wall clock, in milliseconds since 1970; advisory on the wire."""
+    return time.time_ns() // 1_000_000
