@@ -69,14 +69,8 @@ def without_weights(model, name, state):
         if value.nbytes <= LARGE_BYTES:
             continue
         for key, parameter in named.items():
-            suffix = next(
-                (
-                    s
-                    for s, p in (("", parameter), (".T", parameter.T))
-                    if np.array_equal(p, value)
-                ),
-                None,
-            )
+            forms = {"": parameter, ".T": parameter.T}
+            suffix = next((s for s, form in forms.items() if np.array_equal(form, value)), None)
             if suffix is not None:
                 source = theirs(key) if name == "minilm" else key.removeprefix("whole.")
                 model.metadata_props.add(key=tensor.name, value=source + suffix)

