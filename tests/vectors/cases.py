@@ -176,6 +176,16 @@ ELEMENTWISE = (
     _case("Gelu/none", "y = Gelu(x)", opset=20, x=awkward(6, 20)),
     _case("Gelu/tanh", 'y = Gelu<approximate="tanh">(x)', opset=20, x=awkward(6, 20)),
     _case("LeakyRelu/slope", "y = LeakyRelu<alpha=0.1>(x)", x=awkward(6, 20)),
+    _case("Celu/default", "y = Celu(x)", x=unit(4, 6)),
+    _case("Selu/default", "y = Selu(x)", x=unit(4, 6)),
+    _case("Mish/default", "y = Mish(x)", x=unit(4, 6)),
+    _case("Softsign/default", "y = Softsign(x)", x=wide(4, 6)),
+    _case("ThresholdedRelu/default", "y = ThresholdedRelu<alpha=0.5>(x)", x=wide(4, 6)),
+    _case("IsNaN/never", "y = IsNaN(x)", "y:bool", x=awkward(20)),
+    _case("IsInf/a mask", "y = IsInf(x)", "y:bool", x=masked(4, 5)),
+    _case("PRelu/slopes", "y = PRelu(x, s)", x=awkward(4, 6), s=unit(6)),
+    _case("Elu/default", "y = Elu<alpha=0.7>(x)", x=unit(4, 6)),
+    _case("HardSwish/default", "y = HardSwish(x)", x=wide(4, 6)),
     _case("HardSigmoid/default", "y = HardSigmoid(x)", x=wide(6, 20)),
     *(
         _case(
@@ -188,6 +198,8 @@ ELEMENTWISE = (
     ),
     _case("Add/mask", "y = Add(a, b)", a=unit(2, 4, 6), b=masked(4, 6)),
     _case("Div/by what is not zero", "y = Div(a, b)", a=awkward(3, 1, 5), b=positive(4, 5)),
+    _case("Sum/three", "y = Sum(a, b, c)", a=wide(6), b=wide(2, 6), c=wide(2, 1)),
+    _case("Mean/three", "y = Mean(a, b, c)", a=wide(6), b=wide(2, 6), c=wide(2, 1)),
     _case("Min/three", "y = Min(a, b, c)", a=awkward(6), b=awkward(2, 6), c=awkward(2, 1)),
     _case("Max/three", "y = Max(a, b, c)", a=awkward(6), b=awkward(2, 6), c=awkward(2, 1)),
     _case("Mod/fmod", "y = Mod<fmod=1>(a, b)", a=wide(40), b=positive(40)),
@@ -245,6 +257,25 @@ ELEMENTWISE = (
         a=integers(-7, 7, -6),
         b=integers(2, -2, 3),
     ),
+    *(
+        _case(
+            f"{operator}/integers",
+            f"y = {operator}(a, b)",
+            "y:int32",
+            a=below(2**31, 20, dtype="int32"),
+            b=below(2**31, 20, dtype="int32"),
+        )
+        for operator in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")
+    ),
+    _case("BitwiseNot/integers", "y = BitwiseNot(a)", "y:int32", a=below(99, 9, dtype="int32")),
+    _case(
+        "BitShift/left",
+        'y = BitShift<direction="LEFT">(a, b)',
+        "y:uint8",
+        a=below(256, 9, dtype="uint8"),
+        b=below(8, 9, dtype="uint8"),
+    ),
+    _case("CastLike/integers", "y = CastLike(x, z)", "y:int64", x=wide(30), z=integers(0)),
     _case("Cast/to integers", "y = Cast<to=7>(x)", "y:int64", x=wide(30)),
     _case("Cast/to floats", "y = Cast<to=1>(x)", x=integers(0, -3, 2**24 + 1, 2**53 + 1)),
     _case("Cast/to bool", "y = Cast<to=9>(x)", "y:bool", x=awkward(64)),
@@ -461,6 +492,16 @@ MOVES = (
         "k = Constant<value_int=-1>() y = Trilu<upper=0>(x, k)",
         x=masked(2, 4, 5),
     ),
+    _case("DepthToSpace/plain", "y = DepthToSpace<blocksize=2>(x)", x=awkward(1, 8, 2, 3)),
+    _case("SpaceToDepth/plain", "y = SpaceToDepth<blocksize=2>(x)", x=awkward(1, 2, 4, 6)),
+    _case("EyeLike/above", "y = EyeLike<k=1>(x)", x=unit(3, 4)),
+    _case(
+        "OneHot/last axis",
+        "y = OneHot(i, depth, values)",
+        i=integers(0, 2, -1),
+        depth=integers(4),
+        values=floats(-0.5, 3),
+    ),
     _case("Dropout/inference", "y = Dropout(x)", x=awkward(2, 3)),
 )
 
@@ -474,6 +515,21 @@ INTEGERS = (
         p=integers(7, dtype="uint8").reshape(()),
         q=integers(-3, dtype="int8").reshape(()),
     ),
+    _case(
+        "ConvInteger/zero point",
+        "y = ConvInteger<pads=[1,1,1,1]>(x, w, p)",
+        "y:int32",
+        x=below(256, 1, 3, 5, 5, dtype="uint8"),
+        w=below(256, 2, 3, 3, 3, dtype="uint8"),
+        p=integers(9, dtype="uint8").reshape(()),
+    ),
+    _case(
+        "DynamicQuantizeLinear/plain",
+        "y, s, z = DynamicQuantizeLinear(x)",
+        "y:uint8 s z:uint8",
+        x=unit(4, 9),
+    ),
+    _case("ReduceProd/integers", "y = ReduceProd(x)", "y:int64", x=integers(3, -5, 2**40)),
     _case(
         "QuantizeLinear/saturates",
         "y = QuantizeLinear(x, s, z)",
