@@ -1,0 +1,324 @@
+"""Sums along rows and what rests on them: the loops of SPEC, "Sums".
+
+Part of *execute*; `sums` cuts the rows and hands them out. A row is read two to four
+times, from the cache after the first. Terms become int64 in units of 2^(e - 40), whose
+sum no order of additions can change; all else is float64 in the reference's order.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numba.types import boolean, float32, float64, int64
+
+from shoal.compute.exact.cpu.compiled import inline, kernel, reads, writes
+from shoal.compute.exact.cpu.floats import (
+    FINE,
+    INFINITY_BITS,
+    MASKED,
+    NAN,
+    as_integer,
+    exponent_of,
+    flushed,
+    from_bits,
+    magnitude,
+    magnitude_64,
+    ordered,
+    status_of,
+    sum_scale,
+    sum_value,
+)
+from shoal.compute.exact.cpu.functions import exp64, log64
+
+REDUCTIONS: Final = {
+    name: code
+    for code, name in enumerate(
+        ("sum", "mean", "l1", "l2", "sum_square", "log_sum", "log_sum_exp", "max", "min", "count")
+    )
+}
+"""What `reduce` does; "count" divides a sum by counts, for pooling."""
+_SUM, _MEAN, _L1, _L2, _SUM_SQUARE, _LOG_SUM, _LOG_SUM_EXP, _MAX, _MIN, _COUNT = range(10)
+
+
+@inline
+def _peak(x):
+    """The bits of a float32 row's largest magnitude."""
+    bits = x.view(np.int32)
+    peak = np.int32(0)
+    for i in range(bits.size):
+        peak = max(peak, magnitude(bits[i]))
+    return peak
+
+
+@inline
+def _peak_64(x):
+    """The largest magnitude of a float64 row."""
+    bits = x.view(np.int64)
+    peak = np.int64(0)
+    for i in range(bits.size):
+        peak = max(peak, magnitude_64(bits[i]))
+    return from_bits(peak)
+
+
+@inline
+def _as_float(bits):
+    """The float32 of these bits, widened."""
+    return np.float64(np.int32(bits).view(np.float32))
+
+
+@inline
+def _largest(x):
+    bits = x.view(np.int32)
+    best = np.int32(-0x80000000)
+    for i in range(bits.size):
+        best = max(best, ordered(bits[i]))
+    return _as_float(ordered(best))
+
+
+@inline
+def _sum_64(v, peak):
+    """The fixed-point sum of a float64 row whose largest magnitude is peak."""
+    exponent = exponent_of(peak)
+    scale = sum_scale(exponent)
+    total = np.int64(0)
+    for i in range(v.size):
+        total += as_integer(v[i] * scale)
+    return sum_value(total, exponent)
+
+
+@inline
+def _sum_32(x, peak):
+    """Likewise of a float32 row, peak in bits."""
+    exponent = exponent_of(_as_float(peak))
+    scale = sum_scale(exponent)
+    total = np.int64(0)
+    for i in range(x.size):
+        total += as_integer(np.float64(x[i]) * scale)
+    return sum_value(total, exponent)
+
+
+@inline
+def _rounded(v, worst):
+    """v as float32, and the worse of its status and the worst so far."""
+    result = np.float32(flushed(v))
+    peak = magnitude(np.int32(result.view(np.int32)))
+    return result, max(worst, status_of(peak))
+
+
+@inline
+def _exp_of_shifted(x, largest, t):
+    """t = e^(x - largest), and its fixed-point sum. t is at most 1, and 1 at the largest."""
+    scale = sum_scale(1)
+    total = np.int64(0)
+    for i in range(x.size):
+        t[i] = exp64(np.float64(x[i]) - largest)
+    for i in range(x.size):
+        total += as_integer(t[i] * scale)
+    return sum_value(total, 1)
+
+
+@kernel(
+    int64(
+        int64, reads(float32, 2), reads(int64, 1), int64, int64, writes(float32, 1)
+    )
+)  # fmt: skip
+def reduce(name, x, counts, start, stop, out):
+    """One number of each row; counts are read by "count" alone."""
+    n = x.shape[1]
+    v = np.empty(n, np.float64)
+    worst = FINE
+    for row in range(start, stop):
+        values = x[row]
+        peak = _peak(values)
+        if peak >= INFINITY_BITS:
+            worst = MASKED
+            continue
+        if name == _MAX or name == _MIN:
+            if name == _MIN:
+                bits = values.view(np.int32)
+                best = np.int32(0x7FFFFFFF)
+                for i in range(n):
+                    best = min(best, ordered(bits[i]))
+                value = _as_float(ordered(best))
+            else:
+                value = _largest(values)
+        elif name == _LOG_SUM_EXP:
+            largest = _largest(values)
+            value = largest + log64(_exp_of_shifted(values, largest, v))
+        elif name == _L2 or name == _SUM_SQUARE:
+            for i in range(n):
+                v[i] = np.float64(values[i]) * np.float64(values[i])
+            value = _sum_64(v, _as_float(peak) * _as_float(peak))
+            if name == _L2:
+                value = np.sqrt(value)
+        elif name == _L1:
+            for i in range(n):
+                v[i] = abs(values[i])
+            value = _sum_64(v, _as_float(peak))
+        else:
+            value = _sum_32(values, peak)
+            if name == _MEAN:
+                value = value / np.float64(n)
+            elif name == _LOG_SUM:
+                value = log64(value)
+            elif name == _COUNT:
+                value = value / np.float64(counts[row])
+        out[row], worst = _rounded(value, worst)
+    return worst
+
+
+@kernel(
+    int64(reads(float32, 2), boolean, boolean, int64, int64, writes(float32, 2))
+)
+def cumsum(x, exclusive, reverse, start, stop, out):
+    """Running sums of the row's fixed-point integers."""
+    n = x.shape[1]
+    worst = FINE
+    for row in range(start, stop):
+        values, results = x[row], out[row]
+        peak = _peak(values)
+        if peak >= INFINITY_BITS:
+            worst = MASKED
+            continue
+        exponent = exponent_of(_as_float(peak))
+        scale = sum_scale(exponent)
+        total = np.int64(0)
+        for step in range(n):
+            i = n - 1 - step if reverse else step
+            before = total
+            total += as_integer(np.float64(values[i]) * scale)
+            value = sum_value(before if exclusive else total, exponent)
+            results[i], worst = _rounded(value, worst)
+    return worst
+
+
+@kernel(int64(boolean, reads(float32, 2), int64, int64, writes(float32, 2)))
+def softmax(logarithm, x, start, stop, out):
+    """Softmax of each row, or its logarithm."""
+    t = np.empty(x.shape[1], np.float64)
+    worst = FINE
+    for row in range(start, stop):
+        values, results = x[row], out[row]
+        if logarithm and _peak(values) >= INFINITY_BITS:
+            worst = MASKED
+            continue
+        largest = _largest(values)
+        if largest == -np.inf:
+            worst = max(worst, NAN)
+            continue
+        total = _exp_of_shifted(values, largest, t)
+        if logarithm:
+            shift = log64(total)
+            for i in range(t.size):
+                results[i] = flushed((np.float64(values[i]) - largest) - shift)
+        else:
+            for i in range(t.size):
+                results[i] = flushed(t[i] / total)
+        worst = max(worst, status_of(_peak(results)))
+    return worst
+
+
+@kernel(
+    int64(
+        boolean, reads(float32, 2), reads(float32, 2), reads(float32, 2), float64,
+        int64, int64, writes(float32, 2),
+    )
+)  # fmt: skip
+def norm(centre, x, w, b, eps, start, stop, out):
+    """Each row, less its mean if centre, over its deviation, times w, plus b.
+
+    w and b: (groups, n); (0, n) where there is none.
+    """
+    n = x.shape[1]
+    c = np.empty(n, np.float64)
+    squares = np.empty(n, np.float64)
+    worst = FINE
+    for row in range(start, stop):
+        values, results = x[row], out[row]
+        peak = _peak(values)
+        if peak >= INFINITY_BITS:
+            worst = MASKED
+            continue
+        mean = 0.0
+        if centre:
+            mean = _sum_32(values, peak) / np.float64(n)
+        for i in range(n):
+            c[i] = np.float64(values[i]) - mean
+        for i in range(n):
+            squares[i] = c[i] * c[i]
+        largest = _peak_64(squares)
+        variance = _sum_64(squares, largest) / np.float64(n)
+        deviation = np.sqrt(variance + eps)
+        for i in range(n):
+            c[i] = c[i] / deviation
+        if w.shape[0] > 0:
+            gain = w[row % w.shape[0]]
+            for i in range(n):
+                c[i] = c[i] * np.float64(gain[i])
+        if b.shape[0] > 0:
+            offset = b[row % b.shape[0]]
+            for i in range(n):
+                c[i] = c[i] + np.float64(offset[i])
+        for i in range(n):
+            results[i] = flushed(c[i])
+        worst = max(worst, status_of(_peak(results)))
+    return worst
+
+
+@kernel(
+    int64(
+        reads(float32, 2), reads(float32, 1), reads(float32, 1), reads(float32, 1),
+        reads(float32, 1), float64, int64, int64, writes(float32, 2),
+    )
+)  # fmt: skip
+def batch_norm(x, scale, b, mean, var, eps, start, stop, out):
+    """Rows are channels of samples: row i is of channel i % channels."""
+    worst = FINE
+    for row in range(start, stop):
+        values, results = x[row], out[row]
+        channel = row % scale.size
+        if _peak(values) >= INFINITY_BITS:
+            worst = MASKED
+            continue
+        centre, gain = np.float64(mean[channel]), np.float64(scale[channel])
+        offset = np.float64(b[channel])
+        deviation = np.sqrt(np.float64(var[channel]) + eps)
+        for i in range(values.size):
+            value = ((np.float64(values[i]) - centre) / deviation) * gain + offset
+            results[i] = flushed(value)
+        worst = max(worst, status_of(_peak(results)))
+    return worst
+
+
+@kernel(
+    int64(
+        reads(float32, 1), reads(int64, 1), reads(float32, 1), writes(float64, 1),
+        writes(int64, 1), writes(float32, 1),
+    )
+)  # fmt: skip
+def scatter_add(data, indices, updates, scales, sums, out):
+    """Sums at targets; scales and sums are scratch as long as data, sums all zero."""
+    if _peak(data) >= INFINITY_BITS or _peak(updates) >= INFINITY_BITS:
+        return MASKED
+    for i in range(data.size):
+        out[i] = abs(data[i])
+        scales[i] = 0.0
+    for k in range(indices.size):
+        i = indices[k]
+        out[i] = max(out[i], abs(updates[k]))
+        scales[i] = 1.0  # reached
+    for i in range(data.size):
+        if scales[i] > 0.0:
+            scales[i] = sum_scale(exponent_of(np.float64(out[i])))
+            sums[i] = as_integer(np.float64(data[i]) * scales[i])
+    for k in range(indices.size):
+        i = indices[k]
+        sums[i] += as_integer(np.float64(updates[k]) * scales[i])
+    worst = FINE
+    for i in range(data.size):
+        if scales[i] > 0.0:
+            out[i], worst = _rounded(np.float64(sums[i]) / scales[i], worst)
+        else:
+            out[i] = data[i]
+    return worst
