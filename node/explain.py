@@ -25,6 +25,10 @@ NEXT_STEP = {
     ),
     Reason.DRAINING: ("is shutting down", "wait for other peers, or connect to more"),
     Reason.EXPIRED: ("had let go of the lease", "nothing to do; it is asked again"),
+    Reason.INTERNAL: (
+        "failed inside, by a fault of its own",
+        "its log tells its operator more; the unit goes to another node",
+    ),
     Reason.NOT_PROVIDING: (
         "takes no work",
         "its operator can change that with `provide = true`",

@@ -26,12 +26,14 @@ from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import bidding, pipeline
 from shoal.node.errors import JobError, StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S, House, program_blobs, program_of
+from shoal.node.job_views import JobViews
 from shoal.node.records import Answer, Failure, Job, JobId, JobSpec, JobState, UnitState
 from shoal.node.unit_board import UnitBoard
 from shoal.protocol.messages import Reason, Refusal, UnitResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.pipeline import Need
@@ -112,8 +114,7 @@ class Jobs:
         self._providers = providers
         self._nursery = nursery
         self._running: dict[JobId, _RunningJob] = {}
-        self._watchers: dict[JobId, set[trio.MemorySendChannel[Job]]] = {}
-        self._views: dict[trio.MemorySendChannel[Job], trio.MemoryReceiveChannel[Job]] = {}
+        self._views = JobViews(house.journal)
 
     @property
     def running(self) -> int:
@@ -158,29 +159,11 @@ class Jobs:
             running.scope.cancel()
         return await self._end(job_id, JobState.CANCELLED)
 
-    @asynccontextmanager
-    async def watch(self, job_id: JobId) -> AsyncIterator[trio.MemoryReceiveChannel[Job]]:
-        """A channel with the job as it stands and at each change, closed when it is final.
-
-        Only the newest value waits in the channel: a slow reader skips some.
-        """
-        send, receive = trio.open_memory_channel[Job](1)
-        watchers = self._watchers.setdefault(job_id, set())
-        watchers.add(send)
-        self._views[send] = receive
-        try:
-            job = await self._house.journal.job(job_id)
-            self._show(send, job)
-            if job.state.final:
-                send.close()
-            yield receive
-        finally:
-            watchers.discard(send)
-            self._views.pop(send, None)
-            if not watchers:
-                self._watchers.pop(job_id, None)
-            send.close()
-            receive.close()
+    def watch(
+        self, job_id: JobId
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Job]]:
+        """The job as it stands and at each change; see `JobViews.watch`."""
+        return self._views.watch(job_id)
 
     async def _start(self, job: Job, spec: JobSpec) -> Job:
         """Run a job in a task of its own; one that cannot even start has failed."""
@@ -382,7 +365,7 @@ class Jobs:
             return True
         await pipeline.deliver(self._house, running.need, side, unit, answer, receipt)
         if running.board.done(unit.index):
-            await self._changed(unit.job)
+            await self._views.changed(unit.job)
             running.wake()
         return True
 
@@ -404,7 +387,7 @@ class Jobs:
         )
         with trio.CancelScope(shield=True):  # it has ended on the board already
             await self._house.journal.end_unit(ended, receipt)
-            await self._changed(unit.job)
+            await self._views.changed(unit.job)
         running.wake()
 
     async def _note(
@@ -445,29 +428,10 @@ class Jobs:
                 log.info(
                     "job ended", job=job_id, state=job.state.value, failed=job.units_failed
                 )
-                await self._changed(job_id)
+                await self._views.changed(job_id)
             finally:  # also where it could not be written: nothing more will be shown
-                for send in self._watchers.get(job_id, ()):
-                    send.close()
+                self._views.close(job_id)
         return job
-
-    async def _changed(self, job_id: JobId) -> None:
-        watchers = self._watchers.get(job_id)
-        if watchers:
-            job = await self._house.journal.job(job_id)
-            for send in list(watchers):
-                self._show(send, job)
-
-    def _show(self, send: trio.MemorySendChannel[Job], job: Job) -> None:
-        receive = self._views[send]
-        try:
-            try:
-                send.send_nowait(job)
-            except trio.WouldBlock:
-                receive.receive_nowait()
-                send.send_nowait(job)
-        except (trio.ClosedResourceError, trio.BrokenResourceError, trio.WouldBlock):
-            return
 
 
 @asynccontextmanager

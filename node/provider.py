@@ -216,7 +216,7 @@ class Provider:
             log.exception("a unit failed inside this node", unit=request.unit)
             answer = Refusal(
                 call=request.call,
-                reason=Reason.PROGRAM_REFUSED,
+                reason=Reason.INTERNAL,
                 detail="this node failed to run the unit",
             )
         finally:

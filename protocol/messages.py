@@ -42,6 +42,7 @@ class Reason(StrEnum):
     DATA_MISSING = "data_missing"
     DRAINING = "draining"
     EXPIRED = "expired"
+    INTERNAL = "internal"
     NOT_PROVIDING = "not_providing"
     NO_DEVICE = "no_device"
     NO_ROOM = "no_room"
