@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from shoal.node.records import Job, JobId
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from shoal.node.records import Job, JobId
     from shoal.node.state import State
 
 
