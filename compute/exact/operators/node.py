@@ -89,7 +89,7 @@ class Node:
 Run: TypeAlias = Callable[[Node, Inputs, Kernels], Outputs]
 
 
-def _nothing_refused(_: Node) -> str | None:
+def _nothing_refused(_: Node, __: Sequence[str | None]) -> str | None:
     return None
 
 
@@ -101,8 +101,8 @@ class Operator:
         run: Computes the outputs. It never writes into an input, and an output may
             share memory with one.
         dtypes: What the first input may be; the rest is as ONNX says.
-        refuses: What of a node is not part of the exact class, such as ``the reduction
-            'mul'``, or None. Asked before anything runs.
+        refuses: What of a node with inputs of these dtypes is not part of the exact
+            class, such as ``the reduction 'mul'``, or None. Asked before anything runs.
         result_dtype: The dtype of the first output where ONNX's rules for the inputs
             do not give it.
         prepare: Quantises a constant right-hand operand. Where it is set, the
@@ -111,7 +111,7 @@ class Operator:
 
     run: Run
     dtypes: frozenset[str] = ANY
-    refuses: Callable[[Node], str | None] = _nothing_refused
+    refuses: Callable[[Node, Sequence[str | None]], str | None] = _nothing_refused
     result_dtype: Callable[[Node, Sequence[str]], str] | None = None
     prepare: Callable[[Node, Array, Kernels], tuple[Prepared, ...]] | None = None
 

@@ -1,0 +1,134 @@
+"""The class exact on a CPU: the same bits as every other node, or a named error.
+
+The arithmetic is a backend's (`shoal.compute.exact.kernels`); this module joins it with
+a program. Its canary's output has one id everywhere and for ever: a backend that gives
+another one is not used.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from onnx import ModelProto, parser
+
+from shoal.compute.errors import ComputeError, ProgramError
+from shoal.compute.exact.kernels import ExactError
+from shoal.compute.exact.plan import Plan, make_plan
+from shoal.compute.exact.spec import PRECISIONS, SPEC_VERSION, X20
+from shoal.compute.executors.base import Evidence, NumericClass, Probe
+from shoal.compute.tensor import to_blob
+from shoal.crypto.content import BlobId, blob_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shoal.compute.exact.kernels import Kernels
+    from shoal.compute.loading import LoadedProgram
+
+CANARY_ID: Final = BlobId("d4b54c49bb2efce83cab4480c761cf851b8c32acf89756af93ce38621ca2fc3f")
+"""The id of the canary's output under version 1 of the specification."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan, and the program whose weights it may share."""
+
+    plan: Plan
+    program: LoadedProgram
+
+
+class Exact:
+    """The executor ``exact``.
+
+    Args:
+        kernels: The backend.
+        name: What it is called in receipts, where it is advisory.
+    """
+
+    def __init__(self, kernels: Kernels, name: str) -> None:
+        self._kernels = kernels
+        self._name = name
+        self._ended = threading.Event()
+
+    def probe(self) -> Probe:
+        """Run a small program whose output's id is known. See `Executor.probe`."""
+        # Integers over a power of two: the same float32 on any machine.
+        x = ((np.arange(96, dtype=np.float32) * 37 % 101) - 50).reshape(4, 24) / 32
+        try:
+            plan = make_plan(_canary(), {}, X20, (), self._kernels)
+            found = blob_id_of(to_blob(plan.run({"x": x})["y"]))
+        except ExactError as error:
+            raise ComputeError(
+                f"the exact class does not work here: {error.message}", code="probe_failed"
+            ) from None
+        if found != CANARY_ID:
+            raise ComputeError(
+                f"{self._name} gave the canary output {found[:16]}…, not {CANARY_ID[:16]}…",
+                code="probe_failed",
+                hint="its bits differ from every other node's, so it must not be used",
+            )
+        return Probe(
+            runtime=f"exact {SPEC_VERSION} {self._name}",
+            numeric_class=NumericClass.EXACT,
+            evidence=Evidence.EXECUTED,
+        )
+
+    def prepare(self, program: LoadedProgram) -> Prepared:
+        """Make a plan, with constants quantised. See `Executor.prepare`."""
+        self._ended.clear()
+        manifest = program.manifest
+        if manifest.precision is None:
+            raise ProgramError(
+                "the program names no precision, so it is not one of the class exact",
+                code="no_precision",
+                hint="submit the model with a precision: x20, x16 or x8",
+            )
+        plan = make_plan(
+            program.model,
+            program.weights,
+            PRECISIONS[manifest.precision],
+            manifest.scale_axes,
+            self._kernels,
+            self._check,
+        )
+        return Prepared(plan, program)
+
+    def run(self, handle: Prepared, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the plan once. See `Executor.run`."""
+        self._ended.clear()
+        return handle.plan.run(inputs, self._check)
+
+    def terminate(self) -> None:
+        """End what is going on before its next node. See `Executor.terminate`."""
+        self._ended.set()
+
+    def _check(self) -> None:
+        if self._ended.is_set():
+            raise ComputeError("the program was ended", code="terminated")
+
+
+def _canary() -> ModelProto:
+    """Self-attention and a gate: both scale axes, sums, exponentials, a division."""
+    model: ModelProto = parser.parse_model(
+        """
+        <ir_version: 9, opset_import: ["" : 20]>
+        canary (float[4, 24] x) => (float y)
+        <int64[1] last = {1}>
+        {
+            xt = Transpose <perm = [1, 0]> (x)
+            scores = MatMul (x, xt)
+            p = Softmax (scores)
+            mixed = MatMul (p, x)
+            g = Gelu (mixed)
+            mean = ReduceMean (g, last)
+            centred = Sub (g, mean)
+            bounded = Tanh (centred)
+            weight = Exp (g)
+            y = Div (bounded, weight)
+        }
+        """
+    )
+    return model
