@@ -143,6 +143,33 @@ def _unary(name, values, start, stop, results):
     return worst
 
 
+@kernel(int64(reads(float32, 1), int64, int64, writes(float32, 1)))
+def _admit(values, start, stop, results):
+    worst = FINE
+    for left in range(start, stop, _BLOCK):
+        x = values[left : min(left + _BLOCK, stop)]
+        out = results[left : min(left + _BLOCK, stop)]
+        largest = np.float32(-np.inf)
+        for i in range(x.size):
+            out[i] = flushed(np.float64(x[i]))
+            largest = max(largest, x[i])
+        status = status_of(_peak(x))
+        if status != INFINITE or largest == np.inf:
+            worst = max(worst, status)
+    return worst
+
+
+def admit(x: Floats, threads: Threads) -> Floats:
+    """See `Kernels.admit`."""
+    out = np.empty_like(x)
+    values, results = x.reshape(-1), out.reshape(-1)
+    check(
+        "input",
+        threads.split(lambda start, stop: _admit(values, start, stop, results), x.size, cost=1),
+    )
+    return out
+
+
 def unary(name: UnaryName, x: Floats, threads: Threads) -> Floats:
     """See `Kernels.unary`."""
     out = np.empty_like(x)

@@ -139,12 +139,18 @@ def product_batch(
         pieces = [(0, batch)]
     else:
         pieces = list(_pieces(batch, min(cacheful, -(-batch // threads.count))))
-    check("product", 
-        threads.run(
-            [lambda piece=piece: small.fill(*piece, threads) for piece in pieces]
-        )
+    check(
+        "product",
+        threads.run([lambda piece=piece: small.fill(*piece, threads) for piece in pieces]),
     )
     return small.out
+
+
+def integer_product(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int32]:
+    """(M, K) x (K, N) of small integers: within 2^18 K <= 2^40, which float64 sums exactly."""
+    _check_terms(a.shape[1], "integer_product")
+    sums = a.astype(np.float64) @ b.astype(np.float64)
+    return sums.astype(np.int64).astype(np.int32)
 
 
 def _quantise_left(
@@ -363,8 +369,6 @@ def _pieces(size: int, piece: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + piece, size)
 
 
-def _check_terms(terms: int) -> None:
+def _check_terms(terms: int, kernel: str = "product") -> None:
     if terms > K_LIMIT:
-        raise ExactError.in_kernel("k_limit", "product")
-
-
+        raise ExactError.in_kernel("k_limit", kernel)

@@ -141,9 +141,7 @@ def quantise_columns(b, bits, limit, first, last, start, stop, q, power):
 _COMPACT = (int8, int16, int32)
 
 
-@kernel(
-    *(int64(reads(q, 2), int64, int64, int64, int64, writes(float64, 2)) for q in _COMPACT)
-)
+@kernel(*(int64(reads(q, 2), int64, int64, int64, int64, writes(float64, 2)) for q in _COMPACT))
 def widen(q, top, left, start, stop, wide):
     """Rows start..stop of the block of q at (top, left) as float64."""
     for k in range(start, stop):

@@ -34,7 +34,18 @@ from shoal.compute.exact.cpu.functions import exp64, log64
 REDUCTIONS: Final = {
     name: code
     for code, name in enumerate(
-        ("sum", "mean", "l1", "l2", "sum_square", "log_sum", "log_sum_exp", "max", "min", "count")
+        (
+            "sum",
+            "mean",
+            "l1",
+            "l2",
+            "sum_square",
+            "log_sum",
+            "log_sum_exp",
+            "max",
+            "min",
+            "count",
+        )
     )
 }
 """What `reduce` does; "count" divides a sum by counts, for pooling."""
@@ -168,9 +179,7 @@ def reduce(name, x, counts, start, stop, out):
     return worst
 
 
-@kernel(
-    int64(reads(float32, 2), boolean, boolean, int64, int64, writes(float32, 2))
-)
+@kernel(int64(reads(float32, 2), boolean, boolean, int64, int64, writes(float32, 2)))
 def cumsum(x, exclusive, reverse, start, stop, out):
     """Running sums of the row's fixed-point integers."""
     n = x.shape[1]

@@ -55,9 +55,7 @@ class Threads:
         def work() -> int:
             return max((part() for part in waiting), default=0)
 
-        others = [
-            self._pool.submit(work) for _ in range(min(self.count, len(parts)) - 1)
-        ]
+        others = [self._pool.submit(work) for _ in range(min(self.count, len(parts)) - 1)]
         status = work()
         return max(status, *(other.result() for other in others))
 
