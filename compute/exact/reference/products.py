@@ -23,7 +23,7 @@ from shoal.compute.exact.reference.rounding import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from shoal.compute.exact.kernels import Floats, Integers, ScaleAxis
+    from shoal.compute.exact.kernels import Floats, Integers, Prepared, ScaleAxis
     from shoal.compute.exact.reference.rounding import Doubles
     from shoal.compute.exact.spec import Precision
 
@@ -74,7 +74,8 @@ def scale_exponents(vectors: Doubles, precision: Precision) -> Integers:
 
 def quantised(vectors: Doubles, exponents: Integers, precision: Precision) -> Integers:
     """Every row of vectors in units of 2^(e - b), rounded to integers, nearest even."""
-    return np.rint(np.ldexp(vectors, precision.bits - exponents[:, None])).astype(np.int64)
+    scaled: Doubles = np.ldexp(vectors, precision.bits - exponents[:, None])
+    return np.rint(scaled).astype(np.int64)
 
 
 def prepare(b: Floats, precision: Precision, axis: ScaleAxis) -> Quantised:
@@ -88,19 +89,22 @@ def prepare(b: Floats, precision: Precision, axis: ScaleAxis) -> Quantised:
     integers = quantised(vectors, exponents, precision)
     if axis == "column":
         integers = integers.T
-    zero_rows = ~b.any(axis=1)
+    zero_rows = np.all(b == 0, axis=1)
     return Quantised(precision, axis, np.asfortranarray(integers), exponents, zero_rows)
 
 
 def integer_sums(a: Integers, b: Integers) -> Integers:
     """Z: the exact integer product, (M, K) x (K, N). |Z| <= K Q^2 < 2^63."""
-    return a @ b
+    z: Integers = a @ b
+    return z
 
 
-def product(a: Floats, b: Floats | Quantised, precision: Precision, axis: ScaleAxis) -> Floats:
+def product(a: Floats, b: Floats | Prepared, precision: Precision, axis: ScaleAxis) -> Floats:
     """The whole product; see `Kernels.product`."""
     refuse_long("product", a.shape[1])
-    right = b if isinstance(b, Quantised) else prepare(b, precision, axis)
+    right = prepare(b, precision, axis) if isinstance(b, np.ndarray) else b
+    assert isinstance(right, Quantised)  # made by this backend
+    assert (right.precision, right.axis) == (precision, axis)
     refuse_infinite("product", a)
     left = a.astype(np.float64)
     if axis == "k":  # B's scales move into A's columns, exactly; zero rows of B drop out

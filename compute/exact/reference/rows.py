@@ -40,7 +40,8 @@ def fixed_point(v: Doubles) -> tuple[Integers, Integers]:
 def sum_fixed(v: Doubles) -> Doubles:
     """The fixed-point sum of every row, (rows, n) -> (rows,)."""
     q, e = fixed_point(v)
-    return np.ldexp(np.sum(q, axis=1).astype(np.float64), e - SUM_BITS)
+    total: Doubles = np.ldexp(np.sum(q, axis=1).astype(np.float64), e - SUM_BITS)
+    return total
 
 
 def _mean(v: Doubles) -> Doubles:
@@ -48,7 +49,7 @@ def _mean(v: Doubles) -> Doubles:
 
 
 def _log_sum_exp(x: Doubles) -> Doubles:
-    m = np.max(x, axis=1)
+    m: Doubles = np.max(x, axis=1)
     return m + log64(sum_fixed(exp64(x - m[:, None])))
 
 
@@ -110,7 +111,8 @@ def cumsum_rows(x: Floats, *, exclusive: bool, reverse: bool) -> Floats:
 def _less_largest(x: Floats) -> Doubles:
     v = x.astype(np.float64)
     with np.errstate(invalid="ignore"):  # a row of nothing but -inf: not a number
-        return v - np.max(v, axis=1, keepdims=True)
+        shifted: Doubles = v - np.max(v, axis=1, keepdims=True)
+    return shifted
 
 
 def softmax_rows(x: Floats) -> Floats:
@@ -137,7 +139,8 @@ def log_softmax_rows(x: Floats) -> Floats:
 
 def _of_rows(weights: Floats, rows: int) -> Doubles:
     """(groups, n) -> (rows, n): row i takes weights[i % groups]."""
-    return weights.astype(np.float64)[np.arange(rows) % weights.shape[0]]
+    repeated: Doubles = weights.astype(np.float64)[np.arange(rows) % weights.shape[0]]
+    return repeated
 
 
 def _normed(
