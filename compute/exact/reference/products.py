@@ -158,4 +158,6 @@ def product_tile(
 def integer_product(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int32]:
     """Small integers, modulo 2^32; see `Kernels.integer_product`."""
     refuse_long("integer_product", a.shape[1])
-    return integer_sums(a.astype(np.int64), b.astype(np.int64)).astype(np.int32)
+    wide = integer_sums(a.astype(np.int64), b.astype(np.int64))
+    wrapped: NDArray[np.int32] = wide.astype(np.int32)
+    return wrapped
