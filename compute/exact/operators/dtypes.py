@@ -16,7 +16,7 @@ from shoal.compute.graph import onnx_dtype_name
 from shoal.compute.tensor import DTYPE_OF_ONNX_CODE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from shoal.compute.exact.operators.node import Node, Operator
 
@@ -90,10 +90,16 @@ def result_dtypes(
         if index == 0 and operator.result_dtype is not None:
             result = operator.result_dtype(node, [dtype or "" for dtype in dtypes])
         else:
-            result = bound.get(formal.type_str) or _plain(formal.type_str)
+            result = bound.get(formal.type_str) or _only(allowed, formal.type_str)
         require(ANY, result, "its result")
         results.append(result)
     return tuple(results)
+
+
+def _only(allowed: Mapping[str, Sequence[str]], type_text: str) -> str:
+    """The dtype of an output that no input decides: the only one left, as of indices."""
+    left = {_plain(text) for text in allowed.get(type_text, [type_text])} & ANY
+    return left.pop() if len(left) == 1 else type_text
 
 
 def _plain(type_text: str) -> str:

@@ -21,6 +21,7 @@ from shoal.compute.exact.operators.node import (
     INTEGER,
     NUMBER,
     SIGNED,
+    UNSIGNED,
     Array,
     Inputs,
     Node,
@@ -332,7 +333,7 @@ OPERATORS: Final[dict[str, Operator]] = {
     "BitwiseOr": compare(np.bitwise_or, INTEGER),
     "BitwiseXor": compare(np.bitwise_xor, INTEGER),
     "BitwiseNot": _op(bitwise_not, INTEGER),
-    "BitShift": _op(bit_shift, INTEGER),
+    "BitShift": _op(bit_shift, UNSIGNED),
     # compositions
     "Celu": _activation(_celu),
     "Elu": _activation(_elu),
