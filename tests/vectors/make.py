@@ -16,46 +16,29 @@ from shoal.compute.exact.reference import ReferenceKernels
 from shoal.compute.exact.spec import SPEC_VERSION
 
 EXPECTED = Path(__file__).parent / "expected.json"
-TOKENS = 16
 
 
-def operators(kernels):
-    """For each case and precision: ids of the outputs, or the error."""
-    return {
-        case.name: {
-            precision: outcome(
-                case.model().SerializeToString(), case.inputs(), precision, kernels
-            )
-            for precision in case.precisions
-        }
-        for case in CASES
-    }
+def operator(case, kernels):
+    """For each precision of a case: ids of the outputs, or the error."""
+    model, given = case.model().SerializeToString(), case.inputs()
+    return {name: outcome(model, given, name, kernels) for name in case.precisions}
 
 
-def models(kernels, names=whole_models.MODELS, precisions=PRECISIONS):
-    """For each whole model whose weights are there, and precision: ids of the outputs."""
-    return {
-        name: {
-            precision: outcome(
-                whole_models.onnx_bytes(name),
-                whole_models.inputs(name, batch=1, tokens=TOKENS),
-                precision,
-                kernels,
-            )
-            for precision in precisions
-        }
-        for name in names
-        if whole_models.is_installed(name)
-    }
+def model(name, kernels):
+    """For each precision of a whole model: ids of the outputs."""
+    data, given = whole_models.onnx_bytes(name), model_inputs(name)
+    return {precision: outcome(data, given, precision, kernels) for precision in PRECISIONS}
+
+
+def model_inputs(name):
+    """Few enough for the reference."""
+    return whole_models.inputs(name, batch=1, tokens=16)
 
 
 def inputs():
     """The ids of the inputs, so that whoever draws them knows them to be right."""
     drawn = {case.name: ids_of(case.inputs()) for case in CASES}
-    return drawn | {
-        name: ids_of(whole_models.inputs(name, batch=1, tokens=TOKENS))
-        for name in whole_models.MODELS
-    }
+    return drawn | {name: ids_of(model_inputs(name)) for name in whole_models.MODELS}
 
 
 def compute():
@@ -64,8 +47,12 @@ def compute():
     return {
         "spec_version": SPEC_VERSION,
         "inputs": inputs(),
-        "operators": operators(kernels),
-        "models": models(kernels),
+        "operators": {case.name: operator(case, kernels) for case in CASES},
+        "models": {
+            name: model(name, kernels)
+            for name in whole_models.MODELS
+            if whole_models.is_installed(name)
+        },
     }
 
 
