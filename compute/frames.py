@@ -60,10 +60,15 @@ class UnitLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Start(_Message):
-    """The first request: settle in, and run the canaries. Answer: `Started`."""
+    """The first request: settle in, and run the canaries. Answer: `Started`.
+
+    ``exact`` asks for the executor of the class `exact` too, whose kernels should
+    be in the cache by then.
+    """
 
     threads: int
     cache_bytes: int
+    exact: bool
 
 
 class Convert(_Message):

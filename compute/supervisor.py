@@ -13,12 +13,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import msgspec
 import trio
 
 from shoal.compute import frames
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.frames import FrameError, UnitLimits
-from shoal.compute.worker_process import WorkerGoneError, WorkerProcess
+from shoal.compute.worker_process import WorkerGoneError, WorkerProcess, compile_kernels
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Worker:
     """
 
     def __init__(self, *, threads: int, cache_bytes: int) -> None:
-        self._start = frames.Start(threads=threads, cache_bytes=cache_bytes)
+        self._start = frames.Start(threads=threads, cache_bytes=cache_bytes, exact=False)
         self._one_at_a_time = trio.Lock()
         self._process: WorkerProcess | None = None
         self._probes: tuple[Probe, ...] = ()
@@ -96,6 +97,22 @@ class Worker:
             ComputeError: No worker can be had, or no executor works here.
         """
         async with self._one_at_a_time:
+            await self._started()
+            return self._probes
+
+    async def enable_exact(self) -> tuple[Probe, ...]:
+        """Offer the class `exact` too: compile its kernels, then start the worker anew.
+
+        Compiling goes on in a process of its own at the lowest priority, and units
+        run meanwhile. Cancelling ends that process.
+
+        Raises:
+            ComputeError: The kernels cannot be compiled, or the worker does not start.
+        """
+        await compile_kernels()
+        async with self._one_at_a_time:
+            self._start = msgspec.structs.replace(self._start, exact=True)
+            await self._end()
             await self._started()
             return self._probes
 

@@ -74,6 +74,12 @@ class Worker:
         self._executors: dict[NumericClass, Executor[Any]] = {
             NumericClass.FP32: OnnxRuntimeCpu(threads=start.threads)
         }
+        self._missing: list[str] = []
+        if start.exact:
+            try:
+                self._executors[NumericClass.EXACT] = _exact_executor(start.threads)
+            except Exception as error:  # noqa: BLE001  # a compiler may fail in any way
+                self._missing.append(f"exact: {type(error).__name__}: {error!s:.200}")
         self._runtimes: dict[NumericClass, str] = {}
         self._cache_bytes = start.cache_bytes
         self._held: OrderedDict[str, Held] = OrderedDict()
@@ -85,7 +91,7 @@ class Worker:
             ComputeError: None of them works here.
         """
         probes: list[Probe] = []
-        missing: list[str] = []
+        missing = self._missing
         for numeric_class, executor in list(self._executors.items()):
             try:
                 probes.append(executor.probe())
@@ -191,6 +197,16 @@ class Worker:
         finally:
             timer.cancel()
             _limit_address_space(_NO_LIMIT)
+
+
+def _exact_executor(threads: int) -> Executor[Any]:
+    """The executor `exact` on this CPU; importing it loads every kernel."""
+    from shoal.compute.exact.cpu.kernels import CpuKernels
+    from shoal.compute.executors.exact import Exact
+
+    kernels = CpuKernels(threads)
+    kernels.warm_up()
+    return Exact(kernels, "numba")
 
 
 def _over_memory(limits: frames.UnitLimits, cause: ComputeError | None = None) -> ComputeError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from shoal.compute import frames
+from shoal.compute.errors import ComputeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     from shoal.crypto.content import Buffer
 
 _LAST_WORDS_LIMIT_BYTES: Final = 64 << 10
+_POLL_S: Final = 0.1
 _INHERITED_VARIABLES: Final = (
     "HOME",
+    "NUMBA_CACHE_DIR",
+    "XDG_CACHE_HOME",
     "LANG",
     "LD_LIBRARY_PATH",
     "PATH",
@@ -35,6 +39,43 @@ _INHERITED_VARIABLES: Final = (
 
 _SET_VARIABLES: Final = {"ORT_DISABLE_TELEMETRY": "1"}
 """Importing ONNX Runtime would start its telemetry, and nothing but this keeps it from that."""
+
+
+def _environment() -> dict[str, str]:
+    inherited = {n: os.environ[n] for n in _INHERITED_VARIABLES if n in os.environ}
+    return inherited | _SET_VARIABLES
+
+
+async def compile_kernels() -> None:
+    """Have the kernels of the class `exact` in the cache, compiled where they are not.
+
+    A process of its own does it at the lowest priority; cancelling ends it.
+
+    Raises:
+        ComputeError: ``kernels_missing``, with the process's last words.
+    """
+    process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
+        [sys.executable, "-P", "-m", "shoal.compute.exact.cpu"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=_environment(),
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None:  # noqa: ASYNC110  # a child of this very thread
+            await trio.sleep(_POLL_S)
+    finally:
+        process.kill()
+        process.wait()
+        with process.stderr as pipe:
+            os.set_blocking(pipe.fileno(), False)
+            said = _read_what_is_there(os.dup(pipe.fileno())).decode(errors="replace").strip()
+    if process.returncode != 0:
+        raise ComputeError(
+            f"the kernels of the class exact are not to be had: {said[-300:]}",
+            code="kernels_missing",
+        )
 
 
 class WorkerGoneError(Exception):
@@ -62,12 +103,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env={
-                    name: os.environ[name]
-                    for name in _INHERITED_VARIABLES
-                    if name in os.environ
-                }
-                | _SET_VARIABLES,
+                env=_environment(),
                 start_new_session=True,  # a Ctrl-C at the terminal is not for the worker
             )
         except OSError:

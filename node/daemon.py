@@ -61,9 +61,11 @@ from shoal.protocol.messages import (
 from shoal.protocol.statements import Advert, DeviceOffer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
     from shoal.compute.devices import Device
+    from shoal.compute.executors.base import Probe
     from shoal.compute.manifest import Manifest
     from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
@@ -98,6 +100,12 @@ class Capacity:
     executors: dict[str, str] = field(default_factory=dict)
     """The executor of each numeric class, by what its canary showed."""
     draining: bool = False
+
+    def offer(self, probes: Sequence[Probe]) -> None:
+        """Offer what these canaries showed, and nothing else."""
+        self.executors = {
+            probe.numeric_class.value: probe.runtime.partition(" ")[0] for probe in probes
+        }
 
 
 @dataclass(slots=True)
@@ -335,10 +343,14 @@ async def _probe(daemon: Daemon) -> None:
     except shoal.ShoalError as error:
         log.error("no executor works here: no work is taken", error=str(error))
     else:
-        capacity.executors = {
-            probe.numeric_class.value: probe.runtime.partition(" ")[0] for probe in probes
-        }
+        capacity.offer(probes)
     daemon.membership.announce()
+    try:
+        capacity.offer(await daemon.worker.enable_exact())
+    except shoal.ShoalError as error:
+        log.warning("the class exact is not offered", error=str(error))
+    else:
+        daemon.membership.announce()
 
 
 async def _until_signalled(daemon: Daemon) -> None:

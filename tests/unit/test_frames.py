@@ -19,7 +19,7 @@ def head_of(message, attachments=()):
 @pytest.mark.parametrize(
     "request_",
     [
-        frames.Start(2, 3),
+        frames.Start(2, 3, exact=True),
         frames.Convert(LIMITS, "x20"),
         frames.Prepare("p", ("a", "b"), LIMITS),
         frames.Run("p", ("x",), LIMITS),
@@ -54,7 +54,7 @@ def test_every_answer_comes_back(answer, attachments):
         b"\xc1",
         b"\xdd\xff\xff\xff\xff",
         b"\x91" * 100_000,
-        head_of(frames.Start(1, 2)),
+        head_of(frames.Start(1, 2, exact=False)),
         head_of(frames.Ran(("y",), 0.5, "runtime 1")),
         head_of(frames.Ran(("y", "y"), 0.5, "runtime 1"), [b"1", b"2"]),
         head_of(frames.Failed(True, "c" * 5000, "", "", "", "")),
