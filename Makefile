@@ -12,6 +12,7 @@ demo: $(VENV)/.demo-installed  ## three daemons, one real job, one of them kille
 	@$(BIN)/shoal demo
 
 test: $(VENV)/.dev-installed  ## unit, property, net and short end-to-end tests
+	$(BIN)/python -m shoal.compute.exact.cpu  # once per machine: some tens of seconds
 	$(BIN)/python -m pytest --ignore=tests/soak
 
 lint: $(VENV)/.dev-installed  ## style, types and layering
