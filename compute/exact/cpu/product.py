@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     _Multiply = Callable[["_Tile"], NDArray[np.float64]]
 
-_FEW_ROWS: Final = 6
+_FEW_ROWS: Final = 12
 """Rows up to which reading compact integers beats widening them for BLAS."""
 _SCRATCH_ELEMENTS: Final = 4 << 20
 """Of each widened operand: 32 MiB."""
@@ -44,8 +44,8 @@ _TILE: Final = 1024
 """Rows or columns of a tile at most: packing them costs BLAS a few per cent."""
 _SMALL_WORK: Final = 1 << 18
 """Multiplications that are not worth waking a thread for."""
-_BATCH_ELEMENTS: Final = 1 << 15
-"""Of the small matrices that one thread does at a time: within the second-level cache."""
+_BATCH_ELEMENTS: Final = 1 << 18
+"""Of the small matrices that one thread does at a time: 2 MiB of each operand."""
 _SMALL_MATRIX_ELEMENTS: Final = 1 << 17
 
 
