@@ -127,7 +127,10 @@ def test_the_largest_sums_that_can_be_are_exact(rows, precision):
 def test_a_batch_agrees_with_its_matrices(data, precision, axis, batch, m, k, n):
     a = wild(data.draw(seeds), (batch, m, k), 6)
     b = wild(data.draw(seeds), (batch, k, n), 6)
-    expected = [slow.bits_of(REFERENCE.product(*pair, precision, axis)) for pair in zip(a, b)]
+    expected = [
+        slow.bits_of(REFERENCE.product(*pair, precision, axis))
+        for pair in zip(a, b, strict=True)
+    ]
     for kernels in (CPU, DIGITS):
         made = kernels.products(a, b, precision, axis)
         assert made.shape == (batch, m, n)
@@ -252,6 +255,16 @@ def test_operations_on_large_pairs_agree(name, x_shape, y_shape):
     if name == "pow":
         x = np.abs(x) + np.float32(0.5)
     assert_equal("binary", name, x, y)
+
+
+@given(st.integers(-40, 40), st.integers(-40, 40))
+def test_results_at_the_flushing_border_agree(step, other):
+    """Where float32 rounds up to 2^-126, and 24 bits of unbounded exponent do not."""
+    steps = np.arange(-20, 21, dtype=np.float64)
+    x = (2.0**-63 * (1 + (step + steps) * 2.0**-24)).astype(np.float32)
+    y = (2.0**-63 * (1 + (other - steps) * 2.0**-24)).astype(np.float32)
+    assert_equal("binary", "mul", x, y)
+    assert_equal("binary", "div", x * np.float32(2.0**-40), np.float32(2.0**-40) / y)
 
 
 @given(npst.arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32)))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shoal.compute.exact.kernels import Floats
 
 _BLOCK: Final = 2048
+_SMALLEST_NORMAL: Final = np.float32(spec.SMALLEST_NORMAL)
 _ANGLE_LIMIT_BITS: Final = int(np.float32(spec.ANGLE_LIMIT).view(np.int32))
 
 _UNARY: Final = {name: code for code, name in enumerate(get_args(UnaryName))}
@@ -56,6 +57,9 @@ _BINARY: Final = {name: code for code, name in enumerate(get_args(BinaryName))}
 _ADD, _DIV, _FMOD, _MAX, _MIN, _MUL, _POW, _SUB = (
     _BINARY[name] for name in ("add", "div", "fmod", "max", "min", "mul", "pow", "sub")
 )
+
+_FINITE_OF_FINITE: Final = (_ABS, _CEIL, _FLOOR, _NEG, _RELU, _ROUND, _SIGN)
+_FINITE_HIDES_MASKS: Final = (_DIV, _FMOD, _POW)
 
 _COST: Final = {"add": 1, "sub": 1, "mul": 1, "max": 1, "min": 1, "relu": 1, "abs": 1, "neg": 1}
 """Of an element, in nanoseconds, where it is not the 4 of a polynomial."""
@@ -136,10 +140,11 @@ def _unary(name, values, start, stop, results):
                 out[i] = flushed(f.tanh64(np.float64(x[i])))
         peak = _peak(x)
         if peak >= INFINITY_BITS:
-            worst = max(worst, MASKED)
-        if (name in (_SIN, _COS)) and peak > _ANGLE_LIMIT_BITS:
+            worst = MASKED
+        if name in (_SIN, _COS) and peak > _ANGLE_LIMIT_BITS:
             worst = max(worst, OUT_OF_RANGE)
-        worst = max(worst, status_of(_peak(out)))
+        if name not in _FINITE_OF_FINITE:
+            worst = max(worst, status_of(_peak(out)))
     return worst
 
 
@@ -195,6 +200,12 @@ def _fill_block(values, offset, step, block):
 
 
 @inline
+def _flushed_32(v):
+    """As `flushed`, of a float32 result: of a sum, which is exact where it is subnormal."""
+    return np.copysign(np.float32(0.0), v) if abs(v) < _SMALLEST_NORMAL else v
+
+
+@inline
 def _masks_explain(x, y, out):
     """Whether every infinity in out is -inf from a mask in x or y."""
     explained = True
@@ -229,10 +240,15 @@ def _binary(name, xs, x_rows, x_step, ys, y_rows, y_step, width, start, stop, re
         out = results[row * width + left : row * width + left + size]
         if name == _ADD:
             for i in range(size):
-                out[i] = flushed(np.float64(x[i]) + np.float64(y[i]))
+                out[i] = _flushed_32(x[i] + y[i])
         elif name == _DIV:
+            border = False
             for i in range(size):
-                out[i] = flushed(np.float64(x[i]) / np.float64(y[i]))
+                out[i] = _flushed_32(x[i] / y[i])
+                border |= abs(out[i]) == _SMALLEST_NORMAL
+            if border:  # float32 may have rounded up to it what 24 bits do not
+                for i in range(size):
+                    out[i] = flushed(np.float64(x[i]) / np.float64(y[i]))
         elif name == _FMOD:
             for i in range(size):
                 out[i] = flushed(np.fmod(np.float64(x[i]), np.float64(y[i])))
@@ -243,8 +259,13 @@ def _binary(name, xs, x_rows, x_step, ys, y_rows, y_step, width, start, stop, re
             for i in range(size):
                 out[i] = f.minimum(np.float64(x[i]), np.float64(y[i]))
         elif name == _MUL:
+            border = False
             for i in range(size):
-                out[i] = flushed(np.float64(x[i]) * np.float64(y[i]))
+                out[i] = _flushed_32(x[i] * y[i])
+                border |= abs(out[i]) == _SMALLEST_NORMAL
+            if border:  # float32 may have rounded up to it what 24 bits do not
+                for i in range(size):
+                    out[i] = flushed(np.float64(x[i]) * np.float64(y[i]))
         elif name == _POW and y_step == 0 and y[0] == 2.0:
             for i in range(size):
                 out[i] = flushed(np.float64(x[i]) * np.float64(x[i]))
@@ -253,13 +274,14 @@ def _binary(name, xs, x_rows, x_step, ys, y_rows, y_step, width, start, stop, re
                 out[i] = flushed(f.pow64(np.float64(x[i]), np.float64(y[i])))
         elif name == _SUB:
             for i in range(size):
-                out[i] = flushed(np.float64(x[i]) - np.float64(y[i]))
-        masked = max(_peak(x), _peak(y)) >= INFINITY_BITS
-        if masked and not allows_masks:
-            worst = max(worst, MASKED)
+                out[i] = _flushed_32(x[i] - y[i])
         status = status_of(_peak(out))
-        if status == INFINITE and masked and _masks_explain(x, y, out):
-            status = FINE
+        if status != FINE or name in _FINITE_HIDES_MASKS:
+            masked = max(_peak(x), _peak(y)) >= INFINITY_BITS
+            if masked and not allows_masks:
+                status = MASKED
+            elif masked and _masks_explain(x, y, out):
+                status = FINE
         worst = max(worst, status)
     return worst
 

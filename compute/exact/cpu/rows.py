@@ -21,9 +21,7 @@ from shoal.compute.exact.cpu.floats import (
     as_integer,
     exponent_of,
     flushed,
-    from_bits,
     magnitude,
-    magnitude_64,
     ordered,
     status_of,
     sum_scale,
@@ -63,16 +61,6 @@ def _peak(x):
 
 
 @inline
-def _peak_64(x):
-    """The largest magnitude of a float64 row."""
-    bits = x.view(np.int64)
-    peak = np.int64(0)
-    for i in range(bits.size):
-        peak = max(peak, magnitude_64(bits[i]))
-    return from_bits(peak)
-
-
-@inline
 def _as_float(bits):
     """The float32 of these bits, widened."""
     return np.float64(np.int32(bits).view(np.float32))
@@ -88,24 +76,22 @@ def _largest(x):
 
 
 @inline
-def _sum_64(v, peak):
-    """The fixed-point sum of a float64 row whose largest magnitude is peak."""
+def _smallest(x):
+    bits = x.view(np.int32)
+    best = np.int32(0x7FFF_FFFF)
+    for i in range(bits.size):
+        best = min(best, ordered(bits[i]))
+    return _as_float(ordered(best))
+
+
+@inline
+def _fixed_sum(v, peak):
+    """The fixed-point sum of a row whose largest magnitude is peak."""
     exponent = exponent_of(peak)
     scale = sum_scale(exponent)
     total = np.int64(0)
     for i in range(v.size):
-        total += as_integer(v[i] * scale)
-    return sum_value(total, exponent)
-
-
-@inline
-def _sum_32(x, peak):
-    """Likewise of a float32 row, peak in bits."""
-    exponent = exponent_of(_as_float(peak))
-    scale = sum_scale(exponent)
-    total = np.int64(0)
-    for i in range(x.size):
-        total += as_integer(np.float64(x[i]) * scale)
+        total += as_integer(np.float64(v[i]) * scale)
     return sum_value(total, exponent)
 
 
@@ -124,7 +110,6 @@ def _exp_of_shifted(x, largest, t):
     total = np.int64(0)
     for i in range(x.size):
         t[i] = exp64(np.float64(x[i]) - largest)
-    for i in range(x.size):
         total += as_integer(t[i] * scale)
     return sum_value(total, 1)
 
@@ -145,30 +130,25 @@ def reduce(name, x, counts, start, stop, out):
         if peak >= INFINITY_BITS:
             worst = MASKED
             continue
-        if name == _MAX or name == _MIN:
-            if name == _MIN:
-                bits = values.view(np.int32)
-                best = np.int32(0x7FFFFFFF)
-                for i in range(n):
-                    best = min(best, ordered(bits[i]))
-                value = _as_float(ordered(best))
-            else:
-                value = _largest(values)
+        if name == _MAX:
+            value = _largest(values)
+        elif name == _MIN:
+            value = _smallest(values)
         elif name == _LOG_SUM_EXP:
             largest = _largest(values)
             value = largest + log64(_exp_of_shifted(values, largest, v))
-        elif name == _L2 or name == _SUM_SQUARE:
+        elif name in (_L2, _SUM_SQUARE):
             for i in range(n):
                 v[i] = np.float64(values[i]) * np.float64(values[i])
-            value = _sum_64(v, _as_float(peak) * _as_float(peak))
+            value = _fixed_sum(v, _as_float(peak) * _as_float(peak))
             if name == _L2:
                 value = np.sqrt(value)
         elif name == _L1:
             for i in range(n):
                 v[i] = abs(values[i])
-            value = _sum_64(v, _as_float(peak))
+            value = _fixed_sum(v, _as_float(peak))
         else:
-            value = _sum_32(values, peak)
+            value = _fixed_sum(values, _as_float(peak))
             if name == _MEAN:
                 value = value / np.float64(n)
             elif name == _LOG_SUM:
@@ -237,40 +217,33 @@ def softmax(logarithm, x, start, stop, out):
 def norm(centre, x, w, b, eps, start, stop, out):
     """Each row, less its mean if centre, over its deviation, times w, plus b.
 
-    w and b: (groups, n); (0, n) where there is none.
+    w and b: (groups, n). The identities stand for none: 1, and -0, which changes no sign.
+    Subtracting the mean keeps the order, so a row's ends have its largest magnitude.
     """
     n = x.shape[1]
-    c = np.empty(n, np.float64)
-    squares = np.empty(n, np.float64)
     worst = FINE
     for row in range(start, stop):
         values, results = x[row], out[row]
-        peak = _peak(values)
-        if peak >= INFINITY_BITS:
+        largest, smallest = _largest(values), _smallest(values)
+        if smallest == -np.inf or not largest < np.inf:
             worst = MASKED
             continue
         mean = 0.0
         if centre:
-            mean = _sum_32(values, peak) / np.float64(n)
+            mean = _fixed_sum(values, max(abs(largest), abs(smallest))) / np.float64(n)
+        peak = max(abs(largest - mean), abs(smallest - mean))
+        exponent = exponent_of(peak * peak)
+        scale = sum_scale(exponent)
+        total = np.int64(0)
         for i in range(n):
-            c[i] = np.float64(values[i]) - mean
-        for i in range(n):
-            squares[i] = c[i] * c[i]
-        largest = _peak_64(squares)
-        variance = _sum_64(squares, largest) / np.float64(n)
+            c = np.float64(values[i]) - mean
+            total += as_integer((c * c) * scale)
+        variance = sum_value(total, exponent) / np.float64(n)
         deviation = np.sqrt(variance + eps)
+        gain, offset = w[row % w.shape[0]], b[row % b.shape[0]]
         for i in range(n):
-            c[i] = c[i] / deviation
-        if w.shape[0] > 0:
-            gain = w[row % w.shape[0]]
-            for i in range(n):
-                c[i] = c[i] * np.float64(gain[i])
-        if b.shape[0] > 0:
-            offset = b[row % b.shape[0]]
-            for i in range(n):
-                c[i] = c[i] + np.float64(offset[i])
-        for i in range(n):
-            results[i] = flushed(c[i])
+            c = np.float64(values[i]) - mean
+            results[i] = flushed((c / deviation) * np.float64(gain[i]) + np.float64(offset[i]))
         worst = max(worst, status_of(_peak(results)))
     return worst
 
@@ -287,16 +260,16 @@ def batch_norm(x, scale, b, mean, var, eps, start, stop, out):
     for row in range(start, stop):
         values, results = x[row], out[row]
         channel = row % scale.size
-        if _peak(values) >= INFINITY_BITS:
-            worst = MASKED
-            continue
         centre, gain = np.float64(mean[channel]), np.float64(scale[channel])
         offset = np.float64(b[channel])
         deviation = np.sqrt(np.float64(var[channel]) + eps)
         for i in range(values.size):
             value = ((np.float64(values[i]) - centre) / deviation) * gain + offset
             results[i] = flushed(value)
-        worst = max(worst, status_of(_peak(results)))
+        status = status_of(_peak(results))
+        if status != FINE and _peak(values) >= INFINITY_BITS:  # no finite result hides one
+            status = MASKED
+        worst = max(worst, status)
     return worst
 
 

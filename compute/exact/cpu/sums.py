@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _NOTHING_TO_CHOOSE: Final = frozenset({"log_sum_exp", "max", "mean", "min"})
 _NO_COUNTS: Final = np.empty(0, np.int64)
-_NO_WEIGHTS: Final = np.empty((0, 0), np.float32)
 
 
 def reduce_rows(name: ReduceName, x: Floats, threads: Threads) -> Floats:
@@ -101,7 +100,11 @@ def _norm(
     kernel: str, x: Floats, w: Floats | None, b: Floats | None, eps: float, threads: Threads
 ) -> Floats:
     _refuse_long(kernel, x.shape[1])
-    weights = [_NO_WEIGHTS if v is None else v for v in (w, b)]
+    identities = ((1, x.shape[1]), np.float32(1.0)), ((1, x.shape[1]), np.float32(-0.0))
+    weights = [
+        np.full(*identity) if v is None else v
+        for v, identity in zip((w, b), identities, strict=True)
+    ]
     _refuse_masks(kernel, *weights)
     out = np.empty_like(x)
     if x.size > 0:

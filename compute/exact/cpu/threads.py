@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,14 +72,14 @@ class Threads:
             The greatest status.
         """
         worth = max(1, size * cost // _PART_COST)
-        count = min(size, worth if worth < self.count else self.count * 2, worth)
+        count = min(size, worth, self.count * _PARTS_PER_THREAD)
         if count <= 1:
             return part(0, size)
         edges = [size * index // count for index in range(count + 1)]
         return self.run(
             [
                 lambda start=start, stop=stop: part(start, stop)
-                for start, stop in zip(edges, edges[1:], strict=False)
+                for start, stop in pairwise(edges)
             ]
         )
 
@@ -92,5 +93,7 @@ class Threads:
         return held[:size].reshape(shape)
 
 
+_PARTS_PER_THREAD = 4
+"""So that a core that somebody else uses delays one part and not half of the work."""
 _PART_COST = 50_000
 """Nanoseconds of work below which waking a thread costs more than it saves."""
