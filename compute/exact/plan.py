@@ -10,7 +10,8 @@ backend meets the same first error.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -112,11 +113,18 @@ def run_node(node: Node, inputs: Sequence[Any], kernels: Kernels) -> tuple[Array
     Raises:
         ExactError: With the node's name and operator.
     """
-    try:
+    with _placed(node):
         return OPERATORS[node.operator].run(node, inputs, kernels)
+
+
+@contextmanager
+def _placed(node: Node) -> Iterator[None]:
+    """Give errors their place in the graph."""
+    try:
+        yield
     except ExactError as error:
         raise error.at(node.name, node.operator) from None
-    except (ValueError, IndexError, OverflowError):
+    except (ValueError, IndexError, ArithmeticError):
         # numpy's own words differ between its versions; a receipt's may not.
         raise ExactError(
             "the shapes of its inputs do not fit it, or each other",
@@ -363,10 +371,8 @@ def _folded(
             results = run_node(node, arrays, kernels)
             constants.update(zip(node.outputs, results, strict=False))
         elif row.prepare and node.product and node.inputs[1] in constants:
-            try:
+            with _placed(node):
                 prepared = row.prepare(node, constants[node.inputs[1]], kernels)
-            except ExactError as error:
-                raise error.at(node.name, node.operator) from None
             left.append(replace(node, product=replace(node.product, prepared=prepared)))
         else:
             left.append(node)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shoal.compute.exact.kernels import Kernels
     from shoal.compute.loading import LoadedProgram
 
-CANARY_ID: Final = BlobId("d4b54c49bb2efce83cab4480c761cf851b8c32acf89756af93ce38621ca2fc3f")
+CANARY_ID: Final = BlobId("909e7d9854d87b3cf5cb47421e7ec283b14f14190e76e196726f1f3a3215a2d8")
 """The id of the canary's output under version 1 of the specification."""
 
 
@@ -127,7 +127,8 @@ def _canary() -> ModelProto:
             centred = Sub (g, mean)
             bounded = Tanh (centred)
             weight = Exp (g)
-            y = Div (bounded, weight)
+            gated = Div (bounded, weight)
+            y = Concat <axis = 1> (gated, p)
         }
         """
     )

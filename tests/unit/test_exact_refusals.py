@@ -100,6 +100,7 @@ def test_a_mask_passes_where_masks_may():
     [
         "Mul(x, x)", "Sub(x, x)", "Min(x, x)", "Exp(x)", "Neg(x)", "LogSoftmax(x)",
         "ReduceMax(x)", "ReduceSum(x)", "ArgMax(x)", "Cast<to=7>(x)", "MatMul(x, x)",
+        "ThresholdedRelu(x)", "LeakyRelu(x)",
     ],
 )  # fmt: skip
 def test_a_mask_is_refused_everywhere_else(expression):
@@ -233,7 +234,8 @@ def test_shapes_that_do_not_fit_are_refused(expression):
 def test_what_is_out_of_range_is_refused(expression, index):
     outputs = "y, positions" if expression.startswith("TopK") else "y"
     error = refusal(
-        "(float[n,m] x, float[1,1] u, int64[n] i, int64[n,m] j, int64[n,m] k) => (float y)"
+        "(float[n,m] x, float[1,1] u, int64[n] i, int64[n,m] j, int64[n,m] k)"
+        " => (float y)"
         f"{{{outputs} = {expression}}}",
         x=np.ones((3, 2), np.float32),
         u=np.ones((1, 1), np.float32),
@@ -260,7 +262,7 @@ def test_a_float_that_no_integer_holds_is_not_cast(value):
     assert (error.code, error.operator) == ("out_of_range", "Cast")
 
 
-# -- before anything runs -----------------------------------------------------------------------
+# -- before anything runs ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operator", ["Acos", "NonZero", "Det", "Hardmax"])
@@ -399,3 +401,46 @@ def test_a_node_without_a_name_is_named_by_its_first_output():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 8
     assert refusal(model, x=floats(-1)).node == "result"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "Split<num_outputs=0>(x)", "Conv<group=0>(i, w)", "Conv<strides=[0,1]>(i, w)",
+        "Conv<pads=[-1,0,0,0]>(i, w)", "Conv(i, x)", "Conv<dilations=[1]>(i, w)",
+        "Conv<group=2>(i, w)", "MatMul(x, c)", "Gemm(i, x)", "DepthToSpace<blocksize=0>(i)",
+        "GroupNormalization<num_groups=0>(i, v, v)", "BatchNormalization(i, x, x, x, x)",
+        "MaxPool<kernel_shape=[9,9]>(i)", "AveragePool<kernel_shape=[0,0]>(i)",
+        "Reshape<allowzero=1>(x, z)", "Trilu(v)", "Clip(x, x)", "Flatten<axis=-9>(x)",
+        "OneHot(k, k, v)", "CumSum(x, z)", "Pad(x, z)", "Slice(x, z, z, z, z)",
+        "Unsqueeze(x, h)", "Concat<axis=5>(x, x)", "Expand(x, k)", "Tile(x, k)",
+        "QuantizeLinear<axis=0>(x, v)", "GatherND(x, k)",
+        "Conv<strides=[4611686018427387904,1]>(i, w)",
+        'Pad<mode="edge">(x, h)', "Range(c, c, zero)",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("constant", [False, True])
+def test_attributes_and_shapes_that_make_no_sense_end_in_an_error_with_its_place(
+    expression, constant
+):
+    """Whether its inputs are fed or constants, from which plans are made."""
+    inputs = {
+        "x": np.ones((2, 3), np.float32),
+        "i": np.ones((1, 3, 4, 4), np.float32),
+        "w": np.ones((3, 3, 9, 9), np.float32),
+        "v": np.ones(3, np.float32),
+        "c": np.ones((), np.float32),
+        "zero": np.zeros((), np.float32),
+        "z": np.array([0, 0, 0]),
+        "k": np.array([-3]),
+        "h": np.full(4, 1 << 62),
+    }
+    graph = (
+        "(float[a,b] x, float[c,d,e,f] i, float[g,h,j,k] w, float[l] v, float c, float zero,"
+        f" int64[m] z, int64[n] k, int64[o] h) => (float y) {{y = {expression}}}"
+    )
+    weights = inputs if constant else {}
+    with pytest.raises(ExactError) as refused:
+        make_plan(parsed(graph, 21), weights, X20, (), ReferenceKernels()).run(inputs)
+    assert refused.value.operator == expression.partition("(")[0].partition("<")[0]
+    assert refused.value.code in {"shape_mismatch", "out_of_range", "too_large"}

@@ -38,8 +38,10 @@ def converted(x: Array, dtype: str) -> Array:
             into integers.
     """
     target = np.dtype(dtype)
-    if x.dtype == target or target.kind == "b" or x.dtype.kind != "f":
+    if x.dtype == target or x.dtype.kind != "f":
         return x.astype(target, copy=False)
+    if target.kind == "b":
+        return finite(x) != 0
     whole = np.trunc(finite(x)).astype(np.float64)
     bounds = np.iinfo(target)
     # The upper bound plus one is a power of two, which float64 holds; itself it may not.

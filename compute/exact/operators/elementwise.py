@@ -31,6 +31,7 @@ from shoal.compute.exact.operators.node import (
     broadcast_shape,
     dense,
     fail,
+    finite,
     float32,
 )
 
@@ -269,7 +270,7 @@ def _mish(_: Node, x: Array, do: _Steps) -> Array:
 
 
 def _thresholded_relu(node: Node, x: Array, _: _Steps) -> Array:
-    return np.where(x > np.float32(node.get("alpha", 1.0)), x, np.float32(0))
+    return np.where(finite(x) > np.float32(node.get("alpha", 1.0)), x, np.float32(0))
 
 
 def _on_integers(function: Callable[[Array], Array]) -> Callable[[Array], Array]:

@@ -151,6 +151,8 @@ def split(node: Node, inputs: Inputs, _: Kernels) -> Outputs:
         sizes = integers_of(inputs[1])
     else:
         parts = node.get("num_outputs", len(node.outputs))
+        if parts < 1:
+            fail("shape_mismatch", f"nothing can be split into {parts} parts")
         size = -(-length // parts)
         sizes = [min(size, length - size * i) for i in range(parts)]
     if sum(sizes) != length or any(size < 0 for size in sizes):

@@ -102,7 +102,7 @@ def matmul(node: Node, inputs: Inputs, kernels: Kernels) -> Outputs:
 
 
 def _prepare_matmul(node: Node, b: Array, kernels: Kernels) -> tuple[Prepared, ...]:
-    if b.dtype != np.float32 or not b.size:
+    if b.dtype != np.float32 or not b.ndim or not b.size:
         return ()
     matrices = b[:, None] if b.ndim == 1 else b.reshape(-1, *b.shape[-2:])
     matrices = matrices[None] if b.ndim == 1 else matrices

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from shoal.compute.exact.operators.casts import converted
 from shoal.compute.exact.operators.dtypes import dtype_of_code
 from shoal.compute.exact.operators.node import (
     ANY,
@@ -103,11 +104,12 @@ def one_hot(node: Node, inputs: Inputs, _: Kernels) -> Outputs:
     (n,) = within_limit([int(depth.reshape(()))])
     axis = axis_of(node.get("axis", -1), indices.ndim + 1)
     within_limit([*indices.shape, n])
-    wanted = np.where(indices < 0, indices + n, indices)
+    whole = converted(indices, "int64")
+    wanted = np.where(whole < 0, whole + n, whole)
     hot = np.expand_dims(wanted, axis) == np.arange(n).reshape(
         [-1 if i == axis else 1 for i in range(indices.ndim + 1)]
     )
-    off, on = values
+    off, on = values.reshape(-1)
     return (dense(np.where(hot, on, off)),)
 
 
