@@ -35,8 +35,8 @@ _BLOCK: Final = 1 << 16
 
 
 @kernel(int64(reads(int8, 2), reads(int8, 2), writes(int32, 2)))
-def _digit_product(a, b, sums):
-    """sums = a b, in int32."""
+def _digit_product(a: NDArray[np.int8], b: NDArray[np.int8], sums: NDArray[np.int32]) -> int:
+    """Fill sums = a b, in int32."""
     sums[:] = 0
     for i in range(a.shape[0]):
         row = sums[i]

@@ -21,7 +21,6 @@ from shoal.compute.exact.cpu.floats import (
     INFINITE,
     INFINITY_BITS,
     MASKED,
-    NAN,
     OUT_OF_RANGE,
     check,
     flushed,
@@ -76,7 +75,7 @@ def _peak(x):
 
 
 @kernel(int64(int64, reads(float32, 1), int64, int64, writes(float32, 1)))
-def _unary(name, values, start, stop, results):
+def _unary(name, values, start, stop, results):  # noqa: C901  # a table of loops
     worst = FINE
     for left in range(start, stop, _BLOCK):
         x = values[left : min(left + _BLOCK, stop)]
@@ -221,7 +220,9 @@ def _masks_explain(x, y, out):
         int64, int64, int64, int64, writes(float32, 1),
     )
 )  # fmt: skip
-def _binary(name, xs, x_rows, x_step, ys, y_rows, y_step, width, start, stop, results):
+def _binary(  # noqa: C901  # a table of loops
+    name, xs, x_rows, x_step, ys, y_rows, y_step, width, start, stop, results
+):
     """Blocks start..stop of the result, whose rows are width wide.
 
     x_rows and y_rows say where each row of an operand starts; its step is 0 where one

@@ -100,7 +100,7 @@ def power_of_two(exponent):
 
 @inline
 def times_power_of_two(v, k):
-    """v * 2 ** k of a whole float64 k from -1022 to 1023; exact where the result is normal."""
+    """Multiply by 2 ** k, k whole, -1022 to 1023; exact where the result is normal."""
     return v * from_bits((bits_of(k + _MAGIC) + 1023) << 52)
 
 
@@ -112,7 +112,7 @@ def as_integer(v):
 
 @inline
 def exponent_of(peak):
-    """e with 2^(e - 1) <= peak < 2^e; 0 of 0."""
+    """The e with 2^(e - 1) <= peak < 2^e; 0 of 0."""
     if peak == 0.0:
         return np.int64(0)
     return (bits_of(peak) >> 52) - 1022
@@ -135,14 +135,14 @@ def with_sign(size, x):
 
 @inline
 def choose(condition, yes, no):
-    """yes or no, both computed. A branch between two polynomials would end vector code."""
+    """Select one of both. A branch between two polynomials would end vector code."""
     mask = -np.int64(condition)
     return from_bits((bits_of(yes) & mask) | (bits_of(no) & ~mask))
 
 
 @inline
 def flushed(v):
-    """v, or zero of its sign where 24 bits round it below 2^-126. To be made float32."""
+    """Either v, or zero of its sign where 24 bits round it below 2^-126. To be made float32."""
     zero = from_bits(bits_of(v) & _SIGN_64)
     return zero if abs(v) < FLUSH_BELOW else v
 

@@ -32,8 +32,9 @@ def polynomial(coefficients, x):
 
 @inline
 def exp64(v):
-    low = v if v > spec.EXP_LOW else spec.EXP_LOW
-    w = low if low < spec.EXP_HIGH else spec.EXP_HIGH
+    """The exponential, e^v; 0 below -104, and e^89 (which overflows float32) above 89."""
+    low = choose(v > spec.EXP_LOW, v, spec.EXP_LOW)
+    w = choose(low < spec.EXP_HIGH, low, spec.EXP_HIGH)
     k = np.rint(w * spec.LOG2_E)
     r = (w - k * spec.LN2_HIGH) - k * spec.LN2_LOW
     y = times_power_of_two(polynomial(spec.EXP, r), k)
@@ -42,6 +43,7 @@ def exp64(v):
 
 @inline
 def log64(x):
+    """The natural logarithm; -inf of zero, not a number below."""
     positive = x if x > 0.0 else 1.0
     m, e = split_float(positive)
     large = m > spec.SQRT_2
@@ -55,6 +57,7 @@ def log64(x):
 
 @inline
 def log1p64(t):
+    """Ln(1 + t) for 0 <= t <= 1."""
     s = t / (2.0 + t)
     small = (2.0 * s) * polynomial(spec.LOG, s * s)
     large = log64(1.0 + t)
@@ -63,6 +66,7 @@ def log1p64(t):
 
 @inline
 def tanh64(x):
+    """The hyperbolic tangent."""
     a = abs(x)
     large = 1.0 - 2.0 / (exp64(2.0 * a) + 1.0)
     small = a * polynomial(spec.TANH, a * a)
@@ -71,13 +75,15 @@ def tanh64(x):
 
 @inline
 def sigmoid64(x):
+    """1 / (1 + e^-x)."""
     t = exp64(-abs(x))
     return (1.0 if x >= 0.0 else t) / (1.0 + t)
 
 
 @inline
 def softplus64(x):
-    return (x if x > 0.0 else 0.0) + log1p64(exp64(-abs(x)))
+    """Ln(1 + e^x)."""
+    return choose(x > 0.0, x, 0.0) + log1p64(exp64(-abs(x)))
 
 
 @inline
@@ -88,6 +94,7 @@ def _erfc64(a, gauss):
 
 @inline
 def erf64(x):
+    """The error function."""
     a = abs(x)
     large = 1.0 - _erfc64(a, exp64(-(a * a)))
     small = a * polynomial(spec.ERF, a * a)
@@ -96,6 +103,7 @@ def erf64(x):
 
 @inline
 def gelu64(x):
+    """The Gaussian error linear unit."""
     a = abs(x) * spec.SQRT_HALF
     near = 0.5 + with_sign(0.5 * abs(a * polynomial(spec.ERF, a * a)), x)
     tail = 0.5 * _erfc64(a, exp64(-0.5 * (x * x)))
@@ -105,13 +113,14 @@ def gelu64(x):
 
 @inline
 def gelu_tanh64(x):
+    """Its approximation by tanh, as x sigmoid(2u)."""
     u = spec.GELU_SCALE * (x + ((spec.GELU_CUBIC * x) * x) * x)
     return x * sigmoid64(2.0 * u)
 
 
 @inline
 def _reduced_angle(a):
-    """a less the nearest multiple of pi / 2, and which multiple."""
+    """What is left of a beyond the nearest multiple of pi / 2, and which multiple."""
     n = np.rint(a * spec.TWO_OVER_PI)
     r = ((a - n * spec.HALF_PI[0]) - n * spec.HALF_PI[1]) - n * spec.HALF_PI[2]
     return r, as_integer(n)
@@ -119,6 +128,7 @@ def _reduced_angle(a):
 
 @inline
 def sin64(x):
+    """The sine, odd to the bit."""
     r, n = _reduced_angle(abs(x))
     s = r * r
     sine, cosine = r * polynomial(spec.SIN, s), polynomial(spec.COS, s)
@@ -129,6 +139,7 @@ def sin64(x):
 
 @inline
 def cos64(x):
+    """The cosine."""
     r, n = _reduced_angle(abs(x))
     s = r * r
     sine, cosine = r * polynomial(spec.SIN, s), polynomial(spec.COS, s)
@@ -138,6 +149,7 @@ def cos64(x):
 
 @inline
 def pow64(x, y):
+    """X^y, by the value of y."""
     size = abs(x)
     whole = y == np.rint(y)
     odd = whole and abs(np.fmod(y, 2.0)) == 1.0
@@ -161,7 +173,7 @@ def pow64(x, y):
 def maximum(x, y):
     """The larger one; +0 is larger than -0."""
     tie = y if bits_of(x) < 0 else x
-    larger = x if x > y else y
+    larger = choose(x > y, x, y)
     return tie if x == y else larger
 
 
@@ -169,5 +181,5 @@ def maximum(x, y):
 def minimum(x, y):
     """The smaller one; -0 is smaller than +0."""
     tie = x if bits_of(x) < 0 else y
-    smaller = x if x < y else y
+    smaller = choose(x < y, x, y)
     return tie if x == y else smaller

@@ -97,7 +97,7 @@ def _fixed_sum(v, peak):
 
 @inline
 def _rounded(v, worst):
-    """v as float32, and the worse of its status and the worst so far."""
+    """Give v as float32, and the worse of its status and the worst so far."""
     result = np.float32(flushed(v))
     peak = magnitude(np.int32(result.view(np.int32)))
     return result, max(worst, status_of(peak))
@@ -105,7 +105,7 @@ def _rounded(v, worst):
 
 @inline
 def _exp_of_shifted(x, largest, t):
-    """t = e^(x - largest), and its fixed-point sum. t is at most 1, and 1 at the largest."""
+    """Fill t = e^(x - largest); give its fixed-point sum. t is 1 at the largest, at most."""
     scale = sum_scale(1)
     total = np.int64(0)
     for i in range(x.size):
@@ -119,7 +119,7 @@ def _exp_of_shifted(x, largest, t):
         int64, reads(float32, 2), reads(int64, 1), int64, int64, writes(float32, 1)
     )
 )  # fmt: skip
-def reduce(name, x, counts, start, stop, out):
+def reduce(name, x, counts, start, stop, out):  # noqa: C901  # a table of loops
     """One number of each row; counts are read by "count" alone."""
     n = x.shape[1]
     v = np.empty(n, np.float64)
