@@ -27,7 +27,6 @@ from shoal.compute.exact.operators.node import (
     Node,
     Operator,
     Outputs,
-    Run,
     broadcast_shape,
     dense,
     fail,
@@ -281,10 +280,6 @@ def _relu_of_integers(x: Array) -> Array:
     return np.maximum(x, np.zeros((), x.dtype))
 
 
-def _op(run: Run, dtypes: frozenset[str]) -> Operator:
-    return Operator(run, dtypes)
-
-
 OPERATORS: Final[dict[str, Operator]] = {
     # one kernel each
     "Abs": unary("abs", _on_integers(np.abs), NUMBER),
@@ -314,27 +309,27 @@ OPERATORS: Final[dict[str, Operator]] = {
     "Max": variadic("max", np.maximum, NUMBER),
     "Min": variadic("min", np.minimum, NUMBER),
     "Sum": variadic("add", np.add, FLOAT),
-    "Mean": _op(mean, FLOAT),
-    "Clip": _op(clip, NUMBER),
+    "Mean": Operator(mean, FLOAT),
+    "Clip": Operator(clip, NUMBER),
     # choices and comparisons
-    "Where": _op(where, ANY),
+    "Where": Operator(where, ANY),
     "Equal": compare(np.equal, ANY),
     "Greater": compare(np.greater, NUMBER),
     "GreaterOrEqual": compare(np.greater_equal, NUMBER),
     "Less": compare(np.less, NUMBER),
     "LessOrEqual": compare(np.less_equal, NUMBER),
-    "IsNaN": _op(is_nan, FLOAT),
-    "IsInf": _op(is_inf, FLOAT),
+    "IsNaN": Operator(is_nan, FLOAT),
+    "IsInf": Operator(is_inf, FLOAT),
     # logic and bits
     "And": compare(np.logical_and, BOOL),
     "Or": compare(np.logical_or, BOOL),
     "Xor": compare(np.logical_xor, BOOL),
-    "Not": _op(bitwise_not, BOOL),
+    "Not": Operator(bitwise_not, BOOL),
     "BitwiseAnd": compare(np.bitwise_and, INTEGER),
     "BitwiseOr": compare(np.bitwise_or, INTEGER),
     "BitwiseXor": compare(np.bitwise_xor, INTEGER),
-    "BitwiseNot": _op(bitwise_not, INTEGER),
-    "BitShift": _op(bit_shift, UNSIGNED),
+    "BitwiseNot": Operator(bitwise_not, INTEGER),
+    "BitShift": Operator(bit_shift, UNSIGNED),
     # compositions
     "Celu": _activation(_celu),
     "Elu": _activation(_elu),
@@ -342,7 +337,7 @@ OPERATORS: Final[dict[str, Operator]] = {
     "HardSwish": _activation(_hard_swish),
     "LeakyRelu": _activation(_leaky_relu),
     "Mish": _activation(_mish),
-    "PRelu": _op(_prelu, FLOAT),
+    "PRelu": Operator(_prelu, FLOAT),
     "Selu": _activation(_selu),
     "Softsign": _activation(_softsign),
     "ThresholdedRelu": _activation(_thresholded_relu),

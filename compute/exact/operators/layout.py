@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from shoal.compute.exact.operators.node import (
-    ANY,
     Array,
     Inputs,
     Node,
@@ -305,6 +304,6 @@ OPERATORS: Final[dict[str, Operator]] = {
     "Squeeze": Operator(squeeze),
     "Tile": Operator(tile),
     "Transpose": Operator(transpose),
-    "Trilu": Operator(trilu, ANY),
+    "Trilu": Operator(trilu),
     "Unsqueeze": Operator(unsqueeze),
 }

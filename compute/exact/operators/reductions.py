@@ -60,7 +60,7 @@ def reduction(
         x = inputs[0]
         axes = _axes(node, inputs, x.ndim)
         if axes is None:
-            # Without axes each element is a row by itself, save where ONNX lists none.
+            # Each element is a row by itself; of these four it is its own result.
             if name in {"sum", "max", "min", "mean"}:
                 return (x,)
             axes = ()
