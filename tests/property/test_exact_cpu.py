@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from numba.core import event
 
 from shoal.compute.exact.cpu import CpuKernels
 from shoal.compute.exact.digits import DigitKernels
@@ -33,6 +34,14 @@ axes = st.sampled_from(["column", "k"])
 sizes = st.integers(0, 9)
 seeds = st.integers(0, 2**32 - 1)
 masked_floats = st.one_of(slow.floats(), slow.floats(-3, 6), st.just(np.float32(-np.inf)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_compiles_after_the_import():
+    """A worker that locked itself in could not: every signature is there from the start."""
+    with event.install_recorder("numba:compile") as recorder:
+        yield
+    assert not recorder.buffer
 
 
 def outcome(kernels, method, *args, **kwargs):

@@ -40,7 +40,7 @@ _FEW_ROWS: Final = 12
 """Rows up to which reading compact integers beats widening them for BLAS."""
 _SCRATCH_ELEMENTS: Final = 4 << 20
 """Of each widened operand: 32 MiB."""
-_TILE: Final = 1024
+_TILE: Final = 512
 """Rows or columns of a tile at most: packing them costs BLAS a few per cent."""
 _SMALL_WORK: Final = 1 << 18
 """Multiplications that are not worth waking a thread for."""

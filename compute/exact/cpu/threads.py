@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,10 @@ class Threads:
             return max((part() for part in waiting), default=0)
 
         others = [self._pool.submit(work) for _ in range(min(self.count, len(parts)) - 1)]
-        status = work()
+        try:
+            status = work()
+        finally:
+            wait(others)  # whatever fails: nobody may still be writing when this returns
         return max(status, *(other.result() for other in others))
 
     def split(self, part: Callable[[int, int], int], size: int, cost: int) -> int:
