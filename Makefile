@@ -21,8 +21,10 @@ lint: $(VENV)/.dev-installed  ## style, types and layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev-installed  ## measurements, printed as a table
+bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, printed as tables
 	$(BIN)/python tests/bench/idle.py
+	$(BIN)/python tests/bench/exact_kernels.py
+	$(BIN)/python tests/bench/exact_models.py
 
 soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
 	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak
@@ -43,6 +45,11 @@ $(VENV)/bin/python:
 $(VENV)/.demo-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing shoal and what it needs into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.bench-installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing shoal and the peers it is measured beside into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[demo,dev,torch,models]'
 	@touch $@
 
 $(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt

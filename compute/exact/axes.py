@@ -52,9 +52,20 @@ def scale_axes_of(graph: GraphProto) -> tuple[ScaleAxis, ...]:
 
 
 def _from_softmax(product: NodeProto, producers: dict[str, NodeProto]) -> bool:
+    """Whether A is a Softmax, looking through moves, and through Where at both its values.
+
+    Exporters guard a softmax whose row is masked whole by Where(IsNaN(p), 0, p).
+    """
     if product.op_type != "MatMul":
         return False
-    name = product.input[0]
-    while (node := producers.get(name)) is not None and node.op_type in MOVES:
-        name = node.input[0]
-    return node is not None and node.op_type == "Softmax"
+    names = [product.input[0]]
+    while names:
+        node = producers.get(names.pop())
+        match node.op_type if node is not None else None:
+            case "Softmax":
+                return True
+            case "Where":
+                names += node.input[1:]
+            case moved if moved in MOVES:
+                names.append(node.input[0])
+    return False
