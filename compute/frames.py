@@ -1,9 +1,10 @@
 """What a daemon and its worker say to each other over their socket pair. Sans-IO.
 
 A frame is the size of its head (u32, little-endian), the head, and the attachments'
-bytes one after another. The head is msgpack: a tagged message and the attachments'
-sizes. So tensors are never copied into msgpack, and a reader knows how much is to
-come, and can refuse it, before it takes any of it.
+bytes one after another. The head is msgpack: a tagged message, the attachments'
+sizes, and whether they are in the frame or, being many bytes, in memory that the
+daemon lent (`shoal.compute.lent_memory`). So tensors are never copied into msgpack,
+and a reader knows how much is to come, and can refuse it, before it takes any of it.
 
 The worker runs strangers' programs, so the daemon treats its frames as a
 stranger's: strict types, every size bounded.
@@ -32,6 +33,9 @@ ATTACHMENT_COUNT_LIMIT: Final = TENSOR_COUNT_LIMIT + 2
 """A program's weights, its graph and its manifest."""
 
 ATTACHMENT_LIMIT_BYTES: Final = TENSOR_LIMIT_BYTES + HEADER_LIMIT_BYTES
+
+INLINE_LIMIT_BYTES: Final = 64 << 10
+"""Attachments of a frame, in all, that travel in it; as long to copy as memory to lend."""
 
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -139,18 +143,53 @@ Answer = Started | Converted | Prepared | Ran | Failed
 _Size = Annotated[int, msgspec.Meta(ge=0, le=ATTACHMENT_LIMIT_BYTES)]
 _Sizes = Annotated[tuple[_Size, ...], msgspec.Meta(max_length=ATTACHMENT_COUNT_LIMIT)]
 
-_M = TypeVar("_M")
+_Head = TypeVar("_Head")
 
 
 class FrameError(Exception):
     """Bytes that are not a frame; the two ends no longer understand each other."""
 
 
-def encode(message: Request | Answer, attachments: Sequence[Buffer] = ()) -> list[Buffer]:
-    """The pieces of a frame, to be sent in order."""
-    sizes = [memoryview(attachment).nbytes for attachment in attachments]
-    head = msgspec.msgpack.encode((message, sizes))
-    return [len(head).to_bytes(SIZE_FIELD_BYTES, "little"), head, *attachments]
+def are_inline(attachments: Sequence[Buffer]) -> bool:
+    """Whether these travel in the frame itself."""
+    return sum(map(_size_of, attachments)) <= INLINE_LIMIT_BYTES
+
+
+def encode_request(
+    message: Request, attachments: Sequence[Buffer] = (), *, answer_bytes: int = 0
+) -> list[Buffer]:
+    """The pieces of a request's frame, to be sent in order.
+
+    Args:
+        message: The request.
+        attachments: Where they are not `are_inline`, they lie in the first memory lent.
+        answer_bytes: Size of the memory lent for the answer; 0 where there is none.
+    """
+    inline = are_inline(attachments)
+    return _pieces((message, _sizes(attachments), inline, answer_bytes), attachments, inline)
+
+
+def encode_answer(
+    message: Answer, attachments: Sequence[Buffer] = (), *, inline: bool = True
+) -> list[Buffer]:
+    """The pieces of an answer's frame; ``inline`` or in the memory lent for them."""
+    return _pieces((message, _sizes(attachments), inline), attachments, inline)
+
+
+def _pieces(
+    head: tuple[object, ...], attachments: Sequence[Buffer], inline: bool
+) -> list[Buffer]:
+    encoded = msgspec.msgpack.encode(head)
+    size = len(encoded).to_bytes(SIZE_FIELD_BYTES, "little")
+    return [size, encoded, *(attachments if inline else ())]
+
+
+def _sizes(attachments: Sequence[Buffer]) -> list[int]:
+    return list(map(_size_of, attachments))
+
+
+def _size_of(attachment: Buffer) -> int:
+    return memoryview(attachment).nbytes
 
 
 def head_size(field: Buffer) -> int:
@@ -165,8 +204,8 @@ def head_size(field: Buffer) -> int:
     return size
 
 
-def decode_request(head: Buffer) -> tuple[Request, tuple[int, ...]]:
-    """A request and the sizes of its attachments.
+def decode_request(head: Buffer) -> tuple[Request, tuple[int, ...], bool, int]:
+    """A request, the sizes of its attachments, whether they are inline, the answer's room.
 
     Raises:
         FrameError: This is no request.
@@ -174,13 +213,13 @@ def decode_request(head: Buffer) -> tuple[Request, tuple[int, ...]]:
     return _decode(_REQUESTS, head)
 
 
-def decode_answer(head: Buffer) -> tuple[Answer, tuple[int, ...]]:
-    """An answer and the sizes of its attachments.
+def decode_answer(head: Buffer) -> tuple[Answer, tuple[int, ...], bool]:
+    """An answer, the sizes of its attachments, and whether they are inline.
 
     Raises:
         FrameError: This is no answer, or not every attachment has its name.
     """
-    answer, sizes = _decode(_ANSWERS, head)
+    answer, sizes, inline = _decode(_ANSWERS, head)
     names: tuple[str, ...] = ()
     if isinstance(answer, Ran):
         names = answer.output_names
@@ -188,16 +227,14 @@ def decode_answer(head: Buffer) -> tuple[Answer, tuple[int, ...]]:
         names = answer.blob_ids
     if len(set(names)) != len(sizes):
         raise FrameError(f"{len(sizes)} attachments and {len(set(names))} names for them")
-    return answer, sizes
+    return answer, sizes, inline
 
 
-_REQUESTS: Final = msgspec.msgpack.Decoder(tuple[Request, _Sizes])
-_ANSWERS: Final = msgspec.msgpack.Decoder(tuple[Answer, _Sizes])
+_REQUESTS: Final = msgspec.msgpack.Decoder(tuple[Request, _Sizes, bool, int])
+_ANSWERS: Final = msgspec.msgpack.Decoder(tuple[Answer, _Sizes, bool])
 
 
-def _decode(
-    decoder: msgspec.msgpack.Decoder[tuple[_M, tuple[int, ...]]], head: Buffer
-) -> tuple[_M, tuple[int, ...]]:
+def _decode(decoder: msgspec.msgpack.Decoder[_Head], head: Buffer) -> _Head:
     try:
         return decoder.decode(head)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -1,5 +1,9 @@
 """The daemon's side of a worker: one unit at a time, each ends, whatever happens.
 
+A process runs the units of one requester and of nobody else, so that whoever breaks
+into it finds nothing of another's, and falsifies nothing of another's. The next
+requester gets a spare that has settled in already.
+
 A unit that meets its limits, a worker that dies, hangs or answers nonsense: the
 unit ends with an error that says so, the process is ended, and the next unit gets
 a new one. A unit cannot be interrupted from outside, so cancelling a run ends the
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
+import structlog
 import trio
 
 from shoal.compute import frames
@@ -35,7 +40,15 @@ GRACE_S: Final = 2.0
 """How long after its time limit a unit may take to end by itself; then its worker is ended."""
 
 CACHE_BYTES: Final = 2 << 30
-"""Weights of prepared programs that a worker keeps at most."""
+"""Weights of prepared programs that a process keeps at most."""
+
+ROOMS_LIMIT: Final = 3
+"""Requesters whose processes are kept at once, with what is prepared for them."""
+
+ROOM_IDLE_LIMIT_S: Final = 300.0
+"""How long a process waits for its requester's next unit; a cold one takes about a second."""
+
+SWEEP_INTERVAL_S: Final = 30.0
 
 
 CONVERT_LIMITS: Final = UnitLimits(time_s=60.0, memory_bytes=8 << 30, output_bytes=4 << 30)
@@ -67,41 +80,59 @@ class Execution:
 
 _Answer = TypeVar("_Answer", bound=frames.Answer)
 
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Room:
+    """A worker's process, what it showed, and whose units alone it runs."""
+
+    process: WorkerProcess
+    probes: tuple[Probe, ...]
+    held: frozenset[str] = frozenset()
+    used_at_s: float = 0.0
+
 
 class Worker:
-    """Runs units, one after another, in a process that is replaced when it fails.
+    """Runs units, one after another, each requester's in a process of its own.
 
-    Made by `open_worker`. Callers wait for one another in order of arrival.
+    Made by `open_worker`. Callers wait for one another in order of arrival. One spare
+    process stands ready: who comes next gets it, and another one is started meanwhile.
     """
 
-    def __init__(self, *, threads: int, cache_bytes: int) -> None:
+    def __init__(self, *, threads: int, cache_bytes: int, nursery: trio.Nursery) -> None:
         self._start = frames.Start(threads=threads, cache_bytes=cache_bytes, exact=False)
+        self._nursery = nursery
         self._one_at_a_time = trio.Lock()
-        self._process: WorkerProcess | None = None
-        self._probes: tuple[Probe, ...] = ()
-        self._held: frozenset[str] = frozenset()
+        self._starting = trio.Lock()
+        self._rooms: dict[str, _Room] = {}  # the least recently used first
+        self._spare: _Room | None = None
 
     @property
-    def pid(self) -> int | None:
-        """The process id of the current worker, or None where there is none."""
-        return self._process.pid if self._process and self._process.alive else None
+    def pids(self) -> dict[str, int]:
+        """The live processes, by requester; the spare's name is empty."""
+        rooms = self._rooms | ({"": self._spare} if self._spare else {})
+        return {name: room.process.pid for name, room in rooms.items() if room.process.alive}
 
-    def holds(self, program_id: BlobId) -> bool:
-        """Whether a program is prepared already, which makes its next unit cheaper."""
-        return self.pid is not None and program_id in self._held
+    def holds(self, requester: str, program_id: BlobId) -> bool:
+        """Whether a program is prepared for a requester, which makes its next unit cheaper."""
+        room = self._rooms.get(requester)
+        return room is not None and room.process.alive and program_id in room.held
 
     async def probe(self) -> tuple[Probe, ...]:
-        """Start the worker if it does not run, and say what its canaries showed.
+        """Start a process if there is none ready, and say what its canaries showed.
 
         Raises:
             ComputeError: No worker can be had, or no executor works here.
         """
-        async with self._one_at_a_time:
-            await self._started()
-            return self._probes
+        async with self._starting:
+            if self._spare is None or not self._spare.process.alive:
+                await self._end_spare()
+                self._spare = await self._started()
+            return self._spare.probes
 
     async def enable_exact(self) -> tuple[Probe, ...]:
-        """Offer the class `exact` too: compile its kernels, then start the worker anew.
+        """Offer the class `exact` too: compile its kernels, then start every process anew.
 
         Compiling goes on in a process of its own at the lowest priority, and units
         run meanwhile. Cancelling ends that process.
@@ -110,34 +141,39 @@ class Worker:
             ComputeError: The kernels cannot be compiled, or the worker does not start.
         """
         await compile_kernels()
-        async with self._one_at_a_time:
+        async with self._one_at_a_time, self._starting:
             self._start = msgspec.structs.replace(self._start, exact=True)
-            await self._end()
-            await self._started()
-            return self._probes
+            await self.close()
+            self._spare = await self._started()
+            return self._spare.probes
 
     async def convert(
-        self, onnx: Buffer, precision: str | None = None, limits: UnitLimits = CONVERT_LIMITS
+        self,
+        requester: str,
+        onnx: Buffer,
+        precision: str | None = None,
+        limits: UnitLimits = CONVERT_LIMITS,
     ) -> Converted:
         """Make a program of an ONNX file's bytes.
 
-        Cancelling ends the worker's process.
+        Cancelling ends the requester's process.
 
         Raises:
             ProgramError: The model is not a program.
             ComputeError: A limit was met, or the worker failed.
         """
         async with self._one_at_a_time:
-            process = await self._started()
+            await self._room_of(requester)
             request = frames.Convert(limits, precision)
-            answer, blobs = await self._ask(process, request, [onnx], limits, frames.Converted)
+            answer, blobs = await self._ask(
+                requester, request, [onnx], limits, frames.Converted
+            )
         ids = map(BlobId, answer.blob_ids)
-        return Converted(
-            BlobId(answer.program_id), dict(zip(ids, map(bytes, blobs), strict=True))
-        )
+        return Converted(BlobId(answer.program_id), dict(zip(ids, blobs, strict=True)))
 
     async def run(
         self,
+        requester: str,
         program_id: BlobId,
         fetch_blobs: Callable[[], Awaitable[Mapping[BlobId, Buffer]]],
         inputs: Mapping[str, Buffer],
@@ -145,12 +181,13 @@ class Worker:
     ) -> Execution:
         """Run one unit.
 
-        Cancelling ends the worker's process.
+        Cancelling ends the requester's process.
 
         Args:
+            requester: Whose unit it is: no process ever sees two requesters' data.
             program_id: The program.
             fetch_blobs: Gives its blobs, the manifest among them, checked against
-                their ids; called only where the worker does not hold the program.
+                their ids; called only where the process does not hold the program.
             inputs: Tensor blobs by input name.
             limits: What the unit may take.
 
@@ -158,121 +195,173 @@ class Worker:
             ProgramError: The program, or these inputs to it, would fail anywhere.
             ComputeError: A limit was met (``time_limit``, ``memory_limit``,
                 ``output_limit``) or the worker failed (``worker_died``,
-                ``worker_nonsense``, ``worker_start``).
+                ``worker_nonsense``, ``worker_start``, ``no_memory``).
         """
         async with self._one_at_a_time:
-            process = await self._started()
-            if program_id not in self._held:
-                await self._prepare(process, program_id, await fetch_blobs(), limits)
+            room = await self._room_of(requester)
+            if program_id not in room.held:
+                blobs = await fetch_blobs()
+                prepare = frames.Prepare(program_id, tuple(blobs), limits)
+                prepared, _ = await self._ask(
+                    requester, prepare, list(blobs.values()), limits, frames.Prepared
+                )
+                room.held = frozenset(prepared.held)
             request = frames.Run(program_id, tuple(inputs), limits)
             answer, outputs = await self._ask(
-                process, request, list(inputs.values()), limits, frames.Ran
+                requester, request, list(inputs.values()), limits, frames.Ran
             )
-        named = dict(zip(answer.output_names, map(bytes, outputs), strict=True))
+        named = dict(zip(answer.output_names, outputs, strict=True))
         return Execution(named, answer.compute_s, answer.runtime)
 
     async def close(self) -> None:
-        """End the process and wait until it is gone; a later call starts another one."""
-        await self._end()
+        """End all processes and wait until they are gone; a later call starts others."""
+        for requester in tuple(self._rooms):
+            await self._end(requester)
+        await self._end_spare()
 
-    async def _prepare(
-        self,
-        process: WorkerProcess,
-        program_id: BlobId,
-        blobs: Mapping[BlobId, Buffer],
-        limits: UnitLimits,
-    ) -> None:
-        request = frames.Prepare(program_id, tuple(blobs), limits)
-        answer, _ = await self._ask(
-            process, request, list(blobs.values()), limits, frames.Prepared
-        )
-        self._held = frozenset(answer.held)
+    async def sweep(self) -> None:
+        """End the processes of requesters that do not come back, for ever."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            async with self._one_at_a_time:
+                for requester, room in tuple(self._rooms.items()):
+                    if room.used_at_s + ROOM_IDLE_LIMIT_S <= trio.current_time():
+                        await self._end(requester)
 
-    async def _started(self) -> WorkerProcess:
-        """The running process, a new one where there is none."""
-        if self._process is not None and not self._process.alive:
-            await self._end()  # it died between two units: no unit's fault
-        if self._process is not None and self._probes:
-            return self._process
+    async def _room_of(self, requester: str) -> _Room:
+        """The process that runs this requester's units and nobody else's."""
+        room = self._rooms.pop(requester, None)
+        if room is not None and not room.process.alive:
+            await room.process.end()  # it died between two units: no unit's fault
+            room = None
+        if room is None:
+            while len(self._rooms) >= ROOMS_LIMIT:
+                await self._end(next(iter(self._rooms)))
+            await self.probe()
+            room, self._spare = self._spare, None
+            assert room is not None
+            self._nursery.start_soon(self._keep_spare)
+        room.used_at_s = trio.current_time()
+        self._rooms[requester] = room
+        return room
+
+    async def _keep_spare(self) -> None:
         try:
-            self._process = WorkerProcess()
+            await self.probe()
+        except ComputeError as error:  # said again to the next unit, which waits for it
+            log.warning("there is no spare worker", error=str(error))
+
+    async def _started(self) -> _Room:
+        """A new process that has settled in."""
+        try:
+            process = WorkerProcess()
         except OSError as error:
             raise ComputeError(
                 f"a worker process cannot be started: {error.strerror}", code="worker_start"
             ) from None
         limits = UnitLimits(time_s=START_LIMIT_S, memory_bytes=0, output_bytes=0)
         try:
-            answer, _ = await self._ask(self._process, self._start, [], limits, frames.Started)
+            answer, _ = await _exchange(process, self._start, [], limits, frames.Started)
         except ComputeError as error:
+            if not process.ended:
+                await process.end()
             raise ComputeError(
                 f"the worker does not start: {error.message}",
                 code="worker_start",
                 hint="`shoal doctor` checks what it needs",
             ) from error
-        self._probes = answer.probes
-        return self._process
+        return _Room(process, answer.probes)
 
     async def _ask(
         self,
-        process: WorkerProcess,
+        requester: str,
         request: frames.Request,
         attachments: Sequence[Buffer],
         limits: UnitLimits,
         kind: type[_Answer],
-    ) -> tuple[_Answer, list[bytearray]]:
-        """Exchange one request for one answer of ``kind``, or end the process and raise."""
-        answer: frames.Answer | None = None
-        received: list[bytearray] = []
+    ) -> tuple[_Answer, list[bytes]]:
+        """Exchange one request for one answer of ``kind``; see `_exchange`."""
+        room = self._rooms[requester]
         try:
-            with trio.move_on_after(limits.time_s + GRACE_S):
-                answer, received = await process.exchange(
-                    request, attachments, limits.output_bytes
-                )
-        except WorkerGoneError:
-            how = await self._end()
-            raise ComputeError(
-                f"the worker {how or 'was ended'} while the unit ran",
-                code="worker_died",
-                hint="try another node; a unit that ends workers everywhere is at fault itself",
-            ) from None
-        except FrameError as error:
-            raise _nonsense(str(error)) from None
-        finally:  # after a cancellation too: the unit may still run
-            if not isinstance(answer, (kind, frames.Failed)):
-                await self._end()
-        if answer is None:
-            raise ComputeError(
-                f"the unit took longer than its limit of {limits.time_s:g} s, "
-                "and its worker was ended",
-                code="time_limit",
-                hint="ask for more time, or split the inputs into smaller batches",
-            )
-        if isinstance(answer, frames.Failed):
-            raise _raised(answer)
-        if not isinstance(answer, kind):
-            raise _nonsense(f"a {type(answer).__name__} is no {kind.__name__}")
-        return answer, received
+            return await _exchange(room.process, request, attachments, limits, kind)
+        finally:
+            if room.process.ended:
+                del self._rooms[requester]
 
-    async def _end(self) -> str:
-        """End the process, if there is one; says how it ended."""
-        process, self._process = self._process, None
-        self._probes, self._held = (), frozenset()
-        return await process.end() if process is not None else ""
+    async def _end(self, requester: str) -> None:
+        await self._rooms.pop(requester).process.end()
+
+    async def _end_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await spare.process.end()
 
 
 @asynccontextmanager
 async def open_worker(*, threads: int, cache_bytes: int = CACHE_BYTES) -> AsyncIterator[Worker]:
-    """A worker for the CPU, whose process is gone when the block is left.
+    """A worker for the CPU, whose processes are gone when the block is left.
 
     Args:
         threads: How many threads a unit may use.
-        cache_bytes: How many bytes of prepared programs to keep.
+        cache_bytes: How many bytes of prepared programs each process keeps.
     """
-    worker = Worker(threads=threads, cache_bytes=cache_bytes)
+    async with trio.open_nursery() as nursery:
+        worker = Worker(threads=threads, cache_bytes=cache_bytes, nursery=nursery)
+        nursery.start_soon(worker.sweep)
+        try:
+            yield worker
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await worker.close()
+
+
+async def _exchange(
+    process: WorkerProcess,
+    request: frames.Request,
+    attachments: Sequence[Buffer],
+    limits: UnitLimits,
+    kind: type[_Answer],
+) -> tuple[_Answer, list[bytes]]:
+    """Exchange one request for one answer of ``kind``, or raise.
+
+    The process is ended unless it has answered as it must: then it may still run.
+    """
+    answer: frames.Answer | None = None
+    received: list[bytes] = []
     try:
-        yield worker
-    finally:
-        await worker.close()
+        with trio.move_on_after(limits.time_s + GRACE_S):
+            answer, received = await process.exchange(request, attachments, limits.output_bytes)
+    except WorkerGoneError:
+        how = await process.end()
+        raise ComputeError(
+            f"the worker {how} while the unit ran",
+            code="worker_died",
+            hint="try another node; a unit that ends workers everywhere is at fault itself",
+        ) from None
+    except FrameError as error:
+        raise _nonsense(str(error)) from None
+    except OSError as error:
+        raise ComputeError(
+            f"there is no memory to hand the unit's tensors over in: {error.strerror}",
+            code="no_memory",
+            hint="free some memory, or lower `memory` in the settings",
+        ) from None
+    finally:  # after a cancellation too
+        if not isinstance(answer, (kind, frames.Failed)) and not process.ended:
+            await process.end()
+    if answer is None:
+        raise ComputeError(
+            f"the unit took longer than its limit of {limits.time_s:g} s, "
+            "and its worker was ended",
+            code="time_limit",
+            hint="ask for more time, or split the inputs into smaller batches",
+        )
+    if isinstance(answer, frames.Failed):
+        raise _raised(answer)
+    if not isinstance(answer, kind):
+        raise _nonsense(f"a {type(answer).__name__} is no {kind.__name__}")
+    return answer, received
 
 
 def _raised(failed: frames.Failed) -> ProgramError | ComputeError:

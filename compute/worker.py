@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.compute import frames
+from shoal.compute import frames, lent_memory
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import Executor, NumericClass, Probe
@@ -51,6 +51,7 @@ Added to every memory limit, so small programs run under any (`frames.UnitLimits
 """
 
 _OPEN_FILES_LIMIT: Final = 64
+_LENT_DESCRIPTORS_LIMIT: Final = 2  # the request's memory and the answer's
 _NICENESS: Final = 5  # the daemon's heartbeat comes before any unit
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
@@ -265,14 +266,18 @@ def serve(channel: socket.socket) -> None:
     """Answer requests until the daemon closes its end."""
     worker: Worker | None = None
     while (received := _receive(channel)) is not None:
-        request, attachments = received
+        request, attachments, answer_memory = received
         if isinstance(request, frames.Start):
             worker = Worker(request)
         assert worker is not None, "the first request is Start"
         answer: frames.Answer
         outputs: list[bytes] = []
+        inline = True
         try:
             answer, outputs = _answer(worker, request, attachments)
+            inline = frames.are_inline(outputs)
+            if not inline:
+                lent_memory.write_answer(answer_memory, outputs)
         except (ProgramError, ComputeError) as error:
             answer = _failed(error)
         except MemoryError:
@@ -286,26 +291,39 @@ def serve(channel: socket.socket) -> None:
                     code="library_failure",
                 )
             )
-        for piece in frames.encode(answer, outputs):
+        if isinstance(answer, frames.Failed):
+            outputs, inline = [], True
+        for piece in frames.encode_answer(answer, outputs, inline=inline):
             channel.sendall(piece)
+        if answer_memory >= 0:
+            os.close(answer_memory)
         del attachments, outputs, received
 
 
-def _receive(channel: socket.socket) -> tuple[frames.Request, list[Buffer]] | None:
-    field = _receive_exactly(channel, frames.SIZE_FIELD_BYTES)
-    if field is None:
+def _receive(channel: socket.socket) -> tuple[frames.Request, list[Buffer], int] | None:
+    """A request, its attachments, and the memory for the answer's, or -1."""
+    field, descriptors, _, _ = socket.recv_fds(
+        channel, frames.SIZE_FIELD_BYTES, _LENT_DESCRIPTORS_LIMIT
+    )
+    rest = _receive_exactly(channel, frames.SIZE_FIELD_BYTES - len(field)) if field else None
+    if rest is None:
         return None
-    head = _receive_exactly(channel, frames.head_size(field))
+    head = _receive_exactly(channel, frames.head_size(field + rest))
     if head is None:
         return None
-    request, sizes = frames.decode_request(head)
+    request, sizes, inline, answer_bytes = frames.decode_request(head)
     attachments: list[Buffer] = []
-    for size in sizes:
-        attachment = _receive_exactly(channel, size)
-        if attachment is None:
-            return None
-        attachments.append(attachment)
-    return request, attachments
+    if inline:
+        for size in sizes:
+            attachment = _receive_exactly(channel, size)
+            if attachment is None:
+                return None
+            attachments.append(attachment)
+    else:
+        memory = descriptors.pop(0)
+        attachments = lent_memory.map_request(memory, sizes)
+        os.close(memory)
+    return request, attachments, descriptors.pop() if answer_bytes else -1
 
 
 def _receive_exactly(channel: socket.socket, size: int) -> bytearray | None:

@@ -11,12 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+from array import array
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from shoal.compute import frames
 from shoal.compute.errors import ComputeError
+from shoal.compute.lent_memory import lend, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,6 +116,7 @@ class WorkerProcess:
             theirs.close()
             os.close(stderr)
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self.ended = False
 
     @property
     def pid(self) -> int:
@@ -127,7 +130,7 @@ class WorkerProcess:
 
     async def exchange(
         self, request: frames.Request, attachments: Sequence[Buffer], answer_limit_bytes: int
-    ) -> tuple[frames.Answer, list[bytearray]]:
+    ) -> tuple[frames.Answer, list[bytes]]:
         """Send one request and wait for its answer.
 
         Not cancel-safe: when cancelled, or on any error, end the process.
@@ -135,17 +138,40 @@ class WorkerProcess:
         Raises:
             WorkerGoneError: The process died.
             FrameError: What came is no answer, or its attachments are over the limit.
+            OSError: There is no memory to lend.
         """
+        inline = frames.are_inline(attachments)
+        room = answer_limit_bytes if answer_limit_bytes > frames.INLINE_LIMIT_BYTES else 0
+        if inline:
+            lent = lend((), room)
+        else:  # copying much is a thread's work
+            lent = await trio.to_thread.run_sync(lend, attachments, room)
         try:
-            for piece in frames.encode(request, attachments):
+            pieces = frames.encode_request(request, attachments, answer_bytes=room)
+            await self._send(pieces, lent.descriptors)
+            size = frames.head_size(await self._receive(frames.SIZE_FIELD_BYTES))
+            answer, sizes, inline = frames.decode_answer(await self._receive(size))
+            if sum(sizes) > answer_limit_bytes:
+                raise frames.FrameError(f"an answer of {sum(sizes)} bytes is over the limit")
+            if inline:
+                return answer, [bytes(await self._receive(size)) for size in sizes]
+            if lent.answer is None:
+                raise frames.FrameError("no memory was lent for this answer")
+            return answer, await trio.to_thread.run_sync(read_answer, lent.answer, sizes)
+        finally:
+            lent.close()
+
+    async def _send(self, pieces: Sequence[Buffer], descriptors: Sequence[int]) -> None:
+        """Send a frame; the descriptors go with its first bytes."""
+        size_field, *rest = pieces
+        rights = array("i", descriptors)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
+        try:
+            sent = await self._stream.socket.sendmsg([size_field], ancillary)
+            for piece in (memoryview(size_field)[sent:], *rest):
                 await self._stream.send_all(piece)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             raise WorkerGoneError from None
-        size = frames.head_size(await self._receive(frames.SIZE_FIELD_BYTES))
-        answer, sizes = frames.decode_answer(await self._receive(size))
-        if sum(sizes) > answer_limit_bytes:
-            raise frames.FrameError(f"an answer of {sum(sizes)} bytes is over the limit")
-        return answer, [await self._receive(size) for size in sizes]
 
     async def _receive(self, size: int) -> bytearray:
         data = bytearray(size)
@@ -166,6 +192,7 @@ class WorkerProcess:
         Returns:
             How it ended, for a sentence, with the last line that it wrote.
         """
+        self.ended = True
         self._process.kill()
         with trio.CancelScope(shield=True):
             await self._stream.aclose()

@@ -179,7 +179,7 @@ class Daemon:
         Raises:
             ProgramError: The model breaks a rule; the sentence names it.
         """
-        program = await self.worker.convert(onnx, precision)
+        program = await self.worker.convert(self.identity.peer_id, onnx, precision)
         for blob in program.blobs.values():
             await self.blobs.put_bytes(blob)
         return program.program_id

@@ -329,11 +329,13 @@ async def fetch_inputs(
 
 async def execute(
     house: House,
-    call: Call,
+    side: ProviderSide,
     manifest: manifests.Manifest,
     inputs: Mapping[str, bytes],
 ) -> Execution | UnitError:
     """Run one unit in the worker; an error of the unit is a result like any other."""
+    assert side.call is not None
+    call = side.call
 
     async def blobs() -> dict[BlobId, bytes]:
         ids = [BlobId(call.program), *program_blobs(manifest)]
@@ -345,7 +347,9 @@ async def execute(
         output_bytes=call.memory_bytes,
     )
     try:
-        return await house.worker.run(BlobId(call.program), blobs, inputs, limits)
+        return await house.worker.run(
+            side.requester, BlobId(call.program), blobs, inputs, limits
+        )
     except (ComputeError, ProgramError) as error:
         return UnitError(
             code=error.code[:64],

@@ -236,7 +236,7 @@ class Provider:
         try:
             manifest = await pipeline.fetch_program(house, side)
             inputs = await pipeline.fetch_inputs(house, side, manifest, request)
-            outcome = await pipeline.execute(house, side.call, manifest, inputs)
+            outcome = await pipeline.execute(house, side, manifest, inputs)
             return await pipeline.sign(house, side, request, outcome, started_at_ms)
         except ProgramError as error:
             return _refuse(request, Reason.PROGRAM_REFUSED, error)

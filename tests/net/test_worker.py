@@ -17,11 +17,19 @@ from shoal.compute import frames
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import Evidence
-from shoal.compute.supervisor import UnitLimits, open_worker
+from shoal.compute.supervisor import (
+    ROOM_IDLE_LIMIT_S,
+    SWEEP_INTERVAL_S,
+    UnitLimits,
+    _Room,
+    open_worker,
+)
 from shoal.compute.tensor import from_blob, to_blob
+from shoal.compute.worker_process import WorkerProcess
 
 LIMITS = UnitLimits(time_s=20.0, memory_bytes=1 << 30, output_bytes=1 << 20)
 X = to_blob(np.arange(3, dtype=np.float32))
+ANN, BOB = "ann", "bob"
 
 
 def program_of(text):
@@ -43,11 +51,11 @@ HUGE_CONSTANT = program_of(
 )
 
 
-async def run(worker, program, inputs, limits=LIMITS):
+async def run(worker, program, inputs, limits=LIMITS, requester=ANN):
     async def fetch_blobs():
         return program.blobs
 
-    return await worker.run(program.program_id, fetch_blobs, inputs, limits)
+    return await worker.run(requester, program.program_id, fetch_blobs, inputs, limits)
 
 
 async def check_that_the_next_unit_runs(worker):
@@ -69,7 +77,7 @@ async def worker():
 
 
 async def test_a_unit_runs_and_says_on_what(worker):
-    assert worker.pid is None  # nothing starts before it is needed
+    assert not worker.pids  # nothing starts before it is needed
     assert all(probe.evidence is Evidence.EXECUTED for probe in await worker.probe())
     execution = await run(worker, DOUBLE, {"x": X})
     assert execution.outputs == {"y": to_blob(np.array([0, 2, 4], np.float32))}
@@ -85,8 +93,8 @@ async def test_a_program_s_blobs_are_sent_once(worker):
         return DOUBLE.blobs
 
     for _ in range(3):
-        await worker.run(DOUBLE.program_id, fetch_blobs, {"x": X}, LIMITS)
-    assert worker.holds(DOUBLE.program_id)
+        await worker.run(ANN, DOUBLE.program_id, fetch_blobs, {"x": X}, LIMITS)
+    assert worker.holds(ANN, DOUBLE.program_id)
     assert len(fetched) == 1
 
 
@@ -104,7 +112,7 @@ async def test_programs_beyond_what_a_worker_keeps_are_let_go_oldest_first():
     async with open_worker(threads=1, cache_bytes=2 * 18_000) as worker:
         for index in (0, 1, 0, 2):
             await run(worker, programs[index], inputs)
-        assert [worker.holds(p.program_id) for p in programs] == [True, False, True]
+        assert [worker.holds(ANN, p.program_id) for p in programs] == [True, False, True]
         await run(worker, programs[1], inputs)
 
 
@@ -114,7 +122,7 @@ async def test_a_worker_converts_a_model_as_a_client_does(worker):
         "g (float[n] x) => (float y) { y = ReduceMax<axes=[0], keepdims=0>(x) }"
     )
     data = model.SerializeToString()
-    converted = await worker.convert(data)
+    converted = await worker.convert(ANN, data)
     assert (converted.program_id, converted.blobs) == (
         (expected := convert(data)).program_id,
         expected.blobs,
@@ -151,12 +159,12 @@ async def test_outputs_over_their_limit_are_not_sent(worker):
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 1000, b"\x08\x08"])
 async def test_bytes_that_are_no_model_are_refused_and_the_worker_stays(worker, data):
-    pid = (await worker.probe(), worker.pid)[1]
+    pid = (await worker.probe(), worker.pids[""])[1]
     with pytest.raises(ProgramError) as refused:
-        await worker.convert(data)
+        await worker.convert(ANN, data)
     assert refused.value.code in {"empty_model", "malformed_model"}
     await check_that_the_next_unit_runs(worker)
-    assert worker.pid == pid
+    assert worker.pids[ANN] == pid
 
 
 async def test_a_peer_s_graph_is_checked_before_it_is_loaded(worker):
@@ -173,7 +181,7 @@ async def test_a_peer_s_graph_is_checked_before_it_is_loaded(worker):
         return blobs
 
     with pytest.raises(ProgramError) as refused:
-        await worker.run(DOUBLE.program_id, fetch_blobs, {"x": X}, LIMITS)
+        await worker.run(ANN, DOUBLE.program_id, fetch_blobs, {"x": X}, LIMITS)
     assert refused.value.code == "external_data"
     assert "../../etc/passwd" in refused.value.message
     await check_that_the_next_unit_runs(worker)
@@ -198,10 +206,10 @@ async def test_wrong_inputs_are_refused_in_the_worker_too(worker, inputs, code):
 
 async def test_a_worker_killed_in_the_middle_fails_its_unit_only(worker, nursery):
     await worker.probe()
-    pid = worker.pid
+    pid = worker.pids[""]
 
     async def kill_when_busy():
-        while not worker.holds(ENDLESS.program_id):  # noqa: ASYNC110  # no event tells it
+        while not worker.holds(ANN, ENDLESS.program_id):  # noqa: ASYNC110  # no event tells it
             await trio.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
 
@@ -211,21 +219,21 @@ async def test_a_worker_killed_in_the_middle_fails_its_unit_only(worker, nursery
     assert ended.value.code == "worker_died"
     assert "SIGKILL" in ended.value.message
     await check_that_the_next_unit_runs(worker)
-    assert worker.pid != pid
+    assert worker.pids[ANN] != pid
 
 
 async def test_a_worker_that_died_between_two_units_is_replaced_unnoticed(worker):
     await check_that_the_next_unit_runs(worker)
-    os.kill(worker.pid, signal.SIGKILL)
+    os.kill(worker.pids[ANN], signal.SIGKILL)
     with trio.fail_after(5):
-        while worker.pid is not None:  # noqa: ASYNC110  # no event tells it
+        while ANN in worker.pids:  # noqa: ASYNC110  # no event tells it
             await trio.sleep(0.01)
     await check_that_the_next_unit_runs(worker)
 
 
 async def test_a_worker_that_hangs_is_ended_after_its_limit_and_the_grace(worker):
     await check_that_the_next_unit_runs(worker)
-    pid = worker.pid
+    pid = worker.pids[ANN]
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(ComputeError) as ended:
         await run(worker, DOUBLE, {"x": X}, UnitLimits(0.1, 1 << 30, 1 << 20))
@@ -236,7 +244,7 @@ async def test_a_worker_that_hangs_is_ended_after_its_limit_and_the_grace(worker
 
 async def test_cancelling_a_run_leaves_no_process_behind(worker):
     await worker.probe()
-    pid = worker.pid
+    pid = worker.pids[""]
     with trio.move_on_after(0.3) as scope:
         await run(worker, ENDLESS, {"x": X})
     assert scope.cancelled_caught
@@ -260,7 +268,7 @@ async def test_units_of_one_worker_run_one_after_another(worker):
 async def test_no_worker_is_left_when_its_block_is_left():
     async with open_worker(threads=1) as worker:
         await worker.probe()
-        pid = worker.pid
+        pid = worker.pids[""]
         assert is_running(pid)
     assert not is_running(pid)
 
@@ -270,20 +278,29 @@ async def test_no_worker_is_left_when_its_block_is_left():
     [
         b"\x00" * 64,
         b"\xff" * 64,
-        b"".join(frames.encode(frames.Converted("x", ()))),
-        b"".join(frames.encode(frames.Ran(("y",), 1.0, ""), [])),
-        b"".join(frames.encode(frames.Ran(("y",), 1.0, ""), [b"too much" * (1 << 20)]))[:96],
+        b"".join(frames.encode_answer(frames.Converted("x", ()))),
+        b"".join(frames.encode_answer(frames.Ran(("y",), 1.0, ""), [])),
+        b"".join(frames.encode_answer(frames.Ran(("y",), 1.0, ""), [b"too much" * (1 << 20)]))[
+            :96
+        ],
+        b"".join(  # more than was lent, said to lie there
+            frames.encode_answer(
+                frames.Ran(("y",), 1.0, ""), [bytes(LIMITS.output_bytes + 1)], inline=False
+            )
+        ),
     ],
 )
 async def test_a_worker_that_answers_nonsense_is_ended(worker, monkeypatch, said):
-    await worker.probe()
-    pid = worker.pid
+    await check_that_the_next_unit_runs(worker)
+    pid = worker.pids[ANN]
     # What a unit that has taken over its worker could write; the worker itself stands still.
     os.kill(pid, signal.SIGSTOP)
     ours, theirs = socket.socketpair()
     theirs.sendall(said)
     monkeypatch.setattr(
-        worker._process, "_stream", trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        worker._rooms[ANN].process,
+        "_stream",
+        trio.SocketStream(trio.socket.from_stdlib_socket(ours)),
     )
     with theirs, pytest.raises(ComputeError) as ended:
         await run(worker, DOUBLE, {"x": X})
@@ -299,7 +316,7 @@ def test_a_worker_does_not_outlive_a_killed_daemon():
         "async def main():\n"
         "    async with open_worker(threads=1) as worker:\n"
         "        await worker.probe()\n"
-        "        print(worker.pid, flush=True)\n"
+        "        print(worker.pids[''], flush=True)\n"
         "        await trio.sleep_forever()\n"
         "trio.run(main)\n"
     )
@@ -320,8 +337,61 @@ async def test_a_worker_gets_neither_the_daemon_s_environment_nor_its_files(
     with (tmp_path / "private").open("w") as private:
         async with open_worker(threads=1) as worker:
             await worker.probe()
-            here = Path(f"/proc/{worker.pid}")
+            here = Path(f"/proc/{worker.pids['']}")
             assert b"hush" not in (here / "environ").read_bytes()
             opened = [fd.readlink().name for fd in (here / "fd").iterdir()]
     assert opened
     assert Path(private.name).name not in opened
+
+
+async def test_no_process_sees_two_requesters(worker):
+    await run(worker, DOUBLE, {"x": X}, requester=ANN)
+    await run(worker, DOUBLE, {"x": X}, requester=BOB)
+    await run(worker, DOUBLE, {"x": X}, requester=ANN)
+    assert worker.pids[ANN] != worker.pids[BOB]
+    assert worker.holds(ANN, DOUBLE.program_id)
+    assert not worker.holds("carol", DOUBLE.program_id)
+
+
+async def test_the_next_requester_gets_the_spare_and_another_one_is_started(worker):
+    await worker.probe()
+    first = worker.pids[""]
+    await run(worker, DOUBLE, {"x": X}, requester=ANN)
+    assert worker.pids[ANN] == first
+    await worker.probe()  # waits until there is a spare again
+    second = worker.pids[""]
+    await run(worker, DOUBLE, {"x": X}, requester=BOB)
+    assert worker.pids[BOB] == second
+
+
+async def test_the_requester_who_was_longest_away_makes_room(worker):
+    for requester in ("1", "2", "3", "1", "4"):
+        await run(worker, DOUBLE, {"x": X}, requester=requester)
+    assert worker.pids.keys() - {""} == {"3", "1", "4"}
+
+
+async def test_a_process_whose_requester_stays_away_is_ended(autojump_clock, worker):
+    worker._rooms[ANN] = room = await _room_of_a_process()
+    await trio.sleep(ROOM_IDLE_LIMIT_S - SWEEP_INTERVAL_S)
+    assert ANN in worker.pids
+    await trio.sleep(2 * SWEEP_INTERVAL_S)
+    assert not worker.pids
+    assert room.process.ended
+
+
+async def _room_of_a_process():
+    room = _Room(WorkerProcess(), ())
+    room.used_at_s = trio.current_time()
+    return room
+
+
+async def test_large_tensors_go_and_come_by_memory_that_both_see(worker):
+    x = np.arange(100_000, dtype=np.float32)
+    limits = UnitLimits(20.0, 1 << 30, 1 << 30)
+    execution = await run(worker, DOUBLE, {"x": to_blob(x)}, limits)
+    assert execution.outputs == {"y": to_blob(2 * x)}
+    here = Path(f"/proc/{worker.pids[ANN]}")
+    assert "memfd" not in (here / "maps").read_text()  # nothing of it is left behind
+    assert not [fd for fd in (here / "fd").iterdir() if "memfd" in fd.readlink().name]
+    ours = Path("/proc/self/fd")
+    assert not [fd for fd in ours.iterdir() if "memfd" in str(fd.resolve())]  # noqa: ASYNC240

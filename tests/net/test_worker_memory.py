@@ -27,7 +27,7 @@ async def sum_of_ones(worker, size):
         return SUM_OF_ONES.blobs
 
     inputs = {"size": to_blob(np.array([size]))}
-    execution = await worker.run(SUM_OF_ONES.program_id, fetch_blobs, inputs, LIMITS)
+    execution = await worker.run("ann", SUM_OF_ONES.program_id, fetch_blobs, inputs, LIMITS)
     return float(from_blob(execution.outputs["y"]).item())
 
 

@@ -10,7 +10,9 @@ PROBE = Probe("runtime 1.0", NumericClass.FP32, Evidence.EXECUTED)
 
 
 def head_of(message, attachments=()):
-    field, head, *rest = frames.encode(message, attachments)
+    is_answer = isinstance(message, frames.Answer)
+    encode = frames.encode_answer if is_answer else frames.encode_request
+    field, head, *rest = encode(message, attachments)
     assert frames.head_size(field) == len(head)
     assert rest == list(attachments)
     return head
@@ -27,7 +29,7 @@ def head_of(message, attachments=()):
 )
 def test_every_request_comes_back_with_its_attachments_sizes(request_):
     head = head_of(request_, [b"12", b"", memoryview(b"345")])
-    assert frames.decode_request(head) == (request_, (2, 0, 3))
+    assert frames.decode_request(head) == (request_, (2, 0, 3), True, 0)
     with pytest.raises(FrameError):
         frames.decode_answer(head)
 
@@ -44,7 +46,14 @@ def test_every_request_comes_back_with_its_attachments_sizes(request_):
 )
 def test_every_answer_comes_back(answer, attachments):
     sizes = tuple(map(len, attachments))
-    assert frames.decode_answer(head_of(answer, attachments)) == (answer, sizes)
+    assert frames.decode_answer(head_of(answer, attachments)) == (answer, sizes, True)
+
+
+def test_what_is_over_the_inline_limit_stays_out_of_the_frame():
+    large = bytes(frames.INLINE_LIMIT_BYTES + 1)
+    _, head, *rest = frames.encode_request(frames.Run("p", ("x",), LIMITS), [large])
+    assert not rest
+    assert frames.decode_request(head)[1:] == ((len(large),), False, 0)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +67,11 @@ def test_every_answer_comes_back(answer, attachments):
         head_of(frames.Ran(("y",), 0.5, "runtime 1")),
         head_of(frames.Ran(("y", "y"), 0.5, "runtime 1"), [b"1", b"2"]),
         head_of(frames.Failed(True, "c" * 5000, "", "", "", "")),
-        msgspec.msgpack.encode(({"type": "prepared", "held": [], "more": 1}, [])),
-        msgspec.msgpack.encode(({"type": "prepared", "held": []}, [-1])),
-        msgspec.msgpack.encode(({"type": "prepared", "held": []}, [1 << 60])),
-        msgspec.msgpack.encode(({"type": "prepared", "held": []}, [0] * 30_000)),
-        msgspec.msgpack.encode(({"type": "nothing"}, [])),
+        msgspec.msgpack.encode(({"type": "prepared", "held": [], "more": 1}, [], True)),
+        msgspec.msgpack.encode(({"type": "prepared", "held": []}, [-1], True)),
+        msgspec.msgpack.encode(({"type": "prepared", "held": []}, [1 << 60], True)),
+        msgspec.msgpack.encode(({"type": "prepared", "held": []}, [0] * 30_000, True)),
+        msgspec.msgpack.encode(({"type": "nothing"}, [], True)),
     ],
 )
 def test_what_is_no_answer_is_named_so(head):
