@@ -24,6 +24,7 @@ import trio
 from shoal.compute import frames
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.frames import FrameError, UnitLimits
+from shoal.compute.turnstile import Turnstile
 from shoal.compute.worker_process import WorkerGoneError, WorkerProcess, compile_kernels
 from shoal.crypto.content import BlobId
 
@@ -49,6 +50,8 @@ ROOM_IDLE_LIMIT_S: Final = 300.0
 """How long a process waits for its requester's next unit; a cold one takes about a second."""
 
 SWEEP_INTERVAL_S: Final = 30.0
+
+_FIRST: Final = 0  # what the owner waits for, and what is soon done
 
 
 CONVERT_LIMITS: Final = UnitLimits(time_s=60.0, memory_bytes=8 << 30, output_bytes=4 << 30)
@@ -96,14 +99,14 @@ class _Room:
 class Worker:
     """Runs units, one after another, each requester's in a process of its own.
 
-    Made by `open_worker`. Callers wait for one another in order of arrival. One spare
-    process stands ready: who comes next gets it, and another one is started meanwhile.
+    Made by `open_worker`. Callers wait for one another, the foremost rank first. One
+    spare process stands ready: a new requester gets it, and another one is started.
     """
 
     def __init__(self, *, threads: int, cache_bytes: int, nursery: trio.Nursery) -> None:
         self._start = frames.Start(threads=threads, cache_bytes=cache_bytes, exact=False)
         self._nursery = nursery
-        self._one_at_a_time = trio.Lock()
+        self._turnstile = Turnstile()
         self._starting = trio.Lock()
         self._rooms: dict[str, _Room] = {}  # the least recently used first
         self._spare: _Room | None = None
@@ -141,7 +144,7 @@ class Worker:
             ComputeError: The kernels cannot be compiled, or the worker does not start.
         """
         await compile_kernels()
-        async with self._one_at_a_time, self._starting:
+        async with self._turnstile.turn(_FIRST), self._starting:
             self._start = msgspec.structs.replace(self._start, exact=True)
             await self.close()
             self._spare = await self._started()
@@ -162,7 +165,7 @@ class Worker:
             ProgramError: The model is not a program.
             ComputeError: A limit was met, or the worker failed.
         """
-        async with self._one_at_a_time:
+        async with self._turnstile.turn(_FIRST):
             await self._room_of(requester)
             request = frames.Convert(limits, precision)
             answer, blobs = await self._ask(
@@ -178,6 +181,7 @@ class Worker:
         fetch_blobs: Callable[[], Awaitable[Mapping[BlobId, Buffer]]],
         inputs: Mapping[str, Buffer],
         limits: UnitLimits,
+        rank: int = 0,
     ) -> Execution:
         """Run one unit.
 
@@ -190,6 +194,7 @@ class Worker:
                 their ids; called only where the process does not hold the program.
             inputs: Tensor blobs by input name.
             limits: What the unit may take.
+            rank: Of those that wait, one of a lower rank goes first.
 
         Raises:
             ProgramError: The program, or these inputs to it, would fail anywhere.
@@ -197,7 +202,7 @@ class Worker:
                 ``output_limit``) or the worker failed (``worker_died``,
                 ``worker_nonsense``, ``worker_start``, ``no_memory``).
         """
-        async with self._one_at_a_time:
+        async with self._turnstile.turn(rank):
             room = await self._room_of(requester)
             if program_id not in room.held:
                 blobs = await fetch_blobs()
@@ -223,7 +228,7 @@ class Worker:
         """End the processes of requesters that do not come back, for ever."""
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
-            async with self._one_at_a_time:
+            async with self._turnstile.turn(_FIRST):
                 for requester, room in tuple(self._rooms.items()):
                     if room.used_at_s + ROOM_IDLE_LIMIT_S <= trio.current_time():
                         await self._end(requester)

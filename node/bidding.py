@@ -119,3 +119,8 @@ def choose(bids: Mapping[PeerId, Bid], units_waiting: int) -> Sequence[PeerId]:
     """
     ranked = sorted(bids, key=lambda peer: (bids[peer].price, peer))
     return ranked[:units_waiting]
+
+
+def rank(requester: PeerId, terms: Terms) -> int:
+    """Whose units go first where several wait: the owner's, then friends', then others'."""
+    return 0 if requester == terms.own else 1 if requester in terms.allowed else 2

@@ -348,7 +348,12 @@ async def execute(
     )
     try:
         return await house.worker.run(
-            side.requester, BlobId(call.program), blobs, inputs, limits
+            side.requester,
+            BlobId(call.program),
+            blobs,
+            inputs,
+            limits,
+            bidding.rank(side.requester, house.terms()),
         )
     except (ComputeError, ProgramError) as error:
         return UnitError(

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from shoal.crypto.identity import generate
-from shoal.node.bidding import LEASES_LIMIT, Terms, bid, choose, price, refusal
+from shoal.node.bidding import LEASES_LIMIT, Terms, bid, choose, price, rank, refusal
 from shoal.protocol.messages import Bid, Call, Reason
 
 REQUESTER = generate().peer_id
@@ -108,3 +108,8 @@ def test_equal_prices_are_chosen_the_same_way_every_time():
 def test_no_bid_and_no_unit_choose_nobody():
     assert choose({}, 5) == []
     assert choose(bids(a=1.0), 0) == []
+
+
+def test_the_owner_s_units_go_first_and_a_stranger_s_last():
+    peers = [generate().peer_id, REQUESTER, PROVIDER]
+    assert sorted(peers, key=lambda peer: rank(peer, TERMS)) == [PROVIDER, REQUESTER, peers[0]]
