@@ -151,7 +151,8 @@ class WorkerProcess:
             await self._send(pieces, lent.descriptors)
             size = frames.head_size(await self._receive(frames.SIZE_FIELD_BYTES))
             answer, sizes, inline = frames.decode_answer(await self._receive(size))
-            if sum(sizes) > answer_limit_bytes:
+            limit = frames.INLINE_LIMIT_BYTES if inline else answer_limit_bytes
+            if sum(sizes) > min(limit, answer_limit_bytes):
                 raise frames.FrameError(f"an answer of {sum(sizes)} bytes is over the limit")
             if inline:
                 return answer, [bytes(await self._receive(size)) for size in sizes]
