@@ -293,11 +293,12 @@ def serve(channel: socket.socket) -> None:
             )
         if isinstance(answer, frames.Failed):
             outputs, inline = [], True
-        for piece in frames.encode_answer(answer, outputs, inline=inline):
-            channel.sendall(piece)
         if answer_memory >= 0:
             os.close(answer_memory)
-        del attachments, outputs, received
+        del attachments, received  # the memory that was lent goes with its last view
+        for piece in frames.encode_answer(answer, outputs, inline=inline):
+            channel.sendall(piece)
+        del outputs
 
 
 def _receive(channel: socket.socket) -> tuple[frames.Request, list[Buffer], int] | None:
