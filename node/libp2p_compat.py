@@ -22,6 +22,7 @@ What the daemon says over all this is `node.network`'s; nobody else calls here.
 | a close waits for a peer that does not read | `SafeYamux` cuts the socket |
 | a reset, or a lost connection, reads as an orderly end | `why_it_ended` tells |
 | one address per dial, 250 ms late, then 60 s ban | `dial` takes one address, now |
+| a listener that breaks the handshake ends the dialler | `dial` names it |
 | whoever is in the address book is dialled by and by | `NoAutoConnector` never starts |
 | SO_REUSEPORT lets two daemons share a port | listening sockets are trio's |
 | gossip drops above 10 messages/s and 32 queued | `Gossip` and its limits |
@@ -54,6 +55,7 @@ if version("libp2p") != SUPPORTED_VERSION:
 
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
@@ -61,6 +63,7 @@ from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection import swarm_connection
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
@@ -110,6 +113,7 @@ GOSSIP_QUEUE_LENGTH = 1024
 GOSSIP_PROTOCOL = "/meshsub/1.1.0"
 
 _RESTART_DELAY_S = 1.0
+_FORESEEN_OF_A_DIAL = (BaseLibp2pError, OSError)
 
 
 # -- connections ------------------------------------------------------------------------
@@ -310,9 +314,12 @@ async def dial(host: SturdyHost, peer: PeerId, name: str, port: int) -> None:
     try:
         raw = RawConnection(BufferedTCPStream(stream), initiator=True)
         await host.get_network().upgrade_outbound_raw_conn(raw, ID.from_base58(peer))
-    except BaseException:
+    except BaseException as error:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(stream)
+        if isinstance(error, Exception) and not isinstance(error, _FORESEEN_OF_A_DIAL):
+            message = f"what answers broke the handshake: {type(error).__name__}"
+            raise SwarmException(message) from error  # the bytes are a stranger's to choose
         raise
 
 

@@ -64,6 +64,7 @@ _PING_SIZE_BYTES = 32
 _TRANSPORT_ERRORS = (
     BaseLibp2pError,
     OSError,
+    UnicodeDecodeError,  # a peer's name of a protocol, which libp2p takes for text
     trio.BrokenResourceError,
     trio.ClosedResourceError,
 )

@@ -127,7 +127,7 @@ async def test_2_a_gossip_message_with_a_malformed_key_does_not_end_the_program(
 
 @PITFALL
 async def test_3_a_node_accepts_more_connections_in_its_life_than_at_once(patched, monkeypatch):
-    async def stock_accept(host, stream):
+    async def stock_accept(host, stream, _private):
         swarm = host.get_network()
         tcp = libp2p_compat.BufferedTCPStream(stream)
         await swarm._handle_inbound_connection(tcp, Multiaddr(LOOPBACK))
@@ -262,6 +262,36 @@ async def test_7_a_peer_is_found_at_the_last_of_its_addresses_and_is_not_banned(
             await b.connect(a.peer_id, dead, 5)
         await b.connect(a.peer_id, [*dead, *a.addresses()], 5)
         assert b.connected() == {a.peer_id}
+
+
+MULTISTREAM_AND_NOISE = b"\x13/multistream/1.0.0\n\x07/noise\n"
+
+
+@PITFALL
+@pytest.mark.parametrize(
+    "said",
+    [b"\x03\xff\xfe\n", MULTISTREAM_AND_NOISE + b"\x00\x60" + bytes(range(96))],
+    ids=["no text", "no Noise"],
+)
+async def test_a_listener_that_breaks_the_handshake_does_not_end_the_dialler(
+    said, patched, monkeypatch
+):
+    async def say(stream):
+        await stream.send_all(said)
+        while await stream.receive_some():
+            pass
+
+    if not patched:
+        monkeypatch.setattr(libp2p_compat, "_FORESEEN_OF_A_DIAL", Exception)
+        monkeypatch.setattr(network, "_TRANSPORT_ERRORS", (network.BaseLibp2pError, OSError))
+    async with open_network(generate(), []) as b, trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, say, [listener])
+        address = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}"
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # libp2p's to choose
+            await b.connect(generate().peer_id, [address], 5)
+        nursery.cancel_scope.cancel()
+    assert isinstance(caught.value, NetworkError) == patched
 
 
 async def test_7_stock_dials_one_address_and_bans_the_peer():
