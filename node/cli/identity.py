@@ -3,8 +3,9 @@
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from shoal.crypto import identity
 from shoal.node.cli.options import Here
@@ -65,7 +66,11 @@ def export(
 
 @app.command(name="import")
 def import_(
-    file: Path, /, *, passphrase_file: Path | None = None, here: Here | None = None
+    file: Annotated[Path, Parameter(allow_leading_hyphen=True)],  # for the lone "-"
+    /,
+    *,
+    passphrase_file: Path | None = None,
+    here: Here | None = None,
 ) -> None:
     """Take over a key that `shoal identity export` wrote; an existing one is kept.
 
