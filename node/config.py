@@ -93,6 +93,11 @@ class Config:
         """Where the node's Ed25519 key is."""
         return _key_path(self.home)
 
+    @property
+    def swarm_key_path(self) -> Path:
+        """Where the secret of the node's private network is, if it is in one."""
+        return _swarm_key_path(self.home)
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -114,6 +119,11 @@ class Location:
     def key_path(self) -> Path:
         """Where the node's Ed25519 key is."""
         return _key_path(self.home)
+
+    @property
+    def swarm_key_path(self) -> Path:
+        """Where the secret of the node's private network is, if it is in one."""
+        return _swarm_key_path(self.home)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +261,10 @@ def _file_path(home: Path) -> Path:
 
 def _key_path(home: Path) -> Path:
     return home / "identity.key"
+
+
+def _swarm_key_path(home: Path) -> Path:
+    return home / "swarm.key"
 
 
 def _first_of(

@@ -44,9 +44,11 @@ from shoal.node.membership import (
     open_membership,
 )
 from shoal.node.network import open_network
+from shoal.node.private_network import PrivateNetwork
 from shoal.node.provider import Provider, open_provider
 from shoal.node.records import PeerView, Status
 from shoal.node.state import open_state
+from shoal.node.swarm_key import PUBLIC, load_key
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
     Adverts,
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from shoal.node.network import ByteStream, Network
     from shoal.node.records import Answer, Job, JobId, JobSpec, Unit
     from shoal.node.state import State
+    from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
 
 DRAIN_LIMIT_S = 10.0
@@ -114,6 +117,7 @@ class Daemon:
 
     config: Config
     identity: Identity
+    swarm_key: SwarmKey | None
     network: Network
     blobs: BlobStore
     journal: State
@@ -133,6 +137,8 @@ class Daemon:
             pid=os.getpid(),
             home=str(self.config.home),
             socket=str(self.config.socket),
+            network=self.swarm_key.name if self.swarm_key else PUBLIC,
+            network_fingerprint=self.swarm_key.fingerprint if self.swarm_key else "",
             addresses=self.network.addresses(),
             uptime_s=trio.current_time() - self.started_at_s,
             peers_known=len(self.membership.table) - 1,
@@ -262,12 +268,13 @@ async def serve(
     """Run the daemon until it is signalled or cancelled.
 
     Raises:
-        ConfigError: The home, the socket or a setting cannot be used.
+        ConfigError: The home, the network's secret, the socket or a setting cannot be used.
         IdentityError: The key cannot be used.
         NetworkError: The port is taken.
         StoreError: The state or the blobs cannot be opened.
     """
     identity = open_home(config)
+    swarm_key = load_key(config.swarm_key_path)
     capacity = Capacity()
     async with AsyncExitStack() as stack:
         stack.enter_context(hold_home(config))
@@ -276,7 +283,11 @@ async def serve(
         blobs = await stack.enter_async_context(
             open_store(config.home / "blobs", config.blob_quota_bytes)
         )
-        network = await stack.enter_async_context(open_network(identity, config.listen))
+        network = await stack.enter_async_context(
+            open_network(
+                identity, config.listen, PrivateNetwork(swarm_key) if swarm_key else None
+            )
+        )
         worker = await stack.enter_async_context(open_worker(threads=config.cores))
         control = await stack.enter_async_context(open_control(network, AGENT))
         membership = Membership(
@@ -287,7 +298,7 @@ async def serve(
             lambda sequence, lifetime_s: _advert(
                 config, network, capacity, sequence, lifetime_s
             ),
-            await _seeds(config, journal),
+            await _seeds(config, swarm_key, journal),
         )
         rights = Rights()
         house = House(
@@ -308,6 +319,7 @@ async def serve(
         daemon = Daemon(
             config=config,
             identity=identity,
+            swarm_key=swarm_key,
             network=network,
             blobs=blobs,
             journal=journal,
@@ -328,7 +340,12 @@ async def serve(
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_on, make_app(daemon), listening)
             nursery.start_soon(_probe, daemon)
-            log.info("ready", peer=identity.peer_id, addresses=network.addresses())
+            log.info(
+                "ready",
+                peer=identity.peer_id,
+                network=daemon.status().network,
+                addresses=network.addresses(),
+            )
             task_status.started(daemon)
             await _until_signalled(daemon)
             nursery.cancel_scope.cancel()
@@ -370,9 +387,16 @@ async def _cancel_at_next(signals: object, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _seeds(config: Config, journal: State) -> Seeds:
+async def _seeds(config: Config, swarm_key: SwarmKey | None, journal: State) -> Seeds:
+    # What is remembered of another network is of no use in this one, and its peers
+    # have no business to hear from this node.
+    if await journal.enter_network(int(swarm_key.fingerprint[:15], 16) if swarm_key else 0):
+        log.warning(
+            "this node is in another network than at its last start",
+            network=swarm_key.name if swarm_key else PUBLIC,
+        )
     bootstrap: dict[PeerId, tuple[str, ...]] = {}
-    for text in config.bootstrap:
+    for text in (*config.bootstrap, *(swarm_key.bootstrap if swarm_key else ())):
         peer, address = parse_peer_address(text)
         bootstrap[peer] = (*bootstrap.get(peer, ()), address)
     remembered = await journal.remembered_peers(REMEMBERED_LIMIT)

@@ -23,6 +23,12 @@ class StreamClosedError(NetworkError):
     code = "stream_closed"
 
 
+class OtherNetworkError(NetworkError):
+    """The other side of a connection is not in the private network that this node is in."""
+
+    code = "other_network"
+
+
 class DaemonUnreachableError(ShoalError):
     """No daemon answers on the local socket."""
 

@@ -17,6 +17,7 @@ What the daemon says over all this is `node.network`'s; nobody else calls here.
 | an exception in a stream handler ends the program | `SturdyHost`: log, reset |
 | an exception in any other task ends it too | `SturdyManager`: log, go on |
 | an accepted connection holds its slot for ever | `accept` returns at its end |
+| private networks nobody else understands | `PrivateTCPStream`, as specified |
 | a cancelled write breaks the connection | `SafeYamux` finishes each frame |
 | a full stream table blocks `open_stream` for ever | `SafeYamux` refuses |
 | a close waits for a peer that does not read | `SafeYamux` cuts the socket |
@@ -41,8 +42,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
+from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId, check_peer_id
-from shoal.node.errors import ConfigError
+from shoal.node.errors import ConfigError, OtherNetworkError
 
 SUPPORTED_VERSION = "0.8.1"
 if version("libp2p") != SUPPORTED_VERSION:
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from libp2p.pubsub.pb import rpc_pb2
 
     from shoal.crypto.identity import Identity
+    from shoal.node.private_network import PrivateNetwork, Protection
 
 log = structlog.get_logger()
 
@@ -113,7 +116,8 @@ GOSSIP_QUEUE_LENGTH = 1024
 GOSSIP_PROTOCOL = "/meshsub/1.1.0"
 
 _RESTART_DELAY_S = 1.0
-_FORESEEN_OF_A_DIAL = (BaseLibp2pError, OSError)
+_FORESEEN_OF_A_DIAL = (BaseLibp2pError, OSError, ShoalError)
+_NOT_PROVED = "it did not show in time that it has the network's secret"
 
 
 # -- connections ------------------------------------------------------------------------
@@ -133,10 +137,55 @@ class BufferedTCPStream(TrioTCPStream):
         if n == 0:
             return b""
         if not self._unread:
-            self._unread = memoryview(await super().read(READ_SIZE_BYTES))
+            self._unread = memoryview(await self._receive())
         count = len(self._unread) if n is None else n
         taken, self._unread = self._unread[:count], self._unread[count:]
         return bytes(taken)
+
+    async def _receive(self) -> bytes:
+        """Wait for more bytes; b"" at the end. Cancel-safe."""
+        return await super().read(READ_SIZE_BYTES)
+
+
+class PrivateTCPStream(BufferedTCPStream):
+    """A TCP stream of a private network: nothing but `Protection`'s bytes goes over it.
+
+    py-libp2p has private networks of its own, with nonces of 8 bytes where the
+    specification has 24: nobody else's connections are understood by it.
+    """
+
+    def __init__(
+        self, stream: trio.SocketStream, protection: Protection, *, initiator: bool
+    ) -> None:
+        super().__init__(stream)
+        self._protection = protection
+        self._initiator = initiator
+
+    async def write(self, data: bytes) -> None:
+        """Send ``data`` protected.
+
+        Raises:
+            OtherNetworkError: The other side is in another network or in none. A
+                listener finds that out before it sends any of ``data``.
+        """
+        if not self._initiator and not self._protection.admitted:
+            self._unread = memoryview(await self._receive())
+        await super().write(self._protection.protect(data))
+
+    async def _receive(self) -> bytes:
+        if nonce := self._protection.nonce():  # others wait for it before they say more
+            await super().write(nonce)
+        while True:
+            try:
+                received = await super()._receive()
+            except ConnectionClosedError:
+                self._protection.ended()
+                raise
+            if not received:
+                self._protection.ended()
+                return b""
+            if said := self._protection.open(received):
+                return said
 
 
 class SafeYamux(Yamux):
@@ -286,33 +335,46 @@ async def start(nursery: trio.Nursery, service: Any) -> None:
     await manager.wait_started()
 
 
-async def accept(host: SturdyHost, stream: trio.SocketStream) -> None:
-    """Serve an accepted TCP connection; returns when it has ended, however it did."""
+async def accept(
+    host: SturdyHost, stream: trio.SocketStream, private: PrivateNetwork | None = None
+) -> None:
+    """Serve an accepted TCP connection; returns when it has ended, however it did.
+
+    Of a private network it serves members alone, and strangers learn nothing.
+    """
     swarm = host.get_network()
+    protection = private.protect() if private else None
     remote = "?"
     try:
-        raw = RawConnection(BufferedTCPStream(stream), initiator=False)
+        raw = RawConnection(_tcp_stream(stream, protection, initiator=False), initiator=False)
         remote = str(raw.get_transport_addresses()[0])
         connection = await swarm.upgrade_inbound_raw_conn(raw, Multiaddr(remote))
         check_peer_id(str(connection.peer_id))
         await connection.event_closed.wait()
     except Exception as error:  # noqa: BLE001  # root of a connection's task; strangers send the bytes
         log.debug("connection_refused", remote=remote, error=repr(error)[:200])
+        if private and protection and not protection.admitted:
+            why = error.message if isinstance(error, OtherNetworkError) else _NOT_PROVED
+            private.turned_away(remote, why)
     finally:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(stream)
 
 
-async def dial(host: SturdyHost, peer: PeerId, name: str, port: int) -> None:
+async def dial(
+    host: SturdyHost, peer: PeerId, name: str, port: int, private: PrivateNetwork | None = None
+) -> None:
     """Connect to ``peer`` at one address. Cancel-safe: nothing stays half-open.
 
     Raises:
         OSError: Nobody accepts TCP connections there.
+        OtherNetworkError: Somebody does who is not in this node's private network.
         SwarmException: Somebody does, and does not prove to be ``peer``.
     """
     stream = await trio.open_tcp_stream(name, port)
     try:
-        raw = RawConnection(BufferedTCPStream(stream), initiator=True)
+        protection = private.protect() if private else None
+        raw = RawConnection(_tcp_stream(stream, protection, initiator=True), initiator=True)
         await host.get_network().upgrade_outbound_raw_conn(raw, ID.from_base58(peer))
     except BaseException as error:
         with trio.CancelScope(shield=True):
@@ -321,6 +383,14 @@ async def dial(host: SturdyHost, peer: PeerId, name: str, port: int) -> None:
             message = f"what answers broke the handshake: {type(error).__name__}"
             raise SwarmException(message) from error  # the bytes are a stranger's to choose
         raise
+
+
+def _tcp_stream(
+    stream: trio.SocketStream, protection: Protection | None, *, initiator: bool
+) -> BufferedTCPStream:
+    if protection is None:
+        return BufferedTCPStream(stream)
+    return PrivateTCPStream(stream, protection, initiator=initiator)
 
 
 def why_it_ended(stream: INetStream) -> str | None:

@@ -34,7 +34,12 @@ from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.addresses import Address, dialable, parse_address
-from shoal.node.errors import ConfigError, NetworkError, StreamClosedError
+from shoal.node.errors import (
+    ConfigError,
+    NetworkError,
+    OtherNetworkError,
+    StreamClosedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from multiaddr import Multiaddr
 
     from shoal.crypto.identity import Identity
+    from shoal.node.private_network import PrivateNetwork
 
     Handler = Callable[["ByteStream"], Awaitable[None]]
 
@@ -61,6 +67,11 @@ GOSSIP_BURST = 200.0
 """Unseen gossip messages taken from one linked peer: 2 ms of CPU each."""
 
 _PING_SIZE_BYTES = 32
+_OTHER_NETWORK_HINT = (
+    "it belongs to another private network, or to none: compare `shoal status` on both "
+    "machines; an invitation made there and `shoal join TOKEN` here bring this node into its "
+    "network"
+)
 _TRANSPORT_ERRORS = (
     BaseLibp2pError,
     OSError,
@@ -181,9 +192,13 @@ class Network:
     """
 
     def __init__(
-        self, identity: Identity, listeners: Sequence[trio.SocketListener] = ()
+        self,
+        identity: Identity,
+        listeners: Sequence[trio.SocketListener] = (),
+        private: PrivateNetwork | None = None,
     ) -> None:
         self.peer_id = identity.peer_id
+        self._private = private
         self._bound = [listener.socket.getsockname()[:2] for listener in listeners]
         self._host = libp2p_compat.make_host(identity, self.addresses())
         self._swarm = self._host.get_network()
@@ -236,28 +251,41 @@ class Network:
         is left. A peer that is connected already is left as it is.
 
         Raises:
-            NetworkError: ``unreachable``, saying for each address what failed.
+            NetworkError: ``unreachable``, saying for each address what failed;
+                OtherNetworkError where one of them leads to a node that is not in
+                this one's private network.
         """
         if peer in self.connected():
             return
         deadline = trio.current_time() + timeout_s
         failures: list[str] = []
+        elsewhere = False
         for position, text in enumerate(addrs):
             share_s = (deadline - trio.current_time()) / (len(addrs) - position)
             try:
                 address = parse_address(text)
                 with trio.fail_after(max(0.0, share_s)):
-                    await libp2p_compat.dial(self._host, peer, address.host, address.port)
-            except (ConfigError, trio.TooSlowError, *_TRANSPORT_ERRORS) as error:
+                    await libp2p_compat.dial(
+                        self._host, peer, address.host, address.port, self._private
+                    )
+            except (
+                ConfigError,
+                OtherNetworkError,
+                trio.TooSlowError,
+                *_TRANSPORT_ERRORS,
+            ) as error:
                 failures.append(f"{text}: {_why_not(error, share_s)}")
+                elsewhere = elsewhere or isinstance(error, OtherNetworkError)
             else:
                 return
         message = f"{peer} cannot be reached: {'; '.join(failures) or 'no address is known'}"
+        if elsewhere:
+            raise OtherNetworkError(message, hint=_OTHER_NETWORK_HINT)
         raise NetworkError(
             message,
             code="unreachable",
-            hint="check that its daemon runs, that the address is right and that "
-            "no firewall is between",
+            hint="check that its daemon runs, that the address is right, that no firewall is "
+            "between and that it is in the same network, as `shoal status` shows it",
         )
 
     async def disconnect(self, peer: PeerId) -> None:
@@ -412,7 +440,7 @@ class Network:
             await libp2p_compat.start(nursery, service)
 
         async def accept(stream: trio.SocketStream) -> None:
-            await libp2p_compat.accept(self._host, stream)
+            await libp2p_compat.accept(self._host, stream, self._private)
 
         for listener in listeners:
             nursery.start_soon(trio.serve_listeners, accept, [listener])
@@ -472,18 +500,22 @@ class _Rate:
 
 
 @asynccontextmanager
-async def open_network(identity: Identity, listen: Sequence[str]) -> AsyncIterator[Network]:
+async def open_network(
+    identity: Identity, listen: Sequence[str], private: PrivateNetwork | None = None
+) -> AsyncIterator[Network]:
     """Listen on ``listen``, multiaddrs such as ``/ip4/0.0.0.0/tcp/4711``, and run a network.
 
     Port 0 takes any free one: see `Network.addresses`. At the end every
     connection is closed, also when the task is cancelled.
+
+    With ``private`` every connection, of either direction, is one of that network.
 
     Raises:
         ConfigError: An address that cannot be understood.
         NetworkError: ``port_taken``, or the address is not to be had here.
     """
     listeners = await _bind([parse_address(text) for text in listen])
-    network = Network(identity, listeners)
+    network = Network(identity, listeners, private)
     async with trio.open_nursery() as nursery:
         await network._run(nursery, listeners)  # noqa: SLF001  # this function is its constructor
         try:
@@ -547,7 +579,7 @@ def _why_not(error: BaseException, share_s: float) -> str:
     causes = list(_causes(error))
     for cause in causes:
         match cause:
-            case ConfigError():
+            case ConfigError() | OtherNetworkError():
                 return cause.message
             case trio.TooSlowError():
                 return f"no answer within {share_s:.1f} s"

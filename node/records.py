@@ -159,7 +159,12 @@ class PeerView(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The answer of ``shoal status``."""
+    """The answer of ``shoal status``.
+
+    Attributes:
+        network: The name of the private network that the daemon is in, or ``public``.
+        network_fingerprint: What tells networks of one name apart; "" for the public one.
+    """
 
     peer: PeerId
     version: str
@@ -167,6 +172,8 @@ class Status(msgspec.Struct, frozen=True):
     pid: int
     home: str
     socket: str
+    network: str
+    network_fingerprint: str
     addresses: tuple[str, ...]
     uptime_s: float
     peers_known: int

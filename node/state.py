@@ -283,6 +283,25 @@ class State:
             (limit,),
         )
 
+    async def enter_network(self, number: int) -> bool:
+        """Note which network this node is in; in another than before, forget the peers.
+
+        Returns:
+            Whether it is another one.
+        """
+
+        def write() -> bool:
+            row = self._row("SELECT value FROM counters WHERE name = 'network'", ())
+            if number == (0 if row is None else int(row["value"])):
+                return False
+            self._database.execute("DELETE FROM peers")
+            self._database.execute(
+                "INSERT OR REPLACE INTO counters (name, value) VALUES ('network', ?)", (number,)
+            )
+            return True
+
+        return await self._write(write)
+
     async def next_sequence(self, wall_ms: int) -> int:
         """A number for the next advert, higher than any before; written before it is given.
 

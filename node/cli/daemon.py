@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from shoal.node.cli.options import Daemon, Here, SettingFlags
 from shoal.node.cli.output import (
     duration_text,
+    network_text,
     note,
     print_json,
     print_pairs,
@@ -45,10 +46,13 @@ def up(
         detach: Start it in the background and return once it answers; its log
             goes to HOME/daemon.log.
     """
+    from shoal.node.swarm_key import load_key
+
     here = here or Here()
     given = settings.given() if settings else {}
     config = load({"home": here.home, **given})
     open_home(config)
+    load_key(config.swarm_key_path)  # refused before anything is started
     if detach:
         return _start_detached(config, given, as_json=here.as_json)
     from shoal.node import daemon
@@ -164,6 +168,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
         [
             ("peer", found.peer),
             ("version", f"{found.version}, protocol {found.protocol_version}"),
+            ("network", network_text(found.network, found.network_fingerprint)),
             *(("address", address) for address in found.addresses),
             ("up for", duration_text(found.uptime_s)),
             ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),

@@ -17,9 +17,10 @@ import msgspec
 from shoal.crypto import identity
 from shoal.crypto.errors import ShoalError
 from shoal.node.cli.options import Daemon
-from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, print_json, runnable
+from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, network_text, print_json, runnable
 from shoal.node.config import Config, load, unknown_variables
 from shoal.node.records import Status
+from shoal.node.swarm_key import PUBLIC, load_key
 
 _PROBE_LIMIT_S = 60.0
 
@@ -131,6 +132,26 @@ def _key(patient: _Patient) -> Iterator[Finding]:
             yield _failure("key", error)
 
 
+def _network(patient: _Patient) -> Iterator[Finding]:
+    try:
+        key = load_key(patient.config.swarm_key_path)
+    except ShoalError as error:
+        yield _failure("network", error)
+        return
+    name, fingerprint = (key.name, key.fingerprint) if key else (PUBLIC, "")
+    status = patient.status
+    if status is not None and status.network_fingerprint != fingerprint:
+        yield Finding(
+            "network",
+            Verdict.WARNING,
+            f"the daemon is in {network_text(status.network, status.network_fingerprint)}, and "
+            f"its next start will be in {network_text(name, fingerprint)}",
+            "restart it: `shoal down`, then `shoal up`",
+        )
+    else:
+        yield Finding("network", Verdict.OK, network_text(name, fingerprint))
+
+
 def _clock(_patient: _Patient) -> Iterator[Finding]:
     installed_at = Path(__file__).stat().st_mtime
     if time.time() < installed_at:
@@ -220,7 +241,7 @@ def _peers(patient: _Patient) -> Iterator[Finding]:
     linked, known = patient.status.peers_linked, patient.status.peers_known
     if linked:
         yield Finding("peers", Verdict.OK, f"{linked} linked, {known} known")
-    elif patient.config.bootstrap:
+    elif patient.config.bootstrap or _bootstrap_of_network(patient):
         yield Finding(
             "peers",
             Verdict.FAILURE,
@@ -236,6 +257,13 @@ def _peers(patient: _Patient) -> Iterator[Finding]:
         )
 
 
+def _bootstrap_of_network(patient: _Patient) -> tuple[str, ...]:
+    with contextlib.suppress(ShoalError):
+        key = load_key(patient.config.swarm_key_path)
+        return key.bootstrap if key else ()
+    return ()
+
+
 def _failure(check: str, error: ShoalError) -> Finding:
     return Finding(check, Verdict.FAILURE, error.message, error.hint)
 
@@ -244,6 +272,7 @@ _CHECKS: tuple[Callable[[_Patient], Iterator[Finding]], ...] = (
     _settings,
     _home,
     _key,
+    _network,
     _clock,
     _daemon_asked,
     _port,

@@ -37,9 +37,13 @@ _EXIT_OF_CODE = {
     "key_unreadable": EXIT_PERMISSION,
     "key_unwritable": EXIT_PERMISSION,
     "config_unreadable": EXIT_PERMISSION,
+    "network_key_exposed": EXIT_PERMISSION,
+    "network_key_unreadable": EXIT_PERMISSION,
+    "network_key_unwritable": EXIT_PERMISSION,
     "socket_forbidden": EXIT_PERMISSION,
     "socket_unwritable": EXIT_PERMISSION,
     "bad_setting": EXIT_USAGE,
+    "bad_network_name": EXIT_USAGE,
     "config_malformed": EXIT_USAGE,
     "unknown_setting": EXIT_USAGE,
     "usage": EXIT_USAGE,
@@ -172,6 +176,11 @@ def _columns() -> int:
 
 def _cell(value: object) -> str:
     return printable(str(value)).replace("\n", " ")
+
+
+def network_text(name: str, fingerprint: str) -> str:
+    """A network for people: ``lab (private, fingerprint 5f2c…)``."""
+    return f"{name} (private, fingerprint {fingerprint})" if fingerprint else name
 
 
 def size_text(size_bytes: int) -> str:

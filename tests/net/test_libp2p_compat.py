@@ -127,7 +127,7 @@ async def test_2_a_gossip_message_with_a_malformed_key_does_not_end_the_program(
 
 @PITFALL
 async def test_3_a_node_accepts_more_connections_in_its_life_than_at_once(patched, monkeypatch):
-    async def stock_accept(host, stream, _private):
+    async def stock_accept(host, stream, *_private):
         swarm = host.get_network()
         tcp = libp2p_compat.BufferedTCPStream(stream)
         await swarm._handle_inbound_connection(tcp, Multiaddr(LOOPBACK))

@@ -29,6 +29,7 @@ from shoal.protocol.statements import Receipt
 
 COMMANDS = [
     *("init", "up", "down", "status", "peers", "devices", "identity"),
+    *("invite", "join", "leave"),
     *("run", "map", "jobs", "job", "receipt"),
     *("doctor", "demo", "completion", "version"),
 ]
