@@ -172,8 +172,6 @@ class Status(msgspec.Struct, frozen=True):
     pid: int
     home: str
     socket: str
-    network: str
-    network_fingerprint: str
     addresses: tuple[str, ...]
     uptime_s: float
     peers_known: int
@@ -182,3 +180,5 @@ class Status(msgspec.Struct, frozen=True):
     units_served: int
     blob_bytes: int
     blob_quota_bytes: int
+    network: str = "public"
+    network_fingerprint: str = ""

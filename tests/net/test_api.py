@@ -119,8 +119,6 @@ class MemoryDaemon:
 
     def status(self):
         return Status(
-            network="public",
-            network_fingerprint="",
             peer=PEER,
             version="0.1.0",
             protocol_version=1,

@@ -198,6 +198,17 @@ async def test_the_peers_seen_last_are_remembered(state):
     assert others[-1].peer == "peer 2"
 
 
+async def test_peers_of_another_network_are_forgotten_and_of_the_same_are_kept(state):
+    changes, remembered = [], []
+    for network in (0, 7, 7, 9, 0):
+        changes.append(await state.enter_network(network))
+        remembered.append(len(await state.remembered_peers(5)))
+        await state.remember_peer(PEER, ("/ip4/127.0.0.1/tcp/1",), 1.0)
+    assert changes == [False, True, False, True, True]
+    assert remembered == [0, 0, 1, 0, 0]
+    assert await state.next_sequence(5) == 5
+
+
 async def test_sequences_grow_whatever_the_clock_does(state):
     given = [await state.next_sequence(wall_ms) for wall_ms in (1000, 1000, 500, 7000, 0)]
     assert given == [1000, 1001, 1002, 7000, 7001]

@@ -297,6 +297,14 @@ def test_a_key_moves_to_another_home_under_a_passphrase(capsys, tmp_path, home):
     assert shown[0]["peer"] == shown[1]["peer"]
 
 
+def test_a_key_is_imported_from_standard_input(capsys, tmp_path, monkeypatch):
+    key = identity.generate()
+    stdin = io.TextIOWrapper(io.BytesIO(key.export_pem()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert shoal(capsys, "identity", "import", "-", "--home", tmp_path / "other")[0] == 0
+    assert identity.load(tmp_path / "other" / "identity.key").seed == key.seed
+
+
 def test_neither_a_key_nor_an_exported_file_is_overwritten(capsys, tmp_path, home):
     shoal(capsys, "init")
     pem = tmp_path / "key.pem"
