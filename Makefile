@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench soak soak-short docs clean
+.PHONY: demo test lint bench interop soak soak-short docs clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job, one of them killed half-way
 	@$(BIN)/shoal demo
@@ -26,6 +26,10 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/dispatch.py
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
+
+interop: $(VENV)/.dev-installed  ## beside other implementations of libp2p; needs Node.js and npm
+	npm install --prefix tests/interop --no-audit --no-fund --no-package-lock
+	$(BIN)/python -m pytest tests/interop
 
 soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
 	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak
