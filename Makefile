@@ -24,6 +24,7 @@ lint: $(VENV)/.dev-installed  ## style, types and layering
 bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, printed as tables
 	$(BIN)/python tests/bench/idle.py
 	$(BIN)/python tests/bench/dispatch.py
+	$(BIN)/python tests/bench/private_network.py
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
 

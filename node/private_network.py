@@ -119,11 +119,13 @@ class Protection:
         """Judge the end of what comes in.
 
         Raises:
-            OtherNetworkError: The other side ended where it could have said more, had
-                it understood what this side said.
+            OtherNetworkError: The other side ended before it showed that it has the
+                secret. Some that are in no private network do so without a word.
         """
-        if self.admitted or not self._opening:
+        if self.admitted:
             return
+        if not self._opening:
+            raise OtherNetworkError("it ended the connection without a word, or has no room")
         raise OtherNetworkError("it ended the connection at what members begin with")
 
     def _look_at_opening(self) -> bytes:

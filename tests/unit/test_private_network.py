@@ -65,9 +65,10 @@ def test_a_peer_that_speaks_in_the_clear_is_noticed_at_its_20_bytes():
         protection.open(MULTISTREAM_HEADER[-1:])
 
 
-def test_an_end_amid_the_opening_is_a_stranger_and_later_or_before_it_is_none():
+def test_who_ends_before_or_amid_the_opening_is_a_stranger_and_later_is_none():
     protection = Protection(SECRET)
-    protection.ended()
+    with pytest.raises(OtherNetworkError, match="without a word"):
+        protection.ended()
     protection.open(b"x" * 24)
     with pytest.raises(OtherNetworkError, match="ended the connection"):
         protection.ended()
