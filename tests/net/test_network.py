@@ -151,6 +151,16 @@ async def test_an_unknown_protocol_is_named():
         assert caught.value.code == "protocol_unknown"
 
 
+async def test_a_peer_that_names_a_protocol_in_no_text_is_a_fault_of_the_peers():
+    async def answer_nonsense(stream):
+        await stream.write(b"\x13/multistream/1.0.0\n\x03\xff\xfe\n")
+
+    async with linked() as (a, b):
+        a._swarm.set_stream_handler(answer_nonsense)
+        with pytest.raises(NetworkError, match="opens no stream"):
+            await b.open_stream(a.peer_id, ECHO, 5)
+
+
 async def test_a_peer_that_is_not_connected_is_said_to_be():
     stranger = generate().peer_id
     async with open_network(generate(), []) as b:
