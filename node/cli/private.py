@@ -7,6 +7,7 @@ change is followed by the word that a restart is needed.
 import ipaddress
 import sys
 from getpass import getpass
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -188,7 +189,7 @@ def _running(daemon: Daemon, config: Config) -> Status | None:
             status = client.status()
     except ShoalError:
         return None
-    if status.home != str(config.home):
+    if Path(status.home).resolve() != config.home.resolve():
         raise ConfigError(
             f"the daemon that answers has the home {status.home}, and not {config.home}",
             code="other_home",

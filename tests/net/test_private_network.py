@@ -146,7 +146,7 @@ async def test_a_plain_libp2p_host_learns_everything_of_a_public_node():
 async def test_a_plain_libp2p_host_learns_nothing_of_a_private_node():
     async with open_node() as node, open_node() as member:
         await member.connect(node.peer_id, node.addresses(), 5)
-        learned = await learned_by_a_plain_host(node, patience_s=1)
+        learned = await learned_by_a_plain_host(node, patience_s=0.5)
         assert node.connected() == {member.peer_id}
     assert learned == set()
 
