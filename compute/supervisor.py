@@ -110,6 +110,12 @@ class Worker:
         self._starting = trio.Lock()
         self._rooms: dict[str, _Room] = {}  # the least recently used first
         self._spare: _Room | None = None
+        self._missing: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Why other executors are not among those of the last `probe`."""
+        return self._missing
 
     @property
     def pids(self) -> dict[str, int]:
@@ -275,6 +281,7 @@ class Worker:
                 code="worker_start",
                 hint="`shoal doctor` checks what it needs",
             ) from error
+        self._missing = answer.missing
         return _Room(process, answer.probes)
 
     async def _ask(

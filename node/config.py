@@ -339,7 +339,15 @@ def _default_home() -> Path:
 
 
 def _half_of_memory_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    from shoal.compute.devices.cpu import usable_memory_bytes
+
+    return usable_memory_bytes() // 2
+
+
+def _all_threads() -> int:
+    from shoal.compute.devices.cpu import usable_threads
+
+    return usable_threads()
 
 
 _HOME = Setting(
@@ -402,7 +410,7 @@ SETTINGS = (
         "cores",
         "N",
         read_cores,
-        lambda: len(os.sched_getaffinity(0)),
+        _all_threads,
         "Processor cores that units may use; all of them where not set.",
         example="4",
     ),

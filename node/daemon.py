@@ -16,12 +16,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 import trio
 
 import shoal
 from shoal.compute import devices as hardware
+from shoal.compute.devices.abilities import (
+    COMPILING,
+    Canaries,
+    executor_of,
+    failed,
+    takes_units,
+    with_abilities,
+)
 from shoal.compute.supervisor import open_worker
 from shoal.crypto.peer_id import PeerId
 from shoal.node.addresses import parse_peer_address
@@ -66,7 +73,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from shoal.compute.devices import Device
+    from shoal.compute.devices import Device, Inventory, Lack
     from shoal.compute.executors.base import Probe
     from shoal.compute.manifest import Manifest
     from shoal.compute.supervisor import Worker
@@ -102,12 +109,16 @@ class Capacity:
     devices: tuple[Device, ...] = ()
     executors: dict[str, str] = field(default_factory=dict)
     """The executor of each numeric class, by what its canary showed."""
+    canaries: Canaries = field(default_factory=Canaries)
     draining: bool = False
 
-    def offer(self, probes: Sequence[Probe]) -> None:
-        """Offer what these canaries showed, and nothing else."""
+    def offer(self, probes: Sequence[Probe], lacks: Sequence[Lack]) -> None:
+        """Offer what these canaries showed, and nothing else; note what they did not."""
+        self.canaries = Canaries(tuple(probes), tuple(lacks))
         self.executors = {
-            probe.numeric_class.value: probe.runtime.partition(" ")[0] for probe in probes
+            probe.numeric_class.value: executor_of(probe)
+            for probe in probes
+            if takes_units(probe)
         }
 
 
@@ -174,10 +185,10 @@ class Daemon:
             )
         return sorted(views, key=lambda view: view.peer)
 
-    async def devices(self) -> tuple[Device, ...]:
-        """This node's devices, with the memory that is free now."""
-        inventory = await trio.to_thread.run_sync(hardware.detect)
-        return _with_executors(inventory.devices, self.capacity)
+    async def devices(self) -> Inventory:
+        """This node's devices, with the memory that is free now, and what is missing."""
+        inventory = await trio.to_thread.run_sync(hardware.detect, abandon_on_cancel=True)
+        return with_abilities(inventory, self.capacity.canaries)
 
     async def convert_program(self, onnx: bytes, precision: str | None) -> BlobId:
         """Make a program of an ONNX model, in the worker.
@@ -354,19 +365,25 @@ async def serve(
 async def _probe(daemon: Daemon) -> None:
     """Find the devices, see what really runs on them, and tell the network."""
     capacity = daemon.capacity
-    capacity.devices = (await trio.to_thread.run_sync(hardware.detect)).devices
+    capacity.devices = (
+        await trio.to_thread.run_sync(hardware.detect, abandon_on_cancel=True)
+    ).devices
     try:
         probes = await daemon.worker.probe()
     except shoal.ShoalError as error:
         log.error("no executor works here: no work is taken", error=str(error))
+        capacity.offer((), [failed(error.message, error.hint)])
     else:
-        capacity.offer(probes)
+        capacity.offer(probes, [COMPILING, *map(failed, daemon.worker.missing)])
     daemon.membership.announce()
     try:
-        capacity.offer(await daemon.worker.enable_exact())
+        probes = await daemon.worker.enable_exact()
     except shoal.ShoalError as error:
         log.warning("the class exact is not offered", error=str(error))
+        lacks = [lack for lack in capacity.canaries.lacks if lack is not COMPILING]
+        capacity.offer(capacity.canaries.probes, [*lacks, failed(error.message, error.hint)])
     else:
+        capacity.offer(probes, [*map(failed, daemon.worker.missing)])
         daemon.membership.announce()
 
 
@@ -443,11 +460,7 @@ def _advert(
 
 def _with_executors(found: tuple[Device, ...], capacity: Capacity) -> tuple[Device, ...]:
     """Mark the CPU with the executors that were seen to run on it; others are unused."""
-    executors = tuple(sorted(capacity.executors.values()))
-    return tuple(
-        msgspec.structs.replace(device, executors=executors) if device.kind == "cpu" else device
-        for device in found
-    )
+    return with_abilities(hardware.Inventory(found), capacity.canaries).devices
 
 
 def _terms(config: Config, identity: Identity, capacity: Capacity, provider: Provider) -> Terms:

@@ -110,7 +110,8 @@ class _Api:
         return answer({"peers": self._daemon.peers()})
 
     async def devices(self, _request: Request) -> Response:
-        return answer({"devices": await self._daemon.devices()})
+        found = await self._daemon.devices()
+        return answer({"devices": found.devices, "missing": found.missing})
 
     async def connect(self, request: Request) -> Response:
         wanted = _decode(await read_bounded(request, CONNECT_LIMIT_BYTES), _Connect)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from shoal.compute.devices import Device
+    from shoal.compute.devices import Inventory
     from shoal.compute.manifest import Manifest
     from shoal.crypto.content import BlobId, ChunkList
     from shoal.crypto.peer_id import PeerId
@@ -70,8 +70,8 @@ class DaemonFacade(Protocol):
         """The nodes whose adverts are valid now."""
         ...
 
-    async def devices(self) -> tuple[Device, ...]:
-        """This node's devices as its executors probed them."""
+    async def devices(self) -> Inventory:
+        """This node's devices as its executors probed them, and what is missing."""
         ...
 
     async def convert_program(self, onnx: bytes, precision: str | None) -> BlobId:

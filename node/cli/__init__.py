@@ -45,7 +45,7 @@ _COMMANDS = (
     ("down", "daemon:down", _NODE),
     ("status", "daemon:status", _NODE),
     ("peers", "daemon:peers", _NODE),
-    ("devices", "daemon:devices", _NODE),
+    ("devices", "devices:devices", _NODE),
     ("identity", "identity:app", _NODE),
     ("invite", "private:invite", _NODE),
     ("join", "private:join", _NODE),

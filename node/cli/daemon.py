@@ -1,4 +1,4 @@
-"""The daemon's life as its operator sees it: up, down, status, peers, devices."""
+"""The daemon's life as its operator sees it: up, down, status, peers."""
 
 import os
 import re
@@ -131,29 +131,6 @@ def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
                 f"{duration_text(view.advert_age_s)} ago",
             )
             for view in found
-        ),
-    )
-
-
-def devices(*, daemon: Daemon | None = None) -> None:
-    """List this node's devices and what runs programs on them."""
-    daemon = daemon or Daemon()
-    with daemon.client() as client:
-        found = client.devices()
-    if daemon.as_json:
-        print_json({"devices": found})
-        return
-    print_table(
-        ("DEVICE", "KIND", "NAME", "MEMORY", "EXECUTORS"),
-        (
-            (
-                device.id,
-                device.kind,
-                device.name,
-                size_text(device.memory_bytes),
-                ", ".join(device.executors) or "present, unused",
-            )
-            for device in found
         ),
     )
 

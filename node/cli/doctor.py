@@ -11,18 +11,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from shoal.crypto import identity
 from shoal.crypto.errors import ShoalError
+from shoal.node.cli.devices import look_here
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, network_text, print_json, runnable
 from shoal.node.config import Config, load, unknown_variables
 from shoal.node.records import Status
 from shoal.node.swarm_key import PUBLIC, load_key
 
-_PROBE_LIMIT_S = 60.0
+if TYPE_CHECKING:
+    from shoal.compute.devices import Inventory
+
+_TOLD_ELSEWHERE = ("executor_failed", "not_probed", "compiling")
+"""Codes of lacks that come before, or that pass by themselves."""
 
 
 class Verdict(StrEnum):
@@ -199,40 +205,52 @@ def _port(patient: _Patient) -> Iterator[Finding]:
                 yield Finding("port", Verdict.OK, f"{address} is free")
 
 
-def _worker(patient: _Patient) -> Iterator[Finding]:
+def _worker_and_devices(patient: _Patient) -> Iterator[Finding]:
     try:
-        executors = _executors_of_daemon(patient) if patient.status else _executors_here()
+        found = _inventory(patient)
     except ShoalError as error:
         yield _failure("worker", error)
         return
-    if executors:
-        yield Finding("worker", Verdict.OK, f"runs programs by {', '.join(executors)}")
-    else:
+    cpu = found.devices[0]
+    broken = [lack for lack in cpu.missing if lack.code == "executor_failed"]
+    if cpu.executors:
+        by = (f"{a.runtime} ({a.numeric_class}, {a.evidence})" for a in cpu.abilities)
+        yield Finding("worker", Verdict.OK, f"runs programs by {', '.join(by)}")
+    elif not broken:
         yield Finding(
             "worker",
             Verdict.WARNING,
             "no executor has run its canary yet, so that no work is taken",
             "ask again in some seconds; see the daemon's log for the reason",
         )
+    for lack in broken:
+        verdict = Verdict.WARNING if cpu.executors else Verdict.FAILURE
+        yield Finding("worker", verdict, lack.reason, lack.hint)
+    yield from _devices(found)
 
 
-def _executors_of_daemon(patient: _Patient) -> tuple[str, ...]:
+def _devices(found: "Inventory") -> Iterator[Finding]:
+    """Each device's driver and what uses it; kinds that are simply absent are left out."""
+    for device in found.devices:
+        driver = ", ".join(filter(None, (device.driver, device.driver_supports)))
+        what = f"{device.id}: {device.name}" + (f", driver {driver}" if driver else "")
+        if device.executors:
+            yield Finding(
+                "device", Verdict.OK, f"{what}, used by {', '.join(device.executors)}"
+            )
+        for lack in device.missing:
+            if lack.code not in _TOLD_ELSEWHERE:
+                yield Finding("device", Verdict.WARNING, f"{what}: {lack.reason}", lack.hint)
+    for missing in found.missing:
+        if missing.code != "absent":
+            yield Finding("device", Verdict.WARNING, missing.reason, missing.hint)
+
+
+def _inventory(patient: _Patient) -> "Inventory":
+    if patient.status is None:
+        return look_here()
     with patient.daemon.client() as client:
-        found = client.devices()
-    return tuple(dict.fromkeys(name for device in found for name in device.executors))
-
-
-def _executors_here() -> tuple[str, ...]:
-    import trio
-
-    from shoal.compute.supervisor import open_worker
-
-    async def probe() -> tuple[str, ...]:
-        with trio.fail_after(_PROBE_LIMIT_S):
-            async with open_worker(threads=1) as worker:
-                return tuple(probe.runtime for probe in await worker.probe())
-
-    return trio.run(probe)
+        return client.inventory()
 
 
 def _peers(patient: _Patient) -> Iterator[Finding]:
@@ -276,6 +294,6 @@ _CHECKS: tuple[Callable[[_Patient], Iterator[Finding]], ...] = (
     _clock,
     _daemon_asked,
     _port,
-    _worker,
+    _worker_and_devices,
     _peers,
 )

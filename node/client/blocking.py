@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike
 
-    from shoal.compute.devices import Device
+    from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
     from shoal.node.client.flows import Model
     from shoal.node.records import Answer, PeerView, Status, Unit
@@ -84,6 +84,10 @@ class Client:
     def devices(self) -> list[Device]:
         """The daemon's devices."""
         return self._drive(flows.devices())
+
+    def inventory(self) -> Inventory:
+        """The daemon's devices, and the kinds of which it has none, with the reasons."""
+        return self._drive(flows.inventory())
 
     def connect(self, address: str) -> str:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""

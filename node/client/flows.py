@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import msgspec
 
-from shoal.compute.devices import Device
+from shoal.compute.devices import Device, Inventory
 from shoal.compute.errors import ProgramError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.manifest import Manifest, check_inputs, decode
@@ -97,7 +97,12 @@ def peers() -> Flow[list[PeerView]]:
 
 def devices() -> Flow[list[Device]]:
     """The daemon's devices."""
-    return (yield from _get("/v1/devices", "devices", list[Device]))
+    return [*(yield from inventory()).devices]
+
+
+def inventory() -> Flow[Inventory]:
+    """The daemon's devices, and the kinds of which it has none."""
+    return msgspec.convert((yield from _json(Request("GET", "/v1/devices"))), Inventory)
 
 
 def connect(address: str) -> Flow[str]:

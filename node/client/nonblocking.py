@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike
 
-    from shoal.compute.devices import Device
+    from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
     from shoal.node.client.flows import Model
     from shoal.node.records import Answer, PeerView, Status, Unit
@@ -86,6 +86,10 @@ class AsyncClient:
     async def devices(self) -> list[Device]:
         """The daemon's devices."""
         return await self._drive(flows.devices())
+
+    async def inventory(self) -> Inventory:
+        """The daemon's devices, and the kinds of which it has none, with the reasons."""
+        return await self._drive(flows.inventory())
 
     async def connect(self, address: str) -> str:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""

@@ -22,7 +22,7 @@ import trio
 from onnx import TensorProto, helper
 
 from shoal.compute.convert import convert
-from shoal.compute.devices import Device
+from shoal.compute.devices import Device, Inventory, Missing
 from shoal.compute.errors import ProgramError
 from shoal.compute.manifest import decode
 from shoal.compute.tensor import from_blob, to_blob
@@ -152,7 +152,8 @@ class MemoryDaemon:
         ]
 
     async def devices(self):
-        return (Device(id="cpu", kind="cpu", name="A", memory_bytes=1, memory_free_bytes=1),)
+        cpu = Device(id="cpu", kind="cpu", name="A", memory_bytes=1, memory_free_bytes=1)
+        return Inventory((cpu,), (Missing("amd", "absent", "none"),))
 
     async def convert_program(self, onnx, precision):
         program = await trio.to_thread.run_sync(convert, onnx)
@@ -342,6 +343,7 @@ async def test_a_client_sees_status_peers_and_devices(daemon, socket_path):
             assert client.status() == daemon.status()
             assert client.peers() == daemon.peers()
             assert [device.id for device in client.devices()] == ["cpu"]
+            assert client.inventory().missing == (Missing("amd", "absent", "none"),)
 
     await blocking(work)
 

@@ -106,7 +106,7 @@ def test_a_typing_error_is_answered_with_a_suggestion(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status"], ["peers"], ["devices"], ["jobs"], ["job", "why", "x"]],
+    [["status"], ["peers"], ["jobs"], ["job", "why", "x"]],
     ids=" ".join,
 )
 def test_no_daemon_exits_with_3_and_the_next_step(capsys, arguments):

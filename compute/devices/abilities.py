@@ -1,0 +1,99 @@
+"""What each device can run: detection joined with what the executors' canaries showed.
+
+A device is said to do what a canary did on it, in the words of its evidence, and
+nothing more; what no canary has shown is listed as missing, with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from shoal.compute.devices.inventory import Ability, Device, Inventory, Lack
+from shoal.compute.executors.base import Evidence
+
+if TYPE_CHECKING:
+    from shoal.compute.executors.base import Probe
+
+NOT_PROBED: Final = Lack(
+    "not_probed",
+    "its executors have not run their canary yet",
+    "ask again in some seconds",
+)
+COMPILING: Final = Lack(
+    "compiling",
+    "the class exact is not offered yet: its kernels are being compiled, once per machine",
+    "ask again in a minute or two; `shoal devices` shows when it is done",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Canaries:
+    """What is known of the executors of the CPU; those of other devices come with them.
+
+    Attributes:
+        probes: Of the canaries that were right.
+        lacks: What did not come about, and why.
+    """
+
+    probes: tuple[Probe, ...] = ()
+    lacks: tuple[Lack, ...] = (NOT_PROBED,)
+
+
+def failed(reason: str, hint: str = "") -> Lack:
+    """An executor that does not work here."""
+    return Lack(
+        "executor_failed", reason, hint or "`shoal doctor` runs its canary and says more"
+    )
+
+
+def takes_units(probe: Probe) -> bool:
+    """Whether units may be run by it.
+
+    Only what was executed: an advert names executors and not their evidence, and must
+    not claim silicon where there is a simulator or a compiler.
+    """
+    return probe.evidence is Evidence.EXECUTED
+
+
+def with_abilities(inventory: Inventory, canaries: Canaries) -> Inventory:
+    """Say of each device what runs on it, and of each that is unused, why."""
+    return msgspec.structs.replace(
+        inventory, devices=tuple(_device(device, canaries) for device in inventory.devices)
+    )
+
+
+def _device(device: Device, canaries: Canaries) -> Device:
+    if device.kind != "cpu":
+        return msgspec.structs.replace(device, missing=(*device.missing, _unused(device)))
+    abilities = tuple(sorted(map(_ability, canaries.probes), key=lambda a: a.executor))
+    executors = {executor_of(probe) for probe in canaries.probes if takes_units(probe)}
+    return msgspec.structs.replace(
+        device,
+        abilities=abilities,
+        executors=tuple(sorted(executors)),
+        missing=(*device.missing, *canaries.lacks),
+    )
+
+
+def _unused(device: Device) -> Lack:
+    return Lack(
+        "no_executor",
+        f"the {'instance' if device.card else 'card'} is there, and no executor of this node "
+        "uses it: this version runs programs on CPUs only",
+        "nothing to install makes it run units yet; `pip install --upgrade shoal` brings "
+        "executors for GPUs once there are some",
+    )
+
+
+def _ability(probe: Probe) -> Ability:
+    return Ability(
+        executor_of(probe), probe.numeric_class.value, probe.evidence.value, probe.runtime
+    )
+
+
+def executor_of(probe: Probe) -> str:
+    """The executor's name, which its runtime's text begins with."""
+    return probe.runtime.partition(" ")[0]

@@ -1,0 +1,122 @@
+"""``shoal devices``: what this machine has, what runs on it, what is missing.
+
+Asks the daemon; where none runs, this command looks by itself, which needs no home.
+"""
+
+from typing import TYPE_CHECKING
+
+from shoal.crypto.errors import ShoalError
+from shoal.node.cli.options import Daemon
+from shoal.node.cli.output import note, print_json, print_table, printable, runnable, size_text
+from shoal.node.errors import DaemonUnreachableError
+
+if TYPE_CHECKING:
+    from shoal.compute.devices import Device, Inventory
+    from shoal.compute.devices.abilities import Canaries
+
+_CANARY_LIMIT_S = 60.0
+
+
+def devices(*, daemon: Daemon | None = None) -> None:
+    """List this machine's devices, what runs on them, and how to get what is missing.
+
+    Where no daemon runs, this command looks by itself and runs the canaries once.
+    """
+    daemon = daemon or Daemon()
+    try:
+        with daemon.client() as client:
+            found, by_daemon = client.inventory(), True
+    except DaemonUnreachableError as error:
+        if error.code != DaemonUnreachableError.code:
+            raise
+        note("no daemon runs; this is what one would find here")
+        found, by_daemon = look_here(), False
+    if daemon.as_json:
+        print_json({"by_daemon": by_daemon, "devices": found.devices, "missing": found.missing})
+        return
+    _print(found)
+
+
+def look_here() -> "Inventory":
+    """Look at this machine and run the canaries in a worker that ends with this call."""
+    import trio
+
+    from shoal.compute.devices import detect
+    from shoal.compute.devices.abilities import with_abilities
+
+    return with_abilities(detect(), trio.run(_canaries))
+
+
+async def _canaries() -> "Canaries":
+    import trio
+
+    from shoal.compute.devices import Lack
+    from shoal.compute.devices.abilities import Canaries, failed
+    from shoal.compute.supervisor import open_worker
+
+    try:
+        with trio.fail_after(_CANARY_LIMIT_S):
+            async with open_worker(threads=1) as worker:
+                probes = await worker.probe()
+                lacks = [*map(failed, worker.missing)]
+    except ShoalError as error:
+        return Canaries((), (failed(error.message, error.hint),))
+    except trio.TooSlowError:
+        return Canaries((), (failed(f"no canary ended within {_CANARY_LIMIT_S:.0f} s"),))
+    not_asked = Lack(
+        "not_probed",
+        "the class exact was not looked at: a daemon compiles its kernels, and offers it "
+        "once its canary was right",
+        "`shoal up --detach`, and `shoal devices` some minutes later",
+    )
+    return Canaries(probes, (*lacks, not_asked))
+
+
+def _print(found: "Inventory") -> None:
+    print_table(
+        ("DEVICE", "NAME", "MEMORY FREE", "DRIVER", "RUNS"),
+        (
+            (device.id, device.name, _memory(device), _driver(device), _runs(device))
+            for device in found.devices
+        ),
+    )
+    for device in found.devices:
+        for text in filter(None, (_parts(device), device.note)):
+            _line(device.id, text)
+        for lack in device.missing:
+            _line(device.id, lack.reason, lack.hint)
+    for missing in found.missing:
+        _line(missing.kind, missing.reason, missing.hint)
+
+
+def _line(what: str, text: str, hint: str = "") -> None:
+    print(printable(f"{what}: {text}"))
+    if hint:
+        print(printable(f"  next: {runnable(hint)}"))
+
+
+def _memory(device: "Device") -> str:
+    if not device.memory_bytes:
+        return "-"
+    return f"{size_text(device.memory_free_bytes)} of {size_text(device.memory_bytes)}"
+
+
+def _driver(device: "Device") -> str:
+    return ", ".join(filter(None, (device.driver, device.driver_supports))) or "-"
+
+
+def _runs(device: "Device") -> str:
+    return (
+        ", ".join(f"{a.executor} ({a.numeric_class}, {a.evidence})" for a in device.abilities)
+        or "nothing yet"
+    )
+
+
+def _parts(device: "Device") -> str:
+    """What a device is made of, or where it is."""
+    if device.kind == "cpu":
+        nodes = f"{device.numa_nodes} NUMA node{'s' if device.numa_nodes > 1 else ''}"
+        cores = f"{device.cores} core{'s' if device.cores > 1 else ''}"
+        threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
+        return ", ".join([cores, threads, nodes, *device.isa])
+    return ", ".join(filter(None, (device.target, device.pci, device.uuid)))
