@@ -106,9 +106,8 @@ def _mounts(root: Path) -> list[_Mount]:
     mounts = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
         fields, _, rest = line.partition(" - ")
-        kind, *_, options = [*rest.split(), ""]
-        match fields.split():
-            case [_, _, _, top, place, *_] if kind in {"cgroup", "cgroup2"}:
+        match fields.split(), rest.split():
+            case [_, _, _, top, place, *_], ["cgroup" | "cgroup2" as kind, _source, options]:
                 named = frozenset(options.split(",")) & _CONTROLLERS
                 if named or kind == "cgroup2":
                     where = root / _unescaped(place).lstrip("/")

@@ -202,6 +202,10 @@ class Worker:
 
 def _exact_executor(threads: int) -> Executor[Any]:
     """The executor `exact` on this CPU; importing it loads every kernel."""
+    import numba
+
+    if numba.config.DISABLE_JIT:  # then the kernels are plain Python, and nothing says so
+        raise ComputeError("numba's compiler is switched off", code="probe_failed")
     from shoal.compute.exact.cpu.kernels import CpuKernels
     from shoal.compute.executors.exact import Exact
 

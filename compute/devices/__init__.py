@@ -43,7 +43,7 @@ GPU_KINDS: Final[tuple[DeviceKind, ...]] = ("nvidia", "amd")
 LOOK_LIMIT_S: Final = 20.0
 """A driver that has to wake up several cards takes some seconds; one that hangs, for ever."""
 
-_BURY_LIMIT_S: Final = 1.0
+_LEAST_WAIT_S: Final = 1.0
 
 
 def detect(limit_s: float = LOOK_LIMIT_S) -> Inventory:
@@ -87,11 +87,14 @@ def _outcome(
     if isinstance(process, OSError):
         return _troubled(kind, "look_failed", f"cannot be asked: {process.strerror}", "")
     try:
-        answer, said = process.communicate(timeout=max(deadline - time.monotonic(), 0))
+        # One that hung must not take the time of the next, which has long answered.
+        answer, said = process.communicate(
+            timeout=max(deadline - time.monotonic(), _LEAST_WAIT_S)
+        )
     except subprocess.TimeoutExpired:
         process.kill()
         with suppress(subprocess.TimeoutExpired):  # one that waits for its driver stays
-            process.communicate(timeout=_BURY_LIMIT_S)
+            process.communicate(timeout=_LEAST_WAIT_S)
         return _troubled(
             kind,
             "driver_hangs",

@@ -27,6 +27,12 @@ COMPILING: Final = Lack(
     "the class exact is not offered yet: its kernels are being compiled, once per machine",
     "ask again in a minute or two; `shoal devices` shows when it is done",
 )
+UNUSED: Final = Lack(
+    "no_executor",
+    "present, and no executor of this node uses it: this version runs programs on CPUs only",
+    "nothing to install makes it run units yet; `pip install --upgrade shoal` brings "
+    "executors for GPUs once there are some",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ def with_abilities(inventory: Inventory, canaries: Canaries) -> Inventory:
 
 def _device(device: Device, canaries: Canaries) -> Device:
     if device.kind != "cpu":
-        return msgspec.structs.replace(device, missing=(*device.missing, _unused(device)))
+        return msgspec.structs.replace(device, missing=(*device.missing, UNUSED))
     abilities = tuple(sorted(map(_ability, canaries.probes), key=lambda a: a.executor))
     executors = {executor_of(probe) for probe in canaries.probes if takes_units(probe)}
     return msgspec.structs.replace(
@@ -75,16 +81,6 @@ def _device(device: Device, canaries: Canaries) -> Device:
         abilities=abilities,
         executors=tuple(sorted(executors)),
         missing=(*device.missing, *canaries.lacks),
-    )
-
-
-def _unused(device: Device) -> Lack:
-    return Lack(
-        "no_executor",
-        f"the {'instance' if device.card else 'card'} is there, and no executor of this node "
-        "uses it: this version runs programs on CPUs only",
-        "nothing to install makes it run units yet; `pip install --upgrade shoal` brings "
-        "executors for GPUs once there are some",
     )
 
 
@@ -96,4 +92,5 @@ def _ability(probe: Probe) -> Ability:
 
 def executor_of(probe: Probe) -> str:
     """The executor's name, which its runtime's text begins with."""
-    return probe.runtime.partition(" ")[0]
+    name, _, _version = probe.runtime.partition(" ")
+    return name

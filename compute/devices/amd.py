@@ -69,8 +69,8 @@ def detect_amd(root: Path = Path("/")) -> Inventory:
     lack: Lack | None = None
     try:
         gpus = amdsmi.read_gpus()
-    except amdsmi.LibraryMissingError:
-        devices = _from_sysfs(root, around)
+    except amdsmi.LibraryMissingError as error:
+        devices = _from_sysfs(root, around, f"as the kernel shows it: {error}")
     except amdsmi.StatusError as error:
         devices = _from_sysfs(root, around)
         if not devices:
@@ -197,7 +197,7 @@ def _from_amdsmi(
     )
 
 
-def _from_sysfs(root: Path, around: Surroundings) -> tuple[Device, ...]:
+def _from_sysfs(root: Path, around: Surroundings, note: str = "") -> tuple[Device, ...]:
     """The cards that amdgpu runs, by what it shows of each."""
     places = [
         place
@@ -218,7 +218,7 @@ def _from_sysfs(root: Path, around: Surroundings) -> tuple[Device, ...]:
                 target=around.targets.get(_slot(pci), ""),
                 uuid=_sysfs_uuid(place),
                 pci=pci,
-                note="listed by the kernel; ROCm's amdsmi is not installed",
+                note=note,
             )
         )
     return tuple(devices)

@@ -98,7 +98,7 @@ def detect_nvidia(root: Path = Path("/")) -> Inventory:
 def surroundings(root: Path) -> Surroundings:
     """Read what the kernel shows."""
     version = re.search(
-        r"Module\s+(\d[\d.]*)", read_text(root / "proc/driver/nvidia/version")
+        r"Module.*?\s(\d[\d.]+)\s", read_text(root / "proc/driver/nvidia/version")
     ) or re.match(r"(\d[\d.]*)", read_text(root / "sys/module/nvidia/version"))
     return Surroundings(
         cards=pci_cards(root, _VENDOR),

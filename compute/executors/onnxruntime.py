@@ -1,9 +1,12 @@
 """ONNX Runtime on the CPU, class fp32.
 
-ONNX Runtime falls back to another provider in silence when one fails. Here the
-provider is named, the fallback is disabled, and a session that runs on anything
-else is refused. (Its option ``session.disable_cpu_ep_fallback`` is for accelerators:
-together with an explicit CPU provider it is an error.)
+ONNX Runtime falls back to another provider in silence: where its build has none of
+the name that was asked for, where opening or running a session fails, and for each
+node that a provider does not take. Here the provider is named and must be in the
+build, both fallbacks are disabled, a session with any other provider is refused, and
+the canary's nodes must have been placed on it. (The option
+``session.disable_cpu_ep_fallback`` is for accelerators: together with an explicit CPU
+provider it is an error.)
 """
 
 from __future__ import annotations
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 _PROVIDER: Final = "CPUExecutionProvider"
 _LOG_FATAL_ONLY: Final = 4
 
+_CANARY_OUTPUT: Final = [[5.0, 14.0], [14.0, 50.0]]
+"""Written down, not computed: a CPU or BLAS at fault would be wrong here as well."""
+
 _ORT_ERRORS: Final = (
     ort_errors.EPFail,
     ort_errors.Fail,
@@ -45,6 +51,8 @@ _ORT_ERRORS: Final = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
+
+_RECORD_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
 
 _OUT_OF_MEMORY: Final = re.compile(r"bad_?\s?alloc|[Ff]ailed to allocate memory")
 _FAILED_NODE: Final = re.compile(
@@ -81,13 +89,18 @@ class OnnxRuntimeCpu:
         """Run a small product whose result is known. See `Executor.probe`."""
         x = np.arange(6, dtype=np.float32).reshape(2, 3)
         try:
-            session = self._session(_canary(), {})
+            session = self._session(_canary(), {}, record_placement=True)
             (y,) = session.run(None, {"x": x})
         except _ORT_ERRORS as error:
             raise ComputeError(
                 f"ONNX Runtime does not work here: {_clean(error)}", code="probe_failed"
             ) from None
-        if not np.array_equal(y, x @ x.T):
+        if strays := _placed_elsewhere(session):
+            raise ComputeError(
+                f"ONNX Runtime placed nodes elsewhere than on {_PROVIDER}: {', '.join(strays)}",
+                code="wrong_provider",
+            )
+        if y.tolist() != _CANARY_OUTPUT:
             raise ComputeError("ONNX Runtime gave a wrong product", code="probe_failed")
         return Probe(
             runtime=f"onnxruntime {ort.__version__} {_PROVIDER}",
@@ -127,17 +140,30 @@ class OnnxRuntimeCpu:
         self._session_options.set_load_cancellation_flag(True)
 
     def _session(
-        self, model: ModelProto, weights: Mapping[str, np.ndarray]
+        self,
+        model: ModelProto,
+        weights: Mapping[str, np.ndarray],
+        *,
+        record_placement: bool = False,
     ) -> ort.InferenceSession:
+        if _PROVIDER not in ort.get_available_providers():
+            raise ComputeError(
+                f"this build of ONNX Runtime ({ort.__version__}) has no {_PROVIDER}: it has "
+                f"{', '.join(ort.get_available_providers())}",
+                code="wrong_provider",
+                hint="install a build of ONNX Runtime that has it",
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _LOG_FATAL_ONLY
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
+        if record_placement:
+            options.add_session_config_entry(_RECORD_PLACEMENT, "1")
         self._session_options = options
         session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=[_PROVIDER]
+            model.SerializeToString(), options, providers=[_PROVIDER], enable_fallback=0
         )
         session.disable_fallback()
         if session.get_providers() != [_PROVIDER]:
@@ -167,6 +193,18 @@ def _with_weight_slots(program: LoadedProgram) -> ModelProto:
         )
         slot.external_data.add(key="location", value="handed-over-in-memory")
     return model
+
+
+def _placed_elsewhere(session: ort.InferenceSession) -> list[str]:
+    """Nodes that another provider runs; empty where this version does not tell."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return []
+    return [
+        f"{node.op_type} on {part.ep_name}"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != _PROVIDER
+        for node in part.get_nodes()
+    ]
 
 
 def _canary() -> ModelProto:

@@ -11,7 +11,7 @@ from shoal.node.cli.output import note, print_json, print_table, printable, runn
 from shoal.node.errors import DaemonUnreachableError
 
 if TYPE_CHECKING:
-    from shoal.compute.devices import Device, Inventory
+    from shoal.compute.devices import Device, Inventory, Lack
     from shoal.compute.devices.abilities import Canaries
 
 _CANARY_LIMIT_S = 60.0
@@ -83,8 +83,12 @@ def _print(found: "Inventory") -> None:
     for device in found.devices:
         for text in filter(None, (_parts(device), device.note)):
             _line(device.id, text)
+    ids: dict[Lack, list[str]] = {}
+    for device in found.devices:
         for lack in device.missing:
-            _line(device.id, lack.reason, lack.hint)
+            ids.setdefault(lack, []).append(device.id)
+    for lack, lacking in ids.items():
+        _line(", ".join(lacking), lack.reason, lack.hint)
     for missing in found.missing:
         _line(missing.kind, missing.reason, missing.hint)
 

@@ -1,4 +1,4 @@
-"""Detection on this machine, and on trees of /sys as other machines have them."""
+"""The CPU, on this machine and on trees of other ones; inventories put together."""
 
 import os
 import subprocess
@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from shoal.compute import devices
-from shoal.compute.cgroups import CgroupLimits, read_limits
+from shoal.compute.cgroups import CgroupLimits
+from shoal.compute.devices import Inventory, Missing, cpu, detect, joined
+from shoal.compute.devices.inventory import Device
 
 
 def tree(root, files):
@@ -18,17 +19,24 @@ def tree(root, files):
     return root
 
 
-def test_the_cpu_comes_first_and_is_used_by_onnx_runtime():
-    inventory = devices.detect()
-    cpu = inventory.devices[0]
-    assert (cpu.id, cpu.kind, cpu.executors) == ("cpu", "cpu", ("onnxruntime",))
-    assert 1 <= cpu.cores <= cpu.threads <= len(os.sched_getaffinity(0))
-    assert 0 < cpu.memory_free_bytes <= cpu.memory_bytes
-    assert cpu.name
+def gpu(device_id, card=""):
+    return Device(
+        id=device_id, kind="amd", name="", memory_bytes=0, memory_free_bytes=0, card=card
+    )
+
+
+def test_the_cpu_comes_first_and_is_not_said_to_run_anything_before_a_canary():
+    inventory = detect()
+    found = inventory.devices[0]
+    assert (found.id, found.kind, found.executors, found.abilities) == ("cpu", "cpu", (), ())
+    assert 1 <= found.cores <= found.threads <= len(os.sched_getaffinity(0))
+    assert found.numa_nodes >= 1
+    assert 0 < found.memory_free_bytes <= found.memory_bytes
+    assert found.name
 
 
 def test_every_kind_of_gpu_is_there_or_missing_with_a_reason():
-    inventory = devices.detect()
+    inventory = detect()
     found = {device.kind for device in inventory.devices}
     missing = {missing.kind: missing.reason for missing in inventory.missing}
     assert found | missing.keys() == {"cpu", "nvidia", "amd"}
@@ -39,91 +47,78 @@ def test_every_kind_of_gpu_is_there_or_missing_with_a_reason():
 def test_fewer_cpus_by_affinity_are_fewer_threads():
     script = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from shoal.compute.devices import detect\n"
-        "cpu = detect().devices[0]; print(cpu.cores, cpu.threads)"
+        "from shoal.compute.devices.cpu import detect_cpu, usable_threads\n"
+        "cpu = detect_cpu(); print(cpu.cores, cpu.threads, usable_threads())"
     )
-    assert subprocess.check_output([sys.executable, "-c", script]).split() == [b"1", b"1"]
+    assert subprocess.check_output([sys.executable, "-c", script]).split() == [b"1"] * 3
 
 
 def test_a_cgroup_s_limits_are_the_cpu_s():
-    cpu = devices._cpu(CgroupLimits(memory_bytes=1 << 28, memory_used_bytes=1 << 27, cpus=0.5))
-    assert (cpu.cores, cpu.threads) == (1, 1)
-    assert (cpu.memory_bytes, cpu.memory_free_bytes) == (1 << 28, 1 << 27)
-    assert "0.5 CPUs" in cpu.note
+    limits = CgroupLimits(memory_bytes=1 << 28, memory_free_bytes=1 << 27, cpus=0.5)
+    found = cpu.describe(limits, {0, 1})
+    assert (found.cores, found.threads) == (1, 1)
+    assert (found.memory_bytes, found.memory_free_bytes) == (1 << 28, 1 << 27)
+    assert "0.5 CPUs" in found.note
 
 
-def test_the_tightest_limit_of_nested_version_2_groups_counts(tmp_path):
-    root = tree(
-        tmp_path,
-        {
-            "proc/self/cgroup": "0::/outer/inner\n",
-            "sys/fs/cgroup/outer/memory.max": "1000000\n",
-            "sys/fs/cgroup/outer/memory.current": "300000\n",
-            "sys/fs/cgroup/outer/memory.stat": "anon 5\ninactive_file 100000\n",
-            "sys/fs/cgroup/outer/cpu.max": "max 100000\n",
-            "sys/fs/cgroup/outer/inner/memory.max": "max\n",
-            "sys/fs/cgroup/outer/inner/cpu.max": "150000 100000\n",
-        },
-    )
-    assert read_limits(root) == CgroupLimits(1_000_000, 200_000, 1.5)
+def test_a_quota_above_what_the_scheduler_gives_limits_nothing():
+    found = cpu.describe(CgroupLimits(cpus=64.0), {0})
+    assert (found.threads, found.note) == (1, "")
 
 
-def test_limits_of_version_1_groups_are_read(tmp_path):
-    root = tree(
-        tmp_path,
-        {
-            "proc/self/cgroup": "4:memory:/a\n2:cpu,cpuacct:/b\n7:pids:/\n",
-            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
-            "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "5000\n",
-            "sys/fs/cgroup/memory/a/memory.usage_in_bytes": "4000\n",
-            "sys/fs/cgroup/memory/a/memory.stat": "total_inactive_file 1000\n",
-            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
-            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-            "sys/fs/cgroup/cpu,cpuacct/b/cpu.cfs_quota_us": "200000\n",
-            "sys/fs/cgroup/cpu,cpuacct/b/cpu.cfs_period_us": "100000\n",
-        },
-    )
-    assert read_limits(root) == CgroupLimits(5000, 3000, 2.0)
-
-
-@pytest.mark.parametrize("text", ["", "garbage", "0::/not/mounted/here\n"])
-def test_without_cgroups_nothing_is_limited(tmp_path, text):
-    assert read_limits(tree(tmp_path, {"proc/self/cgroup": text})) == CgroupLimits()
-
-
-def test_amd_gpus_are_read_from_sysfs_as_present_and_unused(tmp_path):
-    card = "class/drm/card1/device/"
-    root = tree(
-        tmp_path,
-        {
-            "class/drm/card0/device/vendor": "0x8086\n",
-            "class/drm/card1-DP-1/device/vendor": "0x1002\n",
-            card + "vendor": "0x1002\n",
-            card + "product_name": "Instinct MI300X\n",
-            card + "mem_info_vram_total": "206141652992\n",
-            card + "mem_info_vram_used": "141652992\n",
-            "module/amdgpu/version": "6.8.5\n",
-        },
-    )
-    (gpu,) = devices._amd(root)
-    assert (gpu.name, gpu.kind, gpu.driver) == ("Instinct MI300X", "amd", "6.8.5")
-    assert (gpu.memory_bytes, gpu.memory_free_bytes) == (206141652992, 206000000000)
-    assert gpu.executors == ()
-    assert "unused" in gpu.note
+def test_cores_and_numa_nodes_are_those_of_the_usable_cpus(tmp_path):
+    """Two sockets of two cores with two threads each; the process may use five of eight."""
+    topology = {
+        f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list": f"{n % 4},{n % 4 + 4}\n"
+        for n in range(8)
+    }
+    nodes = {
+        "sys/devices/system/node/node0/cpulist": "0-1,4-5\n",
+        "sys/devices/system/node/node1/cpulist": "2-3,6-7\n",
+        "sys/devices/system/node/node2/cpulist": "\n",  # memory alone
+    }
+    root = tree(tmp_path, topology | nodes)
+    found = cpu.describe(CgroupLimits(), {0, 1, 4, 5, 6}, root)
+    assert (found.threads, found.cores, found.numa_nodes) == (5, 3, 2)
+    assert cpu.describe(CgroupLimits(), {0, 1}, root).numa_nodes == 1
 
 
 def test_instruction_sets_have_one_name_on_every_machine(tmp_path):
     x86 = tree(tmp_path / "x86", {"cpuinfo": "model name\t: AMD EPYC\nflags\t\t: fpu avx2\n"})
     arm = tree(tmp_path / "arm", {"cpuinfo": "processor\t: 0\nFeatures\t: fp asimd sve\n"})
-    assert devices._cpu_name_and_flags(x86 / "cpuinfo") == ("AMD EPYC", {"fpu", "avx2"})
-    assert devices._cpu_name_and_flags(arm / "cpuinfo")[1] == {"fp", "asimd", "sve"}
+    assert cpu._name_and_flags(x86 / "cpuinfo") == ("AMD EPYC", {"fpu", "avx2"})
+    assert cpu._name_and_flags(arm / "cpuinfo")[1] == {"fp", "asimd", "sve"}
 
 
-def test_what_the_daemon_imports_brings_no_heavy_library():
+def test_what_a_node_may_use_by_default_is_what_its_cgroup_allows(tmp_path):
+    root = tree(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/\n",
+            "sys/fs/cgroup/cpu.max": "50000 100000\n",
+            "sys/fs/cgroup/memory.max": "1073741824\n",
+        },
+    )
+    assert cpu.usable_threads(root) == 1
+    assert cpu.usable_memory_bytes(root) == 1 << 30
+
+
+def test_cards_are_numbered_through_over_vendors_and_instances_stay_with_their_card():
+    first = Inventory((gpu("gpu0"), gpu("gpu1-mig0", "gpu1"), gpu("gpu1-mig3", "gpu1")))
+    second = Inventory((gpu("gpu0"), gpu("gpu1")), (Missing("amd", "x", "y"),))
+    whole = joined(cpu.detect_cpu(), [first, second])
+    assert [device.id for device in whole.devices] == [
+        *("cpu", "gpu0", "gpu1-mig0", "gpu1-mig3", "gpu2", "gpu3")
+    ]
+    assert [device.card for device in whole.devices[2:4]] == ["gpu1", "gpu1"]
+    assert whole.missing == second.missing
+
+
+@pytest.mark.parametrize("module", ["devices", "devices.abilities", "manifest", "supervisor"])
+def test_what_the_daemon_imports_brings_no_heavy_library_and_no_driver(module):
     script = (
-        "import sys\n"
-        "import shoal.compute.devices, shoal.compute.manifest, shoal.compute.supervisor\n"
-        "import shoal.compute.tensor\n"
-        "print([m for m in ('numpy', 'onnx', 'onnxruntime', 'torch') if m in sys.modules])"
+        f"import sys, shoal.compute.{module}\n"
+        "heavy = ('numpy', 'onnx', 'onnxruntime', 'torch', 'pynvml')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", script]).strip() == b"[]"

@@ -1,0 +1,160 @@
+"""Canaries with every fallback off: a provider that is not there is never claimed.
+
+The ONNX Runtime of the tests has a second provider, which takes no node of its own: what
+it is given runs on the CPU in silence. That makes the real fallback testable anywhere.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import onnxruntime as ort
+import pytest
+
+from shoal.compute import frames
+from shoal.compute.devices.abilities import Canaries, takes_units, with_abilities
+from shoal.compute.devices.inventory import Device, Inventory
+from shoal.compute.errors import ComputeError
+from shoal.compute.executors import onnxruntime as executor
+from shoal.compute.executors.base import Evidence, NumericClass, Probe
+from shoal.compute.worker import Worker
+
+IDLE_PROVIDER = "AzureExecutionProvider"
+"""Part of the usual CPU build; takes only custom operators that call a remote service."""
+
+pytestmark = pytest.mark.skipif(
+    IDLE_PROVIDER not in ort.get_available_providers(),
+    reason="this build of ONNX Runtime has no second provider that takes no nodes",
+)
+
+CPU = Device(id="cpu", kind="cpu", name="A", memory_bytes=1, memory_free_bytes=1)
+
+
+def probe(evidence=Evidence.EXECUTED, runtime="onnxruntime 1.0", of=NumericClass.FP32):
+    return Probe(runtime, of, evidence)
+
+
+def refused(monkeypatch, provider):
+    monkeypatch.setattr(executor, "_PROVIDER", provider)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # ONNX Runtime says by a warning that it falls back
+        with pytest.raises(ComputeError) as error:
+            executor.OnnxRuntimeCpu(threads=1).probe()
+    return error.value
+
+
+def test_onnx_runtime_itself_falls_back_in_silence():
+    session = ort.InferenceSession(
+        executor._canary().SerializeToString(), providers=[IDLE_PROVIDER]
+    )
+    assert session.get_providers() == [IDLE_PROVIDER, "CPUExecutionProvider"]
+    assert session.run(None, {"x": [[1.0], [2.0]]})[0].tolist() == [[1.0, 2.0], [2.0, 4.0]]
+
+
+def test_a_build_without_the_provider_is_refused_and_says_what_it_has(monkeypatch):
+    error = refused(monkeypatch, "CUDAExecutionProvider")
+    assert error.code == "wrong_provider"
+    assert "has no CUDAExecutionProvider: it has" in error.message
+    assert "CPUExecutionProvider" in error.message
+
+
+def test_a_provider_that_leaves_its_nodes_to_the_cpu_is_refused(monkeypatch):
+    error = refused(monkeypatch, IDLE_PROVIDER)
+    assert error.code == "wrong_provider"
+    assert f"not {IDLE_PROVIDER}" in error.message
+
+
+@pytest.mark.skipif(
+    not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"),
+    reason="this ONNX Runtime does not tell where it places nodes",
+)
+def test_a_node_that_was_placed_elsewhere_is_seen_even_if_the_session_looks_right(monkeypatch):
+    monkeypatch.setattr(executor, "_PROVIDER", IDLE_PROVIDER)
+    monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda _self: [IDLE_PROVIDER])
+    with pytest.raises(ComputeError) as error:
+        executor.OnnxRuntimeCpu(threads=1).probe()
+    assert error.value.code == "wrong_provider"
+    assert "MatMul on CPUExecutionProvider" in error.value.message
+
+
+def test_every_session_is_opened_for_the_named_provider_alone_with_fallbacks_off(monkeypatch):
+    opened = []
+
+    class Watched(ort.InferenceSession):
+        def __init__(self, *args, **options):
+            opened.append(options)
+            super().__init__(*args, **options)
+
+        def disable_fallback(self):
+            opened[-1]["disabled"] = True
+            super().disable_fallback()
+
+    monkeypatch.setattr(ort, "InferenceSession", Watched)
+    executor.OnnxRuntimeCpu(threads=1).probe()
+    assert opened == [
+        {"providers": ["CPUExecutionProvider"], "enable_fallback": 0, "disabled": True}
+    ]
+
+
+def test_a_wrong_product_is_refused(monkeypatch):
+    right = executor._canary
+
+    def sum_instead():
+        model = right()
+        model.graph.node[1].op_type = "Add"
+        model.graph.node[1].input[1] = "x"  # twice x in place of the product
+        return model
+
+    monkeypatch.setattr(executor, "_canary", sum_instead)
+    with pytest.raises(ComputeError) as error:
+        executor.OnnxRuntimeCpu(threads=1).probe()
+    assert error.value.code == "probe_failed"
+    assert "wrong product" in error.value.message
+
+
+def test_a_worker_whose_canary_fails_offers_nothing_of_that_class(monkeypatch):
+    monkeypatch.setattr(executor, "_PROVIDER", IDLE_PROVIDER)
+    worker = Worker(frames.Start(threads=1, cache_bytes=1, exact=False))
+    with pytest.raises(ComputeError) as error:
+        worker.start()
+    assert error.value.code == "no_executor"
+    assert IDLE_PROVIDER in error.value.message
+
+
+def test_kernels_that_would_run_as_plain_python_are_not_used():
+    script = (
+        "from shoal.compute.errors import ComputeError\n"
+        "from shoal.compute.worker import _exact_executor\n"
+        "try: _exact_executor(1)\n"
+        "except ComputeError as error: print(error.message)"
+    )
+    said = subprocess.check_output(
+        [sys.executable, "-c", script], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, text=True
+    )
+    assert said == "numba's compiler is switched off\n"
+
+
+@pytest.mark.parametrize("evidence", list(Evidence), ids=lambda evidence: evidence.value)
+def test_evidence_is_said_as_the_canary_showed_it_and_only_silicon_takes_units(evidence):
+    shown = probe(evidence)
+    (cpu,) = with_abilities(Inventory((CPU,)), Canaries((shown,), ())).devices
+    assert [ability.evidence for ability in cpu.abilities] == [evidence.value]
+    assert takes_units(shown) is (evidence is Evidence.EXECUTED)
+    assert cpu.executors == (("onnxruntime",) if evidence is Evidence.EXECUTED else ())
+
+
+def test_before_any_canary_a_device_is_said_to_run_nothing():
+    (cpu,) = with_abilities(Inventory((CPU,)), Canaries()).devices
+    assert (cpu.abilities, cpu.executors) == ((), ())
+    assert [lack.code for lack in cpu.missing] == ["not_probed"]
+
+
+def test_a_card_that_no_executor_uses_says_so_whatever_runs_on_the_cpu():
+    card = Device(id="gpu0", kind="nvidia", name="B", memory_bytes=1, memory_free_bytes=1)
+    canaries = Canaries((probe(), probe(runtime="exact 1 numba", of=NumericClass.EXACT)), ())
+    cpu, gpu = with_abilities(Inventory((CPU, card)), canaries).devices
+    assert cpu.executors == ("exact", "onnxruntime")
+    assert (gpu.executors, gpu.abilities) == ((), ())
+    assert [lack.code for lack in gpu.missing] == ["no_executor"]
+    assert gpu.missing[0].hint
