@@ -1,8 +1,10 @@
 """The CPU, on this machine and on trees of other ones; inventories put together."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +114,23 @@ def test_cards_are_numbered_through_over_vendors_and_instances_stay_with_their_c
     ]
     assert [device.card for device in whole.devices[2:4]] == ["gpu1", "gpu1"]
     assert whole.missing == second.missing
+
+
+def test_every_code_is_explained_in_the_docs_and_none_that_is_not_used():
+    folder = Path(__file__).parents[2]
+    source = "".join(p.read_text() for p in (folder / "compute/devices").glob("*.py"))
+    source += (folder / "node/cli/devices.py").read_text()
+    given = set(
+        re.findall(
+            r'(?:Lack|Missing|_missing|_nothing|_troubled)\(\s*(?:"amd",\s*|kind,\s*)?"(\w+)"',
+            source,
+        )
+    )
+    _, _, table = (folder / "docs/DEVICES.md").read_text().partition("## What is missing")
+    told = {code for row in table.splitlines() for code in re.findall("`(\\w+)`", row[:80])}
+    told -= {"missing", "code", "reason", "hint"}
+    assert given - told == set()
+    assert {code for code in told if f'"{code}"' not in source} == set()
 
 
 @pytest.mark.parametrize("module", ["devices", "devices.abilities", "manifest", "supervisor"])
