@@ -120,12 +120,9 @@ def test_every_code_is_explained_in_the_docs_and_none_that_is_not_used():
     folder = Path(__file__).parents[2]
     source = "".join(p.read_text() for p in (folder / "compute/devices").glob("*.py"))
     source += (folder / "node/cli/devices.py").read_text()
-    given = set(
-        re.findall(
-            r'(?:Lack|Missing|_missing|_nothing|_troubled)\(\s*(?:"amd",\s*|kind,\s*)?"(\w+)"',
-            source,
-        )
-    )
+    made = r'(?:Lack|Missing|_missing|_nothing|_troubled)\(\s*(?:"amd",\s*|kind,\s*)?"(\w+)"'
+    given = {*re.findall(made, source)} - {"nvidia"}
+    assert len(given) > 15
     _, _, table = (folder / "docs/DEVICES.md").read_text().partition("## What is missing")
     told = {code for row in table.splitlines() for code in re.findall("`(\\w+)`", row[:80])}
     told -= {"missing", "code", "reason", "hint"}
