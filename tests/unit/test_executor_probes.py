@@ -19,6 +19,7 @@ from shoal.compute.errors import ComputeError
 from shoal.compute.executors import onnxruntime as executor
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
 from shoal.compute.worker import Worker
+from shoal.node.daemon import Capacity
 
 IDLE_PROVIDER = "AzureExecutionProvider"
 """Part of the usual CPU build; takes only custom operators that call a remote service."""
@@ -158,3 +159,15 @@ def test_a_card_that_no_executor_uses_says_so_whatever_runs_on_the_cpu():
     assert (gpu.executors, gpu.abilities) == ((), ())
     assert [lack.code for lack in gpu.missing] == ["no_executor"]
     assert gpu.missing[0].hint
+
+
+def test_a_daemon_offers_no_class_that_was_only_emulated_or_compiled():
+    capacity = Capacity()
+    shown = [
+        probe(Evidence.EMULATED, "simulator 1.0", NumericClass.LOW),
+        probe(Evidence.COMPILE_ONLY, "compiler 1.0", NumericClass.EXACT),
+        probe(),
+    ]
+    capacity.offer(shown, [])
+    assert capacity.executors == {"fp32": "onnxruntime"}
+    assert capacity.canaries.probes == tuple(shown)
