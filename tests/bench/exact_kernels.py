@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from shoal.compute.exact.spec import PRECISIONS, X20
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
 try:
     import torch
     import torch.nn.functional as F  # noqa: N812  # as everybody writes it

@@ -11,9 +11,10 @@ import math
 from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
-from numba.types import float32, int64
+from numba.types import boolean, float32, int64
 
 from shoal.compute.exact import spec
+from shoal.compute.exact.cpu import approximations
 from shoal.compute.exact.cpu import functions as f
 from shoal.compute.exact.cpu.compiled import inline, kernel, reads, writes
 from shoal.compute.exact.cpu.floats import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _BLOCK: Final = 2048
 _SMALLEST_NORMAL: Final = np.float32(spec.SMALLEST_NORMAL)
+_SMALLEST_NORMAL_BITS: Final = int(_SMALLEST_NORMAL.view(np.int32))
 _ANGLE_LIMIT_BITS: Final = int(np.float32(spec.ANGLE_LIMIT).view(np.int32))
 
 _UNARY: Final = {name: code for code, name in enumerate(get_args(UnaryName))}
@@ -53,91 +55,179 @@ _RECIPROCAL, _RELU, _ROUND, _SIGMOID, _SIGN, _SIN, _SOFTPLUS, _SQRT, _TANH = (
     )
 )  # fmt: skip
 _BINARY: Final = {name: code for code, name in enumerate(get_args(BinaryName))}
-_ADD, _DIV, _FMOD, _MAX, _MIN, _MUL, _POW, _SUB = (
-    _BINARY[name] for name in ("add", "div", "fmod", "max", "min", "mul", "pow", "sub")
+_ADD, _DIV, _FMOD, _MAX, _MIN, _MUL, _POW = (
+    _BINARY[name] for name in ("add", "div", "fmod", "max", "min", "mul", "pow")
 )
 
 _FINITE_OF_FINITE: Final = (_ABS, _CEIL, _FLOOR, _NEG, _RELU, _ROUND, _SIGN)
-_FINITE_HIDES_MASKS: Final = (_DIV, _FMOD, _POW)
 
 _COST: Final = {"add": 1, "sub": 1, "mul": 1, "max": 1, "min": 1, "relu": 1, "abs": 1, "neg": 1}
 """Of an element, in nanoseconds, where it is not the 4 of a polynomial."""
 
 
 @inline
+def _bits(v):
+    """A float32's bits."""
+    return np.float32(v).view(np.int32)
+
+
+@inline
 def _peak(x):
     """The bits of the largest magnitude."""
-    bits = x.view(np.int32)
     peak = np.int32(0)
-    for i in range(bits.size):
-        peak = max(peak, magnitude(bits[i]))
+    for i in range(x.size):
+        peak = max(peak, magnitude(_bits(x[i])))
     return peak
 
 
-@kernel(int64(int64, reads(float32, 1), int64, int64, writes(float32, 1)))
-def _unary(name, values, start, stop, results):  # noqa: C901  # a table of loops
+@inline
+def _mapped(function, x, out):
+    """A function from float32 to float32; gives the peak of x."""
+    peak = np.int32(0)
+    for i in range(x.size):
+        out[i] = function(x[i])
+        peak = max(peak, magnitude(_bits(x[i])))
+    return peak
+
+
+@inline
+def _absolute(x):
+    return abs(x)
+
+
+@inline
+def _negative(x):
+    return -x
+
+
+@inline
+def _rectified(x):
+    return x if x > 0.0 else np.float32(0.0)
+
+
+@inline
+def _sign(x):
+    return np.float32(x > 0.0) - np.float32(x < 0.0)
+
+
+@inline
+def _ceiling(x):
+    return np.ceil(x)
+
+
+@inline
+def _floor(x):
+    return np.floor(x)
+
+
+@inline
+def _rounded(x):
+    return np.rint(x)
+
+
+@inline
+def _square_root(x):
+    return np.sqrt(x)
+
+
+@inline
+def _reciprocal(x):
+    return 1.0 / x
+
+
+@inline
+def _specified(function, x, out):
+    """A function of SPEC, by its own sequence; gives the peak of x."""
+    for i in range(x.size):
+        out[i] = flushed(function(np.float64(x[i])))
+    return _peak(x)
+
+
+@inline
+def _approximated(function, x, out):
+    """Try the approximation of a function; say whether every float32 is the specified one."""
+    doubts = np.int64(0)
+    for i in range(x.size):
+        v, doubt = function(np.float64(x[i]))
+        out[i] = flushed(v)
+        doubts |= doubt
+    return doubts >= 0
+
+
+@inline
+def _try_approximation(name, x, out):  # noqa: C901  # a table of loops
+    """Fill out if it can be done without the specified sequence; say whether it was."""
+    if name == _COS:
+        return _approximated(approximations.cos, x, out)
+    if name == _ERF:
+        return _approximated(approximations.erf, x, out)
+    if name == _EXP:
+        return _approximated(approximations.exp, x, out)
+    if name == _GELU:
+        return _approximated(approximations.gelu, x, out)
+    if name == _GELU_TANH:
+        return _approximated(approximations.gelu_tanh, x, out)
+    if name == _LOG:
+        return _approximated(approximations.log, x, out)
+    if name == _SIGMOID:
+        return _approximated(approximations.sigmoid, x, out)
+    if name == _SIN:
+        return _approximated(approximations.sin, x, out)
+    if name == _SOFTPLUS:
+        return _approximated(approximations.softplus, x, out)
+    if name == _TANH:
+        return _approximated(approximations.tanh, x, out)
+    return False
+
+
+@kernel(int64(int64, boolean, reads(float32, 1), int64, int64, writes(float32, 1)))
+def _unary(name, as_specified, values, start, stop, results):  # noqa: C901  # a table of loops
+    """The function of values start..stop; as_specified: without trying an approximation."""
     worst = FINE
     for left in range(start, stop, _BLOCK):
         x = values[left : min(left + _BLOCK, stop)]
         out = results[left : min(left + _BLOCK, stop)]
+        if not as_specified and _try_approximation(name, x, out):
+            continue
+        peak = np.int32(0)
         if name == _ABS:
-            for i in range(x.size):
-                out[i] = abs(x[i])
+            peak = _mapped(_absolute, x, out)
         elif name == _CEIL:
-            for i in range(x.size):
-                out[i] = np.ceil(x[i])
+            peak = _mapped(_ceiling, x, out)
         elif name == _COS:
-            for i in range(x.size):
-                out[i] = flushed(f.cos64(np.float64(x[i])))
+            peak = _specified(f.cos64, x, out)
         elif name == _ERF:
-            for i in range(x.size):
-                out[i] = flushed(f.erf64(np.float64(x[i])))
+            peak = _specified(f.erf64, x, out)
         elif name == _EXP:
-            for i in range(x.size):
-                out[i] = flushed(f.exp64(np.float64(x[i])))
+            peak = _specified(f.exp64, x, out)
         elif name == _FLOOR:
-            for i in range(x.size):
-                out[i] = np.floor(x[i])
+            peak = _mapped(_floor, x, out)
         elif name == _GELU:
-            for i in range(x.size):
-                out[i] = flushed(f.gelu64(np.float64(x[i])))
+            peak = _specified(f.gelu64, x, out)
         elif name == _GELU_TANH:
-            for i in range(x.size):
-                out[i] = flushed(f.gelu_tanh64(np.float64(x[i])))
+            peak = _specified(f.gelu_tanh64, x, out)
         elif name == _LOG:
-            for i in range(x.size):
-                out[i] = flushed(f.log64(np.float64(x[i])))
+            peak = _specified(f.log64, x, out)
         elif name == _NEG:
-            for i in range(x.size):
-                out[i] = -x[i]
+            peak = _mapped(_negative, x, out)
         elif name == _RECIPROCAL:
-            for i in range(x.size):
-                out[i] = flushed(1.0 / np.float64(x[i]))
+            peak = _specified(_reciprocal, x, out)
         elif name == _RELU:
-            for i in range(x.size):
-                out[i] = x[i] if x[i] > 0.0 else np.float32(0.0)
+            peak = _mapped(_rectified, x, out)
         elif name == _ROUND:
-            for i in range(x.size):
-                out[i] = np.rint(x[i])
+            peak = _mapped(_rounded, x, out)
         elif name == _SIGMOID:
-            for i in range(x.size):
-                out[i] = flushed(f.sigmoid64(np.float64(x[i])))
+            peak = _specified(f.sigmoid64, x, out)
         elif name == _SIGN:
-            for i in range(x.size):
-                out[i] = np.float32(x[i] > 0.0) - np.float32(x[i] < 0.0)
+            peak = _mapped(_sign, x, out)
         elif name == _SIN:
-            for i in range(x.size):
-                out[i] = flushed(f.sin64(np.float64(x[i])))
+            peak = _specified(f.sin64, x, out)
         elif name == _SOFTPLUS:
-            for i in range(x.size):
-                out[i] = flushed(f.softplus64(np.float64(x[i])))
+            peak = _specified(f.softplus64, x, out)
         elif name == _SQRT:
-            for i in range(x.size):
-                out[i] = np.sqrt(np.float64(x[i]))
+            peak = _mapped(_square_root, x, out)
         elif name == _TANH:
-            for i in range(x.size):
-                out[i] = flushed(f.tanh64(np.float64(x[i])))
-        peak = _peak(x)
+            peak = _specified(f.tanh64, x, out)
         if peak >= INFINITY_BITS:
             worst = MASKED
         if name in (_SIN, _COS) and peak > _ANGLE_LIMIT_BITS:
@@ -181,7 +271,7 @@ def unary(name: UnaryName, x: Floats, threads: Threads) -> Floats:
     check(
         name,
         threads.split(
-            lambda start, stop: _unary(code, values, start, stop, results),
+            lambda start, stop: _unary(code, False, values, start, stop, results),
             x.size,
             cost=_COST.get(name, 4),
         ),
@@ -214,6 +304,100 @@ def _masks_explain(x, y, out):
     return explained
 
 
+@inline
+def _sum(x, y):
+    return x + y
+
+
+@inline
+def _difference(x, y):
+    return x - y
+
+
+@inline
+def _product(x, y):
+    return x * y
+
+
+@inline
+def _quotient(x, y):
+    return x / y
+
+
+@inline
+def _maximum(x, y):
+    """The larger one; the bits of equal ones differ in zeros alone, where + is larger."""
+    equal = np.int32(_bits(x) & _bits(y)).view(np.float32)
+    return equal if x == y else max(x, y)
+
+
+@inline
+def _minimum(x, y):
+    equal = np.int32(_bits(x) | _bits(y)).view(np.float32)
+    return equal if x == y else min(x, y)
+
+
+@inline
+def _past_masks(function, x, y, out):
+    """A function of pairs that lets masks through; whether they explain every infinity."""
+    stray = False
+    for i in range(out.size):
+        out[i] = _flushed_32(function(x[i], y[i]))
+        stray |= (not abs(out[i]) < np.inf) & (x[i] != -np.inf) & (y[i] != -np.inf)
+    return not stray
+
+
+@inline
+def _without_masks(function, x, y, out):
+    """A function of pairs that is infinite where x or y is; whether none is."""
+    peak = np.int32(0)
+    for i in range(out.size):
+        out[i] = _flushed_32(function(x[i], y[i]))
+        peak = max(peak, magnitude(_bits(out[i])))
+    return peak < INFINITY_BITS
+
+
+@inline
+def _scaled(function, x, y, out):
+    """A product or quotient; whether it and y are finite, which x then is.
+
+    Where float32 gives 2^-126 it may have rounded up to it what 24 bits do not.
+    """
+    peak, border = np.int32(0), False
+    for i in range(out.size):
+        out[i] = _flushed_32(function(x[i], y[i]))
+        size = magnitude(_bits(out[i]))
+        border |= size == _SMALLEST_NORMAL_BITS
+        peak = max(peak, size, magnitude(_bits(y[i])))
+    if border:
+        for i in range(out.size):
+            out[i] = flushed(function(np.float64(x[i]), np.float64(y[i])))
+    return peak < INFINITY_BITS
+
+
+@inline
+def _wide(function, x, y, out):
+    """A function of pairs of float64 that may hide infinities; whether there are none."""
+    for i in range(out.size):
+        out[i] = flushed(function(np.float64(x[i]), np.float64(y[i])))
+    return max(_peak(out), _peak(x), _peak(y)) < INFINITY_BITS
+
+
+@inline
+def _remainder(x, y):
+    return np.fmod(x, y)
+
+
+@inline
+def _status_of_pairs(name, x, y, out):
+    """What the block did that is not fine; masks may yet explain it."""
+    if max(_peak(x), _peak(y)) < INFINITY_BITS:
+        return status_of(_peak(out))
+    if name not in (_ADD, _MAX):
+        return MASKED
+    return FINE if _masks_explain(x, y, out) else status_of(_peak(out))
+
+
 @kernel(
     int64(
         int64, reads(float32, 1), reads(int64, 1), int64, reads(float32, 1), reads(int64, 1),
@@ -228,7 +412,6 @@ def _binary(  # noqa: C901  # a table of loops
     x_rows and y_rows say where each row of an operand starts; its step is 0 where one
     element stands for the whole row.
     """
-    allows_masks = name in (_ADD, _MAX)
     x_block = np.empty(_BLOCK, np.float32)
     y_block = np.empty(_BLOCK, np.float32)
     blocks_per_row = (width + _BLOCK - 1) // _BLOCK
@@ -240,50 +423,25 @@ def _binary(  # noqa: C901  # a table of loops
         y = _fill_block(ys, y_rows[row] + left * y_step, y_step, y_block[:size])
         out = results[row * width + left : row * width + left + size]
         if name == _ADD:
-            for i in range(size):
-                out[i] = _flushed_32(x[i] + y[i])
+            fine = _past_masks(_sum, x, y, out)
         elif name == _DIV:
-            border = False
-            for i in range(size):
-                out[i] = _flushed_32(x[i] / y[i])
-                border |= abs(out[i]) == _SMALLEST_NORMAL
-            if border:  # float32 may have rounded up to it what 24 bits do not
-                for i in range(size):
-                    out[i] = flushed(np.float64(x[i]) / np.float64(y[i]))
+            fine = _scaled(_quotient, x, y, out)
         elif name == _FMOD:
-            for i in range(size):
-                out[i] = flushed(np.fmod(np.float64(x[i]), np.float64(y[i])))
+            fine = _wide(_remainder, x, y, out)
         elif name == _MAX:
-            for i in range(size):
-                out[i] = f.maximum(np.float64(x[i]), np.float64(y[i]))
+            fine = _past_masks(_maximum, x, y, out)
         elif name == _MIN:
-            for i in range(size):
-                out[i] = f.minimum(np.float64(x[i]), np.float64(y[i]))
+            fine = _without_masks(_minimum, x, y, out)
         elif name == _MUL:
-            border = False
-            for i in range(size):
-                out[i] = _flushed_32(x[i] * y[i])
-                border |= abs(out[i]) == _SMALLEST_NORMAL
-            if border:  # float32 may have rounded up to it what 24 bits do not
-                for i in range(size):
-                    out[i] = flushed(np.float64(x[i]) * np.float64(y[i]))
+            fine = _scaled(_product, x, y, out)
         elif name == _POW and y_step == 0 and y[0] == 2.0:
-            for i in range(size):
-                out[i] = flushed(np.float64(x[i]) * np.float64(x[i]))
+            fine = _scaled(_product, x, x, out)
         elif name == _POW:
-            for i in range(size):
-                out[i] = flushed(f.pow64(np.float64(x[i]), np.float64(y[i])))
-        elif name == _SUB:
-            for i in range(size):
-                out[i] = _flushed_32(x[i] - y[i])
-        status = status_of(_peak(out))
-        if status != FINE or name in _FINITE_HIDES_MASKS:
-            masked = max(_peak(x), _peak(y)) >= INFINITY_BITS
-            if masked and not allows_masks:
-                status = MASKED
-            elif masked and _masks_explain(x, y, out):
-                status = FINE
-        worst = max(worst, status)
+            fine = _wide(f.pow64, x, y, out)
+        else:
+            fine = _without_masks(_difference, x, y, out)
+        if not fine:
+            worst = max(worst, _status_of_pairs(name, x, y, out))
     return worst
 
 

@@ -40,8 +40,8 @@ _MAGNITUDE_64: Final = np.int64(0x7FFF_FFFF_FFFF_FFFF)
 _SIGN_64: Final = np.int64(-0x8000_0000_0000_0000)
 _MANTISSA_64: Final = np.int64((1 << 52) - 1)
 _ONE_64: Final = np.int64(1023 << 52)
-_MAGIC: Final = 1.5 * 2.0**52
-_MAGIC_BITS: Final = np.int64(np.float64(_MAGIC).view(np.int64))
+MAGIC: Final = 1.5 * 2.0**52
+MAGIC_BITS: Final = np.int64(np.float64(MAGIC).view(np.int64))
 
 
 def check(kernel: str, status: int) -> None:
@@ -101,13 +101,13 @@ def power_of_two(exponent):
 @inline
 def times_power_of_two(v, k):
     """Multiply by 2 ** k, k whole, -1022 to 1023; exact where the result is normal."""
-    return v * from_bits((bits_of(k + _MAGIC) + 1023) << 52)
+    return v * from_bits((bits_of(k + MAGIC) + 1023) << 52)
 
 
 @inline
 def as_integer(v):
     """rint(v) as int64, |v| < 2^51."""
-    return bits_of(v + _MAGIC) - _MAGIC_BITS
+    return bits_of(v + MAGIC) - MAGIC_BITS
 
 
 @inline
@@ -123,7 +123,7 @@ def split_float(x):
     """(m, e) with x = m 2^e and 1 <= m < 2, e as float64, of a positive normal float64."""
     bits = bits_of(x)
     m = from_bits((bits & _MANTISSA_64) | _ONE_64)
-    e = from_bits((bits >> 52) - 1023 + _MAGIC_BITS) - _MAGIC
+    e = from_bits((bits >> 52) - 1023 + MAGIC_BITS) - MAGIC
     return m, e
 
 

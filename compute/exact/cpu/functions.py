@@ -23,9 +23,15 @@ from shoal.compute.exact.cpu.floats import (
 
 @inline
 def polynomial(coefficients, x):
-    """Horner's rule from the highest coefficient, two roundings a step."""
+    """Horner's rule from the highest coefficient, two roundings a step.
+
+    In two loops, since LLVM leaves a long one as it is, and then makes no vector code.
+    """
+    half = len(coefficients) // 2
     p = coefficients[len(coefficients) - 1]
-    for n in range(len(coefficients) - 2, -1, -1):
+    for n in range(len(coefficients) - 2, half - 1, -1):
+        p = p * x + coefficients[n]
+    for n in range(half - 1, -1, -1):
         p = p * x + coefficients[n]
     return p
 
@@ -167,19 +173,3 @@ def pow64(x, y):
     if y == 0.5:
         power = np.sqrt(x)
     return power
-
-
-@inline
-def maximum(x, y):
-    """The larger one; +0 is larger than -0."""
-    tie = y if bits_of(x) < 0 else x
-    larger = choose(x > y, x, y)
-    return tie if x == y else larger
-
-
-@inline
-def minimum(x, y):
-    """The smaller one; -0 is smaller than +0."""
-    tie = x if bits_of(x) < 0 else y
-    smaller = choose(x < y, x, y)
-    return tie if x == y else smaller
