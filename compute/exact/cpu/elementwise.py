@@ -1,7 +1,8 @@
 """One function of every element: the loops, cut into blocks that stay in the cache.
 
-Part of *execute*. A block is computed from float32 to float32 and then, still in the
-first-level cache, looked through for infinities and what is not a number. Operands of
+Part of *execute*. A loop checks what it makes as it makes it: no NaN, no stray infinity.
+Functions of SPEC are tried as `approximations` first, and computed by their specified
+sequence in blocks that those leave in doubt, which also finds a block's error. Operands of
 unequal shape are brought to rows by numpy, which broadcasts their offsets alone.
 """
 
