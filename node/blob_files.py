@@ -132,6 +132,11 @@ class PartialFile:
             return False
         return True
 
+    def read(self, offset: int, size_bytes: int) -> bytes | None:
+        """Read a part of what is there; none where it is not all there."""
+        data = os.pread(self._handle, size_bytes, offset)
+        return data if len(data) == size_bytes else None
+
     def write(self, index: int, chunk: Buffer) -> None:
         """Write a chunk that proves to be the one listed.
 

@@ -9,6 +9,7 @@ no record of progress is kept that could disagree with the bytes.
 from __future__ import annotations
 
 from shoal.crypto.content import CHUNK_SIZE_BYTES, BlobId, Buffer, ChunkList
+from shoal.crypto.possession import PossessionHasher
 from shoal.node.blob_files import PartialFile
 from shoal.node.blob_shelf import Shelf
 
@@ -53,6 +54,16 @@ class Reception:
         assert chunks.blob_id == self.blob_id
         if self._file is None:
             await self._open(chunks)
+
+    async def feed(self, hasher: PossessionHasher, size_bytes: int) -> None:
+        """Give a hasher the first bytes, which must be here.
+
+        Raises:
+            StoreError: They cannot be read.
+        """
+        file = self._opened()
+        if not await self._shelf.feed(file.read, hasher.update, size_bytes):
+            raise self._shelf.missing(self.blob_id)
 
     async def write_chunk(self, index: int, data: Buffer) -> None:
         """Check and keep one chunk.

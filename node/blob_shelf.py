@@ -27,6 +27,12 @@ INLINE_IO_LIMIT_BYTES = 64 << 10
 THREADS_LIMIT = 8
 """File operations at once; more would only queue at the disk."""
 
+HASHERS_LIMIT = 2
+"""Threads for proofs, which peers can ask for: the others stay for the rest."""
+
+FEED_SIZE_BYTES = 8 << 20
+"""Proofs take turns after so much, 2 to 4 ms of hashing, and can be cancelled."""
+
 T = TypeVar("T")
 
 
@@ -37,6 +43,7 @@ class Shelf:
         self.files = BlobFiles(directory)
         self.index = BlobIndex(quota_bytes)
         self._threads = trio.CapacityLimiter(THREADS_LIMIT)
+        self._hashers = trio.CapacityLimiter(HASHERS_LIMIT)
 
     async def open(self) -> None:
         """Read the directory, and bring it within the quota.
@@ -71,6 +78,35 @@ class Shelf:
             await trio.lowlevel.checkpoint()
             return guarded()
         return await trio.to_thread.run_sync(guarded, limiter=self._threads)
+
+    async def feed(
+        self,
+        read: Callable[[int, int], bytes | None],
+        update: Callable[[bytes], None],
+        size_bytes: int,
+    ) -> bool:
+        """Give ``update`` the first bytes of a file, piece by piece in a thread.
+
+        Args:
+            read: Gives so many bytes at an offset; none where they are not all there.
+            update: Takes them in order.
+            size_bytes: How many in all.
+
+        Raises:
+            StoreError: The file system refuses.
+        """
+
+        def step(offset: int) -> bool:
+            with storing(self.files.directory):
+                piece = read(offset, min(FEED_SIZE_BYTES, size_bytes - offset))
+            if piece is not None:
+                update(piece)
+            return piece is not None
+
+        for offset in range(0, size_bytes, FEED_SIZE_BYTES):
+            if not await trio.to_thread.run_sync(step, offset, limiter=self._hashers):
+                return False
+        return True
 
     async def reserve(self, size_bytes: int) -> None:
         """Promise room, removing what has to go for it.

@@ -6,15 +6,20 @@ the chunk list against the blob's id and each chunk against the list; a wrong
 byte ends the transfer and names the peer, and what was right before it stays,
 so that a retry, with the same peer or another, goes on from there.
 
-Which peer to ask, and how often, is for the caller to decide. The words are in
-`protocol.blob_messages`, the bytes end in `node.blobs`.
+Fetching a blob ends in two things at once: the store holds it, and the peer has
+shown that it has it, byte by byte or by a proof (`node.blob_proofs`) of what the
+store held before. So it is also done for blobs that are held, for a peer that is
+not known to have them; who is known, and which peer to ask how often, is for the
+caller to decide. The words are in `protocol.blob_messages`, the bytes end in
+`node.blobs`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,17 +28,23 @@ import trio
 from shoal.crypto.content import BlobId, ChunkList, decode_chunk_list
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
-from shoal.node.errors import NetworkError, StoreError
-from shoal.node.frames import receive_frame, send_frame
+from shoal.node.blob_proofs import ANSWER_TIME_LIMIT_S, give_proof, hashing_limit_s, is_proved
+from shoal.node.errors import NetworkError, StoreError, StreamClosedError
+from shoal.node.frames import receive_frame, send_frame, within
+from shoal.node.turns import Turns
 from shoal.protocol.blob_messages import (
     MESSAGE_LIMIT_BYTES,
     BlobAnswer,
     BlobFound,
+    BlobNext,
+    BlobProve,
     BlobRefused,
     BlobRequest,
+    BlobSend,
     WhyNot,
 )
 from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import BLOB_AT_ONCE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from shoal.node.blob_reception import Reception
@@ -43,9 +54,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BLOB_PROTOCOL = "/shoal/blob/1"
-
-ANSWER_TIME_LIMIT_S = 60.0
-"""For a request to come after the stream, and for its answer with the chunk list."""
 
 CHUNK_TIME_LIMIT_S = 60.0
 """For one chunk of 1 MiB: a peer that is slower than 17 KB/s is cut."""
@@ -81,17 +89,78 @@ class Rights:
         return (peer, blob_id) in self._count
 
 
-async def serve_blob(stream: ByteStream, store: BlobStore, rights: Rights) -> None:
-    """Answer the one request of a blob stream: the handler of `BLOB_PROTOCOL`.
+class BlobServer:
+    """Answers the blob streams that peers open; `serve` is the handler of `BLOB_PROTOCOL`.
 
-    Raises:
-        NetworkError: The peer went away or is too slow.
+    Args:
+        own: This node.
+        store: Whose blobs are served.
+        rights: Who may have which, and so may demand a proof of it.
     """
-    try:
-        await _serve(stream, store, rights)
-    except (RemoteProtocolError, StoreError) as error:
-        log.warning("a blob was not served", peer=stream.remote, error=error.message)
-        await stream.reset()
+
+    def __init__(self, own: PeerId, store: BlobStore, rights: Rights) -> None:
+        self._own = own
+        self._store = store
+        self._rights = rights
+        self._proving: Turns[PeerId] = Turns()
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Answer the one request of a stream.
+
+        Raises:
+            NetworkError: The peer went away or is too slow.
+        """
+        try:
+            await self._serve(stream)
+        except (RemoteProtocolError, StoreError) as error:
+            log.warning("a blob was not served", peer=stream.remote, error=error.message)
+            await stream.reset()
+
+    async def _serve(self, stream: ByteStream) -> None:
+        with within(ANSWER_TIME_LIMIT_S, stream.remote):
+            request = await receive_frame(stream, BlobRequest, MESSAGE_LIMIT_BYTES)
+        blob_id = BlobId(request.blob)
+        with self._store.kept(blob_id):
+            chunks = await self._look_up(stream.remote, blob_id)
+            if isinstance(chunks, WhyNot):
+                await send_frame(stream, BlobRefused(reason=chunks), MESSAGE_LIMIT_BYTES)
+                return
+            listed = chunks.encode()
+            await send_frame(stream, BlobFound(list_bytes=len(listed)), MESSAGE_LIMIT_BYTES)
+            with within(ANSWER_TIME_LIMIT_S, stream.remote):
+                await stream.send_all(listed)
+            first_chunk = await self._first_chunk(stream, chunks)
+            for index in range(first_chunk, len(chunks.digests)):
+                chunk = await self._store.read_chunk(blob_id, index)
+                with within(CHUNK_TIME_LIMIT_S, stream.remote):
+                    await stream.send_all(chunk)
+
+    async def _look_up(self, peer: PeerId, blob_id: BlobId) -> ChunkList | WhyNot:
+        """Decide on a request: whoever has no right does not learn what is held."""
+        if not self._rights.allows(peer, blob_id):
+            return WhyNot.NO_RIGHT
+        try:
+            return await self._store.chunk_list(blob_id)
+        except StoreError as error:  # missing, or found damaged just now
+            log.info("a blob that a peer may have is not here", peer=peer, error=error.message)
+            return WhyNot.NOT_HELD
+
+    async def _first_chunk(self, stream: ByteStream, chunks: ChunkList) -> int:
+        """From where to send; past the end, where the peer wants nothing more."""
+        if chunks.size_bytes <= BLOB_AT_ONCE_LIMIT_BYTES:
+            return 0
+        try:
+            with within(ANSWER_TIME_LIMIT_S, stream.remote):
+                said = await receive_frame(stream, BlobNext, MESSAGE_LIMIT_BYTES)
+            if isinstance(said, BlobProve):
+                feed = partial(self._store.feed, chunks.blob_id)
+                async with self._proving.take(stream.remote):  # one peer, one core
+                    await give_proof(stream, self._own, chunks, said, feed)
+                with within(hashing_limit_s(chunks.size_bytes), stream.remote):
+                    said = await receive_frame(stream, BlobSend, MESSAGE_LIMIT_BYTES)
+        except StreamClosedError:
+            return len(chunks.digests)
+        return int(said.first_chunk)
 
 
 async def fetch_blob(
@@ -99,18 +168,23 @@ async def fetch_blob(
     blob_id: BlobId,
     store: BlobStore,
     *,
+    own: PeerId,
     limit_bytes: int,
 ) -> None:
-    """Fetch a blob from one peer; returns when the store holds it.
+    """Fetch a blob from one peer; returns when that peer has shown to have all of it.
 
-    Two that fetch one blob at once share one transfer: the second waits, and
-    goes on where the first ended if that one failed. Pin the blob first where
-    it must not go again at once. Cancelled, it keeps the chunks that came.
+    Then the store holds it. Pin the blob first where it must not go again at once.
+    What the store held before is demanded as a proof and not sent again; where
+    the proof fails, all is sent, as if nothing were held. Nothing that is here
+    already, or is being sent by another peer, is used before that, and none of it
+    is told to a peer that cannot give the blob's chunk list. Cancelled, it keeps
+    the chunks that came.
 
     Args:
         open_stream: Opens a `BLOB_PROTOCOL` stream to a peer.
         blob_id: The blob wanted.
         store: Where it goes.
+        own: This node, for which the peer proves what it has.
         limit_bytes: A larger blob is refused from its chunk list, before its bytes.
 
     Raises:
@@ -119,81 +193,110 @@ async def fetch_blob(
         RemoteProtocolError: The peer sent something that is not the blob.
         StoreError: ``blob_too_large``, or the store has no room for it.
     """
-    async with store.receive(blob_id) as reception:
-        if store.holds(blob_id):
-            return
-        if reception.chunk_list is not None:
-            _check_size(reception.chunk_list, limit_bytes)
-        if reception.chunk_list is None or reception.missing_chunks():
-            async with await open_stream() as stream:
-                await _receive_blob(stream, reception, limit_bytes)
-        await reception.finish()
-
-
-async def _serve(stream: ByteStream, store: BlobStore, rights: Rights) -> None:
-    with _within(ANSWER_TIME_LIMIT_S, stream.remote):
-        request = await receive_frame(stream, BlobRequest, MESSAGE_LIMIT_BYTES)
-    blob_id = BlobId(request.blob)
     with store.kept(blob_id):
-        chunks = await _look_up(stream.remote, blob_id, store, rights)
-        if isinstance(chunks, WhyNot):
-            await send_frame(stream, BlobRefused(reason=chunks), MESSAGE_LIMIT_BYTES)
-            return
-        listed = chunks.encode()
-        await send_frame(stream, BlobFound(list_bytes=len(listed)), MESSAGE_LIMIT_BYTES)
-        with _within(ANSWER_TIME_LIMIT_S, stream.remote):
-            await stream.send_all(listed)
-        for index in range(request.first_chunk, len(chunks.digests)):
-            chunk = await store.read_chunk(blob_id, index)
-            with _within(CHUNK_TIME_LIMIT_S, stream.remote):
-                await stream.send_all(chunk)
+        try:
+            async with await open_stream() as stream:
+                chunks = await _receive_list(stream, blob_id, limit_bytes)
+                await _take_the_rest(stream, own, chunks, store)
+        except _UnprovedError:
+            async with await open_stream() as stream:
+                chunks = await _receive_list(stream, blob_id, limit_bytes)
+                await _take_all(stream, chunks, store)
 
 
-async def _receive_blob(stream: ByteStream, reception: Reception, limit_bytes: int) -> None:
-    first_chunk = next(iter(reception.missing_chunks()), 0)
-    request = BlobRequest(blob=reception.blob_id, first_chunk=first_chunk)
-    await send_frame(stream, request, MESSAGE_LIMIT_BYTES)
-    with _within(ANSWER_TIME_LIMIT_S, stream.remote):
-        chunks = await _receive_list(stream, reception.blob_id)
-    _check_size(chunks, limit_bytes)
-    await reception.begin(chunks)
-    missing = set(reception.missing_chunks())
+class _UnprovedError(Exception):
+    """The peer did not prove to have what is here; the stream is of no further use."""
+
+
+async def _take_the_rest(
+    stream: ByteStream, own: PeerId, chunks: ChunkList, store: BlobStore
+) -> None:
+    """Take what is not here yet, and let the peer prove that it has what is."""
+    blob_id = chunks.blob_id
+    if chunks.size_bytes <= BLOB_AT_ONCE_LIMIT_BYTES:
+        await _take_small(stream, chunks, store)
+    elif store.holds(blob_id):
+        feed = partial(store.feed, blob_id)
+        if not await is_proved(stream, own, chunks, len(chunks.digests), feed):
+            raise _UnprovedError
+    elif store.receiving(blob_id):  # from another peer, whose pace is not this one's
+        await _take_all(stream, chunks, store)
+    else:
+        async with store.receive(blob_id) as reception:
+            await reception.begin(chunks)
+            here = next(iter(reception.missing_chunks()), len(chunks.digests))
+            if here and not await is_proved(stream, own, chunks, here, reception.feed):
+                raise _UnprovedError
+            await _receive_chunks(stream, chunks, here, reception)
+
+
+async def _receive_chunks(
+    stream: ByteStream, chunks: ChunkList, first_chunk: int, reception: Reception
+) -> None:
+    """Take every chunk from ``first_chunk`` on, also those that an earlier peer sent."""
+    if first_chunk < len(chunks.digests):
+        await send_frame(stream, BlobSend(first_chunk=first_chunk), MESSAGE_LIMIT_BYTES)
     for index in range(first_chunk, len(chunks.digests)):
-        with _within(CHUNK_TIME_LIMIT_S, stream.remote):
-            chunk = await stream.receive_exactly(chunks.chunk_size_bytes(index))
-        if index not in missing:
-            continue
+        chunk = await _receive_chunk(stream, chunks, index)
         try:
             await reception.write_chunk(index, chunk)
         except VerificationError as error:
             raise _not_the_blob(stream.remote, error) from None
+    await reception.finish()
 
 
-async def _receive_list(stream: ByteStream, blob_id: BlobId) -> ChunkList:
-    answer = await receive_frame(stream, BlobAnswer, MESSAGE_LIMIT_BYTES)
-    if isinstance(answer, BlobRefused):
-        raise NetworkError(
-            f"{stream.remote} does not serve blob {blob_id[:16]}…: {_SAID[answer.reason]}",
-            code=answer.reason.value,
-        )
-    listed = await stream.receive_exactly(answer.list_bytes)
+async def _take_all(stream: ByteStream, chunks: ChunkList, store: BlobStore) -> None:
+    """Take every byte, as if nothing were here."""
+    if chunks.size_bytes <= BLOB_AT_ONCE_LIMIT_BYTES:
+        await _take_small(stream, chunks, store)
+        return
+    await send_frame(stream, BlobSend(first_chunk=0), MESSAGE_LIMIT_BYTES)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for index in range(len(chunks.digests)):
+            chunk = await _receive_chunk(stream, chunks, index)
+            await trio.to_thread.run_sync(_check_chunk, stream.remote, chunks, index, chunk)
+            yield chunk
+
+    async with aclosing(pieces()) as checked:
+        await store.put(checked)
+
+
+async def _take_small(stream: ByteStream, chunks: ChunkList, store: BlobStore) -> None:
+    """Take a blob that follows its list at once."""
+    data = b""
+    if chunks.digests:
+        data = await _receive_chunk(stream, chunks, 0)
+        _check_chunk(stream.remote, chunks, 0, data)
+    await store.put_bytes(data)
+
+
+async def _receive_list(stream: ByteStream, blob_id: BlobId, limit_bytes: int) -> ChunkList:
+    await send_frame(stream, BlobRequest(blob=blob_id), MESSAGE_LIMIT_BYTES)
+    with within(ANSWER_TIME_LIMIT_S, stream.remote):
+        answer = await receive_frame(stream, BlobAnswer, MESSAGE_LIMIT_BYTES)
+        if isinstance(answer, BlobRefused):
+            raise NetworkError(
+                f"{stream.remote} does not serve blob {blob_id[:16]}…: {_SAID[answer.reason]}",
+                code=answer.reason.value,
+            )
+        listed = await stream.receive_exactly(answer.list_bytes)
     try:
-        return decode_chunk_list(listed, blob_id)
+        chunks = decode_chunk_list(listed, blob_id)
     except VerificationError as error:
         raise _not_the_blob(stream.remote, error) from None
+    if chunks.size_bytes > limit_bytes:
+        raise StoreError(
+            f"blob {blob_id[:16]}… has {chunks.size_bytes} bytes, "
+            f"and {limit_bytes} may be fetched",
+            code="blob_too_large",
+        )
+    return chunks
 
 
-async def _look_up(
-    peer: PeerId, blob_id: BlobId, store: BlobStore, rights: Rights
-) -> ChunkList | WhyNot:
-    """Decide on a request: whoever has no right does not learn what is held."""
-    if not rights.allows(peer, blob_id):
-        return WhyNot.NO_RIGHT
-    try:
-        return await store.chunk_list(blob_id)
-    except StoreError as error:  # missing, or found damaged just now
-        log.info("a blob that a peer may have is not here", peer=peer, error=error.message)
-        return WhyNot.NOT_HELD
+async def _receive_chunk(stream: ByteStream, chunks: ChunkList, index: int) -> bytes:
+    with within(CHUNK_TIME_LIMIT_S, stream.remote):
+        return await stream.receive_exactly(chunks.chunk_size_bytes(index))
 
 
 _SAID = {
@@ -202,26 +305,12 @@ _SAID = {
 }
 
 
-def _check_size(chunks: ChunkList, limit_bytes: int) -> None:
-    if chunks.size_bytes > limit_bytes:
-        raise StoreError(
-            f"blob {chunks.blob_id[:16]}… has {chunks.size_bytes} bytes, "
-            f"and {limit_bytes} may be fetched",
-            code="blob_too_large",
-        )
+def _check_chunk(peer: PeerId, chunks: ChunkList, index: int, chunk: bytes) -> None:
+    try:
+        chunks.check_chunk(index, chunk)
+    except VerificationError as error:
+        raise _not_the_blob(peer, error) from None
 
 
 def _not_the_blob(peer: PeerId, error: VerificationError) -> RemoteProtocolError:
     return RemoteProtocolError(f"{peer} sent wrong bytes: {error.message}", code=error.code)
-
-
-@contextmanager
-def _within(limit_s: float, peer: PeerId) -> Iterator[None]:
-    """Cut a peer that is too slow."""
-    with trio.move_on_after(limit_s) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise NetworkError(
-            f"{peer} did not send or take its next bytes within {limit_s:.0f} s",
-            code="too_slow",
-        )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -29,9 +30,11 @@ from shoal.crypto.content import (
     chunk_list_of,
 )
 from shoal.crypto.errors import VerificationError
+from shoal.crypto.possession import PossessionHasher
 from shoal.node.blob_files import Draft, storing
 from shoal.node.blob_reception import Reception
 from shoal.node.blob_shelf import Shelf
+from shoal.node.turns import Turns
 
 
 class BlobStore:
@@ -39,7 +42,7 @@ class BlobStore:
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
-        self._receiving: dict[BlobId, trio.Lock] = {}
+        self._receiving: Turns[BlobId] = Turns()
         self._readers = count()
 
     @property
@@ -131,8 +134,7 @@ class BlobStore:
         by error, cancellation or a killed daemon, and the next reception of this
         blob begins with them.
         """
-        turn = self._receiving.setdefault(blob_id, trio.Lock())
-        async with turn:
+        async with self._receiving.take(blob_id):
             reception = Reception(self._shelf, blob_id)
             try:
                 if not self.holds(blob_id):
@@ -140,8 +142,10 @@ class BlobStore:
                 yield reception
             finally:
                 await reception.leave()
-                if not turn.statistics().tasks_waiting:
-                    del self._receiving[blob_id]
+
+    def receiving(self, blob_id: BlobId) -> bool:
+        """Whether somebody receives the blob now; where not, `receive` need not wait."""
+        return self._receiving.taken(blob_id)
 
     # --- giving bytes out -------------------------------------------------------
 
@@ -211,6 +215,18 @@ class BlobStore:
         return await self._read(
             blob_id, lambda: self._shelf.files.read(blob_id, offset, size_bytes), size_bytes
         )
+
+    async def feed(self, blob_id: BlobId, hasher: PossessionHasher, size_bytes: int) -> None:
+        """Give a hasher the first bytes of a blob; what is damaged proves nothing.
+
+        Raises:
+            StoreError: ``blob_missing``; ``blob_damaged`` where its file is cut short.
+        """
+        with self.kept(blob_id):
+            self.size_bytes(blob_id)
+            read = partial(self._shelf.files.read, blob_id)
+            if not await self._shelf.feed(read, hasher.update, size_bytes):
+                raise await self._shelf.damaged(blob_id)
 
     async def _read(
         self, blob_id: BlobId, read: Callable[[], bytes | None], size_bytes: int

@@ -35,7 +35,7 @@ from shoal.node.addresses import parse_peer_address
 from shoal.node.api import claim_socket, make_app
 from shoal.node.api.server import serve_on
 from shoal.node.bidding import Terms
-from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, serve_blob
+from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
 from shoal.node.control import open_control
 from shoal.node.explain import Surroundings, explain
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from shoal.crypto.identity import Identity
     from shoal.node.blobs import BlobStore
     from shoal.node.config import Config
-    from shoal.node.network import ByteStream, Network
+    from shoal.node.network import Network
     from shoal.node.records import Answer, Job, JobId, JobSpec, Unit
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
@@ -340,11 +340,7 @@ async def serve(
             provider=provider,
             jobs_running=jobs,
         )
-
-        async def give_blob(stream: ByteStream) -> None:
-            await serve_blob(stream, blobs, rights)
-
-        network.handle(BLOB_PROTOCOL, give_blob)
+        network.handle(BLOB_PROTOCOL, BlobServer(identity.peer_id, blobs, rights).serve)
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_membership(membership))
         await jobs.resume()  # before a client can submit one

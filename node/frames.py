@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -14,6 +16,7 @@ from shoal.protocol.limits import FRAME_LIMIT_BYTES
 if TYPE_CHECKING:
     import msgspec
 
+    from shoal.crypto.peer_id import PeerId
     from shoal.node.network import ByteStream
 
 LENGTH_BYTES = 4
@@ -66,5 +69,21 @@ async def send_frame(
     if scope.cancelled_caught:
         raise NetworkError(
             f"{stream.remote} did not take a message in {FRAME_TIME_LIMIT_S:.0f} s",
+            code="too_slow",
+        )
+
+
+@contextmanager
+def within(limit_s: float, peer: PeerId) -> Iterator[None]:
+    """Cut a peer whose next bytes take longer than this.
+
+    Raises:
+        NetworkError: ``too_slow``.
+    """
+    with trio.move_on_after(limit_s) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise NetworkError(
+            f"{peer} did not send or take its next bytes within {limit_s:.0f} s",
             code="too_slow",
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import bidding
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
 from shoal.node.errors import StoreError
+from shoal.node.known_blobs import KnownBlobs
 from shoal.node.records import JobId, Unit
+from shoal.node.turns import Turns
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
 from shoal.protocol.messages import Cancel, Release
@@ -56,6 +58,9 @@ class House:
     reach: Callable[[PeerId], Awaitable[None]]
     """Connect to a peer known by its advert; `NetworkError` where that fails."""
     terms: Callable[[], bidding.Terms]
+    known: KnownBlobs = field(default_factory=KnownBlobs)
+    """What peers are known to have; this node's own user needs no entry."""
+    fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
 
     @property
     def peer_id(self) -> PeerId:
@@ -141,7 +146,11 @@ async def inline_blobs(store: BlobStore, blob_ids: Iterable[BlobId]) -> tuple[by
 async def hold(
     house: House, peer: PeerId, blob_id: BlobId, pin_by: str, limit_bytes: int
 ) -> None:
-    """Hold a blob, from ``peer`` where it is not held yet, until ``pin_by`` lets go.
+    """Hold a blob that ``peer`` has too, until ``pin_by`` lets go.
+
+    What is held already is used only where the peer is known to have it; else the
+    peer sends it, or proves to have it (`blob_transfer.fetch_blob`). To a peer that
+    has not got it, all this looks and fails the same, held or not.
 
     Raises:
         NetworkError: The peer cannot be reached, or refuses.
@@ -149,9 +158,26 @@ async def hold(
         StoreError: The blob is over ``limit_bytes``, or there is no room.
     """
     house.store.pin(blob_id, pin_by)
-    if not house.store.holds(blob_id):
+    async with house.fetching.take((peer, blob_id)):  # two units of its want it once
+        if usable(house, peer, blob_id):
+            return
         stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
-        await fetch_blob(stream, blob_id, house.store, limit_bytes=limit_bytes)
+        await fetch_blob(
+            stream, blob_id, house.store, own=house.peer_id, limit_bytes=limit_bytes
+        )
+        note_known(house, peer, [blob_id])
+
+
+def usable(house: House, peer: PeerId, blob_id: BlobId) -> bool:
+    """Whether a blob is held, and may be used for ``peer`` as it is."""
+    known = peer == house.peer_id or house.known.has(peer, blob_id)
+    return known and house.store.holds(blob_id)
+
+
+def note_known(house: House, peer: PeerId, blob_ids: Iterable[BlobId]) -> None:
+    """Note that ``peer`` has these blobs: it gave them, or is given them."""
+    if peer != house.peer_id:
+        house.known.note(peer, blob_ids)
 
 
 # --- peers ---

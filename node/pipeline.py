@@ -37,6 +37,7 @@ from shoal.node.house import (
     inputs_of,
     manifest_of,
     new_job_id,
+    note_known,
     outputs_of,
     program_blobs,
     program_of,
@@ -270,7 +271,7 @@ async def release(house: House, side: RequesterSide) -> None:
 
 
 async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
-    """Hold every blob of a program; what is held already is not sent again.
+    """Hold every blob of a program; what its requester sent or proved is not sent again.
 
     The blobs stay until the award lets go.
 
@@ -409,6 +410,7 @@ async def sign(
             else:
                 await house.store.put_bytes(tensor)
                 house.rights.grant(side.award_id, side.requester, [outputs[name]])
+        note_known(house, side.requester, outputs.values())
     envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
     return UnitResult(
         call=request.call, unit=request.unit, receipt=envelope, blobs=tuple(inline)
@@ -471,6 +473,7 @@ async def deliver(
                     code="wrong_output_id",
                 )
             await house.store.put_bytes(blob)
+            note_known(house, side.provider, [blob_id_of(blob)])
         for port in need.manifest.outputs:
             await _take_output(house, need, side.provider, port, outputs[port.name], arriving)
         ended = Unit(

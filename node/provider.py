@@ -22,7 +22,7 @@ from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 from shoal.node import bidding, pipeline
 from shoal.node.errors import StoreError
-from shoal.node.house import House, inputs_of, program_blobs, program_of
+from shoal.node.house import House, inputs_of, manifest_of, program_blobs, usable
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import (
     AwardOffer,
@@ -138,7 +138,7 @@ class Provider:
         answer = bidding.refusal(call, peer, terms)
         if answer is not None:
             return answer
-        held_bytes = await self._held_bytes(call)
+        held_bytes = await self._held_bytes(peer, call)
         if sum(requester == peer for requester, _ in self._conversations) >= OPEN_LIMIT:
             return Refusal(
                 call=call.call, reason=Reason.BUSY, detail="you have too many bids open here"
@@ -154,14 +154,21 @@ class Provider:
         self._conversations[peer, call.call] = _Conversation(side)
         return offer
 
-    async def _held_bytes(self, call: Call) -> int:
-        """How much of the called program is held; 0 when its manifest is not."""
-        store = self._house.store
+    async def _held_bytes(self, peer: PeerId, call: Call) -> int:
+        """How much of the called program need not be sent; 0 when its manifest must.
+
+        Only what ``peer`` is known to have counts, or the price would tell it
+        what others run here.
+        """
+        house, program = self._house, BlobId(call.program)
+        if not usable(house, peer, program):
+            return 0
         try:
-            manifest = await program_of(store, BlobId(call.program))
+            manifest = await manifest_of(house.store, program)
         except (ProgramError, StoreError):
             return 0
-        return sum(store.size_bytes(blob_id) for blob_id in program_blobs(manifest))
+        blob_ids = [program, *program_blobs(manifest)]
+        return sum(house.store.size_bytes(b) for b in blob_ids if usable(house, peer, b))
 
     def _lease(self, conversation: _Conversation, offer: AwardOffer) -> Lease | Refusal:
         side = conversation.side

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from shoal.crypto import envelope
+from shoal.crypto import envelope, possession
 from shoal.protocol import adverts, blob_messages, limits, messages, negotiation, statements
 from shoal.protocol.negotiation import PROVIDER, REQUESTER, TERMINAL, State, Table, Way
 
@@ -37,7 +37,7 @@ whoever won runs units under a lease and signs a receipt for each.
 |---|---|---|
 | gossip topic | `shoal/adverts/1` | [adverts](#advert), as their envelopes' bytes |
 | control stream | `/shoal/control/1` | [`Request`](#request)s and [`Response`](#response)s |
-| blob stream | `/shoal/blob/1` | one [`BlobRequest`](#blobrequest), one answer, then bytes |
+| blob stream | `/shoal/blob/1` | one [`BlobRequest`](#blobrequest), its answer, then bytes |
 
 ## Frames
 
@@ -152,6 +152,9 @@ def document() -> str:
         CONTENT_IDS,
         _structs([blob_messages.BlobRequest, *get_args(blob_messages.BlobAnswer)]),
         _reasons(blob_messages.WhyNot),
+        _structs([*get_args(blob_messages.BlobNext), blob_messages.BlobProof]),
+        "### Proof of possession\n",
+        _passage(possession, "The verifier", "Asking,"),
         _types(),
         _limits(),
     ]
@@ -303,6 +306,8 @@ def _bounds(meta: msgspec.Meta) -> str:
     if meta.pattern is not None:
         pattern = meta.pattern.removeprefix(r"\A").removesuffix(r"\Z")
         return f", all of it `{pattern}`"
+    if meta.min_length is not None and meta.min_length == meta.max_length:
+        return f", exactly {meta.min_length}"
     said = [
         f"{word} {bound:,.0f}"
         for word, bound in (

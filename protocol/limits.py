@@ -29,6 +29,9 @@ Opening a stream costs 5–20 ms, as much as sending some 400 KiB.
 BLOB_LIMIT_BYTES = 64 << 30
 """One blob; its chunk list, which is held in memory, then has 2 MiB."""
 
+BLOB_AT_ONCE_LIMIT_BYTES = 64 << 10
+"""A blob of so much follows its chunk list unasked: proving it would take as long."""
+
 ADVERT_LIMIT_BYTES = 2 << 10
 """One signed advert: gossip costs a few milliseconds of CPU for each."""
 

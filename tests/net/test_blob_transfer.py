@@ -11,17 +11,30 @@ from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_task
 from shoal.crypto.content import CHUNK_SIZE_BYTES, blob_id_of, chunk_list_of
 from shoal.crypto.identity import generate
 from shoal.crypto.peer_id import PeerId
-from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob, serve_blob
+from shoal.crypto.possession import PossessionHasher
+from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
+from shoal.node.blob_transfer import fetch_blob as fetch_for
 from shoal.node.blobs import open_store
 from shoal.node.errors import NetworkError, StoreError, StreamClosedError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
-from shoal.protocol.blob_messages import BlobAnswer, BlobFound, BlobRequest
+from shoal.protocol.blob_messages import (
+    BlobAnswer,
+    BlobFound,
+    BlobNext,
+    BlobProof,
+    BlobProve,
+    BlobRequest,
+    BlobSend,
+)
 from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import BLOB_AT_ONCE_LIMIT_BYTES
 from shoal.protocol.messages import Done
 
 MIB = CHUNK_SIZE_BYTES
 GIVER, TAKER = PeerId("giver"), PeerId("taker")
+
+fetch_blob = partial(fetch_for, own=TAKER)
 
 
 class Pipe:
@@ -29,6 +42,7 @@ class Pipe:
 
     def __init__(self, remote, stream):
         self.remote = remote
+        self.received_bytes = 0
         self._stream = stream
 
     async def receive_exactly(self, count):
@@ -41,6 +55,7 @@ class Pipe:
             if not some:
                 raise NetworkError("cut") if received else StreamClosedError("closed")
             received += some
+        self.received_bytes += count
         return bytes(received)
 
     async def send_all(self, data):
@@ -112,22 +127,49 @@ async def giver(serve, **kwargs):
 
 def honest(stores, rights, blob_id):
     rights.grant("a lease", TAKER, [blob_id])
-    return partial(serve_blob, store=stores[0], rights=rights)
+    return BlobServer(GIVER, stores[0], rights).serve
 
 
-def sends(data, *, chunks=None, until=None, wrong_chunk=None):
+async def begin(stream, chunks, data=None, asked=None):
+    """Say what comes before the chunks, proving what is asked by ``data``; gives the first.
+
+    ``asked`` is told what proofs and chunks were asked for.
+    """
+    await receive_frame(stream, BlobRequest)
+    listed = chunks.encode()
+    await send_frame(stream, BlobFound(list_bytes=len(listed)))
+    await stream.send_all(listed)
+    said = BlobSend(first_chunk=0)
+    if chunks.size_bytes > BLOB_AT_ONCE_LIMIT_BYTES:
+        said = await receive_frame(stream, BlobNext)
+    if isinstance(said, BlobProve):
+        if asked is not None:
+            asked.append(("prove", said.chunks))
+        await send_frame(stream, BlobProof(proof=proof_of(data, said)))
+        said = await receive_frame(stream, BlobSend)
+    if asked is not None:
+        asked.append(("send", said.first_chunk))
+    return said.first_chunk
+
+
+def proof_of(data, demand, prover=GIVER, verifier=TAKER):
+    size_bytes = min(len(data), demand.chunks * MIB)
+    hasher = PossessionHasher(
+        demand.challenge, blob_id_of(data), size_bytes, prover=prover, verifier=verifier
+    )
+    hasher.update(data[:size_bytes])
+    return hasher.digest()
+
+
+def sends(data, *, chunks=None, until=None, wrong_chunk=None, asked=None):
     """Serve ``data``, by another list, up to a byte, or with a wrong chunk."""
-    chunks = chunks or chunk_list_of(data)
 
     async def serve(stream):
-        request = await receive_frame(stream, BlobRequest)
-        listed = chunks.encode()
-        await send_frame(stream, BlobFound(list_bytes=len(listed)))
-        await stream.send_all(listed)
+        first_chunk = await begin(stream, chunks or chunk_list_of(data), data, asked)
         body = bytearray(data)
         if wrong_chunk is not None:
             body[wrong_chunk * MIB + 5] ^= 1
-        await stream.send_all(bytes(body[request.first_chunk * MIB : until]))
+        await stream.send_all(bytes(body[first_chunk * MIB : until]))
 
     return serve
 
@@ -143,14 +185,16 @@ async def test_a_blob_arrives_whole(stores, rights, size, pair):
         assert await taking.get_bytes(blob_id) == data
         assert peer.opened[0].ended == "closed"
         await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=10 * MIB)
-        assert len(peer.opened) == 1  # held already
+        if size > BLOB_AT_ONCE_LIMIT_BYTES:
+            assert peer.opened[1].received_bytes < 300  # a proof and no chunk
+    assert not taking._receiving._locks
 
 
 async def test_nobody_without_a_right_learns_whether_a_blob_is_held(stores, rights):
     giving, taking = stores
     held = await giving.put_bytes(b"private")
     for blob_id in (held, blob_id_of(b"not held")):
-        async with giver(partial(serve_blob, store=giving, rights=rights)) as peer:
+        async with giver(BlobServer(GIVER, giving, rights).serve) as peer:
             with pytest.raises(NetworkError, match="no right") as caught:
                 await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=MIB)
         assert caught.value.code == "no_right"
@@ -184,6 +228,7 @@ async def test_a_wrong_byte_names_the_peer_and_what_came_before_it_is_kept(store
         assert reception.missing_chunks() == [2, 3]
     async with giver(honest(stores, rights, blob_id)) as peer:
         await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=10 * MIB)
+        assert 2 * MIB < peer.opened[0].received_bytes < 2 * MIB + 500  # it proved the rest
     assert await taking.get_bytes(blob_id) == data
 
 
@@ -192,16 +237,10 @@ async def test_a_broken_transfer_resumes_at_its_first_missing_chunk_after_a_rest
 ):
     data = os.urandom(4 * MIB)
     blob_id = blob_id_of(data)
-    asked_from = []
+    asked = []
 
     async def serve(stream):
-        request = await receive_frame(stream, BlobRequest)
-        asked_from.append(request.first_chunk)
-        listed = chunk_list_of(data).encode()
-        await send_frame(stream, BlobFound(list_bytes=len(listed)))
-        await stream.send_all(listed)
-        end = 2 * MIB + 99 if len(asked_from) == 1 else None
-        await stream.send_all(data[request.first_chunk * MIB : end])
+        await sends(data, until=None if asked else 2 * MIB + 99, asked=asked)(stream)
 
     async with giver(serve) as peer:
         async with open_store(tmp_path / "third", 16 * MIB) as store:
@@ -210,7 +249,7 @@ async def test_a_broken_transfer_resumes_at_its_first_missing_chunk_after_a_rest
         async with open_store(tmp_path / "third", 16 * MIB) as store:
             await fetch_blob(peer.open_stream, blob_id, store, limit_bytes=10 * MIB)
             assert await store.get_bytes(blob_id) == data
-    assert asked_from == [0, 2]
+    assert asked == [("send", 0), ("prove", 2), ("send", 2)]
 
 
 async def test_a_list_that_is_not_the_blobs_is_refused_before_any_byte_is_kept(stores):
@@ -257,63 +296,36 @@ async def test_a_blob_stays_while_it_is_served(stores, rights, tmp_path):
             stream = Pipe(GIVER, ours)
             await send_frame(stream, BlobRequest(blob=blob_id))
             await receive_frame(stream, BlobAnswer)
-            await began.wait()
             listed = chunk_list_of(data).encode()
-            assert await stream.receive_exactly(len(listed) + len(data)) == listed + data
+            assert await stream.receive_exactly(len(listed)) == listed
+            await send_frame(stream, BlobSend(first_chunk=0))
+            await began.wait()
+            assert await stream.receive_exactly(len(data)) == data
 
 
-async def test_two_who_want_one_blob_share_one_transfer(stores, rights):
-    giving, taking = stores
-    blob_id = await giving.put_bytes(os.urandom(3 * MIB))
-    async with giver(honest(stores, rights, blob_id), pair=lockstep_stream_pair) as peer:
-        async with trio.open_nursery() as nursery:
-            for _ in range(3):
-                nursery.start_soon(
-                    partial(fetch_blob, peer.open_stream, blob_id, taking, limit_bytes=8 * MIB)
-                )
-        assert taking.holds(blob_id)
-        assert len(peer.opened) == 1
-
-
-async def test_when_the_first_of_two_is_cancelled_the_second_goes_on_where_it_was(
-    stores, rights
-):
+async def test_a_peer_that_sends_slowly_keeps_no_other_peer_from_sending_the_same(stores):
     data = os.urandom(3 * MIB)
-    blob_id = await stores[0].put_bytes(data)
-    came, asked_from = trio.Event(), []
+    blob_id = blob_id_of(data)
+    stalled = trio.Event()
 
     async def stalls(stream):
         await sends(data, until=MIB + 1)(stream)
-        came.set()
+        stalled.set()
         await trio.sleep_forever()
-
-    async def notes_where(stream):
-        request = await receive_frame(stream, BlobRequest)
-        asked_from.append(request.first_chunk)
-        listed = chunk_list_of(data).encode()
-        await send_frame(stream, BlobFound(list_bytes=len(listed)))
-        await stream.send_all(listed + data[request.first_chunk * MIB :])
-
-    async def first(task_status):
-        with trio.CancelScope() as scope:
-            task_status.started(scope)
-            await fetch_blob(slow.open_stream, blob_id, stores[1], limit_bytes=8 * MIB)
 
     async with (
         giver(stalls, pair=lockstep_stream_pair) as slow,
-        giver(notes_where) as peer,
+        giver(sends(data)) as peer,
         trio.open_nursery() as nursery,
     ):
-        scope = await nursery.start(first)
-        await came.wait()
-        nursery.start_soon(
-            partial(fetch_blob, peer.open_stream, blob_id, stores[1], limit_bytes=8 * MIB)
-        )
-        await wait_all_tasks_blocked()
-        assert not peer.opened
-        scope.cancel()
-    assert await stores[1].get_bytes(blob_id) == data
-    assert asked_from == [1]
+        fetch = partial(fetch_blob, blob_id=blob_id, store=stores[1], limit_bytes=8 * MIB)
+        nursery.start_soon(fetch, slow.open_stream)
+        await stalled.wait()
+        await fetch(peer.open_stream)
+        assert peer.opened[0].received_bytes > len(data)  # nothing that the slow one sent
+        assert await stores[1].get_bytes(blob_id) == data
+        nursery.cancel_scope.cancel()
+    assert stores[1].used_bytes == len(data)
 
 
 async def test_a_peer_that_sends_a_byte_a_second_is_cut(stores, mock_clock):
@@ -321,7 +333,7 @@ async def test_a_peer_that_sends_a_byte_a_second_is_cut(stores, mock_clock):
     data = os.urandom(MIB)
 
     async def dribbles(stream):
-        await sends(data, until=0)(stream)
+        await begin(stream, chunk_list_of(data))
         for byte in data:
             await trio.sleep(1)
             await stream.send_all(bytes([byte]))
@@ -334,7 +346,7 @@ async def test_a_peer_that_sends_a_byte_a_second_is_cut(stores, mock_clock):
     assert stores[1].used_bytes == 0
 
 
-@pytest.mark.parametrize("first_words", ["none", "a request"])
+@pytest.mark.parametrize("first_words", ["none", "a request", "two"])
 async def test_a_peer_that_asks_nothing_or_takes_nothing_is_cut(
     stores, rights, mock_clock, first_words
 ):
@@ -348,6 +360,9 @@ async def test_a_peer_that_asks_nothing_or_takes_nothing_is_cut(
         if first_words != "none":
             await send_frame(stream, BlobRequest(blob=blob_id))
             await receive_frame(stream, BlobAnswer)
+        if first_words == "two":
+            await stream.receive_exactly(8 + 32)
+            await send_frame(stream, BlobSend(first_chunk=0))
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
@@ -369,7 +384,7 @@ async def test_nonsense_resets_the_stream_and_harms_nothing(stores, rights, nons
     ours, theirs = memory_stream_pair()
     await Pipe(GIVER, ours).send_all(nonsense)
     stream = Pipe(TAKER, theirs)
-    await serve_blob(stream, stores[0], rights)
+    await BlobServer(GIVER, stores[0], rights).serve(stream)
     assert stream.ended == "reset"
 
     async def answers(stream):
@@ -409,7 +424,7 @@ async def test_a_blob_crosses_a_real_network_and_one_that_is_cut_resumes(stores,
                 cut.set()
                 await sends(data, until=3 * MIB)(stream)
             else:
-                await serve_blob(stream, giving, rights)
+                await BlobServer(anna.peer_id, giving, rights).serve(stream)
 
         anna.handle(BLOB_PROTOCOL, serve)
         await bert.connect(anna.peer_id, anna.addresses(), 10)

@@ -408,6 +408,8 @@ async def bid_for(node, program=DENSE.program_id, **changes):
 
 
 async def lease_for(node, **changes):
+    """Gives the call and the lease of a friend who has the program, and is not connected."""
+    node.house.known.note(FRIEND.peer_id, DENSE.blobs)
     call, bid = await bid_for(node, **changes)
     award = make_award(FRIEND, node.key.peer_id, call, bid, units_max=8)
     return call, await node.provider.answer(FRIEND.peer_id, award)
@@ -455,7 +457,7 @@ async def test_a_requester_that_calls_and_never_awards_is_in_nobody_elses_way(no
 async def test_inputs_larger_than_the_units_memory_are_not_read(node):
     await node.spec()
     large = to_blob(np.zeros((MIB, 4), np.float32))
-    await node.blobs.put_bytes(large)
+    node.house.known.note(FRIEND.peer_id, [await node.blobs.put_bytes(large)])
     call, _ = await lease_for(node, memory_bytes=MIB)
     unit = UnitRequest(call=call.call, unit="large", inputs=(("x", blob_id_of(large)),))
     answer = await node.provider.answer(FRIEND.peer_id, unit)
@@ -486,7 +488,7 @@ async def test_nothing_stays_granted_or_pinned_after_a_unit_that_was_released_wh
 
 async def output_of(node, blob):
     """The id of what the program makes of an input, which is stored too."""
-    await node.blobs.put_bytes(blob)
+    node.house.known.note(FRIEND.peer_id, [await node.blobs.put_bytes(blob)])
     call, _ = await lease_for(node)
     unit = UnitRequest(call=call.call, unit="first", inputs=(("x", blob_id_of(blob)),))
     result = await node.provider.answer(FRIEND.peer_id, unit)

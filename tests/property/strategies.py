@@ -180,7 +180,8 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:  # noqa: C901  # a ca
         case inspect.StrType():
             return st.text(_TEXT, min_size=kind.min_length or 0, max_size=kind.max_length)
         case inspect.BytesType():
-            return st.binary(min_size=kind.min_length or 0, max_size=100)
+            low = kind.min_length or 0
+            return st.binary(min_size=low, max_size=min(kind.max_length or 100, 100))
         case inspect.EnumType():
             return st.sampled_from([member.value for member in kind.cls])
         case inspect.TupleType():

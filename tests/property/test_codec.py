@@ -7,13 +7,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import frames, odd_values, one_byte_changed, structs_of
 
-from shoal.protocol.blob_messages import BlobAnswer, BlobRequest
+from shoal.protocol.blob_messages import BlobAnswer, BlobNext, BlobProof, BlobRequest
 from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
 from shoal.protocol.messages import Frame
 from shoal.protocol.statements import Advert, Award, Receipt
 
-KINDS = (Frame, Advert, Award, Receipt, BlobRequest, BlobAnswer)
+KINDS = (Frame, Advert, Award, Receipt, BlobRequest, BlobAnswer, BlobNext, BlobProof)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

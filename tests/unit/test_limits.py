@@ -7,12 +7,19 @@ from strategies import ALICE, INPUT
 
 from shoal.crypto import envelope
 from shoal.protocol import limits
-from shoal.protocol.blob_messages import MESSAGE_LIMIT_BYTES, BlobAnswer, BlobRequest
+from shoal.protocol.blob_messages import (
+    MESSAGE_LIMIT_BYTES,
+    BlobAnswer,
+    BlobNext,
+    BlobProof,
+    BlobProve,
+    BlobRequest,
+)
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import Adverts, Digest, Frame, Request, Response, UnitRequest
 from shoal.protocol.statements import Advert, Award, Receipt
 
-KINDS = (Frame, Advert, Award, Receipt, BlobRequest, BlobAnswer)
+KINDS = (Frame, Advert, Award, Receipt, BlobRequest, BlobAnswer, BlobNext, BlobProof)
 
 
 def parts_of(kind, path=""):
@@ -104,7 +111,8 @@ def test_the_fullest_unit_fits_into_a_frame():
 
 
 def test_the_fullest_words_of_a_blob_stream_fit():
-    encode(BlobRequest(blob=INPUT, first_chunk=1 << 16), MESSAGE_LIMIT_BYTES)
+    encode(BlobRequest(blob=INPUT), MESSAGE_LIMIT_BYTES)
+    encode(BlobProve(challenge=bytes(32), chunks=1 << 16), MESSAGE_LIMIT_BYTES)
 
 
 def test_both_layers_mean_the_same_largest_envelope():
