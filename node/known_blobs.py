@@ -22,7 +22,7 @@ PEER_BLOBS_LIMIT = 32_768
 """Blobs of one peer: a program of the most tensors (20,000) and its inputs."""
 
 BLOBS_LIMIT = 65_536
-"""Blobs of all peers: some 12 MB."""
+"""Blobs of all peers: some 10 MB, and 50 where each is another peer's."""
 
 
 class KnownBlobs:

@@ -1,29 +1,23 @@
 """Blobs between two peers, one of whom may lie, dawdle, break off or have no right."""
 
 import os
-from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
 import trio
+from blob_peers import GIVER, MIB, TAKER, Pipe, begin, giver, sends
 from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
-from shoal.crypto.content import CHUNK_SIZE_BYTES, blob_id_of, chunk_list_of
+from shoal.crypto.content import blob_id_of, chunk_list_of
 from shoal.crypto.identity import generate
-from shoal.crypto.peer_id import PeerId
-from shoal.crypto.possession import PossessionHasher
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blob_transfer import fetch_blob as fetch_for
 from shoal.node.blobs import open_store
-from shoal.node.errors import NetworkError, StoreError, StreamClosedError
+from shoal.node.errors import NetworkError, StoreError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
 from shoal.protocol.blob_messages import (
     BlobAnswer,
-    BlobFound,
-    BlobNext,
-    BlobProof,
-    BlobProve,
     BlobRequest,
     BlobSend,
 )
@@ -31,76 +25,7 @@ from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import BLOB_AT_ONCE_LIMIT_BYTES
 from shoal.protocol.messages import Done
 
-MIB = CHUNK_SIZE_BYTES
-GIVER, TAKER = PeerId("giver"), PeerId("taker")
-
 fetch_blob = partial(fetch_for, own=TAKER)
-
-
-class Pipe:
-    """A `ByteStream` over one of trio's memory streams."""
-
-    def __init__(self, remote, stream):
-        self.remote = remote
-        self.received_bytes = 0
-        self._stream = stream
-
-    async def receive_exactly(self, count):
-        received = bytearray()
-        while len(received) < count:
-            try:
-                some = await self._stream.receive_some(count - len(received))
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise NetworkError("the stream broke") from error
-            if not some:
-                raise NetworkError("cut") if received else StreamClosedError("closed")
-            received += some
-        self.received_bytes += count
-        return bytes(received)
-
-    async def send_all(self, data):
-        try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise NetworkError("the stream broke") from error
-
-    async def aclose(self):
-        self.ended = "closed"
-        await self._stream.send_eof()
-
-    async def reset(self):
-        self.ended = "reset"
-        await trio.aclose_forcefully(self._stream)
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, kind, error, traceback):
-        await (self.aclose() if error is None else self.reset())
-
-
-class Giver:
-    """Serves each stream that is opened, by `serve_blob` or by a lie given as ``serve``."""
-
-    def __init__(self, nursery, serve, pair=memory_stream_pair):
-        self.opened = []
-        self._nursery = nursery
-        self._serve = serve
-        self._pair = pair
-
-    async def open_stream(self):
-        await trio.lowlevel.checkpoint()
-        ours, theirs = self._pair()
-        self.opened.append(Pipe(GIVER, ours))
-        self._nursery.start_soon(self._guarded, Pipe(TAKER, theirs))
-        return self.opened[-1]
-
-    async def _guarded(self, stream):
-        try:
-            async with stream:
-                await self._serve(stream)
-        except NetworkError:
-            pass
 
 
 @pytest.fixture
@@ -118,60 +43,9 @@ def rights():
     return Rights()
 
 
-@asynccontextmanager
-async def giver(serve, **kwargs):
-    async with trio.open_nursery() as nursery:
-        yield Giver(nursery, serve, **kwargs)
-        nursery.cancel_scope.cancel()
-
-
 def honest(stores, rights, blob_id):
     rights.grant("a lease", TAKER, [blob_id])
     return BlobServer(GIVER, stores[0], rights).serve
-
-
-async def begin(stream, chunks, data=None, asked=None):
-    """Say what comes before the chunks, proving what is asked by ``data``; gives the first.
-
-    ``asked`` is told what proofs and chunks were asked for.
-    """
-    await receive_frame(stream, BlobRequest)
-    listed = chunks.encode()
-    await send_frame(stream, BlobFound(list_bytes=len(listed)))
-    await stream.send_all(listed)
-    said = BlobSend(first_chunk=0)
-    if chunks.size_bytes > BLOB_AT_ONCE_LIMIT_BYTES:
-        said = await receive_frame(stream, BlobNext)
-    if isinstance(said, BlobProve):
-        if asked is not None:
-            asked.append(("prove", said.chunks))
-        await send_frame(stream, BlobProof(proof=proof_of(data, said)))
-        said = await receive_frame(stream, BlobSend)
-    if asked is not None:
-        asked.append(("send", said.first_chunk))
-    return said.first_chunk
-
-
-def proof_of(data, demand, prover=GIVER, verifier=TAKER):
-    size_bytes = min(len(data), demand.chunks * MIB)
-    hasher = PossessionHasher(
-        demand.challenge, blob_id_of(data), size_bytes, prover=prover, verifier=verifier
-    )
-    hasher.update(data[:size_bytes])
-    return hasher.digest()
-
-
-def sends(data, *, chunks=None, until=None, wrong_chunk=None, asked=None):
-    """Serve ``data``, by another list, up to a byte, or with a wrong chunk."""
-
-    async def serve(stream):
-        first_chunk = await begin(stream, chunks or chunk_list_of(data), data, asked)
-        body = bytearray(data)
-        if wrong_chunk is not None:
-            body[wrong_chunk * MIB + 5] ^= 1
-        await stream.send_all(bytes(body[first_chunk * MIB : until]))
-
-    return serve
 
 
 @pytest.mark.parametrize("size", [0, 1, MIB, 3 * MIB + 1])
