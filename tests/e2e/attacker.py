@@ -93,18 +93,19 @@ def make_advert(key, **changes):
     return key.sign(Statement.ADVERT, encode(Advert(**fields | changes)))
 
 
-def make_call(program, call):
-    return Call(
-        call=call,
-        program=program,
-        numeric_class="fp32",
-        precision=None,
-        units=1,
-        input_bytes=0,
-        program_bytes=0,
-        time_limit_s=10.0,
-        memory_bytes=1 << 30,
-    )
+def make_call(program, call, **changes):
+    fields = {
+        "call": call,
+        "program": program,
+        "numeric_class": "fp32",
+        "precision": None,
+        "units": 1,
+        "input_bytes": 0,
+        "program_bytes": 0,
+        "time_limit_s": 10.0,
+        "memory_bytes": 1 << 30,
+    }
+    return Call(**fields | changes)
 
 
 def make_award(key, by, asked, bid, **changes):

@@ -1,7 +1,7 @@
 """ONNX models small enough to write down, for what the end-to-end tests need of one."""
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 WIDTH = 4
 
@@ -55,13 +55,18 @@ def slow(turns):
     )
 
 
-def gather():
+def identity():
+    """y = x."""
+    return _model([helper.make_node("Identity", ["x"], ["y"])])
+
+
+def gather(table=(0.5, 1.5, 2.5)):
     """y = table[x]: an index that is out of range is found when it runs, and not before."""
     return _model(
         [helper.make_node("Gather", ["table", "x"], ["y"], name="look_up")],
         inputs=[helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
         outputs=[helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
-        initializers=[helper.make_tensor("table", TensorProto.FLOAT, [3], [0.5, 1.5, 2.5])],
+        initializers=[numpy_helper.from_array(np.asarray(table, np.float32), "table")],
     )
 
 

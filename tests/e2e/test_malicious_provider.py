@@ -40,6 +40,18 @@ class KeepsItsOutput(Liar):
         return super().result(request, blobs=())
 
 
+class NamesABlobOfTheRequester(Liar):
+    """Its receipt names what the requester holds, as if it had computed just that."""
+
+    code = "protocol_unknown"
+
+    def result(self, request):
+        return super().result(request, blobs=())
+
+    def receipt(self, request):
+        return super().receipt(request, outputs=(("y", request.inputs[0][1]),))
+
+
 class NamesOtherOutputs(Liar):
     """Its receipt is about outputs that the program does not have."""
 

@@ -454,6 +454,21 @@ async def test_a_requester_that_calls_and_never_awards_is_in_nobody_elses_way(no
     assert job.state is JobState.DONE
 
 
+async def test_a_price_counts_only_what_its_requester_is_known_to_have(node):
+    await node.spec()
+    known, size_bytes = node.house.known, 1 << 30
+
+    async def price(program):
+        return (await bid_for(node, program, program_bytes=size_bytes))[1].price
+
+    dear = await price(NOWHERE)
+    assert await price(DENSE.program_id) == dear
+    known.note(FRIEND.peer_id, [DENSE.program_id])
+    part = await price(DENSE.program_id)
+    known.note(FRIEND.peer_id, DENSE.blobs)
+    assert await price(DENSE.program_id) < part < dear
+
+
 async def test_inputs_larger_than_the_units_memory_are_not_read(node):
     await node.spec()
     large = to_blob(np.zeros((MIB, 4), np.float32))

@@ -17,7 +17,7 @@ def proof(
     data=DATA,
     challenge=CHALLENGE,
     blob=BLOB,
-    size_bytes=len(DATA),
+    size_bytes=16,
     prover=PROVER,
     verifier=VERIFIER,
 ):
