@@ -99,6 +99,13 @@ def restart(swarm, node):
     swarm.wait_ready(node)
 
 
+async def test_two_units_of_one_requester_that_need_the_same_blob_at_once_want_it_once(people):
+    alice, *_ = people
+    program, x = a_large_model()
+    _, sent = await alice.run(program, x, units=4)
+    assert sent < 1.5 * sum(map(len, program.blobs.values()))
+
+
 async def test_an_output_of_an_earlier_unit_is_an_input_that_is_not_sent(people):
     alice, *_ = people
     output, _ = await alice.run(DENSE, a_large_tensor())
