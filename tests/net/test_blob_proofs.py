@@ -152,15 +152,18 @@ LATE = {stays_silent, answers_right_and_too_late}
 async def test_without_a_proof_all_bytes_are_wanted_and_their_lack_looks_like_any_other(
     store, mock_clock, hostile
 ):
-    if hostile in LATE:
-        mock_clock.rate = 1000.0
     await store.put_bytes(SECRET)
 
+    async def late_or_not(stream, demand):
+        mock_clock.rate = 1000.0 if hostile in LATE else 0.0
+        await hostile(stream, demand)
+
     async def serve(stream):
+        mock_clock.rate = 0.0
         if len(peer.opened) > 1:
             await refuses(stream)
         else:
-            await answer(stream, hostile)
+            await answer(stream, late_or_not)
 
     async with giver(serve) as peer:
         with pytest.raises(NetworkError) as caught:

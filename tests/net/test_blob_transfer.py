@@ -224,7 +224,6 @@ async def test_a_peer_that_sends_a_byte_a_second_is_cut(stores, mock_clock):
 async def test_a_peer_that_asks_nothing_or_takes_nothing_is_cut(
     stores, rights, mock_clock, first_words
 ):
-    mock_clock.rate = 500.0
     blob_id = await stores[0].put_bytes(os.urandom(MIB))
     serve = honest(stores, rights, blob_id)
     ours, theirs = lockstep_stream_pair()
@@ -237,6 +236,7 @@ async def test_a_peer_that_asks_nothing_or_takes_nothing_is_cut(
         if first_words == "two":
             await stream.receive_exactly(8 + 32)
             await send_frame(stream, BlobSend(first_chunk=0))
+        mock_clock.rate = 500.0  # no time passed until here
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
