@@ -207,10 +207,10 @@ class Kernels(Protocol):
 
         Args:
             x: (rows, n).
-            counts: (rows,), each at least 1.
+            counts: (rows,). A row of count 0, a window of nothing but padding, is zeros.
 
         Raises:
-            ExactError: ``k_limit``, ``nan`` or ``infinity``.
+            ExactError: ``k_limit``, ``infinity``; ``nan``, also for a count of 0.
         """
 
     def cumsum_rows(self, x: Floats, *, exclusive: bool, reverse: bool) -> Floats:

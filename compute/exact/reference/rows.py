@@ -88,9 +88,9 @@ def average_rows(x: Floats, counts: Integers) -> Floats:
     """Every row's sum over its count; see `Kernels.average_rows`."""
     refuse_long("average", x.shape[1])
     refuse_infinite("average", x)
-    return finite(
-        "average", round32(sum_fixed(x.astype(np.float64)) / counts.astype(np.float64))
-    )
+    with np.errstate(invalid="ignore"):  # a window of nothing but padding: not a number
+        means = sum_fixed(x.astype(np.float64)) / counts.astype(np.float64)
+    return finite("average", round32(means))
 
 
 def cumsum_rows(x: Floats, *, exclusive: bool, reverse: bool) -> Floats:
