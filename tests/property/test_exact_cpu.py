@@ -176,6 +176,13 @@ def test_infinity_in_a_product_is_refused(axis, side):
     assert_equal("product", a, b, X8, axis, ways=(CPU, DIGITS))
 
 
+@pytest.mark.parametrize("axis", ["column", "k"])
+def test_infinity_in_a_product_without_columns_is_refused(axis):
+    a, b = np.full((2, 3), -np.inf, np.float32), np.zeros((3, 0), np.float32)
+    assert outcome(REFERENCE, "product", a, b, X8, axis) == "infinity"
+    assert_equal("product", a, b, X8, axis, ways=(CPU, ONE_THREAD, DIGITS))
+
+
 def test_too_many_terms_are_refused():
     a, b = np.zeros((1, K_LIMIT + 1), np.float32), np.zeros((K_LIMIT + 1, 1), np.float32)
     assert_equal("product", a, b, X20, "column", ways=(CPU, DIGITS))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from shoal.compute.exact.cpu import products as loops
-from shoal.compute.exact.cpu.floats import FINE, check
+from shoal.compute.exact.cpu.floats import FINE, MASKED, check
 from shoal.compute.exact.kernels import ExactError
 from shoal.compute.exact.spec import K_BLOCK, K_LIMIT
 
@@ -107,6 +107,7 @@ def product(a: Floats, right: Quantised, threads: Threads) -> Floats:
     _check_terms(terms)
     out = np.empty((rows, columns), np.float32)
     if out.size == 0 or terms == 0:
+        check("product", MASKED if np.isneginf(a).any() else FINE)  # no loop reads it
         out[:] = 0.0
         return out
     few = rows <= _FEW_ROWS
