@@ -125,13 +125,16 @@ def slice_(source: Source) -> Call:
     count = len(shape) if axes is None else len(axes)
     dtype = source.pick("int64", "int32")
     far = np.iinfo(dtype)
-    ends = [
-        [source.pick(source.integer(-7, 7), far.min, far.max) for _ in range(count)]
-        for _ in range(2)
-    ]
     steps = [source.pick(1, -1, 2, -3, 1, -1, 2, far.max, far.min) for _ in range(count)]
+    ends = [
+        [source.integer(-7, 7) if source.flag() else whole for whole in wholes]
+        for wholes in (
+            [far.min if step > 0 else far.max for step in steps],
+            [far.max if step > 0 else far.min for step in steps],
+        )
+    ]
     steps = [0] * count if source.rarely() else steps
-    steps = source.pick(None, steps)
+    steps = source.pick(steps, None)
     given = (*ends, axes, steps)
     return Call((x, *(None if v is None else np.array(v, dtype) for v in given)))
 

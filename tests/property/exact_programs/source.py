@@ -146,9 +146,10 @@ class Source:
         return np.asarray(np.clip(numbers, -np.inf, largest), np.float32)
 
     def _far_apart(self, shape: tuple[int, ...], highest: int) -> np.ndarray:
-        """A power of two for each channel of one axis, to broadcast."""
+        """A power of two for each channel of one axis; some leave nothing but zeros."""
         axis = self.integer(0, len(shape) - 1)
-        powers = self._bytes(shape[axis], 1).astype(np.int64) % (highest + 61) - 60
+        drawn = self._bytes(shape[axis], 1).astype(np.int64)
+        powers = np.where(drawn >= 192, -400, drawn % (highest + 61) - 60)
         return powers.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
     def integers(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
