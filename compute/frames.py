@@ -64,14 +64,15 @@ class UnitLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Start(_Message):
-    """The first request: settle in, and run the canaries. Answer: `Started`.
+    """The first request: lock yourself in, and run the canaries. Answer: `Started`.
 
     ``exact`` asks for the executor of the class `exact` too, whose kernels should
-    be in the cache by then.
+    be in the cache by then. ``memory_bytes`` is the most that any unit may ask for.
     """
 
     threads: int
     cache_bytes: int
+    memory_bytes: int
     exact: bool
 
 
@@ -99,10 +100,16 @@ class Run(_Message):
 
 
 class Started(_Message):
-    """What the canary of each executor showed, and why others are not there."""
+    """What the canary of each executor showed, and why others are not there.
+
+    ``sandbox`` says how the worker is locked in, or why not; ``sandboxed``, whether that
+    is enough for strangers' programs.
+    """
 
     probes: tuple[Probe, ...]
     missing: tuple[_Text, ...]
+    sandbox: _Text
+    sandboxed: bool
 
 
 class Converted(_Message):

@@ -25,7 +25,12 @@ from shoal.compute import frames
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.frames import FrameError, UnitLimits
 from shoal.compute.turnstile import Turnstile
-from shoal.compute.worker_process import WorkerGoneError, WorkerProcess, compile_kernels
+from shoal.compute.worker_process import (
+    WORKER,
+    WorkerGoneError,
+    WorkerProcess,
+    compile_kernels,
+)
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
@@ -53,6 +58,8 @@ SWEEP_INTERVAL_S: Final = 30.0
 
 _FIRST: Final = 0  # what the owner waits for, and what is soon done
 
+MEMORY_BYTES: Final = 8 << 30
+"""What a unit may use at most, where the operator has not said."""
 
 CONVERT_LIMITS: Final = UnitLimits(time_s=60.0, memory_bytes=8 << 30, output_bytes=4 << 30)
 """For a model that comes by plain HTTP; larger ones are converted by their owner's client."""
@@ -103,8 +110,12 @@ class Worker:
     spare process stands ready: a new requester gets it, and another one is started.
     """
 
-    def __init__(self, *, threads: int, cache_bytes: int, nursery: trio.Nursery) -> None:
-        self._start = frames.Start(threads=threads, cache_bytes=cache_bytes, exact=False)
+    def __init__(
+        self, start: frames.Start, entry: Sequence[str], nursery: trio.Nursery
+    ) -> None:
+        self._start = start
+        self._entry = entry
+        self._sandbox, self._sandboxed = "no worker has started yet", False
         self._nursery = nursery
         self._turnstile = Turnstile()
         self._starting = trio.Lock()
@@ -122,6 +133,16 @@ class Worker:
         """The live processes, by requester; the spare's name is empty."""
         rooms = self._rooms | ({"": self._spare} if self._spare else {})
         return {name: room.process.pid for name, room in rooms.items() if room.process.alive}
+
+    @property
+    def sandbox(self) -> str:
+        """How the process that started last is locked in, or what is missing."""
+        return self._sandbox
+
+    @property
+    def sandboxed(self) -> bool:
+        """Whether that is enough for strangers' programs."""
+        return self._sandboxed
 
     def holds(self, requester: str, program_id: BlobId) -> bool:
         """Whether a program is prepared for a requester, which makes its next unit cheaper."""
@@ -265,7 +286,7 @@ class Worker:
     async def _started(self) -> _Room:
         """A new process that has settled in."""
         try:
-            process = WorkerProcess()
+            process = WorkerProcess(self._entry)
         except OSError as error:
             raise ComputeError(
                 f"a worker process cannot be started: {error.strerror}", code="worker_start"
@@ -282,6 +303,7 @@ class Worker:
                 hint="`shoal doctor` checks what it needs",
             ) from error
         self._missing = answer.missing
+        self._sandbox, self._sandboxed = answer.sandbox, answer.sandboxed
         return _Room(process, answer.probes)
 
     async def _ask(
@@ -310,15 +332,27 @@ class Worker:
 
 
 @asynccontextmanager
-async def open_worker(*, threads: int, cache_bytes: int = CACHE_BYTES) -> AsyncIterator[Worker]:
+async def open_worker(
+    *,
+    threads: int,
+    cache_bytes: int = CACHE_BYTES,
+    memory_bytes: int = MEMORY_BYTES,
+    entry: Sequence[str] = WORKER,
+) -> AsyncIterator[Worker]:
     """A worker for the CPU, whose processes are gone when the block is left.
 
     Args:
         threads: How many threads a unit may use.
         cache_bytes: How many bytes of prepared programs each process keeps.
+        memory_bytes: The most that any unit may ask for; the kernel holds each process
+            to this, the programs kept, and a unit's inputs and outputs, whatever it runs.
+        entry: What Python runs as the worker, for tests.
     """
+    start = frames.Start(
+        threads=threads, cache_bytes=cache_bytes, memory_bytes=memory_bytes, exact=False
+    )
     async with trio.open_nursery() as nursery:
-        worker = Worker(threads=threads, cache_bytes=cache_bytes, nursery=nursery)
+        worker = Worker(start, entry, nursery)
         nursery.start_soon(worker.sweep)
         try:
             yield worker

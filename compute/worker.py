@@ -5,9 +5,10 @@ FD is its end of a socket pair. It answers one request after another (`shoal.com
 and every failure is an answer; what it cannot answer for, a crash or a hang, is
 the supervisor's part.
 
-Here are the limits that a process sets for itself: it dies with its parent, writes
-no file and no core, is the first to go when memory runs out, and may map no more
-than a request allows. The sandbox proper is not here yet.
+It loads its libraries first, then locks itself in (`shoal.compute.sandbox`), then starts
+its threads and runs the canaries, which shows that the executors work inside; only then
+does it take a program. What else a process does to itself is here: it dies with its
+parent, gives way to other work, and is the first to go when memory runs out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import resource
 import signal
 import socket
 import sys
-import threading
 import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
@@ -33,7 +33,9 @@ from shoal.compute.executors.base import Executor, NumericClass, Probe
 from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
 from shoal.compute.loading import load
 from shoal.compute.manifest import Manifest, check_inputs
+from shoal.compute.sandbox import CPU, HardLimits, Meter, lock_in
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
+from shoal.compute.watchdog import Watchdog
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from shoal.crypto.content import Buffer
 
 HELD_PROGRAMS_LIMIT: Final = 8
-"""How many programs stay prepared; each has threads and scratch memory of its own."""
+"""How many programs stay prepared; each has scratch memory of its own."""
 
 _OVERHEAD_BYTES: Final = 64 << 20
 """What threads and sessions take, whatever the program; with no room ONNX Runtime hangs.
@@ -50,12 +52,18 @@ _OVERHEAD_BYTES: Final = 64 << 20
 Added to every memory limit, so small programs run under any (`frames.UnitLimits`).
 """
 
-_OPEN_FILES_LIMIT: Final = 64
+_SHARES_OF_A_UNIT: Final = 3
+"""Its inputs and its outputs may each be as large as its memory, and come on top of it."""
+
 _LENT_DESCRIPTORS_LIMIT: Final = 2  # the request's memory and the answer's
+
+_PROCESSOR_GRACE_S: Final = 10.0
+"""What a unit may use of processor time beyond its threads' share of its time limit: the
+supervisor's clock ends it long before, unless the daemon itself stands still."""
+
 _NICENESS: Final = 5  # the daemon's heartbeat comes before any unit
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
-_NO_LIMIT: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +90,39 @@ class Worker:
             except Exception as error:  # noqa: BLE001  # a compiler may fail in any way
                 self._missing.append(f"exact: {type(error).__name__}: {error!s:.200}")
         self._runtimes: dict[NumericClass, str] = {}
+        self._meter = Meter()
+        self._watchdog = Watchdog(self._terminate)
+        self._threads = start.threads
+        self._unit_bytes = _OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
         self._cache_bytes = start.cache_bytes
         self._held: OrderedDict[str, Held] = OrderedDict()
 
     def start(self) -> frames.Started:
-        """Run the canary of each executor; one that fails is not used.
+        """Lock this process in and run the canary of each executor; one that fails is not used.
 
         Raises:
             ComputeError: None of them works here.
         """
+        lock = lock_in(CPU)
+        self._watchdog.start()
         probes: list[Probe] = []
         missing = self._missing
         for numeric_class, executor in list(self._executors.items()):
             try:
+                executor.start_threads()
                 probes.append(executor.probe())
-            except ComputeError as error:
-                missing.append(f"{numeric_class.value}: {error.message}")
+            except Exception as error:  # noqa: BLE001  # a library may fail in any way inside
+                reason = error.message if isinstance(error, ComputeError) else repr(error)
+                missing.append(f"{numeric_class.value}: {reason:.300}")
                 del self._executors[numeric_class]
         if not probes:
             raise ComputeError("; ".join(missing), code="no_executor")
         self._runtimes = {probe.numeric_class: probe.runtime for probe in probes}
-        return frames.Started(tuple(probes), tuple(missing))
+        # A runtime keeps weights as they came and as it likes them, and memory to work in.
+        held_bytes = 2 * self._cache_bytes + HELD_PROGRAMS_LIMIT * _OVERHEAD_BYTES
+        hard_limits = HardLimits(held_bytes + self._unit_bytes)
+        lock = lock.close(self._meter, hard_limits)
+        return frames.Started(tuple(probes), tuple(missing), str(lock), lock.complete)
 
     def convert(
         self, request: frames.Convert, attachments: list[Buffer]
@@ -129,6 +149,7 @@ class Worker:
             prepared = self._executor_of(numeric_class).prepare(loaded)
         held = Held(loaded.manifest, numeric_class, prepared, size_bytes)
         self._held[request.program_id] = held
+        self._leave_room(request.program_id)
         return frames.Prepared(tuple(self._held))
 
     def run(
@@ -174,6 +195,15 @@ class Worker:
         ):
             self._held.popitem(last=False)
 
+    def _leave_room(self, prepared: str) -> None:
+        """Let others go where they leave a unit less room than the hard limit promises.
+
+        What a runtime makes of a program's weights counts there, and not in `_make_room`.
+        """
+        others = [program_id for program_id in self._held if program_id != prepared]
+        while others and self._meter.memory_left_bytes() < self._unit_bytes:
+            del self._held[others.pop(0)]
+
     @contextmanager
     def _within(self, limits: frames.UnitLimits) -> Iterator[None]:
         """Hold a request to its limits of time and memory, as far as this process can.
@@ -181,12 +211,13 @@ class Worker:
         Time: the executor is asked to end. What does not listen is killed by the
         supervisor a moment later. Memory: address space beyond what is mapped now.
         """
-        timer = threading.Timer(limits.time_s, self._terminate)
-        timer.daemon = True
-        timer.start()
-        _limit_address_space(_mapped_bytes() + _OVERHEAD_BYTES + limits.memory_bytes)
+        self._meter.hold(
+            _OVERHEAD_BYTES + limits.memory_bytes,
+            self._threads * limits.time_s + _PROCESSOR_GRACE_S,
+        )
         try:
-            yield
+            with self._watchdog.within(limits.time_s):
+                yield
         except MemoryError:
             raise _over_memory(limits) from None
         except ComputeError as error:
@@ -196,8 +227,7 @@ class Worker:
                 raise _over_time(limits) from None
             raise
         finally:
-            timer.cancel()
-            _limit_address_space(_NO_LIMIT)
+            self._meter.release()
 
 
 def _exact_executor(threads: int) -> Executor[Any]:
@@ -210,8 +240,7 @@ def _exact_executor(threads: int) -> Executor[Any]:
     from shoal.compute.executors.exact import Exact
 
     kernels = CpuKernels(threads)
-    kernels.warm_up()
-    return Exact(kernels, "numba")
+    return Exact(kernels, "numba", kernels.warm_up)
 
 
 def _over_memory(limits: frames.UnitLimits, cause: ComputeError | None = None) -> ComputeError:
@@ -241,7 +270,15 @@ def _check_output_size(size_bytes: int, limits: frames.UnitLimits) -> None:
         )
 
 
-def _failed(error: ProgramError | ComputeError) -> frames.Failed:
+def _failed(error: Exception) -> frames.Failed:
+    """What is said of an error, of whatever kind."""
+    if isinstance(error, MemoryError):
+        error = ComputeError("the worker ran out of memory", code="memory_limit")
+    if not isinstance(error, ProgramError | ComputeError):
+        error = ProgramError(
+            f"the program made a library fail: {type(error).__name__}: {error!s:.200}",
+            code="library_failure",
+        )
     return frames.Failed(
         of_program=isinstance(error, ProgramError),
         code=error.code,
@@ -266,35 +303,28 @@ def _answer(
             return worker.start(), []
 
 
-def serve(channel: socket.socket) -> None:
+def serve(channel: socket.socket, worker_class: type[Worker] = Worker) -> None:
     """Answer requests until the daemon closes its end."""
     worker: Worker | None = None
     while (received := _receive(channel)) is not None:
         request, attachments, answer_memory = received
         if isinstance(request, frames.Start):
-            worker = Worker(request)
+            worker = worker_class(request)
         assert worker is not None, "the first request is Start"
         answer: frames.Answer
         outputs: list[bytes] = []
         inline = True
         try:
+            if attachments is None:
+                raise MemoryError
             answer, outputs = _answer(worker, request, attachments)
             inline = frames.are_inline(outputs)
             if not inline:
                 lent_memory.write_answer(answer_memory, outputs)
-        except (ProgramError, ComputeError) as error:
-            answer = _failed(error)
-        except MemoryError:
-            answer = _failed(ComputeError("the worker ran out of memory", code="memory_limit"))
         except Exception as error:  # noqa: BLE001
             # The root of a request: a library may raise anything at a model made to
             # confuse it. That ends the request, with its kind named, and not the worker.
-            answer = _failed(
-                ProgramError(
-                    f"the program made a library fail: {type(error).__name__}: {error!s:.200}",
-                    code="library_failure",
-                )
-            )
+            answer = _failed(error)
         if isinstance(answer, frames.Failed):
             outputs, inline = [], True
         if answer_memory >= 0:
@@ -305,8 +335,13 @@ def serve(channel: socket.socket) -> None:
         del outputs
 
 
-def _receive(channel: socket.socket) -> tuple[frames.Request, list[Buffer], int] | None:
-    """A request, its attachments, and the memory for the answer's, or -1."""
+def _receive(
+    channel: socket.socket,
+) -> tuple[frames.Request, list[Buffer] | None, int] | None:
+    """A request, its attachments, and the memory for the answer's, or -1.
+
+    No attachments where they are more than this process may map.
+    """
     field, descriptors, _, _ = socket.recv_fds(
         channel, frames.SIZE_FIELD_BYTES, _LENT_DESCRIPTORS_LIMIT
     )
@@ -317,7 +352,7 @@ def _receive(channel: socket.socket) -> tuple[frames.Request, list[Buffer], int]
     if head is None:
         return None
     request, sizes, inline, answer_bytes = frames.decode_request(head)
-    attachments: list[Buffer] = []
+    attachments: list[Buffer] | None = []
     if inline:
         for size in sizes:
             attachment = _receive_exactly(channel, size)
@@ -326,7 +361,10 @@ def _receive(channel: socket.socket) -> tuple[frames.Request, list[Buffer], int]
             attachments.append(attachment)
     else:
         memory = descriptors.pop(0)
-        attachments = lent_memory.map_request(memory, sizes)
+        try:
+            attachments = lent_memory.map_request(memory, sizes)
+        except OSError:
+            attachments = None
         os.close(memory)
     return request, attachments, descriptors.pop() if answer_bytes else -1
 
@@ -343,36 +381,21 @@ def _receive_exactly(channel: socket.socket, size: int) -> bytearray | None:
     return data
 
 
-def _mapped_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    return pages * resource.getpagesize()
-
-
-def _limit_address_space(size_bytes: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
 def _settle_in() -> None:
-    """Tie this process to its parent and take away what no unit needs."""
+    """Tie this process to its parent, behind all others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides when a unit ends
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.nice(_NICENESS)
     with suppress(OSError):  # not in every container
         Path("/proc/self/oom_score_adj").write_text(_LINUX_OOM_FIRST, encoding="ascii")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES_LIMIT, _OPEN_FILES_LIMIT))
-    # No RLIMIT_NPROC: it counts all threads of the user, whoever else runs there.
-    # No RLIMIT_CPU: it counts a process's whole life, and a worker serves many units.
 
 
-def main() -> None:
+def main(worker_class: type[Worker] = Worker) -> None:
     """Run a worker on the file descriptor named on the command line."""
     _settle_in()
-    with socket.socket(fileno=int(sys.argv[1])) as channel, suppress(ConnectionError):
-        serve(channel)
+    with socket.socket(fileno=int(sys.argv[-1])) as channel, suppress(ConnectionError):
+        serve(channel, worker_class)
     os._exit(0)  # a runtime's threads are not waited for
 
 

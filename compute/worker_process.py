@@ -39,8 +39,13 @@ _INHERITED_VARIABLES: Final = (
 )
 """The only environment variables a worker inherits: a daemon's may hold secrets."""
 
-_SET_VARIABLES: Final = {"ORT_DISABLE_TELEMETRY": "1"}
-"""Importing ONNX Runtime would start its telemetry, and nothing but this keeps it from that."""
+_SET_VARIABLES: Final = {"ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Importing ONNX Runtime would start its telemetry, and nothing but this keeps it from that.
+Importing numpy would start threads, and a worker locks itself in while it has only one.
+"""
+
+WORKER: Final = ("-m", "shoal.compute.worker")
+"""What Python runs as a worker; tests run one that misbehaves."""
 
 
 def _environment() -> dict[str, str]:
@@ -91,7 +96,7 @@ class WorkerProcess:
     when the *thread* that started it ends, and Trio's helper threads end when idle.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, entry: Sequence[str] = WORKER) -> None:
         ours, theirs = socket.socketpair()
         self._stderr, stderr = os.pipe()
         # A worker that says too much loses words; it never waits for a reader.
@@ -100,7 +105,7 @@ class WorkerProcess:
         try:
             self._process = subprocess.Popen(  # noqa: S603  # no text of a stranger in it
                 # -P: no module is ever taken from the current directory
-                [sys.executable, "-P", "-m", "shoal.compute.worker", str(theirs.fileno())],
+                [sys.executable, "-P", *entry, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

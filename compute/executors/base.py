@@ -57,6 +57,13 @@ Handle = TypeVar("Handle")
 class Executor(Protocol[Handle]):
     """Runs programs on one device."""
 
+    def start_threads(self) -> None:
+        """Start all threads now: a locked-in worker can start none later. Called once.
+
+        Without this call, an executor starts threads when it needs them.
+        """
+        ...
+
     def probe(self) -> Probe:
         """Run the canary.
 

@@ -23,7 +23,7 @@ from shoal.compute.tensor import to_blob
 from shoal.crypto.content import BlobId, blob_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from shoal.compute.exact.kernels import Kernels
     from shoal.compute.loading import LoadedProgram
@@ -46,12 +46,21 @@ class Exact:
     Args:
         kernels: The backend.
         name: What it is called in receipts, where it is advisory.
+        warm_up: Starts the backend's threads, where it has any.
     """
 
-    def __init__(self, kernels: Kernels, name: str) -> None:
+    def __init__(
+        self, kernels: Kernels, name: str, warm_up: Callable[[], None] | None = None
+    ) -> None:
         self._kernels = kernels
         self._name = name
+        self._warm_up = warm_up
         self._ended = threading.Event()
+
+    def start_threads(self) -> None:
+        """Start the backend's threads. See `Executor.start_threads`."""
+        if self._warm_up is not None:
+            self._warm_up()
 
     def probe(self) -> Probe:
         """Run a small program whose output's id is known. See `Executor.probe`."""

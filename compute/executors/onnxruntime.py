@@ -82,8 +82,18 @@ class OnnxRuntimeCpu:
 
     def __init__(self, *, threads: int) -> None:
         self._threads = threads
+        self._threads_are_shared = False
         self._run_options = ort.RunOptions()
         self._session_options = ort.SessionOptions()
+
+    def start_threads(self) -> None:
+        """Start one pool for all programs of this process. See `Executor.start_threads`.
+
+        ONNX Runtime can have one such pool in a process, and no session with threads
+        of its own beside it.
+        """
+        ort.set_global_thread_pool_sizes(self._threads, 1)
+        self._threads_are_shared = True
 
     def probe(self) -> Probe:
         """Run a small product whose result is known. See `Executor.probe`."""
@@ -154,8 +164,11 @@ class OnnxRuntimeCpu:
                 hint="install a build of ONNX Runtime that has it",
             )
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
+        if self._threads_are_shared:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = self._threads
+            options.inter_op_num_threads = 1
         options.log_severity_level = _LOG_FATAL_ONLY
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)

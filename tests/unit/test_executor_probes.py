@@ -12,13 +12,11 @@ import warnings
 import onnxruntime as ort
 import pytest
 
-from shoal.compute import frames
 from shoal.compute.devices.abilities import Canaries, takes_units, with_abilities
 from shoal.compute.devices.inventory import Device, Inventory
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors import onnxruntime as executor
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
-from shoal.compute.worker import Worker
 from shoal.node.daemon import Capacity
 
 IDLE_PROVIDER = "AzureExecutionProvider"
@@ -114,13 +112,24 @@ def test_a_wrong_product_is_refused(monkeypatch):
     assert "wrong product" in error.value.message
 
 
-def test_a_worker_whose_canary_fails_offers_nothing_of_that_class(monkeypatch):
-    monkeypatch.setattr(executor, "_PROVIDER", IDLE_PROVIDER)
-    worker = Worker(frames.Start(threads=1, cache_bytes=1, exact=False))
-    with pytest.raises(ComputeError) as error:
-        worker.start()
-    assert error.value.code == "no_executor"
-    assert IDLE_PROVIDER in error.value.message
+def test_a_worker_whose_canary_fails_offers_nothing_of_that_class():
+    # In a process of its own: a worker that starts locks its process in.
+    script = (
+        "import os\n"
+        "from shoal.compute import frames\n"
+        "from shoal.compute.errors import ComputeError\n"
+        "from shoal.compute.executors import onnxruntime\n"
+        "from shoal.compute.worker import Worker\n"
+        f"onnxruntime._PROVIDER = {IDLE_PROVIDER!r}\n"
+        "start = frames.Start(threads=1, cache_bytes=1, memory_bytes=1, exact=False)\n"
+        "try: Worker(start).start()\n"
+        "except ComputeError as error: print(error.code, error.message, flush=True)\n"
+        "os._exit(0)"
+    )
+    said = subprocess.check_output([sys.executable, "-c", script], text=True)
+    code, _, message = said.partition(" ")
+    assert code == "no_executor"
+    assert IDLE_PROVIDER in message
 
 
 def test_kernels_that_would_run_as_plain_python_are_not_used():

@@ -21,7 +21,7 @@ def head_of(message, attachments=()):
 @pytest.mark.parametrize(
     "request_",
     [
-        frames.Start(2, 3, exact=True),
+        frames.Start(2, 3, 4, exact=True),
         frames.Convert(LIMITS, "x20"),
         frames.Prepare("p", ("a", "b"), LIMITS),
         frames.Run("p", ("x",), LIMITS),
@@ -37,7 +37,7 @@ def test_every_request_comes_back_with_its_attachments_sizes(request_):
 @pytest.mark.parametrize(
     ("answer", "attachments"),
     [
-        (frames.Started((PROBE,), ("exact: why not",)), []),
+        (frames.Started((PROBE,), ("exact: why not",), "landlock 7, seccomp", True), []),
         (frames.Converted("p", ("a",)), [b"1"]),
         (frames.Prepared(("p",)), []),
         (frames.Ran(("y", "z"), 0.5, "runtime 1"), [b"1", b"2"]),
@@ -63,7 +63,7 @@ def test_what_is_over_the_inline_limit_stays_out_of_the_frame():
         b"\xc1",
         b"\xdd\xff\xff\xff\xff",
         b"\x91" * 100_000,
-        head_of(frames.Start(1, 2, exact=False)),
+        head_of(frames.Start(1, 2, 3, exact=False)),
         head_of(frames.Ran(("y",), 0.5, "runtime 1")),
         head_of(frames.Ran(("y", "y"), 0.5, "runtime 1"), [b"1", b"2"]),
         head_of(frames.Failed(True, "c" * 5000, "", "", "", "")),
