@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx
+import onnx.shape_inference
 import onnx.version_converter
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.helper import find_min_ir_version_for, make_opsetid, make_tensor_value_info
@@ -77,7 +78,12 @@ def convert(model: Buffer, precision: str | None = None) -> Program:
         ProgramError: The model breaks a rule of `shoal.compute.program`, is not
             valid ONNX, or cannot be brought to the opset of programs.
     """
-    return _convert(parse(model), precision)
+    try:
+        return _convert(parse(model), precision)
+    except UnicodeDecodeError:
+        raise ProgramError(
+            "the model is not valid ONNX: a name in it is not UTF-8 text", code="invalid_model"
+        ) from None
 
 
 def convert_file(path: Path, precision: str | None = None) -> Program:
@@ -214,7 +220,10 @@ def _raise_opset(model: ModelProto) -> ModelProto:
             list(model.opset_import), ignore_unknown=True
         )
         onnx.checker.check_model(_with_every_shape(model))
-    except onnx.checker.ValidationError as error:
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
         raise ProgramError(
             f"the model is not valid ONNX: {_first_line(error)}", code="invalid_model"
         ) from None

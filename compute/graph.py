@@ -171,6 +171,11 @@ def onnx_dtype_name(code: int) -> str:
     return names.get(code, f"dtype {code}").lower()
 
 
-def printable(text: str, limit: int = 80) -> str:
-    """Text out of a stranger's model, cut and cleaned for a sentence."""
+def printable(text: str | bytes, limit: int = 80) -> str:
+    """Text out of a stranger's model, cut and cleaned for a sentence.
+
+    Protobuf gives bytes where a text is not UTF-8.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
     return "".join(c if c.isprintable() else "?" for c in text[:limit])

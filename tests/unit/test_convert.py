@@ -264,3 +264,23 @@ def test_an_operator_that_fails_is_named():
     assert (failed.value.code, failed.value.node) == ("operator_failed", "y")
     assert failed.value.operator == "Gather"
     assert "idx=9" in failed.value.message
+
+
+@pytest.mark.parametrize("opset", [15, 18])
+def test_what_onnx_s_own_inference_misses_is_refused(opset):
+    with pytest.raises(ProgramError) as refused:
+        convert(linear("y = QLinearConv(x)", opset).SerializeToString())
+    assert refused.value.code == "invalid_model"
+
+
+def test_text_that_is_not_utf_8_is_refused_by_name():
+    model = linear("h = MatMul(x, w) y = Softplus(h)").SerializeToString()
+    with pytest.raises(ProgramError) as refused:
+        convert(model.replace(b"Softplus", b"Softpl\xffs"))
+    assert refused.value.code == "operator_not_allowed"
+    assert refused.value.message.isprintable()
+    with pytest.raises(ProgramError) as refused:
+        convert(
+            model.replace(b"\x0a\x01h", b"\x0a\x01\xff").replace(b"\x12\x01h", b"\x12\x01\xff")
+        )
+    assert refused.value.code == "invalid_model"
