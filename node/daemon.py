@@ -110,6 +110,8 @@ class Capacity:
     executors: dict[str, str] = field(default_factory=dict)
     """The executor of each numeric class, by what its canary showed."""
     canaries: Canaries = field(default_factory=Canaries)
+    sandboxed: bool = False
+    """Whether the worker is locked in well enough for strangers' programs."""
     draining: bool = False
 
     def offer(self, probes: Sequence[Probe], lacks: Sequence[Lack]) -> None:
@@ -158,6 +160,8 @@ class Daemon:
             units_served=self.provider.units_served,
             blob_bytes=self.blobs.used_bytes,
             blob_quota_bytes=self.blobs.quota_bytes,
+            sandbox=self.worker.sandbox,
+            sandboxed=self.capacity.sandboxed,
         )
 
     def peers(self) -> list[PeerView]:
@@ -299,7 +303,9 @@ async def serve(
                 identity, config.listen, PrivateNetwork(swarm_key) if swarm_key else None
             )
         )
-        worker = await stack.enter_async_context(open_worker(threads=config.cores))
+        worker = await stack.enter_async_context(
+            open_worker(threads=config.cores, memory_bytes=config.memory_bytes)
+        )
         control = await stack.enter_async_context(open_control(network, AGENT))
         membership = Membership(
             identity,
@@ -371,9 +377,13 @@ async def _probe(daemon: Daemon) -> None:
         capacity.offer((), [failed(error.message, error.hint)])
     else:
         capacity.offer(probes, [COMPILING, *map(failed, daemon.worker.missing)])
+        capacity.sandboxed = daemon.worker.sandboxed
+        if not capacity.sandboxed:
+            log.warning("the sandbox is not complete", sandbox=daemon.worker.sandbox)
     daemon.membership.announce()
     try:
         probes = await daemon.worker.enable_exact()
+        capacity.sandboxed = daemon.worker.sandboxed
     except shoal.ShoalError as error:
         log.warning("the class exact is not offered", error=str(error))
         lacks = [lack for lack in capacity.canaries.lacks if lack is not COMPILING]

@@ -182,3 +182,7 @@ class Status(msgspec.Struct, frozen=True):
     blob_quota_bytes: int
     network: str = "public"
     network_fingerprint: str = ""
+    sandbox: str = ""
+    """How the worker is locked in, and what is missing."""
+    sandboxed: bool = False
+    """Whether that is enough for strangers' programs."""

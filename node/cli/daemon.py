@@ -152,6 +152,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("jobs", f"{found.jobs_running} running"),
             ("served", f"{found.units_served} units"),
             ("blobs", f"{size_text(found.blob_bytes)} of {size_text(found.blob_quota_bytes)}"),
+            ("sandbox", found.sandbox),
             ("home", found.home),
             ("socket", found.socket),
             ("process", found.pid),

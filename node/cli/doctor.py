@@ -253,6 +253,31 @@ def _inventory(patient: _Patient) -> "Inventory":
         return client.inventory()
 
 
+def _sandbox(patient: _Patient) -> Iterator[Finding]:
+    """What this kernel offers, and whether the daemon's worker is locked in by it."""
+    from shoal.compute.sandbox import features, strangers_welcome
+
+    found = features()
+    for feature in found:
+        verdict = Verdict.OK if feature.offered else Verdict.WARNING
+        yield Finding("sandbox", verdict, f"{feature.name}: {feature.message}", feature.hint)
+    possible, how = strangers_welcome(found), "as far as this kernel goes"
+    if patient.status is not None:
+        possible, how = (
+            patient.status.sandboxed,
+            f"the worker's sandbox: {patient.status.sandbox}",
+        )
+    if possible:
+        yield Finding("sandbox", Verdict.OK, f"strangers' work is possible ({how})")
+    else:
+        yield Finding(
+            "sandbox",
+            Verdict.WARNING,
+            f"strangers' work is not possible ({how})",
+            "your own work, and that of peers in `allow`, runs all the same",
+        )
+
+
 def _peers(patient: _Patient) -> Iterator[Finding]:
     if patient.status is None:
         return
@@ -295,5 +320,6 @@ _CHECKS: tuple[Callable[[_Patient], Iterator[Finding]], ...] = (
     _daemon_asked,
     _port,
     _worker_and_devices,
+    _sandbox,
     _peers,
 )

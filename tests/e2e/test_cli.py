@@ -59,6 +59,18 @@ def shoal(home, *arguments):
     )
 
 
+def test_a_running_daemon_says_how_its_worker_is_locked_in(home):
+    deadline = time.monotonic() + 30
+    while not (found := json.loads(shoal(home, "status", "--json").stdout))["sandboxed"]:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    assert found["sandbox"] == next(
+        line.removesuffix(")").partition("the worker's sandbox: ")[2]
+        for line in shoal(home, "doctor").stdout.splitlines()
+        if "strangers' work is possible" in line
+    )
+
+
 def test_run_shows_or_saves_the_outputs(home, model, rows, tmp_path):
     array, x = rows
     ran = shoal(home, "run", model, "--input", x)

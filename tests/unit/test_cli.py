@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from shoal.compute.sandbox import Feature
 from shoal.crypto import identity
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
@@ -385,6 +386,30 @@ def test_doctor_names_what_is_missing_and_the_next_step(capsys, home):
         "hint": "run `shoal init`",
     }
     assert checks["worker"]["verdict"] == "ok"
+
+
+def test_doctor_says_what_the_kernel_lacks_and_that_strangers_work_is_not_possible(
+    capsys, home, monkeypatch
+):
+    missing = Feature("landlock", offered=False, message="not to be had", hint="boot with it")
+    monkeypatch.setattr("shoal.compute.sandbox.features", lambda: (missing,))
+    _, out, _ = shoal(capsys, "doctor", "--json", "--socket", home / "no.sock")
+    checks = [one for one in json.loads(out)["checks"] if one["check"] == "sandbox"]
+    assert [one["verdict"] for one in checks] == ["warning", "warning"]
+    assert (checks[0]["message"], checks[0]["hint"]) == (
+        "landlock: not to be had", "boot with it",
+    )  # fmt: skip
+    assert "strangers' work is not possible" in checks[1]["message"]
+
+
+def test_doctor_says_that_strangers_work_is_possible_where_the_kernel_offers_all(
+    capsys, home, monkeypatch
+):
+    there = Feature("landlock", offered=True, message="ABI 7")
+    monkeypatch.setattr("shoal.compute.sandbox.features", lambda: (there,))
+    out = shoal(capsys, "doctor", "--socket", home / "no.sock")[1]
+    assert "landlock: ABI 7" in out
+    assert "strangers' work is possible" in out
 
 
 def test_doctor_names_a_variable_that_nothing_reads(capsys, monkeypatch):
