@@ -25,6 +25,7 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/idle.py
 	$(BIN)/python tests/bench/dispatch.py
 	$(BIN)/python tests/bench/private_network.py
+	$(BIN)/python tests/bench/worker.py
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
 
