@@ -65,6 +65,9 @@ _ANYHOW: Final = (
     # about itself
     "getpid", "getuid", "geteuid", "getgid", "getegid", "getrusage", "uname",
 )  # fmt: skip
+"""Not newfstatat, though the C library's fstat may be that call: it takes paths as well.
+Python's mmap asks for a file's size by it, and goes on without an answer.
+"""
 
 
 @dataclass(frozen=True, slots=True)
