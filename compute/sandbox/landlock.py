@@ -4,8 +4,8 @@ A ruleset without a single rule: everything that the kernel's Landlock knows of 
 refused. The packages that wrap Landlock are about rules for paths, young, and more
 code than the two calls that are needed here.
 
-Landlock holds for the calling thread and its later children, so a process must do
-this while it has one thread (`thread_count`).
+Landlock holds for the calling thread and those that it starts later, so a process must
+do this while it has one thread.
 
 Source: https://docs.kernel.org/userspace-api/landlock.html
 """

@@ -76,8 +76,9 @@ class Profile:
 
     Attributes:
         name: For people.
-        allowed: Calls by name, each with conditions that must all hold; "own" in
-            place of a value stands for the process's own id.
+        allowed: Calls by name, each with conditions that must all hold.
+        of_own_process: Calls whose argument of that number must be the process's own
+            id, or one of these other values.
         errnos: Calls that fail with another errno than EPERM.
     """
 
