@@ -67,12 +67,13 @@ class Start(_Message):
     """The first request: settle in, and run the canaries. Answer: `Started`.
 
     ``exact`` asks for the executor of the class `exact` too, whose kernels should
-    be in the cache by then.
+    be in the cache by then. ``niceness`` is the worker's once it is ready.
     """
 
     threads: int
     cache_bytes: int
     exact: bool
+    niceness: int = 5
 
 
 class Convert(_Message):

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 import trio
 
-from shoal.compute import frames
+from shoal.compute import frames, priority
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.frames import FrameError, UnitLimits
 from shoal.compute.turnstile import Turnstile
@@ -103,8 +103,12 @@ class Worker:
     spare process stands ready: a new requester gets it, and another one is started.
     """
 
-    def __init__(self, *, threads: int, cache_bytes: int, nursery: trio.Nursery) -> None:
-        self._start = frames.Start(threads=threads, cache_bytes=cache_bytes, exact=False)
+    def __init__(
+        self, *, threads: int, cache_bytes: int, niceness: int, nursery: trio.Nursery
+    ) -> None:
+        self._start = frames.Start(
+            threads=threads, cache_bytes=cache_bytes, exact=False, niceness=niceness
+        )
         self._nursery = nursery
         self._turnstile = Turnstile()
         self._starting = trio.Lock()
@@ -310,15 +314,20 @@ class Worker:
 
 
 @asynccontextmanager
-async def open_worker(*, threads: int, cache_bytes: int = CACHE_BYTES) -> AsyncIterator[Worker]:
+async def open_worker(
+    *, threads: int, cache_bytes: int = CACHE_BYTES, niceness: int = priority.STARTING
+) -> AsyncIterator[Worker]:
     """A worker for the CPU, whose processes are gone when the block is left.
 
     Args:
         threads: How many threads a unit may use.
         cache_bytes: How many bytes of prepared programs each process keeps.
+        niceness: How far units yield to other processes; a start yields less.
     """
     async with trio.open_nursery() as nursery:
-        worker = Worker(threads=threads, cache_bytes=cache_bytes, nursery=nursery)
+        worker = Worker(
+            threads=threads, cache_bytes=cache_bytes, niceness=niceness, nursery=nursery
+        )
         nursery.start_soon(worker.sweep)
         try:
             yield worker

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.compute import frames, lent_memory
+from shoal.compute import frames, lent_memory, priority
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import Executor, NumericClass, Probe
@@ -52,7 +52,6 @@ Added to every memory limit, so small programs run under any (`frames.UnitLimits
 
 _OPEN_FILES_LIMIT: Final = 64
 _LENT_DESCRIPTORS_LIMIT: Final = 2  # the request's memory and the answer's
-_NICENESS: Final = 5  # the daemon's heartbeat comes before any unit
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
 _NO_LIMIT: Final = 1 << 62
@@ -83,6 +82,7 @@ class Worker:
                 self._missing.append(f"exact: {type(error).__name__}: {error!s:.200}")
         self._runtimes: dict[NumericClass, str] = {}
         self._cache_bytes = start.cache_bytes
+        self._niceness = start.niceness
         self._held: OrderedDict[str, Held] = OrderedDict()
 
     def start(self) -> frames.Started:
@@ -102,6 +102,7 @@ class Worker:
         if not probes:
             raise ComputeError("; ".join(missing), code="no_executor")
         self._runtimes = {probe.numeric_class: probe.runtime for probe in probes}
+        priority.yield_to_owner(self._niceness)
         return frames.Started(tuple(probes), tuple(missing))
 
     def convert(
@@ -358,7 +359,7 @@ def _settle_in() -> None:
     """Tie this process to its parent and take away what no unit needs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides when a unit ends
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.nice(_NICENESS)
+    os.nice(priority.STARTING)
     with suppress(OSError):  # not in every container
         Path("/proc/self/oom_score_adj").write_text(_LINUX_OOM_FIRST, encoding="ascii")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

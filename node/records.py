@@ -158,6 +158,56 @@ class PeerView(msgspec.Struct, frozen=True):
     advert_expires_in_s: float
 
 
+class StanceView(msgspec.Struct, frozen=True):
+    """What one device takes now.
+
+    Attributes:
+        peers: Whether units of peers are taken.
+        own: Whether units of this node's own user are.
+        cause: ``paused``, ``schedule`` or ``stepping_back``, where peers' are not.
+        until: When the cause ends by itself, in seconds since the epoch, where known.
+        sentence: The same for a person, or "".
+    """
+
+    device: str
+    peers: bool
+    own: bool
+    cause: str | None = None
+    until: float | None = None
+    sentence: str = ""
+
+
+class OwnerView(msgspec.Struct, frozen=True):
+    """What the owner lets this node do, and for whom.
+
+    Attributes:
+        provide: Whether it works for peers at all.
+        serve: ``anyone`` or ``friends``.
+        sandboxed: Whether the worker is locked in, without which no stranger is served.
+        allowed: How many peers are on the allow list.
+        denied: How many are on the deny list.
+        schedule: The hours for peers; always where it is empty.
+        schedule_changes_at: When they begin or end next, in seconds since the epoch.
+        step_back: From which share of the machine, used by the owner's own processes,
+            nothing of peers is taken; None for never.
+        use: That share as it was last measured.
+    """
+
+    provide: bool
+    serve: str
+    sandboxed: bool
+    allowed: int
+    denied: int
+    min_price: float
+    cores: int
+    memory_bytes: int
+    stances: tuple[StanceView, ...]
+    schedule: tuple[str, ...] = ()
+    schedule_changes_at: float | None = None
+    step_back: float | None = None
+    use: float | None = None
+
+
 class Status(msgspec.Struct, frozen=True):
     """The answer of ``shoal status``.
 
@@ -182,3 +232,4 @@ class Status(msgspec.Struct, frozen=True):
     blob_quota_bytes: int
     network: str = "public"
     network_fingerprint: str = ""
+    owner: OwnerView | None = None

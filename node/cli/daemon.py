@@ -21,6 +21,7 @@ from shoal.node.cli.output import (
     print_table,
     size_text,
 )
+from shoal.node.cli.owner import owner_pairs
 from shoal.node.config import Config, load
 from shoal.node.errors import ConfigError, DaemonUnreachableError, WaitTimeoutError
 from shoal.node.home import holder_of, home_in_use, open_home
@@ -151,6 +152,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),
             ("jobs", f"{found.jobs_running} running"),
             ("served", f"{found.units_served} units"),
+            *(owner_pairs(found.owner) if found.owner else ()),
             ("blobs", f"{size_text(found.blob_bytes)} of {size_text(found.blob_quota_bytes)}"),
             ("home", found.home),
             ("socket", found.socket),
