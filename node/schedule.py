@@ -24,7 +24,9 @@ WINDOWS_LIMIT: Final = 64
 
 _DAY_MINUTES: Final = 24 * 60
 _WEEK_MINUTES: Final = 7 * _DAY_MINUTES
-_TIMES: Final = re.compile(r"(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})")
+_WINDOW: Final = re.compile(
+    r"(?:(.*\S)\s+)?(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +55,15 @@ def parse_window(text: str) -> Window:
     Raises:
         ValueError: The end of a sentence that begins with the text.
     """
-    *days, times = text.lower().replace(" -", "-").replace("- ", "-").rsplit(maxsplit=1)
-    found = _TIMES.fullmatch(times)
+    found = _WINDOW.fullmatch(text.strip().lower())
     if found is None:
         raise ValueError("has no hours; write them as in `mon-fri 18:00-08:00`")
-    start_min = _minutes(int(found[1]), int(found[2]))
-    end_min = _minutes(int(found[3]), int(found[4]))
+    start_min = _minutes(int(found[2]), int(found[3]))
+    end_min = _minutes(int(found[4]), int(found[5]))
     if start_min in {_DAY_MINUTES, end_min}:
         raise ValueError("begins when it ends; the whole day is 00:00-24:00")
-    return Window(
-        _read_days("".join(days[0].split())) if days else ALL_DAYS, start_min, end_min
-    )
+    days = ALL_DAYS if found[1] is None else _read_days("".join(found[1].split()))
+    return Window(days, start_min, end_min)
 
 
 def wall_clock(now_s: float) -> datetime:
