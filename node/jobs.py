@@ -82,13 +82,8 @@ class _Lease:
 
     side: RequesterSide
     turns: Iterator[int]
-    """One for each unit that the lease is for."""
-    handed_back: Refusal | None = None
-    """Why the provider takes no more; what it has in hand it may still end."""
-
-    def end(self, refusal: Refusal) -> None:
-        """Hand over nothing more."""
-        self.handed_back, self.turns = refusal, iter(())
+    """One for each unit that it is for; none where the provider takes no more, though
+    what it has in hand it may still end."""
 
 
 @dataclass(slots=True)
@@ -321,7 +316,6 @@ class Jobs:
                 async with trio.open_nursery() as feeders:
                     for _ in range(min(side.bid.in_flight_max, bidding.IN_FLIGHT)):
                         feeders.start_soon(self._feed, running, units, lease)
-                problem = lease.handed_back
         except* StoreError:
             raise
         except* ShoalError as errors:
@@ -350,7 +344,8 @@ class Jobs:
                 if isinstance(answer, Refusal) and answer.reason in HANDED_BACK:
                     ended = True
                     board.handed_back(index)
-                    lease.end(answer)
+                    lease.turns = iter(())
+                    await self._note(running, peer, answer)
                     running.wake()  # for other peers to be called
                     return
                 if isinstance(answer, Refusal):
