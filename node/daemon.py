@@ -193,6 +193,7 @@ class Daemon:
                     numeric_classes=advert.numeric_classes,
                     advert_age_s=now_s - entry.born_at_s,
                     advert_expires_in_s=entry.expires_at_s - now_s,
+                    providing=advert.providing,
                 )
             )
         return sorted(views, key=lambda view: view.peer)

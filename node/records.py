@@ -156,6 +156,8 @@ class PeerView(msgspec.Struct, frozen=True):
     numeric_classes: tuple[str, ...]
     advert_age_s: float
     advert_expires_in_s: float
+    providing: bool = True
+    """Whether it takes work now, by its own words: not in a pause."""
 
 
 class StanceView(msgspec.Struct, frozen=True):

@@ -120,11 +120,21 @@ def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
         note("no peers yet; nodes to join through are set as `bootstrap`")
         return
     print_table(
-        ("PEER", "LINK", "MAY SEND WORK", "ROUND TRIP", "DEVICES", "CLASSES", "HEARD OF"),
+        (
+            "PEER",
+            "LINK",
+            "TAKES WORK",
+            "MAY SEND WORK",
+            "ROUND TRIP",
+            "DEVICES",
+            "CLASSES",
+            "HEARD OF",
+        ),
         (
             (
                 view.peer,
                 "linked" if view.linked else "known",
+                "yes" if view.providing else "no",
                 "yes" if view.allowed else "no",
                 "-" if view.rtt_s is None else duration_text(view.rtt_s),
                 ", ".join(device.id for device in view.devices) or "-",
