@@ -50,7 +50,7 @@ COOL_DOWN_S = {
     Reason.BUSY: 2.0,
     Reason.EXPIRED: 0.5,
     Reason.DRAINING: 30.0,
-    Reason.PAUSED: 10.0,
+    Reason.PAUSED: 5.0,
 }
 COOL_DOWN_REFUSED_S = 20.0
 """After a refusal for a reason that does not pass by itself."""

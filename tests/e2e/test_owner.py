@@ -1,17 +1,21 @@
 """The owner first: pauses, stepping back, and who is served, with real daemons."""
 
+import os
+import signal
+import subprocess
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 
 import models
 import numpy as np
 import pytest
-from daemons import eventually, peers_of, shoal
+from daemons import SHOAL, clean_environment, eventually, peers_of, shoal
 from owners_machine import owners_machine, way_in
 
 from shoal.crypto import identity
 from shoal.node.client import Client
 from shoal.node.demo.swarm import Node
+from shoal.node.errors import DaemonUnreachableError
 from shoal.node.records import JobState, UnitState
 
 STEP_BACK_LIMIT_S = 10.0
@@ -213,65 +217,52 @@ def test_a_node_steps_back_while_its_owner_is_busy_and_returns_after(swarm, tmp_
 
 
 @contextmanager
-def provider_with(home, number, *flags):
-    """A daemon of an owner who wants something particular."""
-    key = identity.generate()
-    identity.save(key, home / "identity.key")
-    node = Node(number, home, key.peer_id)
-    started = shoal(
-        "up", "--detach", "--listen=/ip4/127.0.0.1/tcp/0", "--step-back=off", *flags, node=node
-    )
-    assert started.code == 0, started
+def providers(wishes, root, *common):
+    """Daemons of owners who each want something particular, by name."""
+    nodes, starting = {}, []
+    for number, (name, flags) in enumerate(wishes.items()):
+        home = root / name
+        home.mkdir()
+        key = identity.generate()
+        identity.save(key, home / "identity.key")
+        nodes[name] = Node(10 + number, home, key.peer_id)
+        command = [*SHOAL, "up", "--detach", f"--home={home}", *common, *flags]
+        starting.append(subprocess.Popen(command, env=clean_environment()))
     try:
-        yield node
+        assert [started.wait(60) for started in starting] == [0] * len(wishes)
+        yield nodes
     finally:
-        assert shoal("down", node=node).code == 0
+        for node in nodes.values():
+            with suppress(DaemonUnreachableError), node.client() as client:
+                os.kill(client.status().pid, signal.SIGTERM)
+        for node in nodes.values():
+            eventually(lambda node=node: not node.socket.exists(), 20, "ended")
 
 
-def test_who_is_not_served_is_told_why_and_what_would_change_it(
-    stranger, swarm, tmp_path_factory
-):
+def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_path):
+    allow = f"--allow={stranger.peer}"
     wishes = {
-        "denied": [f"--allow={stranger.peer}", f"--deny={stranger.peer}"],
+        "denied": [allow, f"--deny={stranger.peer}"],
         "friends": ["--serve=friends"],
         "sandbox": [],
-        "price": [f"--allow={stranger.peer}", "--min-price=50"],
-        "hours": [f"--allow={stranger.peer}", "--schedule=" + closed_now()],
+        "price": [allow, "--min-price=50"],
+        "hours": [allow, f"--schedule={closed_now()}"],
     }
-    with ExitStack() as stack:
-        nodes = {
-            name: stack.enter_context(
-                provider_with(
-                    tmp_path_factory.mktemp(name),
-                    10 + number,
-                    *flags,
-                    f"--bootstrap={stranger.address}",
-                )
-            )
-            for number, (name, flags) in enumerate(wishes.items())
-        }
-        eventually(
-            lambda: peers_of(stranger) >= {node.peer for node in nodes.values()}, 20, "known"
-        )
-        with stranger.client() as client:
-            eventually(
-                lambda: all(
-                    view.numeric_classes
-                    for view in client.peers()
-                    if view.peer in {node.peer for node in nodes.values()}
-                ),
-                30,
-                "probed",
-            )
+    common = (
+        "--listen=/ip4/127.0.0.1/tcp/0",
+        "--step-back=off",
+        f"--bootstrap={stranger.address}",
+    )
+    with providers(wishes, tmp_path, *common) as nodes, stranger.client() as client:
+        peers = {node.peer for node in nodes.values()}
+
+        def ready():
+            return {v.peer for v in client.peers() if v.numeric_classes} >= peers
+
+        eventually(ready, 30, "known with what they offer")
         job_id = submit(stranger, models.rows(1), models.dense())
-        with stranger.client() as client:
-            client.wait(job_id, 30)
+        client.wait(job_id, 30)
         found, summary = verdicts(stranger, job_id)
-        lines = {
-            name: next(line for line in summary.splitlines() if node.peer in line)
-            for name, node in nodes.items()
-            if name != "hours"
-        }
         assert {name: found.get(node.peer) for name, node in nodes.items()} == {
             "denied": "denied",
             "friends": "untrusted_requester",
@@ -285,12 +276,10 @@ def test_who_is_not_served_is_told_why_and_what_would_change_it(
             "sandbox": ("sandbox", "`allow`"),
             "price": ("worth", "--batch", "`min_price`"),
         }.items():
-            assert all(word in lines[name] for word in words), lines[name]
-        status = shoal("status", node=nodes["hours"]).stdout
-        assert "by the schedule, until" in status
-        assert "1 denied" in shoal("status", node=nodes["denied"]).stdout
-        doctor = shoal("doctor", node=nodes["friends"]).stdout
-        assert "serves" in doctor
+            line = next(line for line in summary.splitlines() if nodes[name].peer in line)
+            assert all(word in line for word in words), line
+        assert "by the schedule, until" in shoal("status", node=nodes["hours"]).stdout
+        assert "1 denied" in shoal("doctor", node=nodes["denied"]).stdout
 
 
 def closed_now():
