@@ -29,7 +29,7 @@ def test_a_name_with_brackets_and_blanks_is_no_trap():
 @pytest.mark.parametrize("changes", [{"nice": 1}, {"nice": 19}, {"policy": 5}])
 def test_a_process_of_low_priority_can_wait_and_is_not_counted(changes):
     pid, process = read_process(line(7, times=(9, 0, 0, 0), **changes))
-    assert owners_ticks({pid: process}, own=1) == 0
+    assert owners_ticks({pid: process}, own=99) == 0
 
 
 def test_a_thread_of_the_kernel_is_nobodys():
