@@ -298,10 +298,10 @@ class Daemon:
         return peer
 
     def _owner(self) -> OwnerView:
-        devices = tuple(device.id for device in self.capacity.devices)
-        return owner_view(
-            self.config, self.owner, devices or self.capacity.units_run_on(), self._terms()
-        )
+        used = self.capacity.units_run_on()
+        others = (device.id for device in self.capacity.devices if device.id not in used)
+        paused = (device for device in others if not self.owner.stance(device).own)
+        return owner_view(self.config, self.owner, (*used, *paused), self._terms())
 
     def _terms(self) -> Terms:
         return _terms(self.config, self.identity, self.capacity, self.provider, self.owner)
