@@ -248,11 +248,7 @@ def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_pa
         "price": [allow, "--min-price=50"],
         "hours": [allow, f"--schedule={closed_now()}"],
     }
-    common = (
-        "--listen=/ip4/127.0.0.1/tcp/0",
-        "--step-back=off",
-        f"--bootstrap={stranger.address}",
-    )
+    common = ("--listen=/ip4/127.0.0.1/tcp/0", f"--bootstrap={stranger.address}")
     with providers(wishes, tmp_path, *common) as nodes, stranger.client() as client:
         peers = {node.peer for node in nodes.values()}
 
