@@ -67,7 +67,7 @@ def assert_all_delivered(node, job_id, rows):
 @pytest.mark.parametrize("device", [[], ["--device=cpu"]], ids=["node", "device"])
 def test_a_pause_in_the_middle_of_a_job_costs_no_unit(resumed, device):
     requester, provider = resumed.nodes[1:]
-    rows = models.rows(40)
+    rows = models.rows(30)
     job_id = submit(requester, rows)
     with requester.client() as client:
 
