@@ -525,6 +525,7 @@ SLOW = convert(models.slow(100_000))
 async def unit_of_a_friend(node, program, answers):
     """Give a unit of a peer to this node; its answer goes where it is looked for."""
     await node.spec(program=program)
+    node.house.known.note(FRIEND.peer_id, program.blobs)
     call, _ = await lease_for(node, program=program.program_id)
     answers.append(await node.provider.answer(FRIEND.peer_id, unit_of(call, "u")))
 

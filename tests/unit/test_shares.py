@@ -2,6 +2,7 @@
 
 import pytest
 
+from shoal.compute.cgroups import CgroupLimits
 from shoal.node import shares
 from shoal.node.shares import (
     read_cores_or_share,
@@ -14,7 +15,7 @@ from shoal.node.shares import (
 @pytest.fixture
 def machine(monkeypatch):
     """A machine of 8 CPUs and 64 GB."""
-    monkeypatch.setattr(shares, "usable_cpus", lambda: 8.0)
+    monkeypatch.setattr(shares, "usable_cores", lambda: 8)
     monkeypatch.setattr(shares, "usable_memory_bytes", lambda: 64 * 10**9)
 
 
@@ -46,7 +47,13 @@ def test_what_is_no_share_is_refused(text):
         read_share_or_off(text)
 
 
-def test_a_container_of_half_a_core_gives_one_core(monkeypatch):
-    monkeypatch.setattr(shares, "usable_cpus", lambda: 0.5)
-    assert shares.usable_cores() == 1
+def test_half_of_one_core_is_one_core(monkeypatch):
+    monkeypatch.setattr(shares, "usable_cores", lambda: 1)
     assert read_cores_or_share("50%") == 1
+
+
+def test_the_machine_is_no_more_than_what_its_container_may_use(monkeypatch):
+    for quota, cpus in ((None, 2.0), (0.5, 0.5), (64.0, 2.0)):
+        monkeypatch.setattr(shares.os, "sched_getaffinity", lambda _: {0, 1})
+        monkeypatch.setattr(shares, "read_limits", lambda quota=quota: CgroupLimits(cpus=quota))
+        assert shares.usable_cpus() == cpus
