@@ -1,6 +1,7 @@
 """The watch over pauses, clock and machine, on a clock that a test turns by waiting."""
 
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -49,7 +50,9 @@ def wall(autojump_clock, monkeypatch):
         return work()
 
     monkeypatch.setattr(owner_watch.trio.to_thread, "run_sync", at_once)
-    monkeypatch.setattr(owner_watch.time, "time", lambda: EPOCH_S + trio.current_time())
+    clock = SimpleNamespace(time=lambda: EPOCH_S + trio.current_time())
+    monkeypatch.setattr(owner_watch, "time", clock)
+    return autojump_clock  # by which pytest-trio knows that the test runs on it
 
 
 class Owner:
