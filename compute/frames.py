@@ -68,12 +68,14 @@ class Start(_Message):
 
     ``exact`` asks for the executor of the class `exact` too, whose kernels should
     be in the cache by then. ``memory_bytes`` is the most that any unit may ask for.
+    ``niceness`` is the worker's once it has loaded what it needs.
     """
 
     threads: int
     cache_bytes: int
     memory_bytes: int
     exact: bool
+    niceness: int = 5
 
 
 class Convert(_Message):

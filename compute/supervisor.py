@@ -21,7 +21,7 @@ import msgspec
 import structlog
 import trio
 
-from shoal.compute import frames
+from shoal.compute import frames, priority
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.frames import FrameError, UnitLimits
 from shoal.compute.turnstile import Turnstile
@@ -337,6 +337,7 @@ async def open_worker(
     threads: int,
     cache_bytes: int = CACHE_BYTES,
     memory_bytes: int = MEMORY_BYTES,
+    niceness: int = priority.STARTING,
     entry: Sequence[str] = WORKER,
 ) -> AsyncIterator[Worker]:
     """A worker for the CPU, whose processes are gone when the block is left.
@@ -346,10 +347,15 @@ async def open_worker(
         cache_bytes: How many bytes of prepared programs each process keeps.
         memory_bytes: The most that any unit may ask for; the kernel holds each process
             to this, the programs kept, and a unit's inputs and outputs, whatever it runs.
+        niceness: How far units yield to other processes; a start yields less.
         entry: What Python runs as the worker, for tests.
     """
     start = frames.Start(
-        threads=threads, cache_bytes=cache_bytes, memory_bytes=memory_bytes, exact=False
+        threads=threads,
+        cache_bytes=cache_bytes,
+        memory_bytes=memory_bytes,
+        exact=False,
+        niceness=niceness,
     )
     async with trio.open_nursery() as nursery:
         worker = Worker(start, entry, nursery)

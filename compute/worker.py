@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.compute import frames, lent_memory
+from shoal.compute import frames, lent_memory, priority
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import Executor, NumericClass, Probe
@@ -61,7 +61,6 @@ _PROCESSOR_GRACE_S: Final = 10.0
 """What a unit may use of processor time beyond its threads' share of its time limit: the
 supervisor's clock ends it long before, unless the daemon itself stands still."""
 
-_NICENESS: Final = 5  # the daemon's heartbeat comes before any unit
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
 
@@ -95,6 +94,7 @@ class Worker:
         self._threads = start.threads
         self._unit_bytes = _OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
         self._cache_bytes = start.cache_bytes
+        self._niceness = start.niceness
         self._held: OrderedDict[str, Held] = OrderedDict()
 
     def start(self) -> frames.Started:
@@ -103,6 +103,7 @@ class Worker:
         Raises:
             ComputeError: None of them works here.
         """
+        priority.yield_to_owner(self._niceness)  # threads that start later have it too
         lock = lock_in(CPU)
         self._watchdog.start()
         probes: list[Probe] = []
@@ -385,7 +386,7 @@ def _settle_in() -> None:
     """Tie this process to its parent, behind all others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides when a unit ends
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.nice(_NICENESS)
+    os.nice(priority.STARTING)
     with suppress(OSError):  # not in every container
         Path("/proc/self/oom_score_adj").write_text(_LINUX_OOM_FIRST, encoding="ascii")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

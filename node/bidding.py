@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from shoal.crypto.peer_id import PeerId
+from shoal.node import owner
 from shoal.protocol.limits import LEASE_UNITS_LIMIT
 from shoal.protocol.messages import Bid, Call, Reason, Refusal
 
@@ -35,8 +36,10 @@ class Terms:
     """What a node offers at this moment, to whom.
 
     ``executors`` names the executor of each numeric class that is offered.
-    ``providing`` and ``allowed`` are about peers; work of the node's own user
-    is always taken.
+    ``providing``, ``min_price`` and the lists are about peers: work of the node's
+    own user is taken unless the device itself is paused. Strangers, whom the owner
+    has put on neither list, are served where ``strangers`` says so and the worker
+    is ``sandboxed``.
     """
 
     device: str
@@ -48,6 +51,11 @@ class Terms:
     allowed: Collection[PeerId]
     leases: int
     units_waiting: int
+    stance: owner.Stance = owner.OPEN
+    denied: Collection[PeerId] = ()
+    strangers: bool = True
+    sandboxed: bool = False
+    min_price: float = 0.0
 
 
 def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
@@ -55,16 +63,9 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
 
     The order is from what the requester cannot change to what passes by itself.
     """
-    reason: tuple[Reason, str] | None = None
-    if requester not in {terms.own, *terms.allowed}:
-        reason = (
-            Reason.UNTRUSTED_REQUESTER,
-            "the operator has not put you on this node's allow list",
-        )
-    elif not terms.providing and requester != terms.own:
-        reason = (Reason.NOT_PROVIDING, "this node submits work and takes none")
-    elif terms.draining:
-        reason = (Reason.DRAINING, "this node is shutting down")
+    reason = closed(requester, terms)
+    if reason is not None:
+        pass
     elif not terms.executors:
         reason = (Reason.NO_DEVICE, "no executor of this node works, or none was probed yet")
     elif call.numeric_class not in terms.executors:
@@ -77,7 +78,58 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
         )
     elif terms.leases >= LEASES_LIMIT:
         reason = (Reason.BUSY, f"{terms.leases} leases are running")
+    elif requester != terms.own and worth(call) < terms.min_price:
+        least = f"those of {terms.min_price:.4g} or more are taken here"
+        reason = (Reason.PRICE, f"a unit of it is worth {worth(call):.4g} credits, and {least}")
     return Refusal(call=call.call, reason=reason[0], detail=reason[1]) if reason else None
+
+
+def closed(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
+    """Why nothing at all of ``requester`` is taken now, with a sentence; None where some is.
+
+    It ends a lease as well: what it gives for a unit that runs is why that unit is
+    handed back.
+    """
+    if requester == terms.own:
+        if not terms.stance.own:
+            return Reason.PAUSED, owner.sentence(terms.stance)
+    else:
+        distrust = distrusted(requester, terms)
+        if distrust is not None:
+            return distrust
+        if not terms.providing:
+            return Reason.NOT_PROVIDING, "this node submits work and takes none"
+        if terms.stance.cause is not None:
+            # When its owner sits at the machine is no stranger's concern.
+            known = requester in terms.allowed
+            return Reason.PAUSED, owner.sentence(
+                terms.stance
+            ) if known else "paused by its owner"
+    if terms.draining:
+        return Reason.DRAINING, "this node is shutting down"
+    return None
+
+
+def distrusted(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
+    """Why this node never works for ``requester``, by its owner's lists; None where it may."""
+    if requester in terms.denied:
+        return Reason.DENIED, "this node's owner has put you on its deny list"
+    if requester in {terms.own, *terms.allowed}:
+        return None
+    if not terms.strangers:
+        return Reason.UNTRUSTED_REQUESTER, "this node serves only peers on its allow list"
+    if not terms.sandboxed:
+        return (
+            Reason.UNTRUSTED_REQUESTER,
+            "strangers are served from within a sandbox only, and this node has none",
+        )
+    return None
+
+
+def worth(call: Call) -> float:
+    """Credits for one unit of ``call`` on an idle device that holds nothing of it."""
+    fetch = (call.program_bytes / call.units + call.input_bytes) / BYTES_PER_CREDIT
+    return BASE_PRICE + fetch
 
 
 def price(call: Call, terms: Terms, held_bytes: int) -> float:

@@ -26,18 +26,30 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from shoal.node.errors import ConfigError
+from shoal.node.schedule import Schedule
 from shoal.node.setting_values import (
-    read_cores,
+    read_credits,
     read_level,
     read_listen_addresses,
+    read_niceness,
     read_path,
     read_peer_addresses,
     read_peers,
+    read_schedule,
+    read_serve,
     read_size_bytes,
     read_text,
     read_yes_or_no,
 )
 from shoal.node.settings_file import read_settings_file, toml
+from shoal.node.shares import (
+    is_share,
+    read_cores_or_share,
+    read_memory_or_share,
+    read_share_or_off,
+    usable_cores,
+    usable_memory_bytes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,11 +71,18 @@ class Config:
         socket: Where the daemon serves its local API.
         listen: Multiaddrs that the network listens on.
         bootstrap: Multiaddrs, each with its peer id, of nodes to join through.
-        allow: Peers whose work is accepted beside the node's own.
+        allow: Friends, whose work is accepted like the node's own.
+        deny: Peers whose work is never accepted.
+        serve: Whose else: ``anyone``'s, where a sandbox is to be had, or ``friends`` only.
+        min_price: Credits that a unit must be worth to be taken of a peer.
+        schedule: The hours in which peers' work is taken; always where it is empty.
+        step_back: From which share of the machine on, used by the owner's own
+            processes, peers' work is not taken; None for never.
         name: What the operator calls this machine, in logs only.
         provide: Whether units are taken from peers at all.
         cores: Processor cores that units may use.
         memory_bytes: Memory that units may use.
+        niceness: How far units yield to other processes.
         blob_quota_bytes: Disk space that blobs may take.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
         sources: For each setting where it came from: ``flag``, ``environment``,
@@ -75,10 +94,16 @@ class Config:
     listen: tuple[str, ...]
     bootstrap: tuple[str, ...]
     allow: tuple[PeerId, ...]
+    deny: tuple[PeerId, ...]
+    serve: str
+    min_price: float
+    schedule: Schedule
+    step_back: float | None
     name: str
     provide: bool
     cores: int
     memory_bytes: int
+    niceness: int
     blob_quota_bytes: int
     log_level: str
     sources: Mapping[str, str]
@@ -238,7 +263,9 @@ def file_text(values: Mapping[str, object] | None = None) -> str:
             continue
         lines += ["", f"# {setting.help}", f"# Also {setting.flag} or {setting.variable}."]
         if setting.name in values:
-            lines.append(f"{setting.name} = {toml(setting.read(values[setting.name]))}")
+            value = values[setting.name]
+            read = setting.read(value)
+            lines.append(f"{setting.name} = {toml(value if is_share(value) else read)}")
         else:
             lines.append(f"# {setting.name} = {setting.example}")
     return "\n".join(lines) + "\n"
@@ -277,7 +304,7 @@ def _first_of(
     name, in_file = setting.name, setting.example
     if in_file == "[]":
         in_file = f'["{setting.metavar}"]'
-    bare = in_file.strip('[]"')
+    bare = in_file.strip("[]").split('", "')[0].strip('"')
     for source, held, key, where, sample in (
         ("flag", flags, name, setting.flag, f"{setting.flag} {bare}"),
         (
@@ -339,15 +366,7 @@ def _default_home() -> Path:
 
 
 def _half_of_memory_bytes() -> int:
-    from shoal.compute.devices.cpu import usable_memory_bytes
-
     return usable_memory_bytes() // 2
-
-
-def _all_threads() -> int:
-    from shoal.compute.devices.cpu import usable_threads
-
-    return usable_threads()
 
 
 _HOME = Setting(
@@ -394,9 +413,51 @@ SETTINGS = (
         "PEER_ID",
         read_peers,
         tuple,
-        "Peers whose work this node accepts, beside its own.",
+        "Friends: peers whose work this node accepts, beside its own, sandbox or not.",
         example="[]",
         many=True,
+    ),
+    Setting(
+        "deny",
+        "PEER_ID",
+        read_peers,
+        tuple,
+        "Peers whose work this node never accepts, whatever else is set.",
+        example="[]",
+        many=True,
+    ),
+    Setting(
+        "serve",
+        "WHO",
+        read_serve,
+        lambda: "anyone",
+        "Whom this node serves: anyone (strangers only from within a sandbox), or friends.",
+        example='"friends"',
+    ),
+    Setting(
+        "min_price",
+        "CREDITS",
+        read_credits,
+        lambda: 0.0,
+        "Credits that a unit must be worth to be taken of a peer; a small one is worth 1.",
+        example="1.5",
+    ),
+    Setting(
+        "schedule",
+        "HOURS",
+        read_schedule,
+        tuple,
+        "Hours of local time in which peers' work is taken; always where not set.",
+        example='["mon-fri 18:00-08:00", "sat,sun 00:00-24:00"]',
+        many=True,
+    ),
+    Setting(
+        "step_back",
+        "PERCENT",
+        read_share_or_off,
+        lambda: 0.25,
+        "Take no peer's work while your own processes use more of the CPU than this, or off.",
+        example='"25%"',
     ),
     Setting(
         "provide",
@@ -409,19 +470,27 @@ SETTINGS = (
     Setting(
         "cores",
         "N",
-        read_cores,
-        _all_threads,
-        "Processor cores that units may use; all of them where not set.",
+        read_cores_or_share,
+        usable_cores,
+        "Processor cores that units may use, such as 4 or 50%; all of them where not set.",
         example="4",
     ),
     Setting(
         "memory",
         "SIZE",
-        read_size_bytes,
+        read_memory_or_share,
         _half_of_memory_bytes,
-        "Memory that units may use, such as 8GB; half of it where not set.",
+        "Memory that units may use, such as 8GB or 25%; half of it where not set.",
         example='"8GB"',
         field="memory_bytes",
+    ),
+    Setting(
+        "niceness",
+        "N",
+        read_niceness,
+        lambda: 19,
+        "How far units yield to other processes: from 5, a little, to 19, all they can.",
+        example="5",
     ),
     Setting(
         "blob_quota",

@@ -29,12 +29,12 @@ from shoal.compute.devices.abilities import (
     takes_units,
     with_abilities,
 )
-from shoal.compute.supervisor import open_worker
+from shoal.compute.supervisor import CACHE_BYTES, open_worker
 from shoal.crypto.peer_id import PeerId
 from shoal.node.addresses import parse_peer_address
 from shoal.node.api import claim_socket, make_app
 from shoal.node.api.server import serve_on
-from shoal.node.bidding import Terms
+from shoal.node.bidding import Terms, distrusted
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
 from shoal.node.control import open_control
@@ -51,9 +51,13 @@ from shoal.node.membership import (
     open_membership,
 )
 from shoal.node.network import open_network
+from shoal.node.owner_load import OwnersUse
+from shoal.node.owner_view import check_device, owner_view
+from shoal.node.owner_watch import OwnerWatch, open_owner_watch
 from shoal.node.private_network import PrivateNetwork
 from shoal.node.provider import Provider, open_provider
 from shoal.node.records import PeerView, Status
+from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
 from shoal.node.swarm_key import PUBLIC, load_key
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -82,7 +86,7 @@ if TYPE_CHECKING:
     from shoal.node.blobs import BlobStore
     from shoal.node.config import Config
     from shoal.node.network import Network
-    from shoal.node.records import Answer, Job, JobId, JobSpec, Unit
+    from shoal.node.records import Answer, Job, JobId, JobSpec, OwnerView, Unit
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -114,6 +118,10 @@ class Capacity:
     """Whether the worker is locked in well enough for strangers' programs."""
     draining: bool = False
 
+    def units_run_on(self) -> tuple[str, ...]:
+        """The ids of the devices that run units; the worker's is the CPU."""
+        return ("cpu",)
+
     def offer(self, probes: Sequence[Probe], lacks: Sequence[Lack]) -> None:
         """Offer what these canaries showed, and nothing else; note what they did not."""
         self.canaries = Canaries(tuple(probes), tuple(lacks))
@@ -139,6 +147,7 @@ class Daemon:
     capacity: Capacity
     provider: Provider
     jobs_running: Jobs
+    owner: OwnerWatch
     started_at_s: float = field(default_factory=trio.current_time)
 
     def status(self) -> Status:
@@ -162,11 +171,12 @@ class Daemon:
             blob_quota_bytes=self.blobs.quota_bytes,
             sandbox=self.worker.sandbox,
             sandboxed=self.capacity.sandboxed,
+            owner=self._owner(),
         )
 
     def peers(self) -> list[PeerView]:
         """The other nodes whose adverts are valid now."""
-        now_s = trio.current_time()
+        now_s, terms = trio.current_time(), self._terms()
         views = []
         for entry in self.membership.table:
             advert, peer = entry.advert, PeerId(entry.advert.peer)
@@ -179,12 +189,13 @@ class Daemon:
                     agent=advert.agent,
                     addresses=advert.addresses,
                     linked=link is not None,
-                    allowed=peer in self.config.allow,
+                    allowed=self.config.provide and distrusted(peer, terms) is None,
                     rtt_s=link.rtt_s if link else None,
                     devices=advert.devices,
                     numeric_classes=advert.numeric_classes,
                     advert_age_s=now_s - entry.born_at_s,
                     advert_expires_in_s=entry.expires_at_s - now_s,
+                    providing=advert.providing,
                 )
             )
         return sorted(views, key=lambda view: view.peer)
@@ -250,6 +261,9 @@ class Daemon:
             peers_known=len(self.membership.table) - 1,
             classes_offered=frozenset(name for names in offered for name in names),
             leases=self.jobs_running.leases(job_id),
+            closed=frozenset(
+                PeerId(e.advert.peer) for e in self.membership.table if not e.advert.providing
+            ),
         )
         return answers, explain(job, answers, around)
 
@@ -261,11 +275,38 @@ class Daemon:
         """A receipt's envelope."""
         return await self.journal.receipt(receipt_id)
 
+    async def pause(self, device: str | None, for_s: float | None) -> OwnerView:
+        """Take no more work on a device, or none of peers on all of them.
+
+        Raises:
+            ConfigError: ``no_such_device``.
+            StoreError: It could not be written down.
+        """
+        await self.owner.pause(check_device(device, await self._found()), for_s)
+        return self._owner()
+
+    async def resume(self, device: str | None) -> OwnerView:
+        """End the pause of a device, or every pause; raises as `pause`."""
+        await self.owner.resume(check_device(device, await self._found()))
+        return self._owner()
+
+    async def _found(self) -> tuple[Device, ...]:
+        return self.capacity.devices or await self.devices()
+
     async def connect(self, address: str) -> PeerId:
         """Link to a peer by multiaddr; raises ConfigError or NetworkError."""
         peer, place = parse_peer_address(address)
         await self.network.connect(peer, [place], DIAL_TIME_LIMIT_S)
         return peer
+
+    def _owner(self) -> OwnerView:
+        used = self.capacity.units_run_on()
+        others = (device.id for device in self.capacity.devices if device.id not in used)
+        paused = (device for device in others if not self.owner.stance(device).own)
+        return owner_view(self.config, self.owner, (*used, *paused), self._terms())
+
+    def _terms(self) -> Terms:
+        return _terms(self.config, self.identity, self.capacity, self.provider, self.owner)
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
         """Let the module that knows about it answer a peer's request."""
@@ -304,7 +345,12 @@ async def serve(
             )
         )
         worker = await stack.enter_async_context(
-            open_worker(threads=config.cores, memory_bytes=config.memory_bytes)
+            open_worker(
+                threads=config.cores,
+                cache_bytes=min(CACHE_BYTES, config.memory_bytes // 4),
+                memory_bytes=config.memory_bytes,
+                niceness=config.niceness,
+            )
         )
         control = await stack.enter_async_context(open_control(network, AGENT))
         membership = Membership(
@@ -313,9 +359,18 @@ async def serve(
             control,
             journal,
             lambda sequence, lifetime_s: _advert(
-                config, network, capacity, sequence, lifetime_s
+                config, network, capacity, owner, sequence, lifetime_s
             ),
             await _seeds(config, swarm_key, journal),
+        )
+        owner = OwnerWatch(
+            journal,
+            await journal.pauses(),
+            schedule=config.schedule,
+            step_back=config.step_back if config.provide else None,
+            use=OwnersUse(usable_cpus()),
+            devices=capacity.units_run_on,
+            changed=membership.announce,
         )
         rights = Rights()
         house = House(
@@ -327,7 +382,7 @@ async def serve(
             journal=journal,
             worker=worker,
             reach=membership.reach,
-            terms=lambda: _terms(config, identity, capacity, provider),
+            terms=lambda: _terms(config, identity, capacity, provider, owner),
         )
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(
@@ -345,10 +400,12 @@ async def serve(
             capacity=capacity,
             provider=provider,
             jobs_running=jobs,
+            owner=owner,
         )
         network.handle(BLOB_PROTOCOL, BlobServer(identity.peer_id, blobs, rights).serve)
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_membership(membership))
+        await stack.enter_async_context(open_owner_watch(owner))
         await jobs.resume()  # before a client can submit one
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_on, make_app(daemon), listening)
@@ -439,7 +496,12 @@ def _providers(membership: Membership, numeric_class: str) -> list[PeerId]:
 
 
 def _advert(
-    config: Config, network: Network, capacity: Capacity, sequence: int, lifetime_s: float
+    config: Config,
+    network: Network,
+    capacity: Capacity,
+    owner: OwnerWatch,
+    sequence: int,
+    lifetime_s: float,
 ) -> Advert:
     return Advert(
         peer=network.peer_id,
@@ -460,7 +522,7 @@ def _advert(
             for device in _with_executors(capacity.devices, capacity)
         )[:8],
         numeric_classes=tuple(sorted(capacity.executors)),
-        providing=config.provide,
+        providing=config.provide and owner.announces_open,
     )
 
 
@@ -469,9 +531,16 @@ def _with_executors(found: tuple[Device, ...], capacity: Capacity) -> tuple[Devi
     return with_abilities(hardware.Inventory(found), capacity.canaries).devices
 
 
-def _terms(config: Config, identity: Identity, capacity: Capacity, provider: Provider) -> Terms:
+def _terms(
+    config: Config,
+    identity: Identity,
+    capacity: Capacity,
+    provider: Provider,
+    owner: OwnerWatch,
+) -> Terms:
+    (device,) = capacity.units_run_on()
     return Terms(
-        device="cpu",
+        device=device,
         executors=capacity.executors,
         memory_bytes=config.memory_bytes,
         providing=config.provide,
@@ -480,4 +549,9 @@ def _terms(config: Config, identity: Identity, capacity: Capacity, provider: Pro
         allowed=frozenset(config.allow),
         leases=provider.leases,
         units_waiting=provider.units_waiting,
+        stance=owner.stance(device),
+        denied=frozenset(config.deny),
+        strangers=config.serve == "anyone",
+        sandboxed=capacity.sandboxed,
+        min_price=config.min_price,
     )

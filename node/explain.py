@@ -23,6 +23,10 @@ NEXT_STEP = {
         "could not fetch the program or an input",
         "keep this daemon running and reachable until the job has ended",
     ),
+    Reason.DENIED: (
+        "has this node on its deny list",
+        "only its operator can change that, by `deny`; other nodes are asked meanwhile",
+    ),
     Reason.DRAINING: ("is shutting down", "wait for other peers, or connect to more"),
     Reason.EXPIRED: ("had let go of the lease", "nothing to do; it is asked again"),
     Reason.INTERNAL: (
@@ -41,6 +45,14 @@ NEXT_STEP = {
         "has no room on its disk for the program, an input or an output",
         "its operator can raise `blob_quota`; smaller units help too",
     ),
+    Reason.PAUSED: (
+        "takes no work for now, as its owner wishes",
+        "wait, or connect to more nodes; `shoal status` tells its owner why",
+    ),
+    Reason.PRICE: (
+        "takes only units that are worth more",
+        "make them larger with --batch, or ask its operator to lower `min_price`",
+    ),
     Reason.PROGRAM_REFUSED: (
         "refused the program",
         "see the detail; `shoal run` checks a program against the same rules",
@@ -50,7 +62,7 @@ NEXT_STEP = {
         "ask for less with --memory-limit, or split the units smaller with --batch",
     ),
     Reason.UNTRUSTED_REQUESTER: (
-        "takes work from peers on its allow list only",
+        "takes no work from strangers, only from peers on its allow list",
         "ask its operator to put this node's id (`shoal identity show`) into `allow`",
     ),
 }
@@ -68,12 +80,15 @@ class Surroundings:
         peers_known: How many other nodes have a valid advert.
         classes_offered: Numeric classes that any node offers, this one included.
         leases: How many leases the job holds now.
+        closed: Peers whose adverts say that they take no work now, so that they
+            are not even asked.
     """
 
     own: PeerId
     peers_known: int
     classes_offered: frozenset[str]
     leases: int
+    closed: frozenset[PeerId] = frozenset()
 
 
 def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> str:
@@ -87,6 +102,12 @@ def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> str:
         ]
         lines += _nobody(job, answers, around)
     latest = {answer.peer: answer for answer in sorted(answers, key=lambda a: a.at)}
+    lines += [
+        f"{peer} is not asked: its advert says that it takes no work, because its owner "
+        "paused it or lets it only submit; wait, or connect to more nodes."
+        for peer in sorted(around.closed - {around.own})
+        if not job.state.final and not _refuses(latest.get(peer))
+    ]
     for peer, answer in latest.items():
         who = "this node" if peer == around.own else peer
         if answer.verdict in _REASONS:
@@ -100,6 +121,10 @@ def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> str:
                 "`shoal peers` shows whether it is linked."
             )
     return "\n".join(lines)
+
+
+def _refuses(answer: Answer | None) -> bool:
+    return answer is not None and answer.verdict in _REASONS
 
 
 def _nobody(job: Job, answers: Sequence[Answer], around: Surroundings) -> list[str]:

@@ -50,9 +50,13 @@ COOL_DOWN_S = {
     Reason.BUSY: 2.0,
     Reason.EXPIRED: 0.5,
     Reason.DRAINING: 30.0,
+    Reason.PAUSED: 5.0,
 }
 COOL_DOWN_REFUSED_S = 20.0
 """After a refusal for a reason that does not pass by itself."""
+HANDED_BACK = frozenset({Reason.BUSY, Reason.DRAINING, Reason.PAUSED})
+"""Refusals of a unit under a lease that tell of the provider and nothing of the unit."""
+
 COOL_DOWN_BROKEN_S = 5.0
 """After a broken link, or words that broke the protocol."""
 
@@ -70,6 +74,16 @@ class _Ending:
     peer: PeerId
     failure: Failure
     receipt: bytes | None
+
+
+@dataclass(slots=True)
+class _Lease:
+    """What the feeders of one lease share."""
+
+    side: RequesterSide
+    turns: Iterator[int]
+    """One for each unit that it is for; none where the provider takes no more, though
+    what it has in hand it may still end."""
 
 
 @dataclass(slots=True)
@@ -298,10 +312,10 @@ class Jobs:
             problem = await pipeline.award(self._house, running.need, side)
             if problem is None:
                 await self._note(running, peer, None)
-                turns = iter(range(side.bid.units_max))  # shared: the lease has no more
+                lease = _Lease(side, iter(range(side.bid.units_max)))
                 async with trio.open_nursery() as feeders:
                     for _ in range(min(side.bid.in_flight_max, bidding.IN_FLIGHT)):
-                        feeders.start_soon(self._feed, running, units, side, turns)
+                        feeders.start_soon(self._feed, running, units, lease)
         except* StoreError:
             raise
         except* ShoalError as errors:
@@ -314,16 +328,10 @@ class Jobs:
             await self._note(running, peer, problem)
         running.wake()
 
-    async def _feed(
-        self,
-        running: _RunningJob,
-        units: dict[int, Unit],
-        side: RequesterSide,
-        turns: Iterator[int],
-    ) -> None:
+    async def _feed(self, running: _RunningJob, units: dict[int, Unit], lease: _Lease) -> None:
         """Take units from the board to one provider, one after another."""
-        board, peer = running.board, side.provider
-        for _ in turns:
+        board, side, peer = running.board, lease.side, lease.side.provider
+        while next(lease.turns, None) is not None:
             index = board.take(peer)
             if index is None:
                 return
@@ -333,6 +341,13 @@ class Jobs:
             ended = False
             try:
                 answer = await pipeline.hand_over(self._house, running.need, side, unit)
+                if isinstance(answer, Refusal) and answer.reason in HANDED_BACK:
+                    ended = True
+                    board.handed_back(index)
+                    lease.turns = iter(())
+                    await self._note(running, peer, answer)
+                    running.wake()  # for other peers to be called
+                    return
                 if isinstance(answer, Refusal):
                     if answer.reason is not Reason.PROGRAM_REFUSED:
                         raise JobError(answer.detail or answer.reason, code=answer.reason)
@@ -401,7 +416,9 @@ class Jobs:
             case Refusal():
                 verdict, detail = problem.reason.value, problem.detail
                 wait_s = COOL_DOWN_S.get(problem.reason, COOL_DOWN_REFUSED_S)
-                if problem.reason not in COOL_DOWN_S:
+                if problem.reason is Reason.PAUSED:  # for how long, nobody knows
+                    running.setbacks[peer] += 1
+                elif problem.reason not in COOL_DOWN_S:
                     running.setbacks[peer] = SETBACKS_LIMIT
             case VerificationError():  # what it says is false: not again in this job
                 verdict, detail, wait_s = problem.code, problem.message, math.inf

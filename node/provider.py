@@ -55,6 +55,10 @@ OPEN_LIMIT = 256
 
 SWEEP_INTERVAL_S = 1.0
 
+HAND_BACK_AFTER_S = 10.0
+"""What a unit that runs gets to end when its owner wants the device: then it is handed
+back. Most units end within it, and the worker yields to the owner's processes meanwhile."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -65,6 +69,10 @@ class _Running:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
     answer: UnitResult | Refusal | None = None
+    unwanted_since_s: float | None = None
+    """Since when this node would not take the unit any more."""
+    handed_back: Refusal | None = None
+    """What to answer when the unit was ended because of that."""
 
 
 @dataclass(slots=True)
@@ -189,14 +197,9 @@ class Provider:
                 return message
             case Await(unit):
                 running = conversation.running[unit]
-            case Execute(request) if self._house.terms().draining:
-                draining = Refusal(
-                    call=request.call,
-                    reason=Reason.DRAINING,
-                    detail="this node is shutting down",
-                )
-                conversation.side.send(draining, trio.current_time(), request.unit)
-                return draining
+            case Execute(request) if closed := self._closed(conversation.side):
+                conversation.side.send(closed, trio.current_time(), request.unit)
+                return closed
             case Execute(request):
                 running = _Running()
                 conversation.running[request.unit] = running
@@ -219,6 +222,8 @@ class Provider:
             with running.scope:
                 answer = await self._run_steps(side, request)
                 self.units_served += isinstance(answer, UnitResult)
+            if running.scope.cancelled_caught and running.handed_back is not None:
+                answer = running.handed_back
         except Exception:  # root of a unit: a bug here must not end the other units
             log.exception("a unit failed inside this node", unit=request.unit)
             answer = Refusal(
@@ -255,14 +260,38 @@ class Provider:
             house.store.unpin(inputs_of(side, request.unit))
 
     async def sweep(self) -> None:
-        """Forget conversations that have ended, for ever: most do by their time."""
+        """Look over the conversations for ever.
+
+        Ends units that this node's owner has no room for any more, and forgets what
+        has ended: most conversations do by their time.
+        """
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
             now_s = trio.current_time()
             for key, conversation in list(self._conversations.items()):
+                self._hand_back(conversation, now_s)
                 conversation.side.expire(now_s)
                 if conversation.side.state is State.ENDED:  # or a late message ended it
                     self._forget(key)
+
+    def _hand_back(self, conversation: _Conversation, now_s: float) -> None:
+        """End units that are not wanted any more, and have had their time to end."""
+        closed = self._closed(conversation.side) if conversation.running else None
+        for unit, running in conversation.running.items():
+            if closed is None:
+                running.unwanted_since_s = None
+            elif running.unwanted_since_s is None:
+                running.unwanted_since_s = now_s
+            elif now_s - running.unwanted_since_s >= HAND_BACK_AFTER_S:
+                log.info("a unit is handed back", unit=unit, reason=closed.reason)
+                running.handed_back = closed
+                running.scope.cancel()
+
+    def _closed(self, side: ProviderSide) -> Refusal | None:
+        """Why this node takes nothing of this requester now, as an answer to it."""
+        assert side.call is not None
+        reason = bidding.closed(side.requester, self._house.terms())
+        return reason and Refusal(call=side.call.call, reason=reason[0], detail=reason[1])
 
     def _forget(self, key: tuple[PeerId, str]) -> None:
         conversation = self._conversations.pop(key)

@@ -156,6 +156,58 @@ class PeerView(msgspec.Struct, frozen=True):
     numeric_classes: tuple[str, ...]
     advert_age_s: float
     advert_expires_in_s: float
+    providing: bool = True
+    """Whether it takes work now, by its own words: not in a pause."""
+
+
+class StanceView(msgspec.Struct, frozen=True):
+    """What one device takes now.
+
+    Attributes:
+        peers: Whether units of peers are taken.
+        own: Whether units of this node's own user are.
+        cause: ``paused``, ``schedule`` or ``stepping_back``, where peers' are not.
+        until: When the cause ends by itself, in seconds since the epoch, where known.
+        sentence: The same for a person, or "".
+    """
+
+    device: str
+    peers: bool
+    own: bool
+    cause: str | None = None
+    until: float | None = None
+    sentence: str = ""
+
+
+class OwnerView(msgspec.Struct, frozen=True):
+    """What the owner lets this node do, and for whom.
+
+    Attributes:
+        provide: Whether it works for peers at all.
+        serve: ``anyone`` or ``friends``.
+        sandboxed: Whether the worker is locked in, without which no stranger is served.
+        allowed: How many peers are on the allow list.
+        denied: How many are on the deny list.
+        schedule: The hours for peers; always where it is empty.
+        schedule_changes_at: When they begin or end next, in seconds since the epoch.
+        step_back: From which share of the machine, used by the owner's own processes,
+            nothing of peers is taken; None for never.
+        use: That share as it was last measured.
+    """
+
+    provide: bool
+    serve: str
+    sandboxed: bool
+    allowed: int
+    denied: int
+    min_price: float
+    cores: int
+    memory_bytes: int
+    stances: tuple[StanceView, ...]
+    schedule: tuple[str, ...] = ()
+    schedule_changes_at: float | None = None
+    step_back: float | None = None
+    use: float | None = None
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -186,3 +238,4 @@ class Status(msgspec.Struct, frozen=True):
     """How the worker is locked in, and what is missing."""
     sandboxed: bool = False
     """Whether that is enough for strangers' programs."""
+    owner: OwnerView | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import check_peer_id
+from shoal.node.schedule import WINDOWS_LIMIT, Schedule, Window, parse_window
 
 _UNIT_BYTES = {
     "": 1,
@@ -32,6 +33,21 @@ def read_size_bytes(value: object) -> int:
         message = "is not a size; write one as 20GB, 512MiB or a number of bytes"
         raise ValueError(message)
     return size_bytes
+
+
+_UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+_DURATION_LIMIT_S = 10 * 366 * _UNIT_S["d"]
+
+
+def read_duration_s(value: object) -> float:
+    """Read ``2h``, ``90 min`` or ``1h30m``; raises ValueError."""
+    text = "".join(str(value).lower().split())
+    parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd])", text)
+    duration_s = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+    if text != "".join(map("".join, parts)) or not 0 < duration_s <= _DURATION_LIMIT_S:
+        message = "is no time; write one as 45m, 2h, 1h30m or 3d"
+        raise ValueError(message)
+    return duration_s
 
 
 def read_path(value: object) -> Path:
@@ -68,6 +84,57 @@ def read_cores(value: object) -> int:
     text = str(value).strip()
     if isinstance(value, bool) or not text.isdecimal() or not 1 <= int(text) <= 4096:
         message = "is not a number of cores from 1 to 4096"
+        raise ValueError(message)
+    return int(text)
+
+
+def read_schedule(value: object) -> Schedule:
+    """Read windows: a TOML list, a repeated flag, or one text with semicolons."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+        message = "is not a list of texts"
+        raise ValueError(message)
+    parts = [part.strip() for text in texts for part in text.split(";")]
+    windows = tuple(dict.fromkeys(_window(part) for part in parts if part))
+    if len(windows) > WINDOWS_LIMIT:
+        message = f"has more than {WINDOWS_LIMIT} windows"
+        raise ValueError(message)
+    return windows
+
+
+def _window(text: str) -> Window:
+    try:
+        return parse_window(text)
+    except ValueError as error:
+        raise ValueError(f"has the window {text[:40]!r}, which {error}") from None
+
+
+def read_serve(value: object) -> str:
+    """Read who is served."""
+    who = str(value).strip().lower()
+    if who not in ("anyone", "friends"):
+        message = "is neither anyone nor friends"
+        raise ValueError(message)
+    return who
+
+
+def read_credits(value: object) -> float:
+    """Read a price in credits."""
+    try:
+        found = float(str(value)) if not isinstance(value, bool) else -1.0
+    except ValueError:
+        found = -1.0
+    if not 0.0 <= found <= 1e12:
+        message = "is not a number of credits, 0 or more"
+        raise ValueError(message)
+    return found
+
+
+def read_niceness(value: object) -> int:
+    """Read a niceness as nice(1) has it, within what a worker may have."""
+    text = str(value).strip()
+    if isinstance(value, bool) or not text.isdecimal() or not 5 <= int(text) <= 19:
+        message = "is not a number from 5 to 19"
         raise ValueError(message)
     return int(text)
 

@@ -16,7 +16,7 @@ How records lie in tables is in `node.state_tables`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ import trio
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import JobError
+from shoal.node.owner import Pause
 from shoal.node.records import (
     Answer,
     Failure,
@@ -301,6 +302,21 @@ class State:
             return True
 
         return await self._write(write)
+
+    async def pauses(self) -> list[Pause]:
+        """What the owner has paused, pauses that have ended by themselves among it."""
+        return await self._rows(
+            lambda row: Pause(row["device"], row["until_s"]), "SELECT * FROM pauses", ()
+        )
+
+    async def keep_pauses(self, pauses: Collection[Pause]) -> None:
+        """Keep these pauses, and no others."""
+
+        def write() -> None:
+            self._database.execute("DELETE FROM pauses")
+            self._insert("pauses", [{"device": p.device, "until_s": p.until_s} for p in pauses])
+
+        await self._write(write)
 
     async def next_sequence(self, wall_ms: int) -> int:
         """A number for the next advert, higher than any before; written before it is given.

@@ -97,6 +97,14 @@ CREATE TABLE counters (
 ) WITHOUT ROWID;
 """
 
+_LATER_TABLES = """
+CREATE TABLE IF NOT EXISTS pauses (
+    device  TEXT PRIMARY KEY,
+    until_s REAL
+) WITHOUT ROWID;
+"""
+"""What came after the first version; each is made where it is not there yet."""
+
 
 def open_database(path: Path) -> sqlite3.Connection:
     """Open the file, or make it with its tables, all of them or none.
@@ -265,5 +273,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
         if version == 0:
             for statement in _TABLES.split(";"):  # executescript would commit in between
                 database.execute(statement)
+        for statement in _LATER_TABLES.split(";"):
+            database.execute(statement)
         # Written each time: a state that cannot be written to is found out now.
         database.execute(f"PRAGMA user_version = {TABLES_VERSION}")

@@ -82,6 +82,10 @@ class UnitBoard:
         self._losses[index] = self._losses.get(index, 0) + 1
         return self._back(index, over=self._losses[index] >= LOSSES_LIMIT)
 
+    def handed_back(self, index: int) -> None:
+        """The provider gave the unit back unharmed: it is no loss, however often."""
+        self._back(index, over=False)
+
     def failed(self, index: int, peer: PeerId) -> bool:
         """``peer`` gave an error; True when the unit has failed for good."""
         errors = self._errors.setdefault(index, set())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 import trio
@@ -44,6 +44,12 @@ JOB_LIMIT_BYTES = 64 << 20
 CONNECT_LIMIT_BYTES = 4 << 10
 """An address to connect to."""
 
+PAUSE_LIMIT_BYTES = 4 << 10
+"""A device and a time."""
+
+PAUSE_LIMIT_S = 10 * 366 * 86_400.0
+"""Longer than any device lives; without it a pause lasts until it is resumed."""
+
 UNITS_PER_ANSWER_LIMIT = 1000
 JOBS_PER_ANSWER_LIMIT = 1000
 WAIT_LIMIT_S = 3600.0
@@ -59,6 +65,21 @@ class _Connect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema_version: int = 1
 
 
+class _Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/resume; no device means every pause."""
+
+    device: str | None = None
+    schema_version: int = 1
+
+
+class _Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/pause; no device means peers' work on all of them."""
+
+    device: str | None = None
+    for_s: Annotated[float, msgspec.Meta(gt=0.0, le=PAUSE_LIMIT_S)] | None = None
+    schema_version: int = 1
+
+
 def make_app(daemon: DaemonFacade) -> Starlette:
     """The local API in front of ``daemon``."""
     api = _Api(daemon)
@@ -66,6 +87,8 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/status", api.status),
         ("GET", "/v1/peers", api.peers),
         ("GET", "/v1/devices", api.devices),
+        ("POST", "/v1/pause", api.pause),
+        ("POST", "/v1/resume", api.resume),
         ("POST", "/v1/connect", api.connect),
         ("PUT", "/v1/blobs", api.put_blob),
         ("GET", "/v1/blobs/{id}", api.get_blob),  # and HEAD
@@ -112,6 +135,14 @@ class _Api:
     async def devices(self, _request: Request) -> Response:
         found = await self._daemon.devices()
         return answer({"devices": found.devices, "missing": found.missing})
+
+    async def pause(self, request: Request) -> Response:
+        wanted = _decode(await read_bounded(request, PAUSE_LIMIT_BYTES) or b"{}", _Pause)
+        return answer({"owner": await self._daemon.pause(wanted.device, wanted.for_s)})
+
+    async def resume(self, request: Request) -> Response:
+        wanted = _decode(await read_bounded(request, PAUSE_LIMIT_BYTES) or b"{}", _Resume)
+        return answer({"owner": await self._daemon.resume(wanted.device)})
 
     async def connect(self, request: Request) -> Response:
         wanted = _decode(await read_bounded(request, CONNECT_LIMIT_BYTES), _Connect)

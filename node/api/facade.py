@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from shoal.compute.manifest import Manifest
     from shoal.crypto.content import BlobId, ChunkList
     from shoal.crypto.peer_id import PeerId
-    from shoal.node.records import Answer, Job, JobId, JobSpec, PeerView, Status, Unit
+    from shoal.node.records import (
+        Answer,
+        Job,
+        JobId,
+        JobSpec,
+        OwnerView,
+        PeerView,
+        Status,
+        Unit,
+    )
 
 
 class BlobStore(Protocol):
@@ -127,6 +136,14 @@ class DaemonFacade(Protocol):
 
     async def receipt(self, receipt_id: BlobId) -> bytes:
         """A receipt's envelope; raises JobError ``no_such_receipt``."""
+        ...
+
+    async def pause(self, device: str | None, for_s: float | None) -> OwnerView:
+        """Pause a device, or the node for peers; raises ConfigError ``no_such_device``."""
+        ...
+
+    async def resume(self, device: str | None) -> OwnerView:
+        """End the pause of a device, or every pause; raises as `pause`."""
         ...
 
     async def connect(self, address: str) -> PeerId:

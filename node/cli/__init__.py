@@ -46,6 +46,8 @@ _COMMANDS = (
     ("status", "daemon:status", _NODE),
     ("peers", "daemon:peers", _NODE),
     ("devices", "devices:devices", _NODE),
+    ("pause", "owner:pause", _NODE),
+    ("resume", "owner:resume", _NODE),
     ("identity", "identity:app", _NODE),
     ("invite", "private:invite", _NODE),
     ("join", "private:join", _NODE),

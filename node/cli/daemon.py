@@ -21,6 +21,7 @@ from shoal.node.cli.output import (
     print_table,
     size_text,
 )
+from shoal.node.cli.owner import owner_pairs
 from shoal.node.config import Config, load
 from shoal.node.errors import ConfigError, DaemonUnreachableError, WaitTimeoutError
 from shoal.node.home import holder_of, home_in_use, open_home
@@ -119,11 +120,21 @@ def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
         note("no peers yet; nodes to join through are set as `bootstrap`")
         return
     print_table(
-        ("PEER", "LINK", "MAY SEND WORK", "ROUND TRIP", "DEVICES", "CLASSES", "HEARD OF"),
+        (
+            "PEER",
+            "LINK",
+            "TAKES WORK",
+            "MAY SEND WORK",
+            "ROUND TRIP",
+            "DEVICES",
+            "CLASSES",
+            "HEARD OF",
+        ),
         (
             (
                 view.peer,
                 "linked" if view.linked else "known",
+                "yes" if view.providing else "no",
                 "yes" if view.allowed else "no",
                 "-" if view.rtt_s is None else duration_text(view.rtt_s),
                 ", ".join(device.id for device in view.devices) or "-",
@@ -151,6 +162,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),
             ("jobs", f"{found.jobs_running} running"),
             ("served", f"{found.units_served} units"),
+            *(owner_pairs(found.owner) if found.owner else ()),
             ("blobs", f"{size_text(found.blob_bytes)} of {size_text(found.blob_quota_bytes)}"),
             ("sandbox", found.sandbox),
             ("home", found.home),

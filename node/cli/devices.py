@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from shoal.crypto.errors import ShoalError
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import note, print_json, print_table, printable, runnable, size_text
+from shoal.node.cli.owner import stance_text
 from shoal.node.errors import DaemonUnreachableError
 
 if TYPE_CHECKING:
     from shoal.compute.devices import Device, Inventory, Lack
     from shoal.compute.devices.abilities import Canaries
+    from shoal.node.records import OwnerView
 
 _CANARY_LIMIT_S = 60.0
 
@@ -26,15 +28,24 @@ def devices(*, daemon: Daemon | None = None) -> None:
     try:
         with daemon.client() as client:
             found, by_daemon = client.inventory(), True
+            owner = client.status().owner
     except DaemonUnreachableError as error:
         if error.code != DaemonUnreachableError.code:
             raise
         note("no daemon runs; this is what one would find here")
-        found, by_daemon = look_here(), False
+        found, by_daemon, owner = look_here(), False, None
     if daemon.as_json:
-        print_json({"by_daemon": by_daemon, "devices": found.devices, "missing": found.missing})
+        stances = owner.stances if owner else ()
+        print_json(
+            {
+                "by_daemon": by_daemon,
+                "devices": found.devices,
+                "missing": found.missing,
+                "stances": stances,
+            }
+        )
         return
-    _print(found)
+    _print(found, owner)
 
 
 def look_here() -> "Inventory":
@@ -72,11 +83,23 @@ async def _canaries() -> "Canaries":
     return Canaries(probes, (*lacks, not_asked))
 
 
-def _print(found: "Inventory") -> None:
+def _print(found: "Inventory", owner: "OwnerView | None") -> None:
+    takes = (
+        {each.device: stance_text(each, owner.provide) for each in owner.stances}
+        if owner
+        else {}
+    )
     print_table(
-        ("DEVICE", "NAME", "MEMORY FREE", "DRIVER", "RUNS"),
+        ("DEVICE", "NAME", "MEMORY FREE", "DRIVER", "RUNS", "TAKES WORK"),
         (
-            (device.id, device.name, _memory(device), _driver(device), _runs(device))
+            (
+                device.id,
+                device.name,
+                _memory(device),
+                _driver(device),
+                _runs(device),
+                takes.get(device.id, "-"),
+            )
             for device in found.devices
         ),
     )

@@ -20,6 +20,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.node.cli.devices import look_here
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, network_text, print_json, runnable
+from shoal.node.cli.owner import serves_text
 from shoal.node.config import Config, load, unknown_variables
 from shoal.node.records import Status
 from shoal.node.swarm_key import PUBLIC, load_key
@@ -278,6 +279,36 @@ def _sandbox(patient: _Patient) -> Iterator[Finding]:
         )
 
 
+def _served(patient: _Patient) -> Iterator[Finding]:
+    both = set(patient.config.allow) & set(patient.config.deny)
+    for peer in sorted(both):
+        yield Finding(
+            "serves",
+            Verdict.WARNING,
+            f"{peer} is on the allow list and on the deny list, which goes before",
+            "take it off one of them",
+        )
+    owner = patient.status.owner if patient.status else None
+    if owner is None:
+        return
+    yield Finding("serves", Verdict.OK, serves_text(owner))
+    if owner.provide and owner.serve == "anyone" and not owner.sandboxed:
+        yield Finding(
+            "serves",
+            Verdict.WARNING,
+            "strangers are refused: their programs run in a sandbox only, and there is none",
+            'put peers whose work you want into `allow`; `serve = "friends"` if you mean it',
+        )
+    for stance in owner.stances:
+        if not stance.peers and owner.provide:
+            yield Finding(
+                "serves",
+                Verdict.WARNING,
+                f"{stance.device} takes no work of peers: {stance.sentence}",
+                "`shoal resume` ends a pause" if stance.cause == "paused" else "",
+            )
+
+
 def _peers(patient: _Patient) -> Iterator[Finding]:
     if patient.status is None:
         return
@@ -321,5 +352,6 @@ _CHECKS: tuple[Callable[[_Patient], Iterator[Finding]], ...] = (
     _port,
     _worker_and_devices,
     _sandbox,
+    _served,
     _peers,
 )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
     from shoal.node.client.flows import Model
-    from shoal.node.records import Answer, PeerView, Status, Unit
+    from shoal.node.records import Answer, OwnerView, PeerView, Status, Unit
 
 
 class Client:
@@ -88,6 +88,21 @@ class Client:
     def inventory(self) -> Inventory:
         """The daemon's devices, and the kinds of which it has none, with the reasons."""
         return self._drive(flows.inventory())
+
+    def pause(self, device: str | None = None, *, for_s: float | None = None) -> OwnerView:
+        """Take no more work on a device, or none of peers on all of them.
+
+        Units that run get some seconds to end; then other nodes take them.
+
+        Args:
+            device: Its id, such as ``cpu``; nobody's work is taken there then.
+            for_s: Ends it after so many seconds; without it, `resume` does.
+        """
+        return self._drive(flows.pause(device, for_s))
+
+    def resume(self, device: str | None = None) -> OwnerView:
+        """End the pause of a device; without one, every pause."""
+        return self._drive(flows.resume(device))
 
     def connect(self, address: str) -> str:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""

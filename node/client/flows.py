@@ -30,6 +30,7 @@ from shoal.node.records import (
     Job,
     JobSpec,
     JobState,
+    OwnerView,
     PeerView,
     Policy,
     Status,
@@ -103,6 +104,21 @@ def devices() -> Flow[list[Device]]:
 def inventory() -> Flow[Inventory]:
     """The daemon's devices, and the kinds of which it has none."""
     return msgspec.convert((yield from _json(Request("GET", "/v1/devices"))), Inventory)
+
+
+def pause(device: str | None, for_s: float | None) -> Flow[OwnerView]:
+    """Pause a device, or the node for peers."""
+    return (yield from _owner("pause", {"device": device, "for_s": for_s}))
+
+
+def resume(device: str | None) -> Flow[OwnerView]:
+    """End the pause of a device, or every pause."""
+    return (yield from _owner("resume", {"device": device}))
+
+
+def _owner(verb: str, wanted: dict[str, Any]) -> Flow[OwnerView]:
+    request = Request("POST", f"/v1/{verb}", body=msgspec.json.encode(wanted))
+    return msgspec.convert((yield from _json(request))["owner"], OwnerView)
 
 
 def connect(address: str) -> Flow[str]:

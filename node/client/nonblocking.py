@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
     from shoal.node.client.flows import Model
-    from shoal.node.records import Answer, PeerView, Status, Unit
+    from shoal.node.records import Answer, OwnerView, PeerView, Status, Unit
 
 
 class AsyncClient:
@@ -90,6 +90,16 @@ class AsyncClient:
     async def inventory(self) -> Inventory:
         """The daemon's devices, and the kinds of which it has none, with the reasons."""
         return await self._drive(flows.inventory())
+
+    async def pause(
+        self, device: str | None = None, *, for_s: float | None = None
+    ) -> OwnerView:
+        """Take no more work on a device, or none of peers; see `Client.pause`."""
+        return await self._drive(flows.pause(device, for_s))
+
+    async def resume(self, device: str | None = None) -> OwnerView:
+        """End the pause of a device; without one, every pause."""
+        return await self._drive(flows.resume(device))
 
     async def connect(self, address: str) -> str:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""

@@ -171,6 +171,8 @@ class Swarm:
         command = [sys.executable, "-P", "-m", "shoal.node.cli", "up", f"--home={node.home}"]
         command += [f"--listen={_place(node.address) or '/ip4/127.0.0.1/tcp/0'}"]
         command += [f"--allow={other.peer}" for other in self.nodes if other is not node]
+        # On one machine they would step back for each other's daemons, and for ours.
+        command += ["--step-back=off", "--niceness=5"]
         if node is not first:
             command += [f"--bootstrap={first.address}"]
         # What the user has set for a daemon of their own is not for these.

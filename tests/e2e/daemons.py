@@ -39,8 +39,12 @@ def shoal(*arguments, node=None, timeout_s=60):
 
 
 def clean_environment():
-    """The environment without what a user has set for a daemon of their own."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
+    """The environment without what a user has set for a daemon of their own.
+
+    Daemons do not step back for the tests, nor for whatever else runs beside them.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
+    return kept | {"SHOAL_STEP_BACK": "off", "SHOAL_NICENESS": "5"}
 
 
 def curl(node, *arguments):

@@ -47,7 +47,9 @@ from shoal.node.records import (
     Job,
     JobId,
     JobState,
+    OwnerView,
     PeerView,
+    StanceView,
     Status,
     Unit,
     UnitState,
@@ -270,10 +272,35 @@ class MemoryDaemon:
             raise JobError("there is no such receipt", code="no_such_receipt")
         return b"envelope"
 
+    async def pause(self, device, for_s):
+        if device not in {None, "cpu"}:
+            raise ConfigError(f"no device {device}", code="no_such_device", hint="it has cpu")
+        self.paused = (device, for_s)
+        return owner_view(cause="paused")
+
+    async def resume(self, device):
+        self.paused = ("resumed", device)
+        return owner_view()
+
     async def connect(self, address):
         if "p2p" not in address:
             raise NetworkError(f"{address} cannot be reached", code="dial_failed")
         return PEER
+
+
+def owner_view(cause=None):
+    stance = StanceView(device="cpu", peers=cause is None, own=True, cause=cause)
+    return OwnerView(
+        provide=True,
+        serve="anyone",
+        sandboxed=False,
+        allowed=0,
+        denied=0,
+        min_price=0.0,
+        cores=1,
+        memory_bytes=1,
+        stances=(stance,),
+    )
 
 
 def model_bytes(weight_elements=0):
@@ -346,6 +373,42 @@ async def test_a_client_sees_status_peers_and_devices(daemon, socket_path):
             assert client.inventory().missing == (Missing("amd", "absent", "none"),)
 
     await blocking(work)
+
+
+async def test_a_client_pauses_and_resumes(daemon, socket_path):
+    def work():
+        with Client(socket_path) as client:
+            assert client.pause("cpu", for_s=7.5) == owner_view(cause="paused")
+            assert daemon.paused == ("cpu", 7.5)
+            client.pause()
+            assert daemon.paused == (None, None)
+            assert client.resume("cpu") == owner_view()
+            assert daemon.paused == ("resumed", "cpu")
+            with pytest.raises(DaemonError) as caught:
+                client.pause("gpu7")
+            assert (caught.value.code, caught.value.status) == ("no_such_device", 400)
+
+    await blocking(work)
+
+
+async def test_pause_and_resume_take_an_empty_body_and_refuse_a_time_that_is_none(
+    daemon, socket_path
+):
+    for body in ([], ["-d", "{}"]):
+        code, _ = await curl(socket_path, "-X", "POST", *body, "http://shoal/v1/pause")
+        assert (code, daemon.paused) == (200, (None, None))
+    code, _ = await curl(socket_path, "-X", "POST", "http://shoal/v1/resume")
+    assert (code, daemon.paused) == (200, ("resumed", None))
+    for body in ('{"for_s": 0}', '{"for_s": 1e30}', '{"for_s": "2h"}', '{"gpu": 1}'):
+        code, said = await curl(socket_path, "-d", body, "http://shoal/v1/pause")
+        assert (code, json.loads(said)["error"]["code"]) == (400, "bad_request"), body
+
+
+async def test_an_async_client_pauses_and_resumes(daemon, socket_path):
+    async with AsyncClient(socket_path) as client:
+        assert await client.pause(for_s=3) == owner_view(cause="paused")
+        assert daemon.paused == (None, 3)
+        assert await client.resume() == owner_view()
 
 
 async def test_a_model_is_run_from_its_file_bytes_object_and_id(daemon, socket_path, tmp_path):

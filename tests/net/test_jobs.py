@@ -17,6 +17,7 @@ from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
 from shoal.crypto.content import BlobId, ChunkList, blob_id_of
 from shoal.node import house, jobs
+from shoal.node import provider as providers
 from shoal.node.bidding import IN_FLIGHT, Terms
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights
 from shoal.node.blobs import open_store
@@ -24,6 +25,7 @@ from shoal.node.control import open_control
 from shoal.node.errors import StoreError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
+from shoal.node.owner import OPEN, Cause, Stance
 from shoal.node.provider import OPEN_LIMIT, open_provider
 from shoal.node.records import Failure, Job, JobSpec, JobState, Policy, Unit, UnitState
 from shoal.node.state import open_state
@@ -59,6 +61,7 @@ class Node:
         self.key, self.network, self.blobs, self.journal = key, network, blobs, journal
         self.offering = [key.peer_id]
         self.draining = False
+        self.stance = OPEN
         self.rights = Rights()
         self.house = house.House(
             identity=key,
@@ -86,6 +89,7 @@ class Node:
             allowed={FRIEND.peer_id},
             leases=self.provider.leases,
             units_waiting=self.provider.units_waiting,
+            stance=self.stance,
         )
 
     async def spec(self, *inputs, program=DENSE):
@@ -509,3 +513,140 @@ async def output_of(node, blob):
     result = await node.provider.answer(FRIEND.peer_id, unit)
     await node.provider.answer(FRIEND.peer_id, Release(call=call.call))
     return BlobId(open_receipt(result.receipt).outputs[0][1])
+
+
+# --- when its owner wants the device back ---------------------------------------------------
+
+PAUSED = Stance(Cause.PAUSED)
+ENDLESS = convert(models.slow(10**9))
+SLOW = convert(models.slow(100_000))
+
+
+async def unit_of_a_friend(node, program, answers):
+    """Give a unit of a peer to this node; its answer goes where it is looked for."""
+    await node.spec(program=program)
+    node.house.known.note(FRIEND.peer_id, program.blobs)
+    call, _ = await lease_for(node, program=program.program_id)
+    answers.append(await node.provider.answer(FRIEND.peer_id, unit_of(call, "u")))
+
+
+async def it_runs(node):
+    return node.provider.units_waiting
+
+
+async def test_a_unit_that_runs_on_is_handed_back_and_the_device_serves_again_later(
+    node, monkeypatch
+):
+    monkeypatch.setattr(providers, "HAND_BACK_AFTER_S", 0.0)
+    answers = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(unit_of_a_friend, node, ENDLESS, answers)
+        await until(lambda: it_runs(node))
+        node.stance = PAUSED
+    assert answers[0].reason is Reason.PAUSED
+    assert node.provider.units_waiting == 0
+    _, refused = await bid_for(node)
+    assert refused.reason is Reason.PAUSED
+    node.stance = OPEN
+    await unit_of_a_friend(node, DENSE, answers)
+    assert isinstance(answers[1], UnitResult)
+
+
+async def test_a_unit_that_ends_soon_is_not_handed_back(node):
+    answers = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(unit_of_a_friend, node, SLOW, answers)
+        await until(lambda: it_runs(node))
+        node.stance = PAUSED
+    assert isinstance(answers[0], UnitResult)
+
+
+async def test_a_lease_of_a_closed_device_takes_no_new_unit(node):
+    await node.spec()
+    call, _ = await lease_for(node)
+    node.stance = PAUSED
+    answer = await node.provider.answer(FRIEND.peer_id, unit_of(call, "late"))
+    assert answer.reason is Reason.PAUSED
+
+
+async def test_the_time_that_a_unit_gets_begins_anew_with_each_pause(node):
+    answers = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(unit_of_a_friend, node, ENDLESS, answers)
+        await until(lambda: it_runs(node))
+        (conversation,) = node.provider._conversations.values()
+        (running,) = conversation.running.values()
+        began_s, limit_s = trio.current_time(), providers.HAND_BACK_AFTER_S
+        for at_s, stance in (
+            (0.0, PAUSED),
+            (limit_s - 1, OPEN),
+            (limit_s + 1, PAUSED),
+            (2 * limit_s, PAUSED),
+        ):
+            node.stance = stance
+            node.provider._hand_back(conversation, began_s + at_s)
+            assert not running.scope.cancel_called
+        node.provider._hand_back(conversation, began_s + 2 * limit_s + 1)
+        assert running.scope.cancel_called
+    assert answers[0].reason is Reason.PAUSED
+
+
+async def test_the_owners_job_runs_here_in_a_pause_for_peers_and_waits_in_one_of_the_device(
+    node, monkeypatch
+):
+    monkeypatch.setitem(jobs.COOL_DOWN_S, Reason.PAUSED, 0.0)
+    node.stance = PAUSED
+    job = await node.ended((await node.jobs.submit(await node.spec(X))).id)
+    assert job.state is JobState.DONE
+    node.stance = Stance(Cause.PAUSED, own=False)
+    job = await node.jobs.submit(await node.spec(X))
+
+    async def it_was_told_so():
+        return [a.verdict for a in await node.journal.answers(job.id)][-1:] == ["paused"]
+
+    await until(it_was_told_so)
+    assert not (await node.journal.job(job.id)).state.final
+    node.stance = OPEN
+    assert (await node.ended(job.id)).state is JobState.DONE
+
+
+class HandsOneBack(Liar):
+    """Takes two units, gives the second one back at once, and ends the first when told."""
+
+    OUTPUT = to_blob(models.rows(3))
+
+    def __init__(self, key, network):
+        super().__init__(key, network)
+        self.handed_back, self.go_on = trio.Event(), trio.Event()
+
+    def bid(self, request):
+        return super().bid(request, in_flight_max=2)
+
+    async def answer(self, peer, body):
+        if not isinstance(body, UnitRequest):
+            return await super().answer(peer, body)
+        if body.unit.endswith("/1"):
+            self.handed_back.set()
+            return Refusal(call=body.call, reason=Reason.PAUSED, detail="for a test")
+        await self.go_on.wait()
+        return self.result(body, blobs=(self.OUTPUT,))
+
+
+async def test_what_a_pausing_provider_still_has_in_hand_is_waited_for_and_taken(node):
+    node.offering.clear()
+    async with open_peer(HandsOneBack, node) as pausing:
+        job = await node.jobs.submit(await node.spec(X, X))
+        with trio.fail_after(LIMIT_S):
+            await pausing.handed_back.wait()
+        node.offering.append(node.key.peer_id)
+
+        async def the_other_one_is_done():
+            return (await node.journal.job(job.id)).units_done
+
+        await until(the_other_one_is_done)
+        pausing.go_on.set()
+        assert (await node.ended(job.id)).state is JobState.DONE
+        units = await node.journal.units(job.id, 0, 10)
+    assert [unit.provider for unit in units] == [pausing.key.peer_id, node.key.peer_id]
+    verdicts = [a.verdict for a in await node.journal.answers(job.id)]
+    assert "paused" in verdicts

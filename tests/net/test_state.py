@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import JobError, StoreError
+from shoal.node.owner import Pause
 from shoal.node.records import (
     Answer,
     Failure,
@@ -207,6 +208,26 @@ async def test_peers_of_another_network_are_forgotten_and_of_the_same_are_kept(s
     assert changes == [False, True, False, True, True]
     assert remembered == [0, 0, 1, 0, 0]
     assert await state.next_sequence(5) == 5
+
+
+async def test_pauses_outlast_a_restart_and_go_when_they_are_resumed(tmp_path):
+    path, pauses = tmp_path / "state.sqlite", [Pause("", 12.5), Pause("gpu0")]
+    async with open_state(path) as state:
+        await state.keep_pauses([Pause("cpu")])
+        await state.keep_pauses(pauses)
+    async with open_state(path) as state:
+        assert sorted(await state.pauses(), key=lambda pause: pause.device) == pauses
+        await state.keep_pauses([])
+        assert await state.pauses() == []
+
+
+async def test_a_state_from_before_there_were_pauses_gets_them(tmp_path):
+    path = tmp_path / "state.sqlite"
+    async with open_state(path) as state:
+        state._database.execute("DROP TABLE pauses")
+    async with open_state(path) as state:
+        await state.keep_pauses([Pause("cpu")])
+        assert await state.pauses() == [Pause("cpu")]
 
 
 async def test_sequences_grow_whatever_the_clock_does(state):

@@ -2,7 +2,8 @@ import msgspec
 import pytest
 
 from shoal.crypto.identity import generate
-from shoal.node.bidding import LEASES_LIMIT, Terms, bid, choose, price, rank, refusal
+from shoal.node.bidding import LEASES_LIMIT, Terms, bid, choose, price, rank, refusal, worth
+from shoal.node.owner import Cause, Stance, sentence
 from shoal.protocol.messages import Bid, Call, Reason
 
 REQUESTER = generate().peer_id
@@ -59,6 +60,74 @@ def test_each_obstacle_is_refused_by_its_own_reason(terms, reason):
     assert answer.reason is reason
     assert answer.detail
     assert answer.call == CALL.call
+
+
+STRANGER = generate().peer_id
+PAUSED = Stance(Cause.PAUSED)
+DEVICE_PAUSED = Stance(Cause.PAUSED, own=False)
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_a_peer_gets_nothing_of_a_device_that_its_owner_has_closed(cause):
+    answer = refusal(CALL, REQUESTER, but(stance=Stance(cause)))
+    assert answer.reason is Reason.PAUSED
+    assert answer.detail == sentence(Stance(cause))
+
+
+def test_a_stranger_is_not_told_that_the_owner_sits_at_the_machine():
+    details = {
+        refusal(CALL, STRANGER, but(stance=Stance(cause), sandboxed=True)).detail
+        for cause in Cause
+    }
+    assert details == {"paused by its owner"}
+
+
+def test_the_owners_own_work_is_refused_only_by_a_pause_of_the_device():
+    assert refusal(CALL, PROVIDER, but(stance=PAUSED)) is None
+    assert refusal(CALL, PROVIDER, but(stance=DEVICE_PAUSED)).reason is Reason.PAUSED
+
+
+def test_a_denied_peer_is_refused_whatever_else_is_set():
+    terms = but(denied={REQUESTER}, sandboxed=True, stance=PAUSED)
+    assert refusal(CALL, REQUESTER, terms).reason is Reason.DENIED
+
+
+@pytest.mark.parametrize(
+    ("strangers", "sandboxed", "said"),
+    [
+        (True, True, None),
+        (True, False, "sandbox"),
+        (False, True, "allow list"),
+        (False, False, "allow list"),
+    ],
+)
+def test_strangers_are_served_where_the_owner_wants_it_and_the_worker_is_locked_in(
+    strangers, sandboxed, said
+):
+    terms = but(strangers=strangers, sandboxed=sandboxed)
+    answer = refusal(CALL, STRANGER, terms)
+    if said is None:
+        assert answer is None
+    else:
+        assert answer.reason is Reason.UNTRUSTED_REQUESTER
+        assert said in answer.detail
+    assert refusal(CALL, REQUESTER, terms) is None  # a friend
+
+
+def test_a_unit_worth_less_than_the_price_floor_is_refused_to_peers_alone():
+    floor = but(min_price=worth(CALL) + 0.01)
+    answer = refusal(CALL, REQUESTER, floor)
+    assert answer.reason is Reason.PRICE
+    assert f"{worth(CALL):.4g}" in answer.detail
+    assert refusal(CALL, PROVIDER, floor) is None
+    assert refusal(CALL, REQUESTER, but(min_price=worth(CALL))) is None
+
+
+def test_what_a_unit_is_worth_does_not_depend_on_how_busy_the_node_is():
+    assert worth(CALL) == price(CALL, TERMS, 0)
+    floor = but(min_price=worth(CALL) + 0.01, units_waiting=5)
+    assert price(CALL, floor, 0) > floor.min_price
+    assert refusal(CALL, REQUESTER, floor).reason is Reason.PRICE
 
 
 def test_a_stranger_learns_nothing_but_that_it_is_one():

@@ -17,7 +17,7 @@ from shoal.node.config import (
 )
 from shoal.node.errors import ConfigError
 from shoal.node.home import open_home
-from shoal.node.setting_values import read_size_bytes
+from shoal.node.setting_values import read_duration_s, read_size_bytes
 
 PEER = "12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M"
 
@@ -255,3 +255,89 @@ def test_a_read_only_home_is_one_clear_error(home):
     with pytest.raises(ConfigError) as caught:
         open_home(load({"home": home}, {}))
     assert caught.value.code == "home_unwritable"
+
+
+def test_the_owners_settings_are_read_from_the_file(home):
+    write(
+        home,
+        f"""
+serve = "friends"
+deny = ["{PEER}"]
+min_price = 2.5
+schedule = ["mon-fri 18:00-08:00", "sat,sun 00:00-24:00"]
+step_back = "off"
+niceness = 5
+cores = "100%"
+memory = "50%"
+""",
+    )
+    found = load({"home": home}, {})
+    default = load({"home": home / "other"}, {})
+    assert (found.serve, found.deny, found.min_price) == ("friends", (PEER,), 2.5)
+    assert [str(window) for window in found.schedule] == [
+        "mon-fri 18:00-08:00",
+        "sat,sun 00:00-24:00",
+    ]
+    assert (found.step_back, found.niceness) == (None, 5)
+    assert (found.cores, found.memory_bytes) == (default.cores, default.memory_bytes)
+
+
+def test_by_default_anyone_is_served_always_at_the_lowest_priority_stepping_back(home):
+    found = load({"home": home}, {})
+    assert (found.serve, found.deny, found.min_price) == ("anyone", (), 0.0)
+    assert (found.schedule, found.step_back, found.niceness) == ((), 0.25, 19)
+
+
+def test_windows_come_as_repeated_flags_or_one_text_with_semicolons(home):
+    flags = load({"home": home, "schedule": ["mon,tue 1:00-2:00", "22:00-06:00"]}, {})
+    text = load({"home": home}, {"SHOAL_SCHEDULE": "mon,tue 1:00-2:00; 22:00-06:00"})
+    assert flags.schedule == text.schedule
+    assert len(text.schedule) == 2
+
+
+def test_a_share_is_written_into_the_file_as_it_was_given(home):
+    text = file_text({"cores": "50%", "step_back": "10%", "schedule": ["sat 0:00-24:00"]})
+    write(home, text)
+    assert 'cores = "50%"' in text
+    found = load({"home": home}, {})
+    assert found.step_back == 0.1
+    assert [str(window) for window in found.schedule] == ["sat 00:00-24:00"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("serve", "nobody"),
+        ("deny", "somebody"),
+        ("min_price", "-1"),
+        ("min_price", "nan"),
+        ("schedule", "18-8"),
+        ("step_back", "25"),
+        ("niceness", "0"),
+        ("cores", "0%"),
+        ("memory", "101%"),
+    ],
+)
+def test_a_bad_setting_of_the_owner_is_refused_with_one_that_is_good(home, name, value):
+    error = refusal({"home": home}, {f"SHOAL_{name.upper()}": value})
+    assert (error.code, value in error.message) == ("bad_setting", True)
+    assert f"SHOAL_{name.upper()}=" in error.hint
+
+
+def test_too_many_windows_are_refused(home):
+    windows = [f"mon {hour:02}:{minute:02}-23:59" for hour in range(2) for minute in range(60)]
+    assert "64 windows" in refusal({"home": home, "schedule": windows}).message
+
+
+@pytest.mark.parametrize(
+    ("text", "duration_s"),
+    [("2h", 7200), ("90 min", 5400), ("1h30m", 5400), ("45s", 45), ("1.5d", 129_600)],
+)
+def test_durations_are_read_as_people_write_them(text, duration_s):
+    assert read_duration_s(text) == duration_s
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "2x", "2h3", "-1h", "0s", "99999d", "h2"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="is no time"):
+        read_duration_s(text)

@@ -45,6 +45,15 @@ def test_a_refusal_is_told_with_its_peer_its_detail_and_what_would_change_it(rea
         assert part in text
 
 
+def test_a_peer_whose_advert_takes_no_work_is_told_though_it_was_never_asked():
+    around = Surroundings("own", 2, frozenset({"fp32"}), 0, closed=frozenset({"peer", "own"}))
+    text = explain_in(JOB, [answer("awarded")], around)
+    (line,) = (line for line in text.splitlines() if "not asked" in line)
+    assert line.startswith("peer is not asked")
+    assert "own is" not in text
+    assert "not asked" not in explain_in(JOB, [answer("paused")], around)  # it said why
+
+
 def test_a_lonely_node_is_told_how_to_find_others():
     assert "No other node is known" in explain(JOB, [], 0, 0)
     assert "No other node is known" not in explain(JOB, [], 2, 0)

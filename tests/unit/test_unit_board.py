@@ -36,6 +36,17 @@ def test_a_lost_unit_is_the_next_to_be_taken():
     assert board.take("b") == 0
 
 
+def test_a_unit_that_is_handed_back_waits_again_and_never_counts_as_lost():
+    board = UnitBoard.of([0])
+    for _ in range(2 * LOSSES_LIMIT):
+        assert board.take("a") == 0
+        board.handed_back(0)
+    assert board.take("b") == 0
+    assert board.done(0)
+    board.handed_back(0)  # late
+    assert (board.waiting, board.finished) == (0, True)
+
+
 def test_a_unit_is_not_given_again_to_who_called_it_an_error():
     board = UnitBoard.of([0])
     board.take("a")
