@@ -7,16 +7,18 @@ What is drawn from what is said in `protocol.challenge`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shoal.compute.exact.spec import PRECISIONS
 from shoal.crypto.merkle import leaf_of, root_of
-from shoal.protocol.challenge import Row, Work, first_seed, next_seed
+from shoal.protocol.challenge import Row
+from shoal.protocol.challenge_terms import Work, first_seed, next_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shoal.compute.exact.cpu.kernels import CpuKernels
     from shoal.compute.exact.cpu.product import Quantised
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
 
 _NANOSECONDS_PER_BYTE_HASHED = 1
 _WORDS_PER_BLOCK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is kept of a step: its product's rows as digests, and their Merkle root."""
+
+    leaves: list[bytes]
+    root: bytes
 
 
 class ChallengeWork:
@@ -36,26 +46,35 @@ class ChallengeWork:
     def __init__(self, kernels: CpuKernels) -> None:
         self._kernels = kernels
 
-    def chain(self, root: bytes, work: Work, precision: str) -> list[list[bytes]]:
+    def chain(
+        self,
+        root: bytes,
+        work: Work,
+        precision: str,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[Step]:
         """Do a challenge's work.
 
         Args:
-            root: The seed of the whole challenge (`protocol.challenge.root_seed`).
+            root: The seed of the whole challenge (`protocol.challenge_terms.root_seed`).
             work: How much.
             precision: Of the class exact.
+            check: Called before each step; may raise to end it.
 
         Returns:
-            Of each step, the digests of its product's rows.
+            What each step leaves.
         """
         right = self._right(root, work.size, precision)
         left = np.empty((work.rows, work.size), np.float32)
         seed = first_seed(root)
-        steps: list[list[bytes]] = []
+        steps: list[Step] = []
         for _ in range(work.steps):
+            check()
             self._draw(seed, 0, left)
             product = self._kernels.product(left, right, PRECISIONS[precision], "column")
-            steps.append(self._leaves(product))
-            seed = next_seed(seed, root_of(steps[-1]))
+            leaves = self._leaves(product)
+            steps.append(Step(leaves, root_of(leaves)))
+            seed = next_seed(seed, steps[-1].root)
         return steps
 
     def row_leaves(

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
+from shoal.node.capability_views import Claim
 from shoal.protocol.limits import UNIT_TIME_LIMIT_S, ShortText
 from shoal.protocol.statements import DeviceOffer
 
@@ -156,6 +157,7 @@ class PeerView(msgspec.Struct, frozen=True):
     numeric_classes: tuple[str, ...]
     advert_age_s: float
     advert_expires_in_s: float
+    claims: tuple[Claim, ...] = ()
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -97,6 +97,25 @@ CREATE TABLE counters (
 ) WITHOUT ROWID;
 """
 
+_LATER_TABLES = """
+CREATE TABLE IF NOT EXISTS measurements (
+    device  TEXT PRIMARY KEY,
+    figures TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS proofs (
+    verifier      TEXT NOT NULL,
+    prover        TEXT NOT NULL,
+    device        TEXT NOT NULL,
+    numeric_class TEXT NOT NULL,
+    precision     TEXT NOT NULL,
+    issued_at_ms  INTEGER NOT NULL,
+    envelope      BLOB NOT NULL,
+    PRIMARY KEY (verifier, prover, device, numeric_class, precision)
+) WITHOUT ROWID;
+"""
+"""What came after the first version; each is made where it is not there yet."""
+
 
 def open_database(path: Path) -> sqlite3.Connection:
     """Open the file, or make it with its tables, all of them or none.
@@ -265,5 +284,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
         if version == 0:
             for statement in _TABLES.split(";"):  # executescript would commit in between
                 database.execute(statement)
+        for statement in _LATER_TABLES.split(";"):
+            database.execute(statement)
         # Written each time: a state that cannot be written to is found out now.
         database.execute(f"PRAGMA user_version = {TABLES_VERSION}")

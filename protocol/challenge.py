@@ -35,23 +35,26 @@ draw that misses them within a thousand tries of a few microseconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
-from blake3 import blake3
-
-from shoal.crypto.content import BlobId
+from shoal.crypto.content import DIGEST_SIZE_BYTES, BlobId
 from shoal.crypto.errors import VerificationError
-from shoal.crypto.merkle import check_path
+from shoal.crypto.merkle import check_path, path_of
 from shoal.crypto.peer_id import PeerId
-from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.limits import (
-    CHALLENGE_PLACES_LIMIT,
-    CHALLENGE_ROWS_LIMIT,
-    CHALLENGE_SIZE_LIMIT,
-    CHALLENGE_STEPS_LIMIT,
+from shoal.protocol.challenge_terms import (
+    DRAW_LIMIT_S,
+    OPENING_LIMIT_S,
+    PROOF_LIMIT_S,
+    SLACK,
+    delay_taken_off_s,
+    root_seed,
+    seeds_of,
+    time_allowed_s,
+    work_of,
 )
+from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
 from shoal.protocol.messages import (
     Challenge,
     Committed,
@@ -70,142 +73,7 @@ from shoal.protocol.statements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-# --- how much work ----------------------------------------------------------------
-
-CLAIMED_TIME_S = 1.0
-"""What a challenge takes at the claimed rate: long beside a link's delay, short beside
-what the operator would notice."""
-
-SLACK = 3.0
-"""Times the claimed time that a prover may take: a quarter of the rate needs 4."""
-
-LINK_DELAY_LIMIT_S = 0.5
-"""Taken off for the link at most: halfway round the world twice, by satellite once."""
-
-RATE_SHOWN_MIN = 1e8
-"""Multiply-adds per second; below, drawing the right operand is too much of the work."""
-
-OPENING_LIMIT_S = 3.0
-"""For opening the rows drawn, beyond the link's delay: milliseconds of hashing."""
-
-DRAW_LIMIT_S = 10.0
-"""How long a prover keeps the digests of its products for the verifier's draw."""
-
-PROOF_LIMIT_S = 30.0
-"""How long a prover waits for the proof after it has opened the rows."""
-
-_ROWS_MIN = 2048
-_LEAVES_WANTED = 24_576
-"""Rows in all: 64 of them and drawing the right operand are then about 1 % of the work."""
-_SIZE_STEP = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """How much a challenge asks for: ``steps`` products (rows, size) x (size, size)."""
-
-    rows: int
-    size: int
-    steps: int
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of all products together."""
-        return self.rows * self.size * self.size * self.steps
-
-    def claimed_s(self, rate: float) -> float:
-        """How long it takes at ``rate`` multiply-adds per second."""
-        return self.multiply_adds / rate
-
-
-def work_for(rate: float, time_s: float = CLAIMED_TIME_S) -> Work:
-    """The work that takes about ``time_s`` at ``rate``, within the protocol's limits.
-
-    As wide as keeps `_LEAVES_WANTED` rows, so that the verifier has little to do and
-    the prover multiplies more than it draws and hashes; then as many steps as fill
-    the time. A rate beyond the limits gets the largest work there is.
-
-    Raises:
-        VerificationError: ``rate_too_low`` to be shown.
-    """
-    if rate < RATE_SHOWN_MIN:
-        raise VerificationError(
-            f"a rate of {rate:.3g} multiply-adds per second is too low to be shown: "
-            f"{RATE_SHOWN_MIN:g} is the least",
-            code="rate_too_low",
-        )
-    wanted = rate * time_s
-    size = int((wanted / _LEAVES_WANTED) ** 0.5) // _SIZE_STEP * _SIZE_STEP
-    size = min(max(size, _SIZE_STEP), CHALLENGE_SIZE_LIMIT)
-    leaves = wanted / (size * size)
-    rows = _ROWS_MIN
-    while rows < CHALLENGE_ROWS_LIMIT and leaves > rows * CHALLENGE_STEPS_LIMIT:
-        rows *= 2
-    steps = min(max(round(leaves / rows), 1), CHALLENGE_STEPS_LIMIT)
-    return Work(rows=rows, size=size, steps=steps)
-
-
-def work_of(challenge: Challenge) -> Work:
-    """The work that a challenge asks for."""
-    return Work(challenge.rows, challenge.size, challenge.steps)
-
-
-def time_allowed_s(challenge: Challenge) -> float:
-    """How long the prover may take, the link's delay not counted."""
-    return SLACK * work_of(challenge).claimed_s(challenge.rate)
-
-
-def delay_taken_off_s(challenge: Challenge, round_trip_s: float) -> float:
-    """How much of the measured time the link may account for."""
-    claimed_s = work_of(challenge).claimed_s(challenge.rate)
-    return max(0.0, min(round_trip_s, LINK_DELAY_LIMIT_S, claimed_s / 2))
-
-
-def draw_places(work: Work, below: Callable[[int], int]) -> tuple[tuple[int, int], ...]:
-    """Rows to be opened; ``below(n)`` draws evenly from 0..n-1 what nobody can foresee."""
-    return tuple((below(work.steps), below(work.rows)) for _ in range(CHALLENGE_PLACES_LIMIT))
-
-
-# --- seeds --------------------------------------------------------------------------
-
-
-def root_seed(challenge: Challenge, verifier: PeerId, prover: PeerId) -> bytes:
-    """What the right operand is drawn from, and the first left one after it: 32 bytes."""
-    terms = (
-        challenge.nonce,
-        verifier,
-        prover,
-        challenge.device,
-        challenge.numeric_class,
-        challenge.precision,
-        f"{challenge.rows} {challenge.size} {challenge.steps}",
-    )
-    digest = blake3(b"shoal-challenge-v1")
-    for term in terms:
-        encoded = term.encode()
-        digest.update(len(encoded).to_bytes(4, "little") + encoded)
-    return digest.digest()
-
-
-def first_seed(root: bytes) -> bytes:
-    """The seed of step 0."""
-    return blake3(b"shoal-challenge-step" + root).digest()
-
-
-def next_seed(seed: bytes, products_root: bytes) -> bytes:
-    """The seed of the next step, which only the product of this one gives."""
-    return blake3(b"shoal-challenge-step" + seed + products_root).digest()
-
-
-def seeds_of(root: bytes, roots: Sequence[bytes]) -> list[bytes]:
-    """The seed of each step, by the roots that were committed to."""
-    seeds = [first_seed(root)]
-    for products_root in roots[:-1]:
-        seeds.append(next_seed(seeds[-1], products_root))
-    return seeds
-
+    from collections.abc import Sequence
 
 # --- the two machines -----------------------------------------------------------------
 
@@ -335,6 +203,8 @@ class VerifierSide(_Side):
     round_trip_s: float = 0.0
     shown: float = 0.0
     """Multiply-adds per second that the prover has shown, once it has committed."""
+    rows: tuple[Row, ...] = ()
+    """Those to compute for `judge`, once the prover has opened them."""
     _asked_at_s: float = 0.0
     _paths: tuple[bytes, ...] = ()
     _judged: bool = False
@@ -362,8 +232,8 @@ class VerifierSide(_Side):
                 self.ends_at_s = None
         self.state = after
 
-    def receive(self, message: Committed | Opened | Refusal, now_s: float) -> tuple[Row, ...]:
-        """Take an answer; once the rows are opened, gives those to compute for `judge`.
+    def receive(self, message: Committed | Opened | Refusal, now_s: float) -> None:
+        """Take an answer.
 
         Raises:
             RemoteProtocolError: It is out of turn.
@@ -374,22 +244,20 @@ class VerifierSide(_Side):
         self.state = State.ENDED  # unless all of it is right
         late = self.ends_at_s is not None and now_s > self.ends_at_s
         self.ends_at_s = None
-        rows: tuple[Row, ...] = ()
         match message:
             case Committed():
                 self._take_commitment(message, now_s, late=late)
             case Opened():
                 if late:
                     raise VerificationError("the rows were opened too late", code="too_slow")
-                rows = self._take_paths(message)
+                self._take_paths(message)
         self.state = after
-        return rows
 
     def judge(self, leaves: Sequence[bytes], issued_at_ms: int) -> CapabilityProof:
         """Compare the digests of the rows that the verifier computed by itself.
 
         Args:
-            leaves: Of the rows that `receive` gave, in their order.
+            leaves: Of `rows`, in their order.
             issued_at_ms: The wall clock, for the proof.
 
         Raises:
@@ -439,7 +307,7 @@ class VerifierSide(_Side):
         self._check_commitment(message.commitment)
         self.shown = min(work.multiply_adds / took_s, 1e18)
 
-    def _take_paths(self, message: Opened) -> tuple[Row, ...]:
+    def _take_paths(self, message: Opened) -> None:
         assert self.draw is not None
         assert self.commitment is not None
         if len(message.paths) != len(self.draw.places):
@@ -449,7 +317,7 @@ class VerifierSide(_Side):
             )
         self._paths = message.paths
         seeds = seeds_of(self.root, self.commitment.roots)
-        return tuple(Row(seeds[step], row) for step, row in self.draw.places)
+        self.rows = tuple(Row(seeds[step], row) for step, row in self.draw.places)
 
 
 @dataclass(slots=True)
@@ -457,8 +325,8 @@ class ProverSide(_Side):
     """The prover's machine."""
 
     proof: CapabilityProof | None = None
-    leaves: list[bytes] = field(default_factory=list)
-    """Of each step its rows' digests, joined, for as long as the rows may be drawn."""
+    leaves: tuple[bytes, ...] = ()
+    """Of each step its rows' digests, joined; kept for as long as rows may be drawn."""
 
     def receive(self, message: Challenge | Draw | ProofOffer, now_s: float) -> None:
         """Take what the verifier says.
@@ -494,9 +362,18 @@ class ProverSide(_Side):
                 self._check_commitment(message.commitment)
                 self.ends_at_s = now_s + DRAW_LIMIT_S
             case Opened():
-                self.leaves = []
+                self.leaves = ()
                 self.ends_at_s = now_s + PROOF_LIMIT_S
         self.state = after
+
+    def open(self) -> Opened:
+        """The paths of the rows drawn, to be sent; milliseconds of hashing."""
+        assert self.draw is not None
+        steps = {step: _cut(self.leaves[step]) for step, _ in self.draw.places}
+        return Opened(
+            nonce=self.draw.nonce,
+            paths=tuple(path_of(steps[step], row) for step, row in self.draw.places),
+        )
 
     def _checked(self, message: ProofOffer) -> CapabilityProof:
         assert self.challenge is not None
@@ -518,6 +395,12 @@ class ProverSide(_Side):
                     code="proof_mismatch",
                 )
         return proof
+
+
+def _cut(joined: bytes) -> list[bytes]:
+    return [
+        joined[at : at + DIGEST_SIZE_BYTES] for at in range(0, len(joined), DIGEST_SIZE_BYTES)
+    ]
 
 
 def _check_places(

@@ -344,7 +344,6 @@ def _bounds(meta: msgspec.Meta) -> str:
             ("over", meta.gt),
             ("from", meta.ge),
             ("to", meta.le),
-            ("below", meta.lt),
             ("a multiple of", meta.multiple_of),
             ("at least", meta.min_length),
             ("at most", meta.max_length),

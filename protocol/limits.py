@@ -100,6 +100,9 @@ CHALLENGE_SIZE_LIMIT = 4096
 CHALLENGE_STEPS_LIMIT = 64
 """Products in one chain: with the two limits above it leaves at most 8 MiB of digests."""
 
+CHALLENGE_RATE_MIN = 1e6
+"""The least rate that a challenge can be about; a division by it stays sane."""
+
 CHALLENGE_PLACES_LIMIT = 64
 """Rows that a verifier asks to have opened: a tenth of them wrong passes 1 in 850 times."""
 

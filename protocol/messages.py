@@ -27,7 +27,6 @@ from shoal.protocol.limits import (
     PeerText,
     Price,
     ProofBytes,
-    Rate,
     Seconds,
     Sequence,
     ShortText,
@@ -219,7 +218,7 @@ class Challenge(_Message, frozen=True, tag="challenge"):
     device: ShortText
     numeric_class: ShortText
     precision: ShortText
-    rate: Rate
+    rate: Annotated[float, Meta(ge=limits.CHALLENGE_RATE_MIN, le=1e18)]
     rows: Annotated[int, Meta(ge=1, le=limits.CHALLENGE_ROWS_LIMIT)]
     size: Annotated[int, Meta(ge=4, le=limits.CHALLENGE_SIZE_LIMIT, multiple_of=4)]
     steps: Annotated[int, Meta(ge=1, le=limits.CHALLENGE_STEPS_LIMIT)]
@@ -233,8 +232,8 @@ class Committed(_Message, frozen=True, tag="committed"):
 
 
 Place = tuple[
-    Annotated[int, Meta(ge=0, lt=limits.CHALLENGE_STEPS_LIMIT)],
-    Annotated[int, Meta(ge=0, lt=limits.CHALLENGE_ROWS_LIMIT)],
+    Annotated[int, Meta(ge=0, le=limits.CHALLENGE_STEPS_LIMIT - 1)],
+    Annotated[int, Meta(ge=0, le=limits.CHALLENGE_ROWS_LIMIT - 1)],
 ]
 """A step of the chain, and a row of its product."""
 
@@ -288,16 +287,7 @@ RequestBody: TypeAlias = (
     | ChallengeRequest
 )
 ResponseBody: TypeAlias = (
-    Hello
-    | Adverts
-    | Bid
-    | Refusal
-    | Lease
-    | UnitResult
-    | Committed
-    | Opened
-    | Done
-    | Problem
+    Hello | Adverts | Bid | Refusal | Lease | UnitResult | Committed | Opened | Done | Problem
 )
 
 

@@ -46,6 +46,7 @@ _COMMANDS = (
     ("status", "daemon:status", _NODE),
     ("peers", "daemon:peers", _NODE),
     ("devices", "devices:devices", _NODE),
+    ("challenge", "capability:challenge", _NODE),
     ("identity", "identity:app", _NODE),
     ("invite", "private:invite", _NODE),
     ("join", "private:join", _NODE),

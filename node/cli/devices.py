@@ -6,6 +6,7 @@ Asks the daemon; where none runs, this command looks by itself, which needs no h
 from typing import TYPE_CHECKING
 
 from shoal.crypto.errors import ShoalError
+from shoal.node.cli.capability import claims_text, measured_text
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import note, print_json, print_table, printable, runnable, size_text
 from shoal.node.errors import DaemonUnreachableError
@@ -13,6 +14,7 @@ from shoal.node.errors import DaemonUnreachableError
 if TYPE_CHECKING:
     from shoal.compute.devices import Device, Inventory, Lack
     from shoal.compute.devices.abilities import Canaries
+    from shoal.node.capability_views import CapabilityView
 
 _CANARY_LIMIT_S = 60.0
 
@@ -25,16 +27,23 @@ def devices(*, daemon: Daemon | None = None) -> None:
     daemon = daemon or Daemon()
     try:
         with daemon.client() as client:
-            found, by_daemon = client.inventory(), True
+            found, claimed = client.inventory(), client.capability()
     except DaemonUnreachableError as error:
         if error.code != DaemonUnreachableError.code:
             raise
         note("no daemon runs; this is what one would find here")
-        found, by_daemon = look_here(), False
+        found, claimed = look_here(), None
     if daemon.as_json:
-        print_json({"by_daemon": by_daemon, "devices": found.devices, "missing": found.missing})
+        print_json(
+            {
+                "by_daemon": claimed is not None,
+                "devices": found.devices,
+                "missing": found.missing,
+                "capability": claimed,
+            }
+        )
         return
-    _print(found)
+    _print(found, claimed)
 
 
 def look_here() -> "Inventory":
@@ -72,7 +81,7 @@ async def _canaries() -> "Canaries":
     return Canaries(probes, (*lacks, not_asked))
 
 
-def _print(found: "Inventory") -> None:
+def _print(found: "Inventory", claimed: "CapabilityView | None") -> None:
     print_table(
         ("DEVICE", "NAME", "MEMORY FREE", "DRIVER", "RUNS"),
         (
@@ -81,8 +90,12 @@ def _print(found: "Inventory") -> None:
         ),
     )
     for device in found.devices:
-        for text in filter(None, (_parts(device), device.note)):
+        claims = [c for c in claimed.claims if c.device == device.id] if claimed else []
+        claims_line = f"claims {claims_text(claims)}" if claims else ""
+        for text in filter(None, (_parts(device), claims_line, device.note)):
             _line(device.id, text)
+    if claimed:
+        _line("measured", measured_text(claimed))
     ids: dict[Lack, list[str]] = {}
     for device in found.devices:
         for lack in device.missing:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
+    from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
     from shoal.node.records import Answer, PeerView, Status, Unit
 
@@ -88,6 +89,19 @@ class Client:
     def inventory(self) -> Inventory:
         """The daemon's devices, and the kinds of which it has none, with the reasons."""
         return self._drive(flows.inventory())
+
+    def capability(self) -> CapabilityView:
+        """What the daemon's node claims of itself, measured."""
+        return self._drive(flows.capability())
+
+    def challenge(self, peer: str, device: str | None = None) -> ChallengeView:
+        """Have a peer show a rate that it claims; some seconds.
+
+        Args:
+            peer: Its id.
+            device: Which of its devices; the first that can be asked when not given.
+        """
+        return self._drive(flows.challenge(peer, device))
 
     def connect(self, address: str) -> str:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
+    from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
     from shoal.node.records import Answer, PeerView, Status, Unit
 
@@ -90,6 +91,19 @@ class AsyncClient:
     async def inventory(self) -> Inventory:
         """The daemon's devices, and the kinds of which it has none, with the reasons."""
         return await self._drive(flows.inventory())
+
+    async def capability(self) -> CapabilityView:
+        """What the daemon's node claims of itself, measured."""
+        return await self._drive(flows.capability())
+
+    async def challenge(self, peer: str, device: str | None = None) -> ChallengeView:
+        """Have a peer show a rate that it claims; some seconds.
+
+        Args:
+            peer: Its id.
+            device: Which of its devices; the first that can be asked when not given.
+        """
+        return await self._drive(flows.challenge(peer, device))
 
     async def connect(self, address: str) -> str:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""
