@@ -50,7 +50,7 @@ PROOF_LIMIT_S = 30.0
 """How long a prover waits for the proof after it has opened the rows."""
 
 _ROWS_MIN = 2048
-_LEAVES_WANTED = 24_576
+_LEAVES_WANTED = 32_768
 """Rows in all: 64 of them and drawing the right operand are then about 1 % of the work."""
 _SIZE_STEP = 128
 
