@@ -348,7 +348,7 @@ async def serve(
             threads=config.cores,
             cpu=lambda: next((d for d in capacity.devices if d.kind == "cpu"), None),
             classes=lambda: frozenset(capacity.executors),
-            idle=lambda: not provider.units_waiting,
+            idle=lambda: config.provide and not provider.units_waiting,
             changed=membership.announce,
             book=book,
         )
