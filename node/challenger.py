@@ -270,7 +270,7 @@ class Challenger:
             await self._house.control.request(side.prover, offer, TELL_LIMIT_S)
         except ShoalError as error:  # it counts here all the same
             log.info("a proof was not handed over", peer=side.prover, error=str(error))
-        return said.commitment
+        return said.commitment.hex()
 
     async def _ask(
         self, side: VerifierSide, message: Challenge | Draw, time_s: float, kinds: Any

@@ -286,7 +286,7 @@ class VerifierSide(_Side):
             precision=asked.precision,
             rate=asked.rate,
             shown=self.shown,
-            commitment=self.commitment_id,
+            commitment=bytes.fromhex(self.commitment_id),
             issued_at_ms=issued_at_ms,
         )
 
@@ -378,6 +378,7 @@ class ProverSide(_Side):
     def _checked(self, message: ProofOffer) -> CapabilityProof:
         assert self.challenge is not None
         proof, verifier = open_proof(message.proof)
+        assert self.commitment_id is not None
         asked = self.challenge
         wanted: tuple[tuple[str, object, object], ...] = (
             ("verifier", verifier, self.verifier),
@@ -386,7 +387,7 @@ class ProverSide(_Side):
             ("numeric class", proof.numeric_class, asked.numeric_class),
             ("precision", proof.precision, asked.precision),
             ("rate", proof.rate, asked.rate),
-            ("commitment", proof.commitment, self.commitment_id),
+            ("commitment", proof.commitment.hex(), self.commitment_id),
         )
         for name, got, want in wanted:
             if got != want:

@@ -209,7 +209,7 @@ class CapabilityProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         rate: What was claimed, in multiply-adds per second; a third of it was required.
         shown: What the verifier saw, the link's delay taken off.
-        commitment: The id of the prover's `Commitment`.
+        commitment: The id of the prover's `Commitment`, as bytes: adverts are short.
     """
 
     prover: PeerText
@@ -218,7 +218,7 @@ class CapabilityProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: ShortText
     rate: Rate
     shown: Rate
-    commitment: HexId
+    commitment: Digest32
     issued_at_ms: EpochMs
 
 

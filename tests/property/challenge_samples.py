@@ -91,7 +91,7 @@ def signed_proof(signer: Any = ALICE, **changes: Any) -> bytes:
         precision="x20",
         rate=2e9,
         shown=1e9,
-        commitment="c" * 64,
+        commitment=b"c" * 32,
         issued_at_ms=WALL_MS,
     )
     proof = msgspec.structs.replace(proof, **changes)

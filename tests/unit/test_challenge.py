@@ -247,7 +247,7 @@ def test_no_proof_can_be_sent_before_the_rows_were_compared():
 @pytest.mark.parametrize(
     ("signer", "change"),
     [
-        (ALICE, {"commitment": "d" * 64}),
+        (ALICE, {"commitment": b"d" * 32}),
         (CAROL, {}),
         (ALICE, {"prover": CAROL.peer_id}),
         (ALICE, {"rate": 1e12}),
@@ -257,7 +257,7 @@ def test_no_proof_can_be_sent_before_the_rows_were_compared():
 def test_a_proof_about_anything_else_is_not_kept(signer, change):
     pair = opened()
     said = {
-        "commitment": pair.prover.commitment_id,
+        "commitment": bytes.fromhex(pair.prover.commitment_id),
         "rate": pair.challenge.rate,
         **change,
     }
