@@ -57,6 +57,7 @@ ROOM_IDLE_LIMIT_S: Final = 300.0
 SWEEP_INTERVAL_S: Final = 30.0
 
 _FIRST: Final = 0  # what the owner waits for, and what is soon done
+_LAST: Final = 3  # what nobody waits for: after strangers' units
 
 MEMORY_BYTES: Final = 8 << 30
 """What a unit may use at most, where the operator has not said."""
@@ -250,7 +251,7 @@ class Worker:
         """Whether something runs, or nothing could run at once because no spare is ready."""
         spare = self._spare
         ready = spare is not None and spare.process.alive
-        return self._one_at_a_time.locked() or not ready
+        return self._turnstile.taken or not ready
 
     async def measure(
         self,
@@ -260,13 +261,15 @@ class Worker:
     ) -> _Answer:
         """Have a measurement made, or a challenge's work done, by the spare process.
 
-        Nobody's data is in it, so the spare stays one. Cancelling ends its process.
+        Nobody's data is in it, so the spare stays one. Units that wait go first, but for
+        a verifier's few rows. Cancelling ends the process.
 
         Raises:
             ComputeError: As for `run`.
         """
         limits = UnitLimits(time_s=time_limit_s, memory_bytes=0, output_bytes=0)
-        async with self._one_at_a_time:
+        rank = _FIRST if isinstance(request, frames.Recompute) else _LAST
+        async with self._turnstile.turn(rank):
             await self.probe()
             async with self._starting:
                 spare = self._spare
