@@ -1,6 +1,6 @@
 """Capability challenges, counted: does the honest pass, does the liar fail, what does it cost.
 
-    python tests/bench/challenge.py [--runs 100] [--claimed-s 0.25]
+    python tests/bench/challenge.py [--runs 100] [--claimed-s 0.5]
 
 Three series of challenges through the real worker process, the real machines and the real
 checks, with a link of no length between them: an honest claim with nothing beside it, an
@@ -251,7 +251,7 @@ def print_costs(rate):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--claimed-s", type=float, default=0.25)
+    parser.add_argument("--claimed-s", type=float, default=0.5)
     parser.add_argument("--costs-only", action="store_true")
     given = parser.parse_args()
     rates = [1e9, 5e9, 20e9, 50e9]
