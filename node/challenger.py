@@ -21,12 +21,14 @@ import trio
 
 from shoal.compute import frames
 from shoal.compute.capability import PRECISION_SHOWN
+from shoal.compute.errors import ComputeError
+from shoal.compute.executors.base import NumericClass
 from shoal.crypto.content import DIGEST_SIZE_BYTES
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.capability_records import keep_proof, leased_from
-from shoal.node.capability_views import ChallengeView
+from shoal.node.capability_views import ChallengeView, Claim
 from shoal.node.errors import NetworkError, PeerError
 from shoal.node.house import fitting, wall_ms
 from shoal.node.proofs import ProofBook, checked
@@ -110,11 +112,17 @@ def choose_candidate(
     return best[int(jitter * len(best))]
 
 
+def is_challengeable(claim: ClassRate | Claim) -> bool:
+    """Whether a claim is about the class and precision that chains are made of."""
+    shown = (NumericClass.EXACT.value, PRECISION_SHOWN)
+    return (claim.numeric_class, claim.precision) == shown
+
+
 def challengeable(advert: Advert, device: str | None = None) -> tuple[str, ClassRate] | None:
     """The first claim in an advert that a challenge can put to the test, and its device."""
     for offer in advert.devices:
         for rate in offer.rates:
-            if device in (None, offer.id) and rate.precision == PRECISION_SHOWN:
+            if device in (None, offer.id) and is_challengeable(rate):
                 return offer.id, rate
     return None
 
@@ -176,6 +184,12 @@ class Challenger:
                 code="no_claim",
                 hint="a node measures itself some seconds after its kernels are compiled; "
                 "see `shoal peers`",
+            )
+        if self._house.worker.busy:
+            raise ComputeError(
+                "units run here, so the rows that are drawn could not be computed now",
+                code="worker_busy",
+                hint="ask again when they have ended; `shoal status` shows how many jobs run",
             )
         async with self._asking:
             now_s = trio.current_time()
@@ -334,7 +348,7 @@ class Challenger:
 
 def _is_proven(book: ProofBook, advert: Advert) -> bool:
     claims = book.claims(advert, wall_ms())
-    return all(claim.proven for claim in claims if claim.precision == PRECISION_SHOWN)
+    return all(claim.proven for claim in claims if is_challengeable(claim))
 
 
 @asynccontextmanager

@@ -122,8 +122,9 @@ def test_whom_this_node_leased_from_is_asked_first_then_links_then_others():
         advert(BOB, protocol=(1, 0)),
         advert(BOB, rates=()),
         advert(BOB, rates=(ClassRate("fp32", None, 1e9),)),
+        advert(BOB, rates=(ClassRate("fp32", "x20", 1e9), ClassRate("exact", "x8", 1e9))),
     ],
-    ids=["itself", "takes no work", "too old", "claims nothing", "claims fp32 alone"],
+    ids=["itself", "takes no work", "too old", "claims nothing", "fp32 alone", "other ones"],
 )
 def test_who_cannot_be_asked_is_not(only):
     assert chosen([only]) is None
