@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _NANOSECONDS_PER_BYTE_HASHED = 1
 _WORDS_PER_BLOCK = 4
+_BYTES_PER_NUMBER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class ChallengeWork:
         for place, row in enumerate(rows):
             self._draw(row.seed, row.row * size // _WORDS_PER_BLOCK, left[place])
         product = self._kernels.product(left, right, PRECISIONS[precision], "column")
-        return [leaf_of(_bytes(row)) for row in product]
+        return self._leaves(product)
 
     def _right(self, root: bytes, size: int, precision: str) -> Quantised:
         right = np.empty((size, size), np.float32)
@@ -106,18 +107,20 @@ class ChallengeWork:
 
     def _leaves(self, product: Floats) -> list[bytes]:
         leaves = [b""] * len(product)
+        values, row_bytes = _bytes(product), product.shape[1] * _BYTES_PER_NUMBER
 
         def hash_rows(start: int, stop: int) -> int:
             for index in range(start, stop):
-                leaves[index] = leaf_of(_bytes(product[index]))
+                at = index * row_bytes
+                leaves[index] = leaf_of(values[at : at + row_bytes])
             return 0
 
         self._kernels.threads.split(
-            hash_rows, len(product), cost=product.shape[1] * _NANOSECONDS_PER_BYTE_HASHED * 4
+            hash_rows, len(product), cost=row_bytes * _NANOSECONDS_PER_BYTE_HASHED
         )
         return leaves
 
 
-def _bytes(row: Floats) -> memoryview:
-    """A row's values as the bytes that are hashed: float32, little-endian."""
-    return memoryview(np.ascontiguousarray(row, "<f4")).cast("B")
+def _bytes(product: Floats) -> memoryview:
+    """The values as the bytes that are hashed: float32, little-endian, row after row."""
+    return memoryview(np.ascontiguousarray(product, "<f4")).cast("B")

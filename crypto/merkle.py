@@ -23,7 +23,7 @@ _LEAF, _NODE = b"\x00", b"\x01"
 
 def leaf_of(data: Buffer) -> bytes:
     """The digest of one item."""
-    return blake3(_LEAF).update(data).digest()
+    return blake3(_LEAF + data).digest()
 
 
 def root_of(leaves: Sequence[bytes]) -> bytes:
