@@ -95,7 +95,7 @@ def _print(found: "Inventory", claimed: "CapabilityView | None") -> None:
         for text in filter(None, (_parts(device), claims_line, device.note)):
             _line(device.id, text)
     if claimed:
-        _line("measured", measured_text(claimed))
+        _line("this node", measured_text(claimed))
     ids: dict[Lack, list[str]] = {}
     for device in found.devices:
         for lack in device.missing:
