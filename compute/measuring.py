@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from onnx import TensorProto, helper, numpy_helper
 
 from shoal.compute import frames
 from shoal.compute.challenge_work import ChallengeWork
@@ -94,8 +95,6 @@ def _repeated(once: Callable[[], object], amount: int, time_s: float) -> frames.
 
 def _float32_product(executor: Executor[Any]) -> Callable[[], object]:
     """A program of one product, prepared as a stranger's would be."""
-    from onnx import TensorProto, helper, numpy_helper
-
     weights = np.ones((_SIZE, _SIZE), np.float32) / np.float32(_SIZE)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -131,10 +130,11 @@ def _challenge_work(executors: Mapping[NumericClass, Executor[Any]]) -> Challeng
 
 
 def _kernels(executors: Mapping[NumericClass, Executor[Any]]) -> CpuKernels:
+    executor = _executor_of(executors, NumericClass.EXACT)
+    # Both modules are loaded where the executor is: a locked-in worker could not load them.
     from shoal.compute.exact.cpu.kernels import CpuKernels
     from shoal.compute.executors.exact import Exact
 
-    executor = _executor_of(executors, NumericClass.EXACT)
     assert isinstance(executor, Exact)
     assert isinstance(executor.kernels, CpuKernels)
     return executor.kernels
