@@ -28,6 +28,7 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/worker.py
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
+	$(BIN)/python tests/bench/challenge.py
 
 interop: $(VENV)/.dev-installed  ## beside other implementations of libp2p; needs Node.js and npm
 	npm install --prefix tests/interop --no-audit --no-fund --no-package-lock

@@ -12,13 +12,19 @@ stranger's: strict types, every size bounded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
 
 from shoal.compute.executors.base import Probe  # msgspec reads the annotation
 from shoal.compute.manifest import TENSOR_COUNT_LIMIT
 from shoal.compute.tensor import HEADER_LIMIT_BYTES, TENSOR_LIMIT_BYTES
+from shoal.protocol.limits import (
+    CHALLENGE_PLACES_LIMIT,
+    CHALLENGE_ROWS_LIMIT,
+    CHALLENGE_STEPS_LIMIT,
+    Digest32,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,6 +107,33 @@ class Run(_Message):
     limits: UnitLimits
 
 
+class Measure(_Message):
+    """Multiply float32, or copy memory, for about so long. Answer: `Measured`."""
+
+    what: Literal["fp32", "memory"]
+    time_s: float
+
+
+class Prove(_Message):
+    """Do a capability challenge's work, or give it up. Answer: `Proved`."""
+
+    root: bytes
+    rows: int
+    size: int
+    steps: int
+    precision: str
+    time_limit_s: float
+
+
+class Recompute(_Message):
+    """Compute rows of a challenge's products: (seed of the step, row). Answer: `Recomputed`."""
+
+    root: bytes
+    size: int
+    precision: str
+    rows: tuple[tuple[bytes, int], ...]
+
+
 class Started(_Message):
     """What the canary of each executor showed, and why others are not there.
 
@@ -135,6 +168,33 @@ class Ran(_Message):
     runtime: _Text
 
 
+_Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e18)]
+
+
+class Measured(_Message):
+    """So many multiply-adds, or bytes read and written, in so many seconds."""
+
+    amount: _Positive
+    elapsed_s: _Positive
+
+
+class Proved(_Message):
+    """Of each step, the digests of its product's rows, joined, and their Merkle root."""
+
+    leaves: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=32 * CHALLENGE_ROWS_LIMIT)], ...],
+        msgspec.Meta(max_length=CHALLENGE_STEPS_LIMIT),
+    ]
+    roots: Annotated[tuple[Digest32, ...], msgspec.Meta(max_length=CHALLENGE_STEPS_LIMIT)]
+    elapsed_s: _Positive
+
+
+class Recomputed(_Message):
+    """The digests of the rows asked for, joined."""
+
+    leaves: Annotated[bytes, msgspec.Meta(max_length=32 * CHALLENGE_PLACES_LIMIT)]
+
+
 class Failed(_Message):
     """A `ProgramError` (``of_program``) or a `ComputeError`."""
 
@@ -146,8 +206,8 @@ class Failed(_Message):
     operator: _Text
 
 
-Request = Start | Convert | Prepare | Run
-Answer = Started | Converted | Prepared | Ran | Failed
+Request = Start | Convert | Prepare | Run | Measure | Prove | Recompute
+Answer = Started | Converted | Prepared | Ran | Measured | Proved | Recomputed | Failed
 
 _Size = Annotated[int, msgspec.Meta(ge=0, le=ATTACHMENT_LIMIT_BYTES)]
 _Sizes = Annotated[tuple[_Size, ...], msgspec.Meta(max_length=ATTACHMENT_COUNT_LIMIT)]

@@ -57,6 +57,7 @@ ROOM_IDLE_LIMIT_S: Final = 300.0
 SWEEP_INTERVAL_S: Final = 30.0
 
 _FIRST: Final = 0  # what the owner waits for, and what is soon done
+_LAST: Final = 3  # what nobody waits for: after strangers' units
 
 MEMORY_BYTES: Final = 8 << 30
 """What a unit may use at most, where the operator has not said."""
@@ -244,6 +245,42 @@ class Worker:
             )
         named = dict(zip(answer.output_names, outputs, strict=True))
         return Execution(named, answer.compute_s, answer.runtime)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something runs, or nothing could run at once because no spare is ready."""
+        spare = self._spare
+        ready = spare is not None and spare.process.alive
+        return self._turnstile.taken or not ready
+
+    async def measure(
+        self,
+        request: frames.Measure | frames.Prove | frames.Recompute,
+        kind: type[_Answer],
+        time_limit_s: float,
+    ) -> _Answer:
+        """Have a measurement made, or a challenge's work done, by the spare process.
+
+        Nobody's data is in it, so the spare stays one. Units that wait go first, but for
+        a verifier's few rows. Cancelling ends the process.
+
+        Raises:
+            ComputeError: As for `run`.
+        """
+        limits = UnitLimits(time_s=time_limit_s, memory_bytes=0, output_bytes=0)
+        rank = _FIRST if isinstance(request, frames.Recompute) else _LAST
+        async with self._turnstile.turn(rank):
+            await self.probe()
+            async with self._starting:
+                spare = self._spare
+                assert spare is not None
+                try:
+                    answer, _ = await _exchange(spare.process, request, [], limits, kind)
+                finally:
+                    if spare.process.ended:
+                        self._spare = None
+                        self._nursery.start_soon(self._keep_spare)
+        return answer
 
     async def close(self) -> None:
         """End all processes and wait until they are gone; a later call starts others."""

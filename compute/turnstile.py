@@ -25,6 +25,11 @@ class Turnstile:
         self._numbers = itertools.count()
         self._waiting: list[tuple[int, int, trio.Event]] = []
 
+    @property
+    def taken(self) -> bool:
+        """Whether somebody is inside."""
+        return self._taken
+
     @asynccontextmanager
     async def turn(self, rank: int) -> AsyncIterator[None]:
         """Wait for a turn, and have it while the block runs; a lower rank goes first."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.compute import frames, lent_memory, priority
+from shoal.compute import frames, lent_memory, measuring, priority
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import Executor, NumericClass, Probe
@@ -175,6 +175,12 @@ class Worker:
         runtime = self._runtimes[held.numeric_class]
         return frames.Ran(tuple(outputs), compute_s, runtime), list(outputs.values())
 
+    def measure(
+        self, request: frames.Measure | frames.Prove | frames.Recompute
+    ) -> frames.Answer:
+        """Measure this device, or do a capability challenge's work."""
+        return measuring.answer(request, self._executors)
+
     def _executor_of(self, numeric_class: NumericClass) -> Executor[Any]:
         try:
             return self._executors[numeric_class]
@@ -300,6 +306,8 @@ def _answer(
             return worker.prepare(request, attachments), []
         case frames.Run():
             return worker.run(request, attachments)
+        case frames.Measure() | frames.Prove() | frames.Recompute():
+            return worker.measure(request), []
         case frames.Start():
             return worker.start(), []
 

@@ -36,6 +36,8 @@ class Statement(Enum):
     ADVERT = "shoal-advert-v1"
     AWARD = "shoal-award-v1"
     RECEIPT = "shoal-receipt-v1"
+    COMMITMENT = "shoal-commitment-v1"
+    CAPABILITY = "shoal-capability-v1"
 
     @property
     def payload_type(self) -> bytes:

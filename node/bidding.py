@@ -162,14 +162,17 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str) -> Bid:
     )
 
 
-def choose(bids: Mapping[PeerId, Bid], units_waiting: int) -> Sequence[PeerId]:
+def choose(
+    bids: Mapping[PeerId, Bid], units_waiting: int, proven: Collection[PeerId] = ()
+) -> Sequence[PeerId]:
     """Whose bids to award, best first.
 
     The cheapest, and no more of them than units wait: each provider works on
     one unit at a time, so more leases than units would only stand idle.
-    Equal prices are ordered by peer id, so that the choice can be repeated.
+    At equal prices those go first whose claims are ``proven`` (`node.proofs`). What is
+    equal still is ordered by peer id, so that the choice can be repeated.
     """
-    ranked = sorted(bids, key=lambda peer: (bids[peer].price, peer))
+    ranked = sorted(bids, key=lambda peer: (bids[peer].price, peer not in proven, peer))
     return ranked[:units_waiting]
 
 

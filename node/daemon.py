@@ -37,10 +37,12 @@ from shoal.node.api.server import serve_on
 from shoal.node.bidding import Terms, distrusted
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
+from shoal.node.capability import Capability, open_capability
+from shoal.node.challenger import Challenger, open_challenger
 from shoal.node.control import open_control
 from shoal.node.explain import Surroundings, explain
 from shoal.node.home import hold_home, open_home
-from shoal.node.house import House, program_of
+from shoal.node.house import House, program_of, wall_ms
 from shoal.node.jobs import Jobs, open_jobs
 from shoal.node.logs import set_up_logs
 from shoal.node.membership import (
@@ -55,6 +57,8 @@ from shoal.node.owner_load import OwnersUse
 from shoal.node.owner_view import check_device, owner_view
 from shoal.node.owner_watch import OwnerWatch, open_owner_watch
 from shoal.node.private_network import PrivateNetwork
+from shoal.node.proofs import ProofBook
+from shoal.node.prover import Prover
 from shoal.node.provider import Provider, open_provider
 from shoal.node.records import PeerView, Status
 from shoal.node.shares import usable_cpus
@@ -66,8 +70,11 @@ from shoal.protocol.messages import (
     AwardOffer,
     Call,
     Cancel,
+    Challenge,
     Digest,
+    Draw,
     Problem,
+    ProofOffer,
     Release,
     UnitRequest,
 )
@@ -84,6 +91,7 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
     from shoal.crypto.identity import Identity
     from shoal.node.blobs import BlobStore
+    from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.config import Config
     from shoal.node.network import Network
     from shoal.node.records import Answer, Job, JobId, JobSpec, OwnerView, Unit
@@ -145,6 +153,9 @@ class Daemon:
     worker: Worker
     membership: Membership
     capacity: Capacity
+    measured: Capability
+    prover: Prover
+    challenger: Challenger
     provider: Provider
     jobs_running: Jobs
     owner: OwnerWatch
@@ -196,6 +207,7 @@ class Daemon:
                     advert_age_s=now_s - entry.born_at_s,
                     advert_expires_in_s=entry.expires_at_s - now_s,
                     providing=advert.providing,
+                    claims=self.measured.book.claims(advert, wall_ms()),
                 )
             )
         return sorted(views, key=lambda view: view.peer)
@@ -204,6 +216,15 @@ class Daemon:
         """This node's devices, with the memory that is free now, and what is missing."""
         inventory = await trio.to_thread.run_sync(hardware.detect, abandon_on_cancel=True)
         return with_abilities(inventory, self.capacity.canaries)
+
+    def capability(self) -> CapabilityView:
+        """What this node claims of itself, and who has seen it shown."""
+        own = self.membership.table.get(self.identity.peer_id)
+        return self.measured.view(own.advert if own else None)
+
+    async def challenge(self, peer: str, device: str | None) -> ChallengeView:
+        """Have a peer show a rate; raises PeerError, NetworkError or ComputeError."""
+        return await self.challenger.challenge(PeerId(peer), device)
 
     async def convert_program(self, onnx: bytes, precision: str | None) -> BlobId:
         """Make a program of an ONNX model, in the worker.
@@ -315,6 +336,8 @@ class Daemon:
                 return await self.membership.answer(peer, body)
             case Call() | AwardOffer() | UnitRequest() | Cancel() | Release():
                 return await self.provider.answer(peer, body)
+            case Challenge() | Draw() | ProofOffer():
+                return await self.prover.answer(peer, body)
         return Problem(code="out_of_turn", message="a stream is greeted once")
 
 
@@ -358,8 +381,8 @@ async def serve(
             network,
             control,
             journal,
-            lambda sequence, lifetime_s: _advert(
-                config, network, capacity, owner, sequence, lifetime_s
+            lambda sequence, lifetime_s: measured.claimed(
+                _advert(config, network, capacity, owner, sequence, lifetime_s)
             ),
             await _seeds(config, swarm_key, journal),
         )
@@ -372,6 +395,22 @@ async def serve(
             devices=capacity.units_run_on,
             changed=membership.announce,
         )
+        book = ProofBook(identity.peer_id, frozenset(config.allow))
+        measured = Capability(
+            journal,
+            worker,
+            directory=config.home / "blobs",
+            threads=config.cores,
+            cpu=lambda: next((d for d in capacity.devices if d.kind == "cpu"), None),
+            classes=lambda: frozenset(capacity.executors),
+            idle=lambda: (
+                config.provide
+                and owner.stance("cpu").cause is None
+                and not provider.units_waiting
+            ),
+            changed=membership.announce,
+            book=book,
+        )
         rights = Rights()
         house = House(
             identity=identity,
@@ -383,6 +422,20 @@ async def serve(
             worker=worker,
             reach=membership.reach,
             terms=lambda: _terms(config, identity, capacity, provider, owner),
+            proven=partial(_proven, membership, book),
+        )
+        prover = Prover(
+            house,
+            book,
+            rates=lambda: measured.rates,
+            belied=measured.belie,
+            proven=membership.announce,
+        )
+        challenger = Challenger(
+            house,
+            membership,
+            book,
+            idle=lambda: not provider.units_waiting and not jobs.running,
         )
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(
@@ -398,14 +451,19 @@ async def serve(
             worker=worker,
             membership=membership,
             capacity=capacity,
+            measured=measured,
+            prover=prover,
+            challenger=challenger,
             provider=provider,
             jobs_running=jobs,
             owner=owner,
         )
         network.handle(BLOB_PROTOCOL, BlobServer(identity.peer_id, blobs, rights).serve)
         control.answer_with(daemon.answer)
+        await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))
         await stack.enter_async_context(open_owner_watch(owner))
+        await stack.enter_async_context(open_challenger(challenger))
         await jobs.resume()  # before a client can submit one
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_on, make_app(daemon), listening)
@@ -448,6 +506,7 @@ async def _probe(daemon: Daemon) -> None:
     else:
         capacity.offer(probes, [*map(failed, daemon.worker.missing)])
         daemon.membership.announce()
+    daemon.measured.settled.set()
 
 
 async def _until_signalled(daemon: Daemon) -> None:
@@ -493,6 +552,18 @@ def _providers(membership: Membership, numeric_class: str) -> list[PeerId]:
         and numeric_class in entry.advert.numeric_classes
     ]
     return sorted(providers, key=lambda peer: (peer != own, peer not in membership.links))
+
+
+def _proven(membership: Membership, book: ProofBook, peer: PeerId, device: str) -> bool:
+    """Whether any claim about a peer's device counts as proven; this node knows its own."""
+    entry = membership.table.get(peer)
+    return peer == membership.own or (
+        entry is not None
+        and any(
+            claim.proven and claim.device == device
+            for claim in book.claims(entry.advert, wall_ms())
+        )
+    )
 
 
 def _advert(

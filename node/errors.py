@@ -17,6 +17,12 @@ class NetworkError(ShoalError):
     code = "network"
 
 
+class PeerError(ShoalError):
+    """A peer that is not known here, or of which what is asked makes no sense."""
+
+    code = "peer"
+
+
 class StreamClosedError(NetworkError):
     """The peer ended its side of a stream, between two messages and on purpose."""
 

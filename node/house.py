@@ -61,6 +61,8 @@ class House:
     known: KnownBlobs = field(default_factory=KnownBlobs)
     """What peers are known to have; this node's own user needs no entry."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
+    proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
+    """Whether a peer has shown what it claims of a device, by a verifier that counts."""
 
     @property
     def peer_id(self) -> PeerId:

@@ -293,7 +293,8 @@ class Jobs:
             else:
                 sides[peer] = answer
         bids = {peer: side.bid for peer, side in sides.items() if side.bid is not None}
-        chosen = bidding.choose(bids, running.board.waiting)
+        proven = {peer for peer, bid in bids.items() if self._house.proven(peer, bid.device)}
+        chosen = bidding.choose(bids, running.board.waiting, proven)
         for peer, side in sides.items():
             if peer in chosen:
                 running.leases.add(peer)

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
+from shoal.node.capability_views import Claim
 from shoal.protocol.limits import UNIT_TIME_LIMIT_S, ShortText
 from shoal.protocol.statements import DeviceOffer
 
@@ -158,6 +159,7 @@ class PeerView(msgspec.Struct, frozen=True):
     advert_expires_in_s: float
     providing: bool = True
     """Whether it takes work now, by its own words: not in a pause."""
+    claims: tuple[Claim, ...] = ()
 
 
 class StanceView(msgspec.Struct, frozen=True):

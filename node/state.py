@@ -338,6 +338,12 @@ class State:
 
         return await self._write(write)
 
+    # --- for modules that keep tables of their own ----------------------------------
+
+    async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work`` on the database in one transaction."""
+        return await self._write(lambda: work(self._database))
+
     # --- one thread at a time -----------------------------------------------------
 
     async def _read(self, work: Callable[[], T]) -> T:

@@ -102,6 +102,22 @@ CREATE TABLE IF NOT EXISTS pauses (
     device  TEXT PRIMARY KEY,
     until_s REAL
 ) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS measurements (
+    device  TEXT PRIMARY KEY,
+    figures TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS proofs (
+    verifier      TEXT NOT NULL,
+    prover        TEXT NOT NULL,
+    device        TEXT NOT NULL,
+    numeric_class TEXT NOT NULL,
+    precision     TEXT NOT NULL,
+    issued_at_ms  INTEGER NOT NULL,
+    envelope      BLOB NOT NULL,
+    PRIMARY KEY (verifier, prover, device, numeric_class, precision)
+) WITHOUT ROWID;
 """
 """What came after the first version; each is made where it is not there yet."""
 

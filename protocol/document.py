@@ -12,6 +12,7 @@ import inspect
 import re
 import sys
 import types
+from collections.abc import Mapping
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -19,8 +20,16 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import msgspec
 
 from shoal.crypto import envelope, possession
-from shoal.protocol import adverts, blob_messages, limits, messages, negotiation, statements
-from shoal.protocol.negotiation import PROVIDER, REQUESTER, TERMINAL, State, Table, Way
+from shoal.protocol import (
+    adverts,
+    blob_messages,
+    challenge,
+    limits,
+    messages,
+    negotiation,
+    statements,
+)
+from shoal.protocol.negotiation import PROVIDER, REQUESTER, Way
 
 Struct = type[msgspec.Struct]
 
@@ -72,7 +81,11 @@ matched by `id`.
 | `AwardOffer` | `Lease` or `Refusal` |
 | `UnitRequest` | `UnitResult` or `Refusal` |
 | `Cancel`, `Release` | `Done` |
+| `Challenge` | `Committed` or `Refusal` |
+| `Draw` | `Opened` or `Refusal` |
+| `ProofOffer` | `Done` |
 
+Challenges are for peers whose advert names protocol 1.1 or newer.
 Any request may be answered by a `Problem` instead, whose `code` is stable.
 """
 
@@ -90,6 +103,13 @@ NEGOTIATION = """\
 
 One conversation is about one call, between one requester and one provider. Each side
 holds a state machine; whatever is not in its diagram is an error.
+"""
+
+CHALLENGE = """\
+## Capability challenge
+
+A node's advert claims rates. Any peer may ask it to show one.
+
 """
 
 STATEMENTS = f"""\
@@ -136,15 +156,24 @@ def document() -> str:
         diagram(REQUESTER),
         "### The provider\n",
         diagram(PROVIDER),
+        CHALLENGE,
+        _passage(challenge, "A challenge names", "Prior art"),
+        "### The verifier\n",
+        diagram(challenge.VERIFIER),
+        "### The prover\n",
+        diagram(challenge.PROVER),
         STATEMENTS,
         _domains(),
         _structs(
             [
                 statements.Advert,
                 statements.DeviceOffer,
+                statements.ClassRate,
                 statements.Award,
                 statements.Receipt,
                 statements.UnitError,
+                statements.Commitment,
+                statements.CapabilityProof,
             ]
         ),
         "## Blob stream\n",
@@ -161,16 +190,17 @@ def document() -> str:
     return "\n".join(parts)
 
 
-def diagram(table: Table) -> str:
-    """A Mermaid state diagram of one role's table."""
-    arrows: dict[tuple[State, State], dict[Way, list[str]]] = {}
+def diagram(table: Mapping[Any, StrEnum]) -> str:
+    """A Mermaid state diagram of one role's table: (state, way, message) to state."""
+    arrows: dict[tuple[StrEnum, StrEnum], dict[Way, list[str]]] = {}
     for (before, way, message), after in table.items():
         arrows.setdefault((before, after), {}).setdefault(way, []).append(message.__name__)
-    lines = [f"    [*] --> {State.IDLE}"]
+    lines = [f"    [*] --> {next(iter(table))[0]}"]
     for (before, after), said in arrows.items():
         label = "; ".join(f"{way} {', '.join(names)}" for way, names in said.items())
         lines.append(f"    {before} --> {after}: {label}")
-    lines += [f"    {state} --> [*]" for state in sorted(TERMINAL)]
+    terminal = set(table.values()) - {before for before, _, _ in table}
+    lines += [f"    {state} --> [*]" for state in sorted(terminal)]
     return "\n".join(["```mermaid", "stateDiagram-v2", *lines, "```", ""])
 
 
@@ -314,6 +344,7 @@ def _bounds(meta: msgspec.Meta) -> str:
             ("over", meta.gt),
             ("from", meta.ge),
             ("to", meta.le),
+            ("a multiple of", meta.multiple_of),
             ("at least", meta.min_length),
             ("at most", meta.max_length),
         )

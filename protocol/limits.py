@@ -14,7 +14,7 @@ from msgspec import Meta
 PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
-PROTOCOL_MINOR = 0
+PROTOCOL_MINOR = 1
 """A newer minor adds words that are said only to peers whose hello names it."""
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -85,6 +85,27 @@ CLOCK_TOLERANCE_MS = 2 * 3600 * 1000
 ADVERT_LIFETIME_LIMIT_S = 3600.0
 """Longest life of an advert, reached in networks of about a thousand nodes."""
 
+RATES_LIMIT = 4
+"""Rates of one device in an advert: each is a line of it, about 25 bytes."""
+
+PROOFS_LIMIT = 2
+"""Proofs of capability in one advert: about 350 bytes each, of its 2 KiB."""
+
+CHALLENGE_ROWS_LIMIT = 4096
+"""Rows of one product of a challenge; each leaves a digest of 32 bytes at the prover."""
+
+CHALLENGE_SIZE_LIMIT = 4096
+"""Terms and columns of one product: the fixed operand then takes 64 MiB as float32."""
+
+CHALLENGE_STEPS_LIMIT = 64
+"""Products in one chain: with the two limits above it leaves at most 8 MiB of digests."""
+
+CHALLENGE_RATE_MIN = 1e6
+"""The least rate that a challenge can be about; a division by it stays sane."""
+
+CHALLENGE_PLACES_LIMIT = 64
+"""Rows that a verifier asks to have opened: a tenth of them wrong passes 1 in 850 times."""
+
 Text = Annotated[str, Meta(max_length=256)]
 """A name or a sentence for people: one line of a table."""
 
@@ -123,6 +144,18 @@ Count = Annotated[int, Meta(ge=0, le=1 << 31)]
 
 Sequence = Annotated[int, Meta(ge=0, le=1 << 62)]
 """Grows with each advert of one node."""
+
+Rate = Annotated[float, Meta(ge=0.0, le=1e18)]
+"""Multiply-adds or bytes per second; a thousand of the fastest devices there are."""
+
+Digest32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+"""A BLAKE3 digest as bytes."""
+
+MerklePath = Annotated[bytes, Meta(max_length=32 * 12)]
+"""Siblings, lowest first, 32 bytes each: 12 of them lead to one of 4,096 leaves."""
+
+ProofBytes = Annotated[bytes, Meta(min_length=1, max_length=512)]
+"""The envelope of a proof of capability, whose fields are short."""
 
 PortName = Annotated[str, Meta(min_length=1, max_length=256)]
 """The name of a program's input or output."""

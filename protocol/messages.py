@@ -22,9 +22,11 @@ from shoal.protocol.limits import (
     HexId,
     IdleSeconds,
     InlineBytes,
+    MerklePath,
     Nonce,
     PeerText,
     Price,
+    ProofBytes,
     Seconds,
     Sequence,
     ShortText,
@@ -128,7 +130,10 @@ class Bid(_Message, frozen=True, tag="bid"):
 
 
 class Refusal(_Message, frozen=True, tag="refusal"):
-    """No, and why. It answers a call, an award or one unit."""
+    """No, and why. It answers a call, an award, one unit, a challenge or a draw.
+
+    ``call`` is then the call's number or the challenge's nonce.
+    """
 
     call: Nonce
     reason: Reason
@@ -199,6 +204,68 @@ class Release(_Message, frozen=True, tag="release"):
     call: Nonce
 
 
+# --- capability challenge -------------------------------------------------------
+
+
+class Challenge(_Message, frozen=True, tag="challenge"):
+    """A verifier asks a node to show a rate that it claims (see "Capability challenge").
+
+    Attributes:
+        rate: The claim, in multiply-adds per second, as the advert has it.
+        rows: Of each left operand.
+        size: Terms and columns of each product.
+        steps: Products in the chain.
+    """
+
+    nonce: Nonce
+    device: ShortText
+    numeric_class: ShortText
+    precision: ShortText
+    rate: Annotated[float, Meta(ge=limits.CHALLENGE_RATE_MIN, le=1e18)]
+    rows: Annotated[int, Meta(ge=1, le=limits.CHALLENGE_ROWS_LIMIT)]
+    size: Annotated[int, Meta(ge=4, le=limits.CHALLENGE_SIZE_LIMIT, multiple_of=4)]
+    steps: Annotated[int, Meta(ge=1, le=limits.CHALLENGE_STEPS_LIMIT)]
+
+
+class Committed(_Message, frozen=True, tag="committed"):
+    """The work is done, and this is the signed `protocol.statements.Commitment`."""
+
+    nonce: Nonce
+    commitment: EnvelopeBytes
+
+
+Place = tuple[
+    Annotated[int, Meta(ge=0, le=limits.CHALLENGE_STEPS_LIMIT - 1)],
+    Annotated[int, Meta(ge=0, le=limits.CHALLENGE_ROWS_LIMIT - 1)],
+]
+"""A step of the chain, and a row of its product."""
+
+
+class Draw(_Message, frozen=True, tag="draw"):
+    """The rows that the verifier has drawn, and will compute by itself."""
+
+    nonce: Nonce
+    places: Annotated[
+        tuple[Place, ...], Meta(min_length=1, max_length=limits.CHALLENGE_PLACES_LIMIT)
+    ]
+
+
+class Opened(_Message, frozen=True, tag="opened"):
+    """A Merkle path for each row drawn; the rows themselves the verifier knows."""
+
+    nonce: Nonce
+    paths: Annotated[
+        tuple[MerklePath, ...], Meta(min_length=1, max_length=limits.CHALLENGE_PLACES_LIMIT)
+    ]
+
+
+class ProofOffer(_Message, frozen=True, tag="proof"):
+    """The verifier's signed `protocol.statements.CapabilityProof`, for the prover's advert."""
+
+    nonce: Nonce
+    proof: ProofBytes
+
+
 class Done(_Message, frozen=True, tag="done"):
     """Understood; there is nothing to add."""
 
@@ -210,10 +277,21 @@ class Problem(_Message, frozen=True, tag="problem"):
     message: Text
 
 
+ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer
 RequestBody: TypeAlias = (
-    Hello | Digest | Adverts | Call | AwardOffer | UnitRequest | Cancel | Release
+    Hello
+    | Digest
+    | Adverts
+    | Call
+    | AwardOffer
+    | UnitRequest
+    | Cancel
+    | Release
+    | ChallengeRequest
 )
-ResponseBody: TypeAlias = Hello | Adverts | Bid | Refusal | Lease | UnitResult | Done | Problem
+ResponseBody: TypeAlias = (
+    Hello | Adverts | Bid | Refusal | Lease | UnitResult | Committed | Opened | Done | Problem
+)
 
 
 class Request(_Message, frozen=True, tag="request"):

@@ -23,6 +23,7 @@ from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import (
     ByteCount,
     Count,
+    Digest32,
     EpochMs,
     HexId,
     IdleSeconds,
@@ -30,6 +31,9 @@ from shoal.protocol.limits import (
     PeerText,
     PortName,
     Price,
+    ProofBytes,
+    Rate,
+    Seconds,
     Sequence,
     ShortText,
     Text,
@@ -37,11 +41,29 @@ from shoal.protocol.limits import (
 )
 
 
+class ClassRate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How fast a device multiplies in one numeric class, as its node measured it.
+
+    On the wire it is an array of its fields, in this order.
+
+    Attributes:
+        rate: Multiply-adds per second.
+    """
+
+    numeric_class: ShortText
+    precision: ShortText | None
+    rate: Rate
+
+
 class DeviceOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A device as its node advertises it.
 
     ``executors`` is empty where the device is present and nothing on this node
     uses it.
+
+    Attributes:
+        rates: Claims, which a challenge can put to the test; empty: not measured yet.
+        memory_rate: Bytes per second that its memory moves; 0: not measured.
     """
 
     id: ShortText
@@ -49,9 +71,11 @@ class DeviceOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     name: Text
     memory_bytes: ByteCount
     executors: Annotated[tuple[ShortText, ...], Meta(max_length=8)] = ()
+    rates: Annotated[tuple[ClassRate, ...], Meta(max_length=limits.RATES_LIMIT)] = ()
+    memory_rate: Rate = 0.0
 
 
-class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A node's expiring statement of its devices, capacity, addresses and terms.
 
     Attributes:
@@ -59,6 +83,9 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         lifetime_s: Its age at most; see `protocol.adverts` for how age is told.
         addresses: Multiaddrs without the trailing ``/p2p`` part.
         providing: Whether the node takes units at all.
+        disk_rate: Bytes per second that the store's disk writes; 0: not measured.
+        proofs: Envelopes of `CapabilityProof`s. Each receiver checks them for itself;
+            one that is worth nothing costs its bearer nothing else.
     """
 
     peer: PeerText
@@ -71,6 +98,8 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: Annotated[tuple[DeviceOffer, ...], Meta(max_length=16)]
     numeric_classes: Annotated[tuple[ShortText, ...], Meta(max_length=8)]
     providing: bool
+    disk_rate: Rate = 0.0
+    proofs: Annotated[tuple[ProofBytes, ...], Meta(max_length=limits.PROOFS_LIMIT)] = ()
 
 
 class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,6 +176,52 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtime: Text
 
 
+class Commitment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a prover signs when it has done a challenge's work, before rows are drawn.
+
+    Attributes:
+        rate: The claim, in multiply-adds per second.
+        roots: Of each step, the Merkle root over the rows of its product.
+        elapsed_s: As the prover saw it; advisory.
+    """
+
+    nonce: Nonce
+    prover: PeerText
+    verifier: PeerText
+    device: ShortText
+    numeric_class: ShortText
+    precision: ShortText
+    rate: Rate
+    rows: Count
+    size: Count
+    steps: Count
+    roots: Annotated[
+        tuple[Digest32, ...], Meta(min_length=1, max_length=limits.CHALLENGE_STEPS_LIMIT)
+    ]
+    elapsed_s: Seconds
+
+
+class CapabilityProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A verifier's word that a device has shown a rate. Its signer is the verifier.
+
+    It is worth what its signer is worth to whoever reads it.
+
+    Attributes:
+        rate: What was claimed, in multiply-adds per second; a third of it was required.
+        shown: What the verifier saw, the link's delay taken off.
+        commitment: The id of the prover's `Commitment`, as bytes: adverts are short.
+    """
+
+    prover: PeerText
+    device: ShortText
+    numeric_class: ShortText
+    precision: ShortText
+    rate: Rate
+    shown: Rate
+    commitment: Digest32
+    issued_at_ms: EpochMs
+
+
 def statement_id(envelope: bytes) -> BlobId:
     """The id of a signed statement: the content id of its envelope."""
     return blob_id_of(envelope)
@@ -201,6 +276,31 @@ def open_receipt(envelope: bytes) -> Receipt:
                 code="bad_receipt",
             )
     return receipt
+
+
+def open_commitment(envelope: bytes) -> Commitment:
+    """Check and read a prover's commitment.
+
+    Raises:
+        VerificationError: Not a commitment, not well formed, or not its prover's own.
+    """
+    commitment, signer = _open(envelope, Statement.COMMITMENT, Commitment)
+    _check_signer(signer, commitment.prover, "commitment")
+    return commitment
+
+
+def open_proof(envelope: bytes) -> tuple[CapabilityProof, PeerId]:
+    """Check and read a proof of capability; gives its verifier, who signed it, too.
+
+    Raises:
+        VerificationError: Not a proof, not well formed, or by the prover itself.
+    """
+    proof, verifier = _open(envelope, Statement.CAPABILITY, CapabilityProof)
+    if verifier == proof.prover:
+        raise VerificationError(
+            f"{verifier} vouches for itself, which proves nothing", code="wrong_signer"
+        )
+    return proof, verifier
 
 
 def check_receipt(

@@ -62,6 +62,11 @@ class Exact:
         if self._warm_up is not None:
             self._warm_up()
 
+    @property
+    def kernels(self) -> Kernels:
+        """The backend."""
+        return self._kernels
+
     def probe(self) -> Probe:
         """Run a small program whose output's id is known. See `Executor.probe`."""
         # Integers over a power of two: the same float32 on any machine.

@@ -89,6 +89,8 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/devices", api.devices),
         ("POST", "/v1/pause", api.pause),
         ("POST", "/v1/resume", api.resume),
+        ("GET", "/v1/capability", api.capability),
+        ("POST", "/v1/challenges", api.challenge),
         ("POST", "/v1/connect", api.connect),
         ("PUT", "/v1/blobs", api.put_blob),
         ("GET", "/v1/blobs/{id}", api.get_blob),  # and HEAD
@@ -120,6 +122,14 @@ def make_app(daemon: DaemonFacade) -> Starlette:
     )
 
 
+class _Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/challenges; without a device it is the first that can be asked."""
+
+    peer: str
+    device: str | None = None
+    schema_version: int = 1
+
+
 class _Api:
     """The handlers, one for each route."""
 
@@ -143,6 +153,13 @@ class _Api:
     async def resume(self, request: Request) -> Response:
         wanted = _decode(await read_bounded(request, PAUSE_LIMIT_BYTES) or b"{}", _Resume)
         return answer({"owner": await self._daemon.resume(wanted.device)})
+
+    async def capability(self, _request: Request) -> Response:
+        return answer({"capability": self._daemon.capability()})
+
+    async def challenge(self, request: Request) -> Response:
+        wanted = _decode(await read_bounded(request, CONNECT_LIMIT_BYTES), _Challenge)
+        return answer({"challenge": await self._daemon.challenge(wanted.peer, wanted.device)})
 
     async def connect(self, request: Request) -> Response:
         wanted = _decode(await read_bounded(request, CONNECT_LIMIT_BYTES), _Connect)

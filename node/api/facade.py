@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shoal.compute.manifest import Manifest
     from shoal.crypto.content import BlobId, ChunkList
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.records import (
         Answer,
         Job,
@@ -144,6 +145,20 @@ class DaemonFacade(Protocol):
 
     async def resume(self, device: str | None) -> OwnerView:
         """End the pause of a device, or every pause; raises as `pause`."""
+        ...
+
+    def capability(self) -> CapabilityView:
+        """What this node claims of itself, measured, and who has seen it shown."""
+        ...
+
+    async def challenge(self, peer: str, device: str | None) -> ChallengeView:
+        """Have a peer show a rate that it claims.
+
+        Raises:
+            PeerError: It is not known, or claims nothing that can be shown.
+            NetworkError: It went away.
+            ComputeError: This node cannot check what it draws.
+        """
         ...
 
     async def connect(self, address: str) -> PeerId:

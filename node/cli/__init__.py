@@ -48,6 +48,7 @@ _COMMANDS = (
     ("devices", "devices:devices", _NODE),
     ("pause", "owner:pause", _NODE),
     ("resume", "owner:resume", _NODE),
+    ("challenge", "capability:challenge", _NODE),
     ("identity", "identity:app", _NODE),
     ("invite", "private:invite", _NODE),
     ("join", "private:join", _NODE),

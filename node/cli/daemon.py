@@ -11,6 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from shoal.node.cli.capability import claims_text
 from shoal.node.cli.options import Daemon, Here, SettingFlags
 from shoal.node.cli.output import (
     duration_text,
@@ -121,14 +122,8 @@ def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
         return
     print_table(
         (
-            "PEER",
-            "LINK",
-            "TAKES WORK",
-            "MAY SEND WORK",
-            "ROUND TRIP",
-            "DEVICES",
-            "CLASSES",
-            "HEARD OF",
+            *("PEER", "LINK", "TAKES WORK", "MAY SEND WORK", "ROUND TRIP", "DEVICES"),
+            *("CLASSES", "CLAIMS", "HEARD OF"),
         ),
         (
             (
@@ -139,6 +134,7 @@ def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
                 "-" if view.rtt_s is None else duration_text(view.rtt_s),
                 ", ".join(device.id for device in view.devices) or "-",
                 ", ".join(view.numeric_classes) or "-",
+                claims_text(view.claims),
                 f"{duration_text(view.advert_age_s)} ago",
             )
             for view in found

@@ -6,6 +6,7 @@ Asks the daemon; where none runs, this command looks by itself, which needs no h
 from typing import TYPE_CHECKING
 
 from shoal.crypto.errors import ShoalError
+from shoal.node.cli.capability import claims_text, measured_text
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import note, print_json, print_table, printable, runnable, size_text
 from shoal.node.cli.owner import stance_text
@@ -14,6 +15,7 @@ from shoal.node.errors import DaemonUnreachableError
 if TYPE_CHECKING:
     from shoal.compute.devices import Device, Inventory, Lack
     from shoal.compute.devices.abilities import Canaries
+    from shoal.node.capability_views import CapabilityView
     from shoal.node.records import OwnerView
 
 _CANARY_LIMIT_S = 60.0
@@ -27,25 +29,25 @@ def devices(*, daemon: Daemon | None = None) -> None:
     daemon = daemon or Daemon()
     try:
         with daemon.client() as client:
-            found, by_daemon = client.inventory(), True
+            found, claimed = client.inventory(), client.capability()
             owner = client.status().owner
     except DaemonUnreachableError as error:
         if error.code != DaemonUnreachableError.code:
             raise
         note("no daemon runs; this is what one would find here")
-        found, by_daemon, owner = look_here(), False, None
+        found, claimed, owner = look_here(), None, None
     if daemon.as_json:
-        stances = owner.stances if owner else ()
         print_json(
             {
-                "by_daemon": by_daemon,
+                "by_daemon": claimed is not None,
                 "devices": found.devices,
                 "missing": found.missing,
-                "stances": stances,
+                "capability": claimed,
+                "stances": owner.stances if owner else (),
             }
         )
         return
-    _print(found, owner)
+    _print(found, claimed, owner)
 
 
 def look_here() -> "Inventory":
@@ -83,7 +85,9 @@ async def _canaries() -> "Canaries":
     return Canaries(probes, (*lacks, not_asked))
 
 
-def _print(found: "Inventory", owner: "OwnerView | None") -> None:
+def _print(
+    found: "Inventory", claimed: "CapabilityView | None", owner: "OwnerView | None"
+) -> None:
     takes = (
         {each.device: stance_text(each, owner.provide) for each in owner.stances}
         if owner
@@ -104,8 +108,12 @@ def _print(found: "Inventory", owner: "OwnerView | None") -> None:
         ),
     )
     for device in found.devices:
-        for text in filter(None, (_parts(device), device.note)):
+        claims = [c for c in claimed.claims if c.device == device.id] if claimed else []
+        claims_line = f"claims {claims_text(claims)}" if claims else ""
+        for text in filter(None, (_parts(device), claims_line, device.note)):
             _line(device.id, text)
+    if claimed:
+        _line("this node", measured_text(claimed))
     ids: dict[Lack, list[str]] = {}
     for device in found.devices:
         for lack in device.missing:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
+    from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
     from shoal.node.records import Answer, OwnerView, PeerView, Status, Unit
 
@@ -103,6 +104,19 @@ class Client:
     def resume(self, device: str | None = None) -> OwnerView:
         """End the pause of a device; without one, every pause."""
         return self._drive(flows.resume(device))
+
+    def capability(self) -> CapabilityView:
+        """What the daemon's node claims of itself, measured."""
+        return self._drive(flows.capability())
+
+    def challenge(self, peer: str, device: str | None = None) -> ChallengeView:
+        """Have a peer show a rate that it claims; some seconds.
+
+        Args:
+            peer: Its id.
+            device: Which of its devices; the first that can be asked when not given.
+        """
+        return self._drive(flows.challenge(peer, device))
 
     def connect(self, address: str) -> str:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""

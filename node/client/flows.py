@@ -21,6 +21,7 @@ from shoal.compute.executors.base import NumericClass
 from shoal.compute.manifest import Manifest, check_inputs, decode
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.crypto.content import BlobId, blob_id_of
+from shoal.node.capability_views import CapabilityView, ChallengeView
 from shoal.node.client.batching import batches, check_batch
 from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError, WaitTimeoutError
@@ -55,6 +56,8 @@ _HEAD_FROM_BYTES = 64 << 10
 
 _STATUS_LIMIT_S = 10.0
 _UPLOAD_LIMIT_S = 600.0
+_CHALLENGE_LIMIT_S = 120.0
+"""Those before it, the dial, the chain at its slowest, and this node's own worker."""
 _WAIT_STEP_S = 30.0
 _POLL_S = 0.2
 DEFAULT_PRECISION = "x20"
@@ -119,6 +122,18 @@ def resume(device: str | None) -> Flow[OwnerView]:
 def _owner(verb: str, wanted: dict[str, Any]) -> Flow[OwnerView]:
     request = Request("POST", f"/v1/{verb}", body=msgspec.json.encode(wanted))
     return msgspec.convert((yield from _json(request))["owner"], OwnerView)
+
+
+def capability() -> Flow[CapabilityView]:
+    """What the daemon's node claims of itself."""
+    return (yield from _get("/v1/capability", "capability", CapabilityView))
+
+
+def challenge(peer: str, device: str | None = None) -> Flow[ChallengeView]:
+    """Have a peer show a rate that it claims."""
+    body = msgspec.json.encode({"peer": peer, "device": device})
+    request = Request("POST", "/v1/challenges", body=body, answer_limit_s=_CHALLENGE_LIMIT_S)
+    return msgspec.convert((yield from _json(request))["challenge"], ChallengeView)
 
 
 def connect(address: str) -> Flow[str]:

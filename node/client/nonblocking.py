@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
+    from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
     from shoal.node.records import Answer, OwnerView, PeerView, Status, Unit
 
@@ -100,6 +101,19 @@ class AsyncClient:
     async def resume(self, device: str | None = None) -> OwnerView:
         """End the pause of a device; without one, every pause."""
         return await self._drive(flows.resume(device))
+
+    async def capability(self) -> CapabilityView:
+        """What the daemon's node claims of itself, measured."""
+        return await self._drive(flows.capability())
+
+    async def challenge(self, peer: str, device: str | None = None) -> ChallengeView:
+        """Have a peer show a rate that it claims; some seconds.
+
+        Args:
+            peer: Its id.
+            device: Which of its devices; the first that can be asked when not given.
+        """
+        return await self._drive(flows.challenge(peer, device))
 
     async def connect(self, address: str) -> str:
         """Link the daemon to the peer at a multiaddr; gives the peer's id."""

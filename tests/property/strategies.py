@@ -170,6 +170,8 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:  # noqa: C901  # a ca
             return st.none()
         case inspect.BoolType():
             return st.booleans()
+        case inspect.IntType(multiple_of=int(step)):
+            return st.integers(-(-kind.ge // step), kind.le // step).map(lambda n: n * step)
         case inspect.IntType():
             return st.integers(kind.ge, kind.le)
         case inspect.FloatType():
@@ -187,9 +189,13 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:  # noqa: C901  # a ca
         case inspect.TupleType():
             return st.tuples(*map(_values, kind.item_types))
         case inspect.VarTupleType():
-            return st.lists(_values(kind.item_type), max_size=_LIST_LENGTH)
+            most = min(_LIST_LENGTH, kind.max_length or _LIST_LENGTH)
+            least = kind.min_length or 0
+            return st.lists(_values(kind.item_type), min_size=least, max_size=most)
         case inspect.UnionType():
             return st.one_of(*map(_values, kind.types))
+        case inspect.StructType(array_like=True):
+            return st.tuples(*(_values(field.type) for field in kind.fields))
         case inspect.StructType():
             fields = {field.encode_name: _values(field.type) for field in kind.fields}
             if kind.tag is not None:

@@ -11,9 +11,18 @@ from shoal.protocol.blob_messages import BlobAnswer, BlobNext, BlobProof, BlobRe
 from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
 from shoal.protocol.messages import Frame
-from shoal.protocol.statements import Advert, Award, Receipt
+from shoal.protocol.statements import (
+    Advert,
+    Award,
+    CapabilityProof,
+    Commitment,
+    Receipt,
+)
 
-KINDS = (Frame, Advert, Award, Receipt, BlobRequest, BlobAnswer, BlobNext, BlobProof)
+KINDS = (
+    *(Frame, Advert, Award, Receipt, Commitment, CapabilityProof),
+    *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
+)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

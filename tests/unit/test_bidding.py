@@ -182,3 +182,12 @@ def test_no_bid_and_no_unit_choose_nobody():
 def test_the_owner_s_units_go_first_and_a_stranger_s_last():
     peers = [generate().peer_id, REQUESTER, PROVIDER]
     assert sorted(peers, key=lambda peer: rank(peer, TERMS)) == [PROVIDER, REQUESTER, peers[0]]
+
+
+def test_at_equal_prices_a_proven_claim_goes_first_and_a_lower_price_before_it():
+    unproven, proven = sorted(generate().peer_id for _ in range(2))
+    bids = dict.fromkeys((unproven, proven), bid(CALL, TERMS, 0, "0" * 32))
+    assert choose(bids, 1) == [unproven]
+    assert choose(bids, 1, {proven}) == [proven]
+    cheaper = bids | {unproven: msgspec.structs.replace(bids[proven], price=0.0)}
+    assert choose(cheaper, 1, {proven}) == [unproven]

@@ -4,7 +4,7 @@ from typing import Annotated, get_args, get_origin
 
 import pytest
 
-from shoal.protocol import limits, messages
+from shoal.protocol import challenge, limits, messages
 from shoal.protocol.document import diagram, document
 from shoal.protocol.negotiation import PROVIDER, REQUESTER, State
 
@@ -46,7 +46,7 @@ def test_every_link_inside_it_leads_somewhere():
     assert links <= anchors
 
 
-@pytest.mark.parametrize("table", [REQUESTER, PROVIDER])
+@pytest.mark.parametrize("table", [REQUESTER, PROVIDER, challenge.VERIFIER, challenge.PROVER])
 def test_a_diagram_shows_each_transition_of_its_table(table):
     lines = diagram(table).splitlines()
     for (before, way, message), after in table.items():

@@ -60,6 +60,8 @@ def test_domain_strings_and_payload_types_never_change_and_never_repeat():
         "shoal-advert-v1": b"/shoal/advert",
         "shoal-award-v1": b"/shoal/award",
         "shoal-receipt-v1": b"/shoal/receipt",
+        "shoal-commitment-v1": b"/shoal/commitment",
+        "shoal-capability-v1": b"/shoal/capability",
     }
 
 

@@ -25,6 +25,9 @@ def head_of(message, attachments=()):
         frames.Convert(LIMITS, "x20"),
         frames.Prepare("p", ("a", "b"), LIMITS),
         frames.Run("p", ("x",), LIMITS),
+        frames.Measure("memory", 0.1),
+        frames.Prove(b"r" * 32, 4, 8, 2, "x20", 3.0),
+        frames.Recompute(b"r" * 32, 8, "x20", ((b"s" * 32, 3),)),
     ],
 )
 def test_every_request_comes_back_with_its_attachments_sizes(request_):
@@ -41,6 +44,9 @@ def test_every_request_comes_back_with_its_attachments_sizes(request_):
         (frames.Converted("p", ("a",)), [b"1"]),
         (frames.Prepared(("p",)), []),
         (frames.Ran(("y", "z"), 0.5, "runtime 1"), [b"1", b"2"]),
+        (frames.Measured(1e9, 0.5), []),
+        (frames.Proved((b"l" * 64,), (b"r" * 32,), 0.5), []),
+        (frames.Recomputed(b"l" * 64), []),
         (frames.Failed(True, "code", "message", "hint", "node", "operator"), []),
     ],
 )

@@ -17,9 +17,18 @@ from shoal.protocol.blob_messages import (
 )
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import Adverts, Digest, Frame, Request, Response, UnitRequest
-from shoal.protocol.statements import Advert, Award, Receipt
+from shoal.protocol.statements import (
+    Advert,
+    Award,
+    CapabilityProof,
+    Commitment,
+    Receipt,
+)
 
-KINDS = (Frame, Advert, Award, Receipt, BlobRequest, BlobAnswer, BlobNext, BlobProof)
+KINDS = (
+    *(Frame, Advert, Award, Receipt, Commitment, CapabilityProof),
+    *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
+)
 
 
 def parts_of(kind, path=""):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shoal.compute.exact.cpu import elementwise, product, sums
+from shoal.compute.exact.cpu import draw, elementwise, product, sums
 from shoal.compute.exact.cpu.threads import Threads
 from shoal.compute.exact.spec import X20
 
@@ -49,6 +49,15 @@ class CpuKernels:
         self._threads.start()
         square = np.ones((64, 64), np.float32)
         self.product(square, square, X20, "column")
+
+    @property
+    def threads(self) -> Threads:
+        """The threads that compute."""
+        return self._threads
+
+    def draw(self, key: int, stream: int, first: int, out: Floats) -> None:
+        """Fill ``out`` with numbers for a capability challenge; see `draw.numbers`."""
+        draw.numbers(key, stream, first, out, self._threads)
 
     def admit(self, x: Floats) -> Floats:
         """See `Kernels.admit`."""

@@ -1,0 +1,105 @@
+"""What is kept on disk of measured figures and proofs of capability.
+
+Two small tables in the node's state (`node.state`); what they mean is elsewhere
+(`compute.capability`, `node.proofs`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from shoal.compute.capability import Measurement
+from shoal.crypto.errors import VerificationError
+from shoal.crypto.peer_id import PeerId
+from shoal.node.proofs import BOOK_LIMIT, Proof, checked
+from shoal.node.state_tables import from_json, to_json
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from shoal.node.state import State
+
+_LEASED_FROM_LIMIT: Final = 64
+_ANSWERS_LOOKED_AT: Final = 2000
+
+
+async def keep_measurement(journal: State, measurement: Measurement) -> None:
+    """Keep a device's newest figures."""
+
+    def write(database: sqlite3.Connection) -> None:
+        database.execute(
+            "INSERT OR REPLACE INTO measurements (device, figures) VALUES (?, ?)",
+            (measurement.device, to_json(measurement)),
+        )
+
+    await journal.transact(write)
+
+
+async def kept_measurement(journal: State, device: str) -> Measurement | None:
+    """A device's figures of an earlier time."""
+
+    def read(database: sqlite3.Connection) -> Measurement | None:
+        row = database.execute(
+            "SELECT figures FROM measurements WHERE device = ?", (device,)
+        ).fetchone()
+        return None if row is None else from_json(row["figures"], Measurement)
+
+    return await journal.transact(read)
+
+
+async def keep_proof(journal: State, proof: Proof) -> None:
+    """Keep a proof, in place of an older one of the same; of all the newest `BOOK_LIMIT`."""
+    said = proof.said
+
+    def write(database: sqlite3.Connection) -> None:
+        database.execute(
+            "INSERT OR REPLACE INTO proofs (verifier, prover, device, numeric_class,"
+            " precision, issued_at_ms, envelope) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                proof.verifier,
+                said.prover,
+                said.device,
+                said.numeric_class,
+                said.precision,
+                said.issued_at_ms,
+                proof.envelope,
+            ),
+        )
+        database.execute(
+            "DELETE FROM proofs WHERE envelope IN (SELECT envelope FROM proofs"
+            " ORDER BY issued_at_ms DESC LIMIT -1 OFFSET ?)",
+            (BOOK_LIMIT,),
+        )
+
+    await journal.transact(write)
+
+
+async def kept_proofs(journal: State) -> list[Proof]:
+    """All proofs, oldest first; one that does not hold any more is left out."""
+
+    def read(database: sqlite3.Connection) -> list[bytes]:
+        rows = database.execute("SELECT envelope FROM proofs ORDER BY issued_at_ms")
+        return [bytes(row["envelope"]) for row in rows]
+
+    proofs = []
+    for envelope in await journal.transact(read):
+        try:
+            proofs.append(checked(envelope))
+        except VerificationError:  # a row that somebody else wrote
+            continue
+    return proofs
+
+
+async def leased_from(journal: State) -> list[PeerId]:
+    """Peers that this node has lately awarded work to, the last first."""
+
+    def read(database: sqlite3.Connection) -> list[PeerId]:
+        rows = database.execute(
+            "SELECT peer, max(at) AS last FROM"
+            " (SELECT * FROM answers ORDER BY rowid DESC LIMIT ?)"
+            " WHERE verdict = 'awarded' GROUP BY peer ORDER BY last DESC LIMIT ?",
+            (_ANSWERS_LOOKED_AT, _LEASED_FROM_LIMIT),
+        )
+        return [PeerId(row["peer"]) for row in rows]
+
+    return await journal.transact(read)

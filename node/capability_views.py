@@ -1,0 +1,71 @@
+"""Claimed rates and challenges as the local API shows them: values alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from shoal.crypto.peer_id import PeerId
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """One claimed rate, and who has seen it shown.
+
+    Attributes:
+        device: The device's id.
+        numeric_class: ``exact`` or ``fp32``.
+        precision: Of the class exact, such as ``x20``.
+        rate: Multiply-adds per second.
+        proven: Whether a verifier whose word counts here has seen it.
+        verifiers: All who have, by valid proofs.
+    """
+
+    device: str
+    numeric_class: str
+    precision: str | None
+    rate: float
+    proven: bool = False
+    verifiers: tuple[PeerId, ...] = ()
+
+
+class CapabilityView(msgspec.Struct, frozen=True):
+    """What this node claims of itself, and which of it others have seen.
+
+    ``proven`` says here that any other node has seen it shown: whether that counts is
+    for each of the others to say. Rates are per second; 0 is not measured.
+    """
+
+    claims: tuple[Claim, ...]
+    memory_rate: float
+    disk_rate: float
+    measured_at: float | None
+
+
+class ChallengeView(msgspec.Struct, frozen=True):
+    """How a challenge ended.
+
+    Attributes:
+        outcome: ``shown``; ``refused`` by the prover, for the reason in ``code``; or
+            ``failed``, and ``code`` says how.
+        claimed: Multiply-adds per second.
+        shown: Likewise; 0 where nothing was shown.
+        multiply_adds: How much work it was.
+        rows_checked: Computed again by this node.
+        proof: The id of the prover's commitment, which the signed proof names.
+    """
+
+    peer: PeerId
+    device: str
+    numeric_class: str
+    precision: str
+    outcome: Literal["shown", "refused", "failed"]
+    claimed: float
+    shown: float
+    multiply_adds: int
+    rows_checked: int
+    elapsed_s: float
+    link_delay_s: float
+    code: str = ""
+    message: str = ""
+    proof: str = ""

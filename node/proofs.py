@@ -1,0 +1,179 @@
+"""What a claimed rate is worth here: whose word stands behind it.
+
+A proof of capability (`protocol.statements.CapabilityProof`) is a verifier's word about
+a prover's device, and is worth what the verifier is worth. This node counts proofs by
+itself and by the peers on its allow list; others are shown and not counted, since
+anybody can make keys and let one vouch for another. Proofs come from three places: this
+node's own challenges, what verifiers gave this node about itself, and others' adverts.
+
+Decisions and a book in memory; `node.capability_records` keeps the book on disk.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from shoal.crypto.errors import VerificationError
+from shoal.crypto.peer_id import PeerId
+from shoal.node.capability_views import Claim
+from shoal.protocol.limits import CLOCK_TOLERANCE_MS, PROOFS_LIMIT
+from shoal.protocol.statements import CapabilityProof, open_proof
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
+
+PROOF_LIFETIME_MS: Final = 30 * 86400 * 1000
+"""A machine that was fast a month ago may have been sold."""
+
+CLAIM_GROWTH: Final = 1.25
+"""A claim that was measured anew may be so many times what was proven: noise, no upgrade."""
+
+BOOK_LIMIT: Final = 1024
+"""Proofs kept, by this node about others and by others about it; the oldest go first."""
+
+OPENED_LIMIT: Final = 4096
+"""Proofs in others' adverts of which is remembered whether their signature is good."""
+
+ADVERT_WANTED_BYTES: Final = 1 << 10
+"""A second proof goes along only where the advert stays this small."""
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """A proof whose signature was checked."""
+
+    envelope: bytes
+    verifier: PeerId
+    said: CapabilityProof
+
+
+def checked(envelope: bytes) -> Proof:
+    """Check a proof; raises VerificationError."""
+    said, verifier = open_proof(envelope)
+    return Proof(envelope, verifier, said)
+
+
+def is_valid(proof: Proof, wall_ms: int) -> bool:
+    """Whether its time is not over, and has come; clocks may differ."""
+    age_ms = wall_ms - proof.said.issued_at_ms
+    return -CLOCK_TOLERANCE_MS <= age_ms <= PROOF_LIFETIME_MS
+
+
+def supports(proof: Proof, prover: str, device: str, rate: ClassRate) -> bool:
+    """Whether a proof is about this claim."""
+    said = proof.said
+    return (
+        (said.prover, said.device) == (prover, device)
+        and (said.numeric_class, said.precision) == (rate.numeric_class, rate.precision)
+        and rate.rate <= CLAIM_GROWTH * said.rate
+    )
+
+
+def claims_of(
+    prover: str,
+    devices: Iterable[DeviceOffer],
+    proofs: Sequence[Proof],
+    counted: Collection[str],
+    wall_ms: int,
+) -> tuple[Claim, ...]:
+    """A node's claims, with who has seen them shown.
+
+    Args:
+        prover: The node.
+        devices: As it offers them.
+        proofs: All there are; those about something else do not matter.
+        counted: Verifiers whose word counts.
+        wall_ms: This node's wall clock.
+    """
+    valid = [proof for proof in proofs if is_valid(proof, wall_ms)]
+    claims = []
+    for device in devices:
+        for rate in device.rates:
+            by = {p.verifier for p in valid if supports(p, prover, device.id, rate)}
+            claims.append(
+                Claim(
+                    device=device.id,
+                    numeric_class=rate.numeric_class,
+                    precision=rate.precision,
+                    rate=rate.rate,
+                    proven=not by.isdisjoint(counted),
+                    verifiers=tuple(sorted(by)),
+                )
+            )
+    return tuple(claims)
+
+
+def to_attach(
+    proofs: Sequence[Proof], preferred: Collection[str], room_bytes: int, wall_ms: int
+) -> tuple[bytes, ...]:
+    """The proofs that a node's advert carries: those its peers will most likely count.
+
+    By verifiers that this node trusts itself first, so that strangers who challenge
+    often displace nobody; then the newest. The first one goes along always, others
+    while ``room_bytes`` last.
+    """
+    ranked = sorted(
+        (proof for proof in proofs if is_valid(proof, wall_ms)),
+        key=lambda proof: (proof.verifier not in preferred, -proof.said.issued_at_ms),
+    )
+    chosen: list[bytes] = []
+    for proof in ranked:
+        room_bytes -= len(proof.envelope)
+        if len(chosen) < PROOFS_LIMIT and (room_bytes >= 0 or not chosen):
+            chosen.append(proof.envelope)
+    return tuple(chosen)
+
+
+@dataclass(slots=True)
+class ProofBook:
+    """The proofs this node knows of.
+
+    Args:
+        own: This node.
+        allowed: Peers whose word counts, beside its own.
+    """
+
+    own: PeerId
+    allowed: frozenset[str]
+    _kept: dict[tuple[str, ...], Proof] = field(default_factory=dict)
+    _opened: OrderedDict[bytes, Proof | None] = field(default_factory=OrderedDict)
+
+    @property
+    def counted(self) -> frozenset[str]:
+        """Verifiers whose word counts here."""
+        return self.allowed | {self.own}
+
+    def keep(self, proof: Proof) -> None:
+        """Keep a proof by or about this node, in place of an older one of the same."""
+        said = proof.said
+        key = (proof.verifier, said.prover, said.device, said.numeric_class, said.precision)
+        self._kept.pop(key, None)
+        while len(self._kept) >= BOOK_LIMIT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[key] = proof
+
+    def about(self, prover: str) -> list[Proof]:
+        """The kept proofs about a node."""
+        return [proof for proof in self._kept.values() if proof.said.prover == prover]
+
+    def claims(self, advert: Advert, wall_ms: int) -> tuple[Claim, ...]:
+        """What a node claims in its advert, and what that is worth here."""
+        carried = [self._open(envelope) for envelope in advert.proofs]
+        proofs = self.about(advert.peer) + [proof for proof in carried if proof is not None]
+        return claims_of(advert.peer, advert.devices, proofs, self.counted, wall_ms)
+
+    def _open(self, envelope: bytes) -> Proof | None:
+        """A proof that an advert carries; None where it is none. Checked once."""
+        if envelope not in self._opened:
+            try:
+                self._opened[envelope] = checked(envelope)
+            except VerificationError:
+                self._opened[envelope] = None
+            while len(self._opened) > OPENED_LIMIT:
+                self._opened.popitem(last=False)
+        return self._opened[envelope]

@@ -1,0 +1,181 @@
+"""What this node takes, whom it asks, when it measures: values in, values out."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+from challenge_samples import ALICE, BOB, CAROL, MALLORY, WALL_MS, a_challenge
+
+from shoal.compute.capability import Measurement, claim_of, key_of
+from shoal.compute.devices import Device
+from shoal.node.bidding import Terms
+from shoal.node.capability import BELIED_AFTER_S, LIFETIME_S, is_stale
+from shoal.node.challenger import challengeable, choose_candidate
+from shoal.node.owner import Cause, Stance
+from shoal.node.prover import (
+    CHALLENGES_PER_MINUTE,
+    PROVE_LIMIT_S,
+    STRANGERS_PER_MINUTE,
+    Allowance,
+    refusal,
+)
+from shoal.protocol.messages import Reason
+from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
+
+RATE = ClassRate("exact", "x20", 1e6)
+TERMS = Terms(
+    device="cpu",
+    executors={"exact": "exact"},
+    memory_bytes=1,
+    providing=True,
+    draining=False,
+    own=BOB.peer_id,
+    allowed=frozenset(),
+    leases=0,
+    units_waiting=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "challenge", "terms", "rates", "busy"),
+    [
+        (None, {}, {}, (RATE,), False),
+        (Reason.NOT_PROVIDING, {}, {"providing": False}, (RATE,), False),
+        (Reason.PAUSED, {}, {"stance": Stance(Cause.STEPPING_BACK)}, (RATE,), False),
+        (Reason.DRAINING, {}, {"draining": True}, (RATE,), False),
+        (Reason.NO_DEVICE, {"device": "gpu0"}, {}, (RATE,), False),
+        (Reason.CLASS_NOT_OFFERED, {}, {}, (), False),
+        (Reason.CLASS_NOT_OFFERED, {"precision": "x8"}, {}, (RATE,), False),
+        (Reason.EXPIRED, {"rate": 2e6}, {}, (RATE,), False),
+        (Reason.TOO_LARGE, {"size": 4096}, {}, (RATE,), False),
+        (Reason.BUSY, {}, {"units_waiting": 1}, (RATE,), False),
+        (Reason.BUSY, {}, {}, (RATE,), True),
+    ],
+)
+def test_a_node_shows_what_it_claims_unless_there_is_a_reason(
+    reason, challenge, terms, rates, busy
+):
+    answer = refusal(a_challenge(**challenge), replace(TERMS, **terms), rates, busy=busy)
+    assert (answer.reason if answer else None) is reason
+
+
+def test_the_bound_on_work_is_the_nodes_own_rate_and_not_the_one_asked_about():
+    """Whoever names a rate far below the claim gets no more work done for it."""
+    quick = ClassRate("exact", "x20", 1e12)
+    rows = int(PROVE_LIMIT_S * 1e12 / 4096**2 / 64)
+    large = a_challenge(rows=rows, size=4096, steps=64)
+    assert refusal(large, TERMS, (quick,), busy=False) is None
+    slow = refusal(large, TERMS, (ClassRate("exact", "x20", 1e11),), busy=False)
+    assert slow.reason is Reason.TOO_LARGE
+
+
+def test_so_many_challenges_are_taken_a_minute_and_some_are_kept_from_strangers():
+    allowance = Allowance()
+    taken = [allowance.take(0.0, stranger=True) for _ in range(10)]
+    assert sum(taken) == STRANGERS_PER_MINUTE
+    friends = [allowance.take(1.0, stranger=False) for _ in range(10)]
+    assert sum(friends) == CHALLENGES_PER_MINUTE - STRANGERS_PER_MINUTE
+    assert not allowance.take(59.0, stranger=False)
+    assert allowance.take(61.5, stranger=True)
+
+
+def advert(node, rates=(RATE,), **changes):
+    offer = DeviceOffer(id="cpu", kind="cpu", name="", memory_bytes=1, rates=rates)
+    made = Advert(
+        peer=node.peer_id,
+        sequence=1,
+        issued_at_ms=WALL_MS,
+        lifetime_s=60.0,
+        protocol=(1, 1),
+        agent="",
+        addresses=(),
+        devices=(offer,),
+        numeric_classes=("exact",),
+        providing=True,
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def chosen(adverts, leased_from=(), linked=(), proven=(), ready=lambda _peer: True, jitter=0.0):
+    return choose_candidate(
+        adverts,
+        own=ALICE.peer_id,
+        leased_from=leased_from,
+        linked=linked,
+        proven=lambda each: each.peer in proven,
+        ready=ready,
+        jitter=jitter,
+    )
+
+
+def test_whom_this_node_leased_from_is_asked_first_then_links_then_others():
+    adverts = [advert(BOB), advert(CAROL), advert(MALLORY)]
+    bob, carol, mallory = BOB.peer_id, CAROL.peer_id, MALLORY.peer_id
+    assert chosen(adverts, leased_from=[carol], linked={bob}) == carol
+    assert chosen(adverts, linked={mallory}) == mallory
+    assert {chosen(adverts, jitter=at) for at in (0.0, 0.4, 0.99)} == {bob, carol, mallory}
+
+
+@pytest.mark.parametrize(
+    "only",
+    [
+        advert(ALICE),
+        advert(BOB, providing=False),
+        advert(BOB, protocol=(1, 0)),
+        advert(BOB, rates=()),
+        advert(BOB, rates=(ClassRate("fp32", None, 1e9),)),
+        advert(BOB, rates=(ClassRate("fp32", "x20", 1e9), ClassRate("exact", "x8", 1e9))),
+    ],
+    ids=["itself", "takes no work", "too old", "claims nothing", "fp32 alone", "other ones"],
+)
+def test_who_cannot_be_asked_is_not(only):
+    assert chosen([only]) is None
+
+
+def test_who_is_proven_or_was_asked_lately_is_left_alone():
+    assert chosen([advert(BOB)], proven={BOB.peer_id}) is None
+    assert chosen([advert(BOB)], ready=lambda _peer: False) is None
+    assert chosen([advert(BOB)]) == BOB.peer_id
+
+
+def test_a_device_can_be_named():
+    assert challengeable(advert(BOB), "cpu") == ("cpu", RATE)
+    assert challengeable(advert(BOB), "gpu0") is None
+
+
+KEPT = Measurement(device="cpu", key="k", measured_at=1000.0, rates=(RATE,))
+
+
+@pytest.mark.parametrize(
+    ("stale", "kept", "key", "now_s", "belied"),
+    [
+        (True, None, "k", 1000.0, False),
+        (False, KEPT, "k", 1000.0 + LIFETIME_S, False),
+        (True, KEPT, "k", 1001.0 + LIFETIME_S, False),
+        (True, KEPT, "other", 1000.0, False),
+        (True, KEPT, "k", 1001.0 + BELIED_AFTER_S, True),
+        (False, KEPT, "k", 1000.0 + BELIED_AFTER_S, True),
+        (True, KEPT, "k", 0.0, False),
+    ],
+    ids=["none", "fresh", "old", "changed", "belied", "belied just now", "clock set back"],
+)
+def test_figures_are_taken_anew_when_old_changed_or_belied(stale, kept, key, now_s, belied):
+    assert is_stale(kept, key, now_s, belied=belied) is stale
+
+
+def test_the_lowest_sample_is_claimed_at_three_digits_and_never_rounded_up():
+    assert claim_of([3e9, 2_349_999_999.0, 9e9]) == 2_340_000_000.0
+    assert claim_of([123.9]) == 123.0
+
+
+def test_figures_depend_on_the_device_the_threads_and_what_runs_there():
+    device = Device(
+        id="cpu", kind="cpu", name="A", memory_bytes=1, memory_free_bytes=1, threads=4
+    )
+    key = key_of(device, 4, {"exact", "fp32"})
+    assert key == key_of(device, 4, ["fp32", "exact"])
+    renamed = msgspec.structs.replace(device, name="B")
+    others = [key_of(renamed, 4, {"exact", "fp32"}), key_of(device, 2, {"exact", "fp32"})]
+    assert key not in [*others, key_of(device, 4, {"fp32"})]
+    busier = msgspec.structs.replace(device, memory_free_bytes=0)
+    assert key == key_of(busier, 4, {"exact", "fp32"})

@@ -1,0 +1,132 @@
+import msgspec
+import pytest
+from challenge_samples import ALICE, BOB, CAROL, MALLORY, WALL_MS, signed_proof
+
+from shoal.node.proofs import (
+    BOOK_LIMIT,
+    CLAIM_GROWTH,
+    PROOF_LIFETIME_MS,
+    ProofBook,
+    checked,
+    claims_of,
+    to_attach,
+)
+from shoal.protocol.limits import CLOCK_TOLERANCE_MS, PROOFS_LIMIT
+from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
+
+RATES = (ClassRate("exact", "x20", 2e9), ClassRate("fp32", None, 9e9))
+CPU = DeviceOffer(id="cpu", kind="cpu", name="a CPU", memory_bytes=1, rates=RATES)
+
+
+def proof(signer=ALICE, **changes):
+    return checked(signed_proof(signer, **changes))
+
+
+def exact_claim(proofs, counted, wall_ms=WALL_MS, devices=(CPU,)):
+    return claims_of(BOB.peer_id, devices, proofs, counted, wall_ms)[0]
+
+
+def advert(*envelopes):
+    return Advert(
+        peer=BOB.peer_id,
+        sequence=1,
+        issued_at_ms=WALL_MS,
+        lifetime_s=60.0,
+        protocol=(1, 1),
+        agent="shoal/test",
+        addresses=(),
+        devices=(CPU,),
+        numeric_classes=("exact", "fp32"),
+        providing=True,
+        proofs=envelopes,
+    )
+
+
+def test_a_claim_that_a_counted_verifier_has_seen_is_proven():
+    claim = exact_claim([proof()], {ALICE.peer_id})
+    assert claim.proven
+    assert claim.verifiers == (ALICE.peer_id,)
+
+
+def test_a_strangers_word_is_shown_and_not_counted():
+    claim = exact_claim([proof(MALLORY)], {ALICE.peer_id})
+    assert not claim.proven
+    assert claim.verifiers == (MALLORY.peer_id,)
+
+
+def test_only_the_class_that_was_shown_is_proven():
+    claims = claims_of(BOB.peer_id, (CPU,), [proof()], {ALICE.peer_id}, WALL_MS)
+    assert [claim.proven for claim in claims] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prover": CAROL.peer_id},
+        {"device": "gpu0"},
+        {"precision": "x16"},
+        {"numeric_class": "low"},
+        {"rate": 2e9 / CLAIM_GROWTH / 1.01},
+        {"issued_at_ms": WALL_MS - PROOF_LIFETIME_MS - 1},
+        {"issued_at_ms": WALL_MS + CLOCK_TOLERANCE_MS + 1},
+    ],
+    ids=str,
+)
+def test_a_proof_of_anything_else_or_of_another_time_supports_nothing(change):
+    claim = exact_claim([proof(**change)], {ALICE.peer_id})
+    assert not claim.proven
+    assert claim.verifiers == ()
+
+
+def test_a_claim_measured_anew_may_be_a_little_more_than_was_shown():
+    assert exact_claim([proof(rate=2e9 / CLAIM_GROWTH)], {ALICE.peer_id}).proven
+
+
+def test_an_advert_brings_its_own_proofs_and_forged_ones_are_worth_nothing():
+    book = ProofBook(ALICE.peer_id, frozenset({CAROL.peer_id}))
+    by_carol = signed_proof(CAROL)
+    forged = by_carol[:-1] + bytes([by_carol[-1] ^ 1])
+    assert book.claims(advert(by_carol), WALL_MS)[0].proven
+    for envelope in (forged, b"nonsense", signed_proof(BOB)):
+        assert book.claims(advert(envelope), WALL_MS)[0].verifiers == ()
+
+
+def test_a_nodes_own_verdict_counts_without_any_advert():
+    book = ProofBook(ALICE.peer_id, frozenset())
+    book.keep(proof())
+    assert book.claims(advert(), WALL_MS)[0].proven
+
+
+def test_a_newer_proof_takes_the_place_of_an_older_one_of_the_same():
+    book = ProofBook(ALICE.peer_id, frozenset())
+    newer = proof(issued_at_ms=WALL_MS + 1)
+    for each in (proof(), newer):
+        book.keep(each)
+    assert book.about(BOB.peer_id) == [newer]
+
+
+def test_the_book_is_bounded_and_forgets_the_oldest():
+    book = ProofBook(ALICE.peer_id, frozenset())
+    first = proof()
+    for number in range(BOOK_LIMIT + 1):
+        said = msgspec.structs.replace(first.said, device=f"gpu{number}")
+        book.keep(msgspec.structs.replace(first, said=said))
+    kept = {each.said.device for each in book.about(BOB.peer_id)}
+    assert len(kept) == BOOK_LIMIT
+    assert "gpu0" not in kept
+
+
+def test_proofs_by_peers_that_are_trusted_go_along_first_then_the_newest():
+    old = proof(CAROL, issued_at_ms=WALL_MS - 1000)
+    new, newest = proof(ALICE, issued_at_ms=WALL_MS - 10), proof(MALLORY)
+    everything = [newest, new, old]
+    assert to_attach(everything, {CAROL.peer_id}, 10_000, WALL_MS) == (
+        old.envelope,
+        newest.envelope,
+    )
+    assert to_attach(everything, {CAROL.peer_id}, 0, WALL_MS) == (old.envelope,)
+    assert len(to_attach(everything, set(), 10_000, WALL_MS)) == PROOFS_LIMIT
+
+
+def test_an_expired_proof_stays_at_home():
+    assert to_attach([proof()], set(), 10_000, WALL_MS + PROOF_LIFETIME_MS + 1) == ()
