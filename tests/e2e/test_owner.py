@@ -244,7 +244,7 @@ def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_pa
     wishes = {
         "denied": [allow, f"--deny={stranger.peer}"],
         "friends": ["--serve=friends"],
-        "sandbox": [],
+        "anyone": [],
         "price": [allow, "--min-price=50"],
         "hours": [allow, f"--schedule={closed_now()}"],
     }
@@ -256,20 +256,20 @@ def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_pa
             return {v.peer for v in client.peers() if v.numeric_classes} >= peers
 
         eventually(ready, 30, "known with what they offer")
+        client.pause("cpu")  # so that its own node cannot do it
         job_id = submit(stranger, models.rows(1), models.dense())
         client.wait(job_id, 30)
         found, summary = verdicts(stranger, job_id)
         assert {name: found.get(node.peer) for name, node in nodes.items()} == {
             "denied": "denied",
             "friends": "untrusted_requester",
-            "sandbox": "untrusted_requester",
+            "anyone": "awarded",
             "price": "price",
             "hours": None,  # its advert says so, and it was not asked
         }
         for name, words in {
             "denied": ("deny list", "`deny`"),
             "friends": ("only peers on its allow list", "shoal identity show"),
-            "sandbox": ("sandbox", "`allow`"),
             "price": ("worth", "--batch", "`min_price`"),
         }.items():
             line = next(line for line in summary.splitlines() if nodes[name].peer in line)
