@@ -45,6 +45,7 @@ READ, WRITE, EXECUTE = mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC
 CHANNEL = int(sys.argv[-1])
 DAEMON = os.getppid()
 DEEDS = {}
+KEPT = []
 
 OPENED_BEFORE = tempfile.TemporaryFile()  # what a library might have left open  # noqa: SIM115
 SOCKETS = [socket.socket(), socket.socket(), socket.socket(socket.AF_UNIX)]
@@ -274,6 +275,45 @@ def use_a_memory_file_of_the_daemon_s(_):
     with mmap.mmap(LENT, PAGE, mmap.MAP_SHARED, READ | WRITE) as memory:
         memory[:5] = b"hello"
         return bytes(memory[:5]).decode()
+
+
+def lent_for_the_answer():
+    """The memory that the daemon lent for this answer: the one file that keeps its size."""
+    for fd in range(64):
+        try:
+            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+                return fd
+        except OSError:
+            continue
+    raise RuntimeError("nothing was lent")
+
+
+@deed
+def truncate_its_shared_memory(_):
+    os.ftruncate(lent_for_the_answer(), 0)
+
+
+@deed
+def rewrite_an_output_after_handing_it_over(_):
+    with mmap.mmap(lent_for_the_answer(), PAGE, mmap.MAP_SHARED, READ | WRITE) as memory:
+        memory[:6] = b"honest"
+        converted = frames.Converted("0" * 64, ("outcome",))
+        for piece in frames.encode_answer(converted, [bytes(6)], inline=False):
+            os.write(CHANNEL, piece)
+        time.sleep(0.2)
+        memory[:6] = b"forged"
+        time.sleep(0.2)
+    os._exit(0)
+
+
+@deed
+def keep_a_secret(secret):
+    KEPT.append(secret)
+
+
+@deed
+def find_the_last_requester_s_secret(_):
+    return KEPT[-1] if KEPT else "nothing"
 
 
 @deed

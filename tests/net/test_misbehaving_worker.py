@@ -18,6 +18,7 @@ import pytest
 
 import shoal
 from shoal.compute.sandbox import features, strangers_welcome
+from shoal.compute.supervisor import open_worker
 
 pytestmark = pytest.mark.skipif(
     not strangers_welcome(features()),
@@ -66,6 +67,7 @@ REFUSED = {
     ("use the new call for threads", ""): "ENOSYS",
     ("fill memory", ""): "stopped below 1024 MiB: True",
     ("find memory to write code into", ""): "0 of True",
+    ("truncate its shared memory", ""): "EPERM",
 }
 
 STOPPED = {
@@ -87,6 +89,7 @@ ALLOWED = {
     "use memory that is data": "done",
     "use a memory file of the daemon s": "hello",
     "talk without end": "done",
+    "rewrite an output after handing it over": "honest",
     "hand the daemon files": "done",
 }
 
@@ -187,3 +190,16 @@ def test_nothing_was_written_and_the_key_is_still_there(user):
 @pytest.mark.parametrize("deed", sorted(POSSIBLE_UNLOCKED))
 def test_the_same_deed_succeeds_where_nothing_is_locked(user, deed):
     assert outcomes(user, "unlocked")[deed] == ["done", True]
+
+
+async def test_a_worker_that_was_taken_over_holds_nothing_of_another_requester():
+    async with open_worker(threads=1, entry=(str(HERE / "misbehaving_worker.py"),)) as worker:
+
+        async def do(requester, deed):
+            converted = await worker.convert(requester, f"deed:{deed}".encode())
+            return converted.blobs["outcome"].decode()
+
+        await do("ann", "keep a secret:of ann's")
+        assert await do("ann", "find the last requester s secret:") == "of ann's"
+        assert await do("bob", "find the last requester s secret:") == "nothing"
+        assert await do("ann", "find the last requester s secret:") == "of ann's"
