@@ -58,9 +58,8 @@ class UnitLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for running it.
         memory_bytes: Memory beyond what the worker holds when the request is read: its
             libraries, prepared programs, and this request's own attachments. 64 MiB
-            for the runtime's threads are added, whatever the limit, since ONNX Runtime
-            hangs where it cannot start them; a program that needs no more than those
-            runs under any limit.
+            for the runtime's own sake are added, whatever the limit; a program that
+            needs no more than those runs under any limit.
         output_bytes: All output blobs together.
     """
 

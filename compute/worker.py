@@ -47,7 +47,7 @@ HELD_PROGRAMS_LIMIT: Final = 8
 """How many programs stay prepared; each has scratch memory of its own."""
 
 _OVERHEAD_BYTES: Final = 64 << 20
-"""What threads and sessions take, whatever the program; with no room ONNX Runtime hangs.
+"""What a runtime's sessions take, whatever the program.
 
 Added to every memory limit, so small programs run under any (`frames.UnitLimits`).
 """

@@ -27,6 +27,12 @@ LEASE_IDLE_S = 30.0
 LEASES_LIMIT = 32
 """Leases that one device serves at once; each waits for the one worker."""
 
+STRANGERS_LEASES_LIMIT = LEASES_LIMIT // 2
+"""From so many on no stranger gets one: they cannot shut out the owner and friends."""
+
+OWN, FRIEND, STRANGER = range(3)
+"""Ranks of requesters: whose units go first where several wait."""
+
 IN_FLIGHT = 2
 """One unit runs while the next one's inputs arrive."""
 
@@ -64,6 +70,7 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
     The order is from what the requester cannot change to what passes by itself.
     """
     reason = closed(requester, terms)
+    stranger = rank(requester, terms) > FRIEND
     if reason is not None:
         pass
     elif not terms.executors:
@@ -76,7 +83,7 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
             Reason.TOO_LARGE,
             f"a unit may use {terms.memory_bytes} bytes here, not {call.memory_bytes}",
         )
-    elif terms.leases >= LEASES_LIMIT:
+    elif terms.leases >= (STRANGERS_LEASES_LIMIT if stranger else LEASES_LIMIT):
         reason = (Reason.BUSY, f"{terms.leases} leases are running")
     elif requester != terms.own and worth(call) < terms.min_price:
         least = f"those of {terms.min_price:.4g} or more are taken here"
@@ -178,4 +185,6 @@ def choose(
 
 def rank(requester: PeerId, terms: Terms) -> int:
     """Whose units go first where several wait: the owner's, then friends', then others'."""
-    return 0 if requester == terms.own else 1 if requester in terms.allowed else 2
+    if requester == terms.own:
+        return OWN
+    return FRIEND if requester in terms.allowed else STRANGER

@@ -2,7 +2,17 @@ import msgspec
 import pytest
 
 from shoal.crypto.identity import generate
-from shoal.node.bidding import LEASES_LIMIT, Terms, bid, choose, price, rank, refusal, worth
+from shoal.node.bidding import (
+    LEASES_LIMIT,
+    STRANGERS_LEASES_LIMIT,
+    Terms,
+    bid,
+    choose,
+    price,
+    rank,
+    refusal,
+    worth,
+)
 from shoal.node.owner import Cause, Stance, sentence
 from shoal.protocol.messages import Bid, Call, Reason
 
@@ -191,3 +201,10 @@ def test_at_equal_prices_a_proven_claim_goes_first_and_a_lower_price_before_it()
     assert choose(bids, 1, {proven}) == [proven]
     cheaper = bids | {unproven: msgspec.structs.replace(bids[proven], price=0.0)}
     assert choose(cheaper, 1, {proven}) == [unproven]
+
+
+def test_strangers_cannot_take_every_lease():
+    full = but(sandboxed=True, leases=STRANGERS_LEASES_LIMIT)
+    assert refusal(CALL, STRANGER, full).reason is Reason.BUSY
+    assert refusal(CALL, REQUESTER, full) is None
+    assert refusal(CALL, STRANGER, but(sandboxed=True, leases=0)) is None
