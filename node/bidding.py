@@ -7,6 +7,7 @@ they order bids and nothing is paid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,9 +43,9 @@ class Terms:
     """What a node offers at this moment, to whom.
 
     ``executors`` names the executor of each numeric class that is offered.
-    ``providing``, ``min_price`` and the lists are about peers: work of the node's
-    own user is taken unless the device itself is paused. Strangers, whom the owner
-    has put on neither list, are served where ``strangers`` says so and the worker
+    ``providing``, ``min_price``, ``time_limit_s`` and the lists are about peers: work of
+    the node's own user is taken unless the device itself is paused. Strangers, whom the
+    owner has put on neither list, are served where ``strangers`` says so and the worker
     is ``sandboxed``.
     """
 
@@ -62,6 +63,7 @@ class Terms:
     strangers: bool = True
     sandboxed: bool = False
     min_price: float = 0.0
+    time_limit_s: float = math.inf
 
 
 def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
@@ -82,6 +84,11 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
         reason = (
             Reason.TOO_LARGE,
             f"a unit may use {terms.memory_bytes} bytes here, not {call.memory_bytes}",
+        )
+    elif requester != terms.own and call.time_limit_s > terms.time_limit_s:
+        reason = (
+            Reason.TOO_LARGE,
+            f"a unit may take {terms.time_limit_s:g} s here, not {call.time_limit_s:g}",
         )
     elif terms.leases >= (STRANGERS_LEASES_LIMIT if stranger else LEASES_LIMIT):
         reason = (Reason.BUSY, f"{terms.leases} leases are running")

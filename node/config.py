@@ -29,6 +29,7 @@ from shoal.node.errors import ConfigError
 from shoal.node.schedule import Schedule
 from shoal.node.setting_values import (
     read_credits,
+    read_duration_s,
     read_level,
     read_listen_addresses,
     read_niceness,
@@ -75,6 +76,7 @@ class Config:
         deny: Peers whose work is never accepted.
         serve: Whose else: ``anyone``'s, where a sandbox is to be had, or ``friends`` only.
         min_price: Credits that a unit must be worth to be taken of a peer.
+        time_limit_s: Time that a peer's unit may ask for.
         schedule: The hours in which peers' work is taken; always where it is empty.
         step_back: From which share of the machine on, used by the owner's own
             processes, peers' work is not taken; None for never.
@@ -97,6 +99,7 @@ class Config:
     deny: tuple[PeerId, ...]
     serve: str
     min_price: float
+    time_limit_s: float
     schedule: Schedule
     step_back: float | None
     name: str
@@ -441,6 +444,15 @@ SETTINGS = (
         lambda: 0.0,
         "Credits that a unit must be worth to be taken of a peer; a small one is worth 1.",
         example="1.5",
+    ),
+    Setting(
+        "time_limit",
+        "TIME",
+        read_duration_s,
+        lambda: 3600.0,
+        "The longest time that a unit of a peer may ask for.",
+        example='"1h"',
+        field="time_limit_s",
     ),
     Setting(
         "schedule",

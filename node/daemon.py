@@ -625,4 +625,5 @@ def _terms(
         strangers=config.serve == "anyone",
         sandboxed=capacity.sandboxed,
         min_price=config.min_price,
+        time_limit_s=config.time_limit_s,
     )

@@ -58,8 +58,8 @@ NEXT_STEP = {
         "see the detail; `shoal run` checks a program against the same rules",
     ),
     Reason.TOO_LARGE: (
-        "has too little memory for a unit",
-        "ask for less with --memory-limit, or split the units smaller with --batch",
+        "gives a unit less memory or time than it asks for",
+        "ask for less with --memory-limit or --time-limit, or make units smaller by --batch",
     ),
     Reason.UNTRUSTED_REQUESTER: (
         "takes no work from strangers, only from peers on its allow list",

@@ -208,3 +208,11 @@ def test_strangers_cannot_take_every_lease():
     assert refusal(CALL, STRANGER, full).reason is Reason.BUSY
     assert refusal(CALL, REQUESTER, full) is None
     assert refusal(CALL, STRANGER, but(sandboxed=True, leases=0)) is None
+
+
+def test_a_peer_s_unit_may_ask_for_no_more_time_than_the_owner_gives():
+    hour = but(time_limit_s=3600.0)
+    longer = msgspec.structs.replace(CALL, time_limit_s=3601.0)
+    assert refusal(longer, REQUESTER, hour).reason is Reason.TOO_LARGE
+    assert refusal(longer, PROVIDER, hour) is None
+    assert refusal(msgspec.structs.replace(CALL, time_limit_s=3600.0), REQUESTER, hour) is None

@@ -264,6 +264,7 @@ def test_the_owners_settings_are_read_from_the_file(home):
 serve = "friends"
 deny = ["{PEER}"]
 min_price = 2.5
+time_limit = "90m"
 schedule = ["mon-fri 18:00-08:00", "sat,sun 00:00-24:00"]
 step_back = "off"
 niceness = 5
@@ -278,7 +279,7 @@ memory = "50%"
         "mon-fri 18:00-08:00",
         "sat,sun 00:00-24:00",
     ]
-    assert (found.step_back, found.niceness) == (None, 5)
+    assert (found.step_back, found.niceness, found.time_limit_s) == (None, 5, 5400.0)
     assert (found.cores, found.memory_bytes) == (default.cores, default.memory_bytes)
 
 
@@ -311,6 +312,7 @@ def test_a_share_is_written_into_the_file_as_it_was_given(home):
         ("deny", "somebody"),
         ("min_price", "-1"),
         ("min_price", "nan"),
+        ("time_limit", "long"),
         ("schedule", "18-8"),
         ("step_back", "25"),
         ("niceness", "0"),
