@@ -182,15 +182,18 @@ def reduce(name, x, counts, start, stop, out):  # noqa: C901  # a table of loops
     worst = FINE
     for row in range(start, stop):
         values = x[row]
+        if name in (_MAX, _MIN):  # a loop less, since the ends show what is not finite
+            least, greatest = _ends(values)
+            if not (-np.inf < least and greatest < np.inf):
+                worst = MASKED
+            else:
+                out[row], worst = _rounded(greatest if name == _MAX else least, worst)
+            continue
         peak = _peak(values)
         if peak >= INFINITY_BITS:
             worst = MASKED
             continue
-        if name == _MAX:
-            value = _largest(values)
-        elif name == _MIN:
-            value = _ends(values)[0]
-        elif name == _LOG_SUM_EXP:
+        if name == _LOG_SUM_EXP:
             largest = _largest(values)
             value = largest + log64(_exp_sum(values, largest, v))
         elif name in (_L2, _SUM_SQUARE):
