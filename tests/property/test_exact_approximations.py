@@ -168,6 +168,17 @@ def test_rows_of_softmax_in_doubt_are_computed_as_specified(spread):
     assert np.array_equal(shown.view(np.int32), expected.view(np.int32))
 
 
+@pytest.mark.parametrize(
+    ("method", "apart"),
+    [("softmax_rows", "-0x1.bfd5a2p-4"), ("log_softmax_rows", "-0x1.35a08p+1")],
+)
+def test_a_row_that_the_approximation_alone_would_get_wrong_is_as_specified(method, apart):
+    """The only such pairs of numbers between 0.001 and 14 apart, found by trying them all."""
+    x = np.array([[0.0, float.fromhex(apart)]], np.float32)
+    expected = getattr(REFERENCE, method)(x).view(np.int32)
+    assert np.array_equal(getattr(CPU, method)(x).view(np.int32), expected)
+
+
 def test_long_rows_whose_sum_is_known_within_bounds_only_are_as_specified():
     """Of a flat row's integers some always lie beside a tie: the sum's bounds differ."""
     for scale in (1e-3, 0.3, 8.0):
