@@ -28,13 +28,17 @@ from shoal.compute.exact.cpu.floats import flushed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NAMES = ("cos", "erf", "exp", "gelu", "gelu_tanh", "log", "sigmoid", "sin", "softplus", "tanh")
+NAMES = (
+    "cos", "erf", "exp", "gelu", "gelu_near", "gelu_tanh", "log", "sigmoid", "sin", "softplus",
+    "tanh",
+)  # fmt: skip
 PARTS = 64
 
 
 def comparison(name: str) -> Callable[[int, int], tuple[int, int, float]]:
     """A compiled loop over the float32 of some bits: wrong ones, doubtful ones, distance."""
-    approximation, specified = getattr(approximations, name), getattr(functions, f"{name}64")
+    approximation = getattr(approximations, name)
+    specified = getattr(functions, f"{name.removesuffix('_near')}64")
 
     @numba.njit(nogil=True, error_model="numpy")
     def compare(start, stop):

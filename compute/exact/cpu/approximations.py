@@ -22,8 +22,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
 from shoal.compute.exact import spec
 from shoal.compute.exact.cpu.compiled import inline
@@ -33,13 +31,17 @@ from shoal.compute.exact.cpu.floats import (
     MAGIC_BITS,
     bits_of,
     choose,
+    fma,
     from_bits,
+    magnitude,
     magnitude_64,
     with_sign,
 )
 
 CLOSENESS_BITS: Final = 44
 """An approximation is within 2^-CLOSENESS_BITS, relative, of the specified value."""
+
+_CLOSENESS: Final = 2.0**-CLOSENESS_BITS
 
 _DROPPED_BITS: Final = 29
 """Bits of a float64's mantissa that a float32 has not."""
@@ -152,28 +154,48 @@ _NORMAL_TAIL: Final = (
     _h("-0x1.8c58923dbfaf6p-26"),
 )
 """erfc(a) e^(a^2) (a + 3) / 2 in (a - 3) / (a + 3), 0 <= a <= 10.5."""
+_NORMAL: Final = (
+    _h("0x1.218358aa64993p-3"),
+    _h("-0x1.1fef924134cdep-4"),
+    _h("0x1.a60bc350653acp-5"),
+    _h("-0x1.4b2afb4960e77p-5"),
+    _h("0x1.01aec8dcb5952p-5"),
+    _h("-0x1.7f9b26d1baa5ep-6"),
+    _h("0x1.0c12c8c1ec83fp-6"),
+    _h("-0x1.5ca05d429dd28p-7"),
+    _h("0x1.a48306fcedebbp-8"),
+    _h("-0x1.d676896de384bp-9"),
+    _h("0x1.e9156bbd1a72dp-10"),
+    _h("-0x1.d9b5834bc943bp-11"),
+    _h("0x1.acc6a2b8950c3p-12"),
+    _h("-0x1.6bd7317ffa71ep-13"),
+    _h("0x1.225cf1ccecd85p-14"),
+    _h("-0x1.b5082d539854bp-16"),
+    _h("0x1.3699323de2717p-17"),
+    _h("-0x1.a354b6bfa43d4p-19"),
+    _h("0x1.10ddf115ccc11p-20"),
+    _h("-0x1.4d02653086515p-22"),
+    _h("0x1.5b7cde2faad8dp-24"),
+    _h("-0x1.8706d4ed477e5p-26"),
+    _h("0x1.4e3389af2457fp-27"),
+    _h("-0x1.525e3520ece25p-29"),
+)
+"""(N(x) - 1/2) / x in 2 x^2 / 25 - 1, |x| <= 5, N the normal distribution; x times its
+error is below 2^-51."""
 _ERF_END: Final = 4.0
 """Where erf is 1 in float32, by half of the way to the border."""
 _TAIL_CENTRE: Final = 3.0
 _SQRT_HALF_BITS: Final = np.int64(np.float64(spec.SQRT_HALF).view(np.int64))
 _EXP_LIMIT: Final = 88.0
+GELU_NEAR: Final = 5.0
+"""Up to where `gelu_near` is good."""
+_GELU_APART: Final = 2.0**-50
+_GELU_TINY: Final = 2.0**-168
+"""What is below |x| 2^-45, and not below this, belongs to a result far from flushing."""
+_POW_LIMIT: Final = 32.0
 _GELU_TANH_LIMIT: Final = 2.0**20
 _FARTHEST: Final = -spec.EXP_LOW
 """Exponents end here: e^-104 and all below are flushed."""
-
-
-@intrinsic
-def fma(typing_context, x, y, z):
-    """X * y + z, rounded once."""
-    del typing_context
-    if not all(operand is types.float64 for operand in (x, y, z)):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        del context, signature
-        return builder.fma(*arguments)
-
-    return types.float64(x, y, z), generate
 
 
 @inline
@@ -218,11 +240,41 @@ def exp_within(v):
 
 
 @inline
-def _log(x):
-    """The logarithm of a positive number, within 2^-46."""
+def exp_closely(v):
+    """The exponential of -104 <= v <= 88, within 2^-50; below, a value that is flushed.
+
+    SPEC's own steps and coefficients, each product fused with the sum that follows: they
+    differ by roundings alone, which add up to less than 2^-50.6. The first product is not
+    fused, so that k is the specified one.
+    """
+    w = max(v, spec.EXP_LOW)
+    shifted = w * spec.LOG2_E + MAGIC
+    k = shifted - MAGIC
+    r = fma(-k, spec.LN2_LOW, fma(-k, spec.LN2_HIGH, w))
+    return from_bits(bits_of(_polynomial(spec.EXP, r)) + (bits_of(shifted) << 52))
+
+
+@inline
+def _split(x):
+    """(f, e) with x = (1 + f) 2^e and sqrt 1/2 <= 1 + f <= sqrt 2, of a positive number."""
     exponent = (bits_of(x) - _SQRT_HALF_BITS) >> 52
     f = from_bits(bits_of(x) - (exponent << 52)) - 1.0
-    return fma(from_bits(exponent + MAGIC_BITS) - MAGIC, spec.LN2, f * _polynomial(_LOG1P, f))
+    return f, from_bits(exponent + MAGIC_BITS) - MAGIC
+
+
+@inline
+def _log(x):
+    """The logarithm of a positive number, within 2^-46."""
+    f, e = _split(x)
+    return fma(e, spec.LN2, f * _polynomial(_LOG1P, f))
+
+
+@inline
+def _log_closely(x):
+    """The logarithm of a positive float32, within 2^-50: SPEC's own steps, fused."""
+    f, e = _split(x)
+    s = f / (f + 2.0)
+    return fma(e, spec.LN2, (2.0 * s) * _polynomial(spec.LOG, s * s))
 
 
 @inline
@@ -289,6 +341,23 @@ def gelu(x):
 
 
 @inline
+def gelu_near(x):
+    """See SPEC; |x| <= 5. One polynomial for all, exact enough where N(x) is not small.
+
+    Its distance from the specified value is up to 2^-50 |x|, and SPEC's own error, which
+    is relative. So the doubt is whether both ends of that interval are one float32; what
+    could be flushed is in doubt as well.
+    """
+    square = x * x
+    normal = fma(x, _polynomial(_NORMAL, fma(square, 2.0 / GELU_NEAR**2, -1.0)), 0.5)
+    y = x * normal
+    apart = fma(abs(y), _CLOSENESS, abs(x) * _GELU_APART)
+    ends = np.float32(y - apart).view(np.int32) ^ np.float32(y + apart).view(np.int32)
+    tiny = (bits_of(apart) - bits_of(_GELU_TINY)) & -bits_of(apart)  # but not 0
+    return y, -np.int64(magnitude(ends)) | tiny | beyond(x, GELU_NEAR)
+
+
+@inline
 def gelu_tanh(x):
     """See SPEC. The exponent is the specified one to the bit, since exp amplifies its error.
 
@@ -333,3 +402,15 @@ def cos(x):
     r, n, outside = _angle(x)
     y = _quadrant(r, n + 1)
     return y, near_border(y) | outside
+
+
+@inline
+def pow(x, y):  # noqa: A001  # as in SPEC
+    """See SPEC; of positive x. The exponent's error counts by its size, hence the limit.
+
+    SPEC's x * x and sqrt(x) are as close to the true power as its exponential is.
+    """
+    v = y * _log_closely(x)
+    power = exp_closely(v)
+    outside = beyond(v, _POW_LIMIT) | bits_of(x) | (bits_of(x) - 1) | _not_finite(x)
+    return power, near_border(power) | outside

@@ -41,6 +41,7 @@ _BLOCK: Final = 2048
 _SMALLEST_NORMAL: Final = np.float32(spec.SMALLEST_NORMAL)
 _SMALLEST_NORMAL_BITS: Final = int(_SMALLEST_NORMAL.view(np.int32))
 _ANGLE_LIMIT_BITS: Final = int(np.float32(spec.ANGLE_LIMIT).view(np.int32))
+_GELU_NEAR_BITS: Final = int(np.float32(approximations.GELU_NEAR).view(np.int32))
 
 _UNARY: Final = {name: code for code, name in enumerate(get_args(UnaryName))}
 _ABS, _CEIL, _COS, _ERF, _EXP, _FLOOR, _GELU, _GELU_TANH, _LOG, _NEG = (
@@ -165,6 +166,8 @@ def _try_approximation(name, x, out):  # noqa: C901  # a table of loops
     if name == _EXP:
         return _approximated(approximations.exp, x, out)
     if name == _GELU:
+        if _peak(x) <= _GELU_NEAR_BITS and _approximated(approximations.gelu_near, x, out):
+            return True
         return _approximated(approximations.gelu, x, out)
     if name == _GELU_TANH:
         return _approximated(approximations.gelu_tanh, x, out)
@@ -364,13 +367,13 @@ def _scaled(function, x, y, out):
 
     Where float32 gives 2^-126 it may have rounded up to it what 24 bits do not.
     """
-    peak, border = np.int32(0), False
+    peak, apart = np.int32(0), np.int32(1)
     for i in range(out.size):
         out[i] = _flushed_32(function(x[i], y[i]))
         size = magnitude(_bits(out[i]))
-        border |= size == _SMALLEST_NORMAL_BITS
-        peak = max(peak, size, magnitude(_bits(y[i])))
-    if border:
+        apart = min(apart, size ^ np.int32(_SMALLEST_NORMAL_BITS))
+        peak = max(peak, max(size, magnitude(_bits(y[i]))))  # noqa: PLW3301  # vector code
+    if apart == 0:
         for i in range(out.size):
             out[i] = flushed(function(np.float64(x[i]), np.float64(y[i])))
     return peak < INFINITY_BITS
@@ -382,6 +385,17 @@ def _wide(function, x, y, out):
     for i in range(out.size):
         out[i] = flushed(function(np.float64(x[i]), np.float64(y[i])))
     return max(_peak(out), _peak(x), _peak(y)) < INFINITY_BITS
+
+
+@inline
+def _power(x, y, out):
+    """Powers by approximation where it can be, else as specified; as `_wide`."""
+    doubts = np.int64(0)
+    for i in range(out.size):
+        v, doubt = approximations.pow(np.float64(x[i]), np.float64(y[i]))
+        out[i] = flushed(v)
+        doubts |= doubt
+    return doubts >= 0 or _wide(f.pow64, x, y, out)
 
 
 @inline
@@ -438,7 +452,7 @@ def _binary(  # noqa: C901  # a table of loops
         elif name == _POW and y_step == 0 and y[0] == 2.0:
             fine = _scaled(_product, x, x, out)
         elif name == _POW:
-            fine = _wide(f.pow64, x, y, out)
+            fine = _power(x, y, out)
         else:
             fine = _without_masks(_difference, x, y, out)
         if not fine:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from shoal.compute.exact.cpu.compiled import inline
 from shoal.compute.exact.kernels import ExactError
@@ -52,6 +54,20 @@ def check(kernel: str, status: int) -> None:
     """
     if status != FINE:
         raise ExactError.in_kernel(_CODES[status], kernel)
+
+
+@intrinsic
+def fma(typing_context, x, y, z):
+    """X * y + z, rounded once."""
+    del typing_context
+    if not all(operand is types.float64 for operand in (x, y, z)):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        del context, signature
+        return builder.fma(*arguments)
+
+    return types.float64(x, y, z), generate
 
 
 @inline
@@ -157,3 +173,17 @@ def sum_scale(exponent):
 def sum_value(total, exponent):
     """The float64 that a fixed-point sum stands for."""
     return np.float64(total) * power_of_two(exponent - SUM_BITS)
+
+
+@inline
+def divided(v, by, inverse):
+    """The float64 v / by to the bit, sign of zero included, inverse being the float64 1 / by.
+
+    For many v and one by, both far from float64's ends: five operations in place of a
+    division. The first step brings the quotient within one unit in its last place, and
+    the second then rounds as division does (P. W. Markstein, "Computation of elementary
+    functions on the IBM RISC System/6000 processor", 1990).
+    """
+    near = v * inverse
+    near = fma(-fma(near, by, -v), inverse, near)
+    return fma(-fma(near, by, -v), inverse, near)

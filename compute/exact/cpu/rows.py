@@ -2,7 +2,8 @@
 
 Part of *execute*; `sums` cuts the rows and hands them out. A row is read two to four
 times, from the cache after the first. Terms become int64 in units of 2^(e - 40), whose
-sum no order of additions can change; all else is float64 in the reference's order.
+sum no order of additions can change; all else is float64 in the reference's order, or
+an approximation that says where it may not decide: then the row is computed anew.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ from typing import Final
 import numpy as np
 from numba.types import boolean, float32, float64, int64
 
+from shoal.compute.exact.cpu.approximations import exp_closely, near_border
 from shoal.compute.exact.cpu.compiled import inline, kernel, reads, writes
 from shoal.compute.exact.cpu.floats import (
     FINE,
     INFINITY_BITS,
+    MAGIC,
+    MAGIC_BITS,
     MASKED,
     NAN,
     as_integer,
+    bits_of,
+    divided,
     exponent_of,
     flushed,
+    fma,
     magnitude,
     ordered,
     status_of,
@@ -28,6 +35,7 @@ from shoal.compute.exact.cpu.floats import (
     sum_value,
 )
 from shoal.compute.exact.cpu.functions import exp64, log64
+from shoal.compute.exact.spec import SUM_BITS
 
 REDUCTIONS: Final = {
     name: code
@@ -47,6 +55,15 @@ REDUCTIONS: Final = {
     )
 }
 """What `reduce` does; "count" divides a sum by counts, for pooling."""
+_LEAST_DIVISOR: Final = 2.0**-300
+_GREATEST_DIVISOR: Final = 2.0**300
+"""Between these `divided` is exact: float32 and their differences are further inside."""
+_SUM_CLOSENESS_BITS: Final = 46
+_EXP_CLOSENESS: Final = 2.0**-50
+"""Of `exp_closely`."""
+_UNITS_AT_LEAST: Final = 2.0 ** (SUM_BITS - 1) * (1.0 - _EXP_CLOSENESS)
+_UNITS_AT_MOST: Final = 2.0 ** (SUM_BITS - 1) * (1.0 + _EXP_CLOSENESS)
+"""What makes, of a near exponential, the least and the greatest fixed-point integer."""
 _SUM, _MEAN, _L1, _L2, _SUM_SQUARE, _LOG_SUM, _LOG_SUM_EXP, _MAX, _MIN, _COUNT = range(10)
 
 
@@ -67,21 +84,23 @@ def _as_float(bits):
 
 
 @inline
-def _largest(x):
+def _ends(x):
+    """The least and the greatest of a row: -0 below +0, and what is not a number outside."""
     bits = x.view(np.int32)
-    best = np.int32(-0x80000000)
+    least, greatest = np.int32(0x7FFF_FFFF), np.int32(-0x80000000)
     for i in range(bits.size):
-        best = max(best, ordered(bits[i]))
-    return _as_float(ordered(best))
+        place = ordered(bits[i])
+        least, greatest = min(least, place), max(greatest, place)
+    return _as_float(ordered(least)), _as_float(ordered(greatest))
 
 
 @inline
-def _smallest(x):
+def _largest(x):
     bits = x.view(np.int32)
-    best = np.int32(0x7FFF_FFFF)
+    greatest = np.int32(-0x80000000)
     for i in range(bits.size):
-        best = min(best, ordered(bits[i]))
-    return _as_float(ordered(best))
+        greatest = max(greatest, ordered(bits[i]))
+    return _as_float(ordered(greatest))
 
 
 @inline
@@ -104,7 +123,18 @@ def _rounded(v, worst):
 
 
 @inline
-def _exp_of_shifted(x, largest, t):
+def _bounds_of_exp_sum(x, largest, t):
+    """Fill t with near e^(x - largest); bound the fixed-point sum of the specified ones."""
+    least, most = np.int64(0), np.int64(0)
+    for i in range(x.size):
+        t[i] = exp_closely(np.float64(x[i]) - largest)
+        least += bits_of(fma(t[i], _UNITS_AT_LEAST, MAGIC)) - MAGIC_BITS
+        most += bits_of(fma(t[i], _UNITS_AT_MOST, MAGIC)) - MAGIC_BITS
+    return least, most
+
+
+@inline
+def _specified_exp_sum(x, largest, t):
     """Fill t = e^(x - largest); give its fixed-point sum. t is 1 at the largest, at most."""
     scale = sum_scale(1)
     total = np.int64(0)
@@ -112,6 +142,32 @@ def _exp_of_shifted(x, largest, t):
         t[i] = exp64(np.float64(x[i]) - largest)
         total += as_integer(t[i] * scale)
     return sum_value(total, 1)
+
+
+@inline
+def _exp_sum(x, largest, t):
+    """The fixed-point sum of e^(x - largest), to the bit; t is scratch."""
+    least, most = _bounds_of_exp_sum(x, largest, t)
+    return sum_value(least, 1) if least == most else _specified_exp_sum(x, largest, t)
+
+
+@inline
+def _try_softmax(x, largest, t, results):
+    """Softmax by near exponentials; say whether every float32 is the specified one.
+
+    The sum is known within 2^-46, a term within 2^-50, and multiplying by the sum's
+    inverse adds 2^-52: together well within what `near_border` allows.
+    """
+    least, most = _bounds_of_exp_sum(x, largest, t)
+    if (most - least) << _SUM_CLOSENESS_BITS > least:
+        return False
+    inverse = 1.0 / sum_value(least, 1)
+    doubts = np.int64(0)
+    for i in range(t.size):
+        v = t[i] * inverse
+        results[i] = flushed(v)
+        doubts |= near_border(v)
+    return doubts >= 0
 
 
 @kernel(
@@ -126,17 +182,20 @@ def reduce(name, x, counts, start, stop, out):  # noqa: C901  # a table of loops
     worst = FINE
     for row in range(start, stop):
         values = x[row]
+        if name in (_MAX, _MIN):  # a loop less, since the ends show what is not finite
+            least, greatest = _ends(values)
+            if not (-np.inf < least and greatest < np.inf):
+                worst = MASKED
+            else:
+                out[row], worst = _rounded(greatest if name == _MAX else least, worst)
+            continue
         peak = _peak(values)
         if peak >= INFINITY_BITS:
             worst = MASKED
             continue
-        if name == _MAX:
-            value = _largest(values)
-        elif name == _MIN:
-            value = _smallest(values)
-        elif name == _LOG_SUM_EXP:
+        if name == _LOG_SUM_EXP:
             largest = _largest(values)
-            value = largest + log64(_exp_of_shifted(values, largest, v))
+            value = largest + log64(_exp_sum(values, largest, v))
         elif name in (_L2, _SUM_SQUARE):
             for i in range(n):
                 v[i] = np.float64(values[i]) * np.float64(values[i])
@@ -196,12 +255,12 @@ def softmax(logarithm, x, start, stop, out):
         if largest == -np.inf:
             worst = max(worst, NAN)
             continue
-        total = _exp_of_shifted(values, largest, t)
         if logarithm:
-            shift = log64(total)
+            shift = log64(_exp_sum(values, largest, t))
             for i in range(t.size):
                 results[i] = flushed((np.float64(values[i]) - largest) - shift)
-        else:
+        elif not (largest < np.inf and _try_softmax(values, largest, t, results)):
+            total = _specified_exp_sum(values, largest, t)
             for i in range(t.size):
                 results[i] = flushed(t[i] / total)
         worst = max(worst, status_of(_peak(results)))
@@ -224,7 +283,7 @@ def norm(centre, x, w, b, eps, start, stop, out):
     worst = FINE
     for row in range(start, stop):
         values, results = x[row], out[row]
-        largest, smallest = _largest(values), _smallest(values)
+        smallest, largest = _ends(values)
         if smallest == -np.inf or not largest < np.inf:
             worst = MASKED
             continue
@@ -241,9 +300,15 @@ def norm(centre, x, w, b, eps, start, stop, out):
         variance = sum_value(total, exponent) / np.float64(n)
         deviation = np.sqrt(variance + eps)
         gain, offset = w[row % w.shape[0]], b[row % b.shape[0]]
-        for i in range(n):
-            c = np.float64(values[i]) - mean
-            results[i] = flushed((c / deviation) * np.float64(gain[i]) + np.float64(offset[i]))
+        if _LEAST_DIVISOR < deviation < _GREATEST_DIVISOR:
+            inverse = 1.0 / deviation
+            for i in range(n):
+                c = divided(np.float64(values[i]) - mean, deviation, inverse)
+                results[i] = flushed(c * np.float64(gain[i]) + np.float64(offset[i]))
+        else:
+            for i in range(n):
+                c = (np.float64(values[i]) - mean) / deviation
+                results[i] = flushed(c * np.float64(gain[i]) + np.float64(offset[i]))
         worst = max(worst, status_of(_peak(results)))
     return worst
 
@@ -263,9 +328,15 @@ def batch_norm(x, scale, b, mean, var, eps, start, stop, out):
         centre, gain = np.float64(mean[channel]), np.float64(scale[channel])
         offset = np.float64(b[channel])
         deviation = np.sqrt(np.float64(var[channel]) + eps)
-        for i in range(values.size):
-            value = ((np.float64(values[i]) - centre) / deviation) * gain + offset
-            results[i] = flushed(value)
+        if _LEAST_DIVISOR < deviation < _GREATEST_DIVISOR:
+            inverse = 1.0 / deviation
+            for i in range(values.size):
+                c = divided(np.float64(values[i]) - centre, deviation, inverse)
+                results[i] = flushed(c * gain + offset)
+        else:
+            for i in range(values.size):
+                c = (np.float64(values[i]) - centre) / deviation
+                results[i] = flushed(c * gain + offset)
         status = status_of(_peak(results))
         if status != FINE and _peak(values) >= INFINITY_BITS:  # no finite result hides one
             status = MASKED
