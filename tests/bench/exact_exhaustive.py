@@ -2,8 +2,8 @@
 
 Prints for each function how many of the 2^32 inputs it decides wrongly, which must be
 none; how many it leaves in doubt, its domain's outside included; and the greatest
-relative distance between approximation and specified value where it decides. A few
-minutes on two cores.
+relative distance between approximation and specified value where it decides. Powers are
+tried with some exponents, as ``pow:3``. A few minutes on two cores.
 
     python tests/bench/exact_exhaustive.py [name ...]
 """
@@ -30,15 +30,14 @@ if TYPE_CHECKING:
 
 NAMES = (
     "cos", "erf", "exp", "gelu", "gelu_near", "gelu_tanh", "log", "sigmoid", "sin", "softplus",
-    "tanh",
+    "tanh", "pow:3", "pow:-1.5", "pow:0.333333", "pow:7.25",
 )  # fmt: skip
 PARTS = 64
 
 
 def comparison(name: str) -> Callable[[int, int], tuple[int, int, float]]:
     """A compiled loop over the float32 of some bits: wrong ones, doubtful ones, distance."""
-    approximation = getattr(approximations, name)
-    specified = getattr(functions, f"{name.removesuffix('_near')}64")
+    approximation, specified = of_one_argument(name)
 
     @numba.njit(nogil=True, error_model="numpy")
     def compare(start, stop):
@@ -59,6 +58,17 @@ def comparison(name: str) -> Callable[[int, int], tuple[int, int, float]]:
     return compare
 
 
+def of_one_argument(name: str) -> tuple[Callable[..., object], Callable[..., object]]:
+    """The approximation and the specified sequence of a name."""
+    name, _, exponent = name.partition(":")
+    approximation = getattr(approximations, name)
+    specified = getattr(functions, f"{name.removesuffix('_near')}64")
+    if not exponent:
+        return approximation, specified
+    y = np.float64(np.float32(exponent))
+    return numba.njit(lambda x: approximation(x, y)), numba.njit(lambda x: specified(x, y))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="name")
@@ -71,7 +81,7 @@ def main() -> None:
             wrong, doubtful = (sum(part[i] for part in parts) for i in (0, 1))
             distance = max(part[2] for part in parts)
             print(
-                f"{name:10} wrong {wrong:6}   in doubt {doubtful / 2**32:8.4%}   "
+                f"{name:12} wrong {wrong:6}   in doubt {doubtful / 2**32:8.4%}   "
                 f"apart 2^{math.log2(distance or 2.0**-99):.1f} of 2^-{CLOSENESS_BITS}   "
                 f"{time.perf_counter() - began:.0f} s",
                 flush=True,
