@@ -15,7 +15,7 @@ def attacker_key():
 
 @pytest.fixture(scope="session")
 def _swarm(attacker_key):
-    with Swarm(3, settings=[f"--allow={attacker_key.peer_id}"]) as swarm:
+    with Swarm(3, settings=[f"--allow={attacker_key.peer_id}", "--serve=friends"]) as swarm:
         swarm.start_all()
         yield swarm
 

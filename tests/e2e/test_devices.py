@@ -223,7 +223,8 @@ def test_what_a_library_prints_does_not_end_up_in_the_answer(look):
 def test_people_read_what_is_missing_once_with_the_next_step(home, libraries):
     text = devices(home, "--socket", home / "none", LD_LIBRARY_PATH=str(libraries))
     lines = text.splitlines()
-    assert lines[0].split() == ["DEVICE", "NAME", "MEMORY", "FREE", "DRIVER", "RUNS"]
+    columns = ("DEVICE", "NAME", "MEMORY FREE", "DRIVER", "RUNS", "TAKES WORK")
+    assert lines[0].split() == " ".join(columns).split()
     (unused,) = [n for n, line in enumerate(lines) if "no executor of this node" in line]
     assert lines[unused].startswith("gpu0, gpu1-mig0, gpu1-mig3, gpu2, gpu3: ")
     assert lines[unused + 1].startswith("  next: ")
