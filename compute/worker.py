@@ -240,6 +240,7 @@ class Worker:
 def _exact_executor(threads: int) -> Executor[Any]:
     """The executor `exact` on this CPU; importing it loads every kernel."""
     import numba
+    import numpy.ma  # noqa: F401  # numba asks whether arrays are masked: later is too late
 
     if numba.config.DISABLE_JIT:  # then the kernels are plain Python, and nothing says so
         raise ComputeError("numba's compiler is switched off", code="probe_failed")
