@@ -243,7 +243,7 @@ class Daemon:
         return self._owner()
 
     async def _found(self) -> tuple[Device, ...]:
-        return self.capacity.devices or await self.devices()
+        return self.capacity.devices or (await self.devices()).devices
 
     async def connect(self, address: str) -> PeerId:
         """Link to a peer by multiaddr; raises ConfigError or NetworkError."""
