@@ -1,6 +1,7 @@
 """One worker process as the daemon sees it: spawn it, exchange frames, end it.
 
-No policy here: who may use it, what a failure means for a unit and when to start
+Beside it, the process that compiles the kernels which a worker of the class `exact`
+loads. No policy here: who may use it, what a failure means for a unit and when to start
 another one is `shoal.compute.supervisor`'s.
 """
 
