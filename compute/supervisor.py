@@ -7,8 +7,8 @@ requester gets a spare that has settled in already.
 A unit that meets its limits, a worker that dies, hangs or answers nonsense: the
 unit ends with an error that says so, the process is ended, and the next unit gets
 a new one. A unit cannot be interrupted from outside, so cancelling a run ends the
-process too. Nothing is started before it is needed: a daemon that wants its
-worker early awaits `Worker.probe` in a task of its own.
+process too. The first process starts when it is needed: a daemon that wants it
+early awaits `Worker.probe` in a task of its own. From then on a spare is kept.
 """
 
 from __future__ import annotations
@@ -157,10 +157,7 @@ class Worker:
             ComputeError: No worker can be had, or no executor works here.
         """
         async with self._starting:
-            if self._spare is None or not self._spare.process.alive:
-                await self._end_spare()
-                self._spare = await self._started()
-            return self._spare.probes
+            return (await self._ready_spare()).probes
 
     async def enable_exact(self) -> tuple[Probe, ...]:
         """Offer the class `exact` too: compile its kernels, then start every process anew.
@@ -173,10 +170,14 @@ class Worker:
         """
         await compile_kernels()
         async with self._turnstile.turn(_FIRST), self._starting:
-            self._start = msgspec.structs.replace(self._start, exact=True)
+            without = self._start
+            self._start = msgspec.structs.replace(without, exact=True)
             await self.close()
-            self._spare = await self._started()
-            return self._spare.probes
+            try:
+                return (await self._ready_spare()).probes
+            except ComputeError:  # then the other classes are still to be had
+                self._start = without
+                raise
 
     async def convert(
         self,
@@ -269,17 +270,14 @@ class Worker:
         """
         limits = UnitLimits(time_s=time_limit_s, memory_bytes=0, output_bytes=0)
         rank = _FIRST if isinstance(request, frames.Recompute) else _LAST
-        async with self._turnstile.turn(rank):
-            await self.probe()
-            async with self._starting:
-                spare = self._spare
-                assert spare is not None
-                try:
-                    answer, _ = await _exchange(spare.process, request, [], limits, kind)
-                finally:
-                    if spare.process.ended:
-                        self._spare = None
-                        self._nursery.start_soon(self._keep_spare)
+        async with self._turnstile.turn(rank), self._starting:
+            spare = await self._ready_spare()
+            try:
+                answer, _ = await _exchange(spare.process, request, [], limits, kind)
+            finally:
+                if spare.process.ended:
+                    self._spare = None
+                    self._nursery.start_soon(self._keep_spare)
         return answer
 
     async def close(self) -> None:
@@ -313,6 +311,13 @@ class Worker:
         room.used_at_s = trio.current_time()
         self._rooms[requester] = room
         return room
+
+    async def _ready_spare(self) -> _Room:
+        """The spare, started if there is none; the caller holds `_starting`."""
+        if self._spare is None or not self._spare.process.alive:
+            await self._end_spare()
+            self._spare = await self._started()
+        return self._spare
 
     async def _keep_spare(self) -> None:
         try:
@@ -394,13 +399,17 @@ async def open_worker(
         exact=False,
         niceness=niceness,
     )
-    async with trio.open_nursery() as nursery:
-        worker = Worker(start, entry, nursery)
-        nursery.start_soon(worker.sweep)
-        try:
-            yield worker
-        finally:
-            nursery.cancel_scope.cancel()
+    worker: Worker | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            worker = Worker(start, entry, nursery)
+            nursery.start_soon(worker.sweep)
+            try:
+                yield worker
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:  # when no task is left that may be starting one
+        if worker is not None:
             with trio.CancelScope(shield=True):
                 await worker.close()
 

@@ -1,6 +1,7 @@
 """One worker process as the daemon sees it: spawn it, exchange frames, end it.
 
-No policy here: who may use it, what a failure means for a unit and when to start
+Beside it, the process that compiles the kernels which a worker of the class `exact`
+loads. No policy here: who may use it, what a failure means for a unit and when to start
 another one is `shoal.compute.supervisor`'s.
 """
 
@@ -69,18 +70,24 @@ async def compile_kernels() -> None:
         env=_environment(),
         start_new_session=True,
     )
-    try:
-        while process.poll() is None:  # noqa: ASYNC110  # a child of this very thread
-            await trio.sleep(_POLL_S)
-    finally:
-        process.kill()
-        process.wait()
-        with process.stderr as pipe:
-            os.set_blocking(pipe.fileno(), False)
-            said = _read_what_is_there(os.dup(pipe.fileno())).decode(errors="replace").strip()
+    said = b""
+    with process.stderr as pipe:
+        os.set_blocking(pipe.fileno(), False)
+        try:
+            while process.poll() is None:  # a child of this very thread
+                # A compiler that warns a lot would wait for ever for a reader.
+                said = (said + _read_what_is_there(os.dup(pipe.fileno())))[
+                    -_LAST_WORDS_LIMIT_BYTES:
+                ]
+                await trio.sleep(_POLL_S)
+        finally:
+            process.kill()
+            process.wait()
+            said += _read_what_is_there(os.dup(pipe.fileno()))
     if process.returncode != 0:
+        last_words = said.decode(errors="replace").strip()[-300:]
         raise ComputeError(
-            f"the kernels of the class exact are not to be had: {said[-300:]}",
+            f"the kernels of the class exact are not to be had: {last_words}",
             code="kernels_missing",
         )
 

@@ -167,10 +167,7 @@ class Capability:
 
     async def load(self) -> None:
         """Take up the figures and proofs of an earlier time."""
-        device = self.cpu()
-        self._measured = await capability_records.kept_measurement(
-            self.journal, device.id if device else "cpu"
-        )
+        self._measured = await capability_records.kept_measurement(self.journal, "cpu")
         for proof in await capability_records.kept_proofs(self.journal):
             self.book.keep(proof)
 

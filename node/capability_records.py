@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from shoal.compute.capability import Measurement
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
-from shoal.node.proofs import BOOK_LIMIT, Proof, checked
+from shoal.node.errors import StoreError
+from shoal.node.proofs import BOOK_LIMIT, Proof, ProofBook, checked
 from shoal.node.state_tables import from_json, to_json
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Collection
 
     from shoal.node.state import State
 
 _LEASED_FROM_LIMIT: Final = 64
 _ANSWERS_LOOKED_AT: Final = 2000
+
+log = structlog.get_logger(__name__)
 
 
 async def keep_measurement(journal: State, measurement: Measurement) -> None:
@@ -47,9 +53,22 @@ async def kept_measurement(journal: State, device: str) -> Measurement | None:
     return await journal.transact(read)
 
 
-async def keep_proof(journal: State, proof: Proof) -> None:
-    """Keep a proof, in place of an older one of the same; of all the newest `BOOK_LIMIT`."""
-    said = proof.said
+async def take_up(journal: State, book: ProofBook, proof: Proof) -> None:
+    """Count a proof from now on, and keep it; where the disk is full, until the next start."""
+    book.keep(proof)
+    try:
+        await keep_proof(journal, proof, book.counted)
+    except StoreError as error:
+        log.warning("a proof is not kept", verifier=proof.verifier, error=str(error))
+
+
+async def keep_proof(journal: State, proof: Proof, counted: Collection[str]) -> None:
+    """Keep a proof, in place of an older one of the same, and `BOOK_LIMIT` in all.
+
+    The oldest by verifiers that are not ``counted`` goes first: anybody can make keys,
+    and with them proofs that would displace those that count.
+    """
+    said, marks = proof.said, ",".join("?" * len(counted))
 
     def write(database: sqlite3.Connection) -> None:
         database.execute(
@@ -65,10 +84,10 @@ async def keep_proof(journal: State, proof: Proof) -> None:
                 proof.envelope,
             ),
         )
-        database.execute(
-            "DELETE FROM proofs WHERE envelope IN (SELECT envelope FROM proofs"
-            " ORDER BY issued_at_ms DESC LIMIT -1 OFFSET ?)",
-            (BOOK_LIMIT,),
+        database.execute(  # no text but question marks goes into it
+            "DELETE FROM proofs WHERE envelope IN (SELECT envelope FROM proofs"  # noqa: S608
+            f" ORDER BY verifier IN ({marks}) DESC, issued_at_ms DESC LIMIT -1 OFFSET ?)",
+            (*counted, BOOK_LIMIT),
         )
 
     await journal.transact(write)

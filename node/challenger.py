@@ -27,7 +27,7 @@ from shoal.crypto.content import DIGEST_SIZE_BYTES
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.crypto.peer_id import PeerId
-from shoal.node.capability_records import keep_proof, leased_from
+from shoal.node.capability_records import leased_from, take_up
 from shoal.node.capability_views import ChallengeView, Claim
 from shoal.node.errors import NetworkError, PeerError
 from shoal.node.house import fitting, wall_ms
@@ -279,7 +279,7 @@ class Challenger:
         envelope = self._house.identity.sign(Statement.CAPABILITY, encode(said))
         offer = ProofOffer(nonce=asked.nonce, proof=envelope)
         side.send(offer, trio.current_time())
-        await self._keep(envelope)
+        await take_up(self._house.journal, self._book, checked(envelope))
         try:
             await self._house.control.request(side.prover, offer, TELL_LIMIT_S)
         except ShoalError as error:  # it counts here all the same
@@ -308,11 +308,6 @@ class Challenger:
     async def _round_trip_s(self, peer: PeerId) -> float:
         pings = [await self._house.network.ping(peer, PING_LIMIT_S) for _ in range(PINGS)]
         return min(pings)
-
-    async def _keep(self, envelope: bytes) -> None:
-        proof = checked(envelope)
-        self._book.keep(proof)
-        await keep_proof(self._house.journal, proof)
 
     # --- of its own accord ------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,38 +20,33 @@ import trio
 
 import shoal
 from shoal.compute import devices as hardware
-from shoal.compute.devices.abilities import (
-    COMPILING,
-    Canaries,
-    executor_of,
-    failed,
-    takes_units,
-    with_abilities,
-)
+from shoal.compute.devices.abilities import COMPILING, failed, with_abilities
 from shoal.compute.supervisor import CACHE_BYTES, open_worker
 from shoal.crypto.peer_id import PeerId
 from shoal.node.addresses import parse_peer_address
 from shoal.node.api import claim_socket, make_app
 from shoal.node.api.server import serve_on
-from shoal.node.bidding import Terms, distrusted
+from shoal.node.bidding import Terms
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
 from shoal.node.capability import Capability, open_capability
 from shoal.node.challenger import Challenger, open_challenger
 from shoal.node.control import open_control
-from shoal.node.explain import Surroundings, explain
+from shoal.node.explain import explain
 from shoal.node.home import hold_home, open_home
-from shoal.node.house import House, program_of, wall_ms
+from shoal.node.house import House, program_of
 from shoal.node.jobs import Jobs, open_jobs
-from shoal.node.logs import set_up_logs
-from shoal.node.membership import (
-    DIAL_TIME_LIMIT_S,
-    REMEMBERED_LIMIT,
-    Membership,
-    Seeds,
-    open_membership,
+from shoal.node.known_peers import (
+    find_seeds,
+    is_proven,
+    peer_views,
+    providers,
+    surroundings,
 )
+from shoal.node.logs import set_up_logs
+from shoal.node.membership import DIAL_TIME_LIMIT_S, Membership, open_membership
 from shoal.node.network import open_network
+from shoal.node.offer import AGENT, Capacity, make_advert, make_terms
 from shoal.node.owner_load import OwnersUse
 from shoal.node.owner_view import check_device, owner_view
 from shoal.node.owner_watch import OwnerWatch, open_owner_watch
@@ -64,7 +58,7 @@ from shoal.node.records import PeerView, Status
 from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
 from shoal.node.swarm_key import PUBLIC, load_key
-from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from shoal.protocol.limits import PROTOCOL_MAJOR
 from shoal.protocol.messages import (
     Adverts,
     AwardOffer,
@@ -78,14 +72,11 @@ from shoal.protocol.messages import (
     Release,
     UnitRequest,
 )
-from shoal.protocol.statements import Advert, DeviceOffer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from shoal.compute.devices import Device, Inventory, Lack
-    from shoal.compute.executors.base import Probe
+    from shoal.compute.devices import Device, Inventory
     from shoal.compute.manifest import Manifest
     from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
@@ -102,8 +93,6 @@ if TYPE_CHECKING:
 DRAIN_LIMIT_S = 10.0
 """What running units get after the first signal; requesters re-lease the rest."""
 
-AGENT = f"shoal/{shoal.__version__}"
-
 log = structlog.get_logger(__name__)
 
 
@@ -112,32 +101,6 @@ def run(config: Config) -> int:
     set_up_logs(config.log_level)
     trio.run(serve, config)
     return 0
-
-
-@dataclass(slots=True)
-class Capacity:
-    """What this node offers; the executors are known once the worker was probed."""
-
-    devices: tuple[Device, ...] = ()
-    executors: dict[str, str] = field(default_factory=dict)
-    """The executor of each numeric class, by what its canary showed."""
-    canaries: Canaries = field(default_factory=Canaries)
-    sandboxed: bool = False
-    """Whether the worker is locked in well enough for strangers' programs."""
-    draining: bool = False
-
-    def units_run_on(self) -> tuple[str, ...]:
-        """The ids of the devices that run units; the worker's is the CPU."""
-        return ("cpu",)
-
-    def offer(self, probes: Sequence[Probe], lacks: Sequence[Lack]) -> None:
-        """Offer what these canaries showed, and nothing else; note what they did not."""
-        self.canaries = Canaries(tuple(probes), tuple(lacks))
-        self.executors = {
-            probe.numeric_class.value: executor_of(probe)
-            for probe in probes
-            if takes_units(probe)
-        }
 
 
 @dataclass(slots=True)
@@ -187,30 +150,7 @@ class Daemon:
 
     def peers(self) -> list[PeerView]:
         """The other nodes whose adverts are valid now."""
-        now_s, terms = trio.current_time(), self._terms()
-        views = []
-        for entry in self.membership.table:
-            advert, peer = entry.advert, PeerId(entry.advert.peer)
-            if peer == self.identity.peer_id:
-                continue
-            link = self.membership.links.get(peer)
-            views.append(
-                PeerView(
-                    peer=peer,
-                    agent=advert.agent,
-                    addresses=advert.addresses,
-                    linked=link is not None,
-                    allowed=self.config.provide and distrusted(peer, terms) is None,
-                    rtt_s=link.rtt_s if link else None,
-                    devices=advert.devices,
-                    numeric_classes=advert.numeric_classes,
-                    advert_age_s=now_s - entry.born_at_s,
-                    advert_expires_in_s=entry.expires_at_s - now_s,
-                    providing=advert.providing,
-                    claims=self.measured.book.claims(advert, wall_ms()),
-                )
-            )
-        return sorted(views, key=lambda view: view.peer)
+        return peer_views(self.membership, self.measured.book, self._terms())
 
     async def devices(self) -> Inventory:
         """This node's devices, with the memory that is free now, and what is missing."""
@@ -276,16 +216,7 @@ class Daemon:
         """What peers answered to its calls, and a sentence for each cause."""
         job = await self.journal.job(job_id)
         answers = await self.journal.answers(job_id)
-        offered = [entry.advert.numeric_classes for entry in self.membership.table]
-        around = Surroundings(
-            own=self.identity.peer_id,
-            peers_known=len(self.membership.table) - 1,
-            classes_offered=frozenset(name for names in offered for name in names),
-            leases=self.jobs_running.leases(job_id),
-            closed=frozenset(
-                PeerId(e.advert.peer) for e in self.membership.table if not e.advert.providing
-            ),
-        )
+        around = surroundings(self.membership, self.jobs_running.leases(job_id))
         return answers, explain(job, answers, around)
 
     async def receipts(self, job_id: JobId) -> list[BlobId]:
@@ -312,7 +243,7 @@ class Daemon:
         return self._owner()
 
     async def _found(self) -> tuple[Device, ...]:
-        return self.capacity.devices or await self.devices()
+        return self.capacity.devices or (await self.devices()).devices
 
     async def connect(self, address: str) -> PeerId:
         """Link to a peer by multiaddr; raises ConfigError or NetworkError."""
@@ -327,7 +258,7 @@ class Daemon:
         return owner_view(self.config, self.owner, (*used, *paused), self._terms())
 
     def _terms(self) -> Terms:
-        return _terms(self.config, self.identity, self.capacity, self.provider, self.owner)
+        return make_terms(self.config, self.identity, self.capacity, self.provider, self.owner)
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
         """Let the module that knows about it answer a peer's request."""
@@ -382,9 +313,9 @@ async def serve(
             control,
             journal,
             lambda sequence, lifetime_s: measured.claimed(
-                _advert(config, network, capacity, owner, sequence, lifetime_s)
+                make_advert(config, network, capacity, owner, sequence, lifetime_s)
             ),
-            await _seeds(config, swarm_key, journal),
+            await find_seeds(config, swarm_key, journal),
         )
         owner = OwnerWatch(
             journal,
@@ -421,8 +352,8 @@ async def serve(
             journal=journal,
             worker=worker,
             reach=membership.reach,
-            terms=lambda: _terms(config, identity, capacity, provider, owner),
-            proven=partial(_proven, membership, book),
+            terms=lambda: make_terms(config, identity, capacity, provider, owner),
+            proven=partial(is_proven, membership, book),
         )
         prover = Prover(
             house,
@@ -438,9 +369,7 @@ async def serve(
             idle=lambda: not provider.units_waiting and not jobs.running,
         )
         provider = await stack.enter_async_context(open_provider(house))
-        jobs = await stack.enter_async_context(
-            open_jobs(house, partial(_providers, membership))
-        )
+        jobs = await stack.enter_async_context(open_jobs(house, partial(providers, membership)))
         daemon = Daemon(
             config=config,
             identity=identity,
@@ -524,106 +453,3 @@ async def _until_signalled(daemon: Daemon) -> None:
 async def _cancel_at_next(signals: object, scope: trio.CancelScope) -> None:
     await anext(signals)  # type: ignore[call-overload]
     scope.cancel()
-
-
-async def _seeds(config: Config, swarm_key: SwarmKey | None, journal: State) -> Seeds:
-    # What is remembered of another network is of no use in this one, and its peers
-    # have no business to hear from this node.
-    if await journal.enter_network(int(swarm_key.fingerprint[:15], 16) if swarm_key else 0):
-        log.warning(
-            "this node is in another network than at its last start",
-            network=swarm_key.name if swarm_key else PUBLIC,
-        )
-    bootstrap: dict[PeerId, tuple[str, ...]] = {}
-    for text in (*config.bootstrap, *(swarm_key.bootstrap if swarm_key else ())):
-        peer, address = parse_peer_address(text)
-        bootstrap[peer] = (*bootstrap.get(peer, ()), address)
-    remembered = await journal.remembered_peers(REMEMBERED_LIMIT)
-    return Seeds(bootstrap, {row.peer: row.addresses for row in remembered})
-
-
-def _providers(membership: Membership, numeric_class: str) -> list[PeerId]:
-    """Who may be called for bids: this node itself, links, then others, of the class."""
-    own = membership.own
-    providers = [
-        PeerId(entry.advert.peer)
-        for entry in membership.table
-        if (entry.advert.providing or entry.advert.peer == own)
-        and numeric_class in entry.advert.numeric_classes
-    ]
-    return sorted(providers, key=lambda peer: (peer != own, peer not in membership.links))
-
-
-def _proven(membership: Membership, book: ProofBook, peer: PeerId, device: str) -> bool:
-    """Whether any claim about a peer's device counts as proven; this node knows its own."""
-    entry = membership.table.get(peer)
-    return peer == membership.own or (
-        entry is not None
-        and any(
-            claim.proven and claim.device == device
-            for claim in book.claims(entry.advert, wall_ms())
-        )
-    )
-
-
-def _advert(
-    config: Config,
-    network: Network,
-    capacity: Capacity,
-    owner: OwnerWatch,
-    sequence: int,
-    lifetime_s: float,
-) -> Advert:
-    return Advert(
-        peer=network.peer_id,
-        sequence=sequence,
-        issued_at_ms=time.time_ns() // 1_000_000,
-        lifetime_s=lifetime_s,
-        protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
-        agent=AGENT,
-        addresses=tuple(address.rpartition("/p2p/")[0] for address in network.addresses())[:6],
-        devices=tuple(
-            DeviceOffer(
-                id=device.id,
-                kind=device.kind,
-                name=device.name[:48],
-                memory_bytes=device.memory_bytes,
-                executors=device.executors,
-            )
-            for device in _with_executors(capacity.devices, capacity)
-        )[:8],
-        numeric_classes=tuple(sorted(capacity.executors)),
-        providing=config.provide and owner.announces_open,
-    )
-
-
-def _with_executors(found: tuple[Device, ...], capacity: Capacity) -> tuple[Device, ...]:
-    """Mark the CPU with the executors that were seen to run on it; others are unused."""
-    return with_abilities(hardware.Inventory(found), capacity.canaries).devices
-
-
-def _terms(
-    config: Config,
-    identity: Identity,
-    capacity: Capacity,
-    provider: Provider,
-    owner: OwnerWatch,
-) -> Terms:
-    (device,) = capacity.units_run_on()
-    return Terms(
-        device=device,
-        executors=capacity.executors,
-        memory_bytes=config.memory_bytes,
-        providing=config.provide,
-        draining=capacity.draining,
-        own=identity.peer_id,
-        allowed=frozenset(config.allow),
-        leases=provider.leases,
-        units_waiting=provider.units_waiting,
-        stance=owner.stance(device),
-        denied=frozenset(config.deny),
-        strangers=config.serve == "anyone",
-        sandboxed=capacity.sandboxed,
-        min_price=config.min_price,
-        time_limit_s=config.time_limit_s,
-    )

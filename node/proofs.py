@@ -35,7 +35,7 @@ CLAIM_GROWTH: Final = 1.25
 """A claim that was measured anew may be so many times what was proven: noise, no upgrade."""
 
 BOOK_LIMIT: Final = 1024
-"""Proofs kept, by this node about others and by others about it; the oldest go first."""
+"""Proofs kept, by this node about others and by others about it."""
 
 OPENED_LIMIT: Final = 4096
 """Proofs in others' adverts of which is remembered whether their signature is good."""
@@ -149,12 +149,17 @@ class ProofBook:
         return self.allowed | {self.own}
 
     def keep(self, proof: Proof) -> None:
-        """Keep a proof by or about this node, in place of an older one of the same."""
+        """Keep a proof by or about this node, in place of an older one of the same.
+
+        Where there are too many, the oldest that does not count goes: anybody can make
+        keys, and with them proofs that would displace those that count.
+        """
         said = proof.said
         key = (proof.verifier, said.prover, said.device, said.numeric_class, said.precision)
         self._kept.pop(key, None)
         while len(self._kept) >= BOOK_LIMIT:
-            del self._kept[next(iter(self._kept))]
+            uncounted = (k for k, p in self._kept.items() if p.verifier not in self.counted)
+            del self._kept[next(uncounted, next(iter(self._kept)))]
         self._kept[key] = proof
 
     def about(self, prover: str) -> list[Proof]:

@@ -1,6 +1,6 @@
 """The prover's half of capability challenges: this node shows what it claims.
 
-Answers whoever asks, within bounds: one challenge at a time, so many a minute, no more
+Answers whoever is not denied, within bounds: one challenge at a time, so many a minute, no more
 work than `PROVE_LIMIT_S` at its own claim, and only while nothing else runs. What is
 said when is in `protocol.challenge`; what is multiplied, in the worker.
 """
@@ -16,7 +16,7 @@ import trio
 from shoal.compute import frames
 from shoal.compute.errors import ComputeError
 from shoal.crypto.envelope import Statement
-from shoal.node.capability_records import keep_proof
+from shoal.node.capability_records import take_up
 from shoal.node.proofs import ProofBook, checked
 from shoal.protocol.challenge import ProverSide
 from shoal.protocol.challenge_terms import SLACK, work_of
@@ -55,9 +55,14 @@ log = structlog.get_logger(__name__)
 
 
 def refusal(
-    challenge: Challenge, terms: Terms, rates: Collection[ClassRate], *, busy: bool
+    challenge: Challenge,
+    verifier: PeerId,
+    terms: Terms,
+    rates: Collection[ClassRate],
+    *,
+    busy: bool,
 ) -> Refusal | None:
-    """Why this node does not take a challenge, or None where it does."""
+    """Why this node does not take a challenge of ``verifier``, or None where it does."""
     claim = next(
         (
             rate.rate
@@ -68,7 +73,9 @@ def refusal(
         0.0,
     )
     reason: tuple[Reason, str] | None = None
-    if not terms.providing:
+    if verifier in terms.denied:
+        reason = (Reason.DENIED, "this node's owner has put you on its deny list")
+    elif not terms.providing:
         reason = (Reason.NOT_PROVIDING, "this node claims nothing: it takes no work")
     elif terms.stance.cause is not None:
         reason = (Reason.PAUSED, "paused by its owner")
@@ -163,8 +170,7 @@ class Prover:
             case ProofOffer():
                 del self._sides[peer, message.nonce]
                 proof = checked(message.proof)
-                self._book.keep(proof)
-                await keep_proof(self._house.journal, proof)
+                await take_up(self._house.journal, self._book, proof)
                 log.info("a claim was seen shown", verifier=peer)
                 self._proven()
         return Done()
@@ -195,7 +201,7 @@ class Prover:
 
     def _refusal(self, peer: PeerId, challenge: Challenge) -> Refusal | None:
         busy = self._proving or self._house.worker.busy
-        answer = refusal(challenge, self._house.terms(), self._rates(), busy=busy)
+        answer = refusal(challenge, peer, self._house.terms(), self._rates(), busy=busy)
         if answer is None and (peer, challenge.nonce) in self._sides:
             answer = Refusal(
                 call=challenge.nonce, reason=Reason.EXPIRED, detail="this nonce was used"

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 OPEN_LIMIT = 256
 """Bids and leases of one requester held at once; one that is greedy is in nobody's way."""
 
+STRANGERS_OPEN_LIMIT = 4096
+"""From so many of all requesters on no stranger gets a bid: anybody can make keys."""
+
 SWEEP_INTERVAL_S = 1.0
 
 HAND_BACK_AFTER_S = 10.0
@@ -150,6 +153,11 @@ class Provider:
         if sum(requester == peer for requester, _ in self._conversations) >= OPEN_LIMIT:
             return Refusal(
                 call=call.call, reason=Reason.BUSY, detail="you have too many bids open here"
+            )
+        stranger = bidding.rank(peer, terms) == bidding.STRANGER
+        if stranger and len(self._conversations) >= STRANGERS_OPEN_LIMIT:
+            return Refusal(
+                call=call.call, reason=Reason.BUSY, detail="too many bids are open here"
             )
         if (peer, call.call) in self._conversations:
             raise RemoteProtocolError(

@@ -28,9 +28,9 @@ class Turns(Generic[K]):
     async def take(self, name: K) -> AsyncIterator[None]:
         """Wait for the turn and have it for as long as the block runs."""
         lock = self._locks.setdefault(name, trio.Lock())
-        async with lock:
-            try:
+        try:
+            async with lock:
                 yield
-            finally:
-                if not lock.statistics().tasks_waiting:
-                    del self._locks[name]
+        finally:  # whoever was cancelled before its turn may have been the last as well
+            if not lock.locked() and self._locks.get(name) is lock:
+                del self._locks[name]

@@ -60,7 +60,7 @@ class Node:
     def __init__(self, key, network, control, blobs, journal, worker):
         self.key, self.network, self.blobs, self.journal = key, network, blobs, journal
         self.offering = [key.peer_id]
-        self.draining = False
+        self.draining = self.sandboxed = False
         self.stance = OPEN
         self.rights = Rights()
         self.house = house.House(
@@ -90,6 +90,7 @@ class Node:
             leases=self.provider.leases,
             units_waiting=self.provider.units_waiting,
             stance=self.stance,
+            sandboxed=self.sandboxed,
         )
 
     async def spec(self, *inputs, program=DENSE):
@@ -456,6 +457,20 @@ async def test_a_requester_that_calls_and_never_awards_is_in_nobody_elses_way(no
     assert answers[-1].reason is Reason.BUSY
     job = await node.ended((await node.jobs.submit(await node.spec(X))).id)
     assert job.state is JobState.DONE
+
+
+async def test_strangers_together_hold_so_many_bids_and_friends_get_theirs(node, monkeypatch):
+    monkeypatch.setattr(providers, "STRANGERS_OPEN_LIMIT", 2)
+    node.sandboxed = True
+    answers = [
+        await node.provider.answer(
+            identity.generate().peer_id, make_call(DENSE.program_id, secrets.token_hex(16))
+        )
+        for _ in range(3)
+    ]
+    assert all(isinstance(answer, Bid) for answer in answers[:2])
+    assert answers[2].reason is Reason.BUSY
+    assert isinstance((await bid_for(node))[1], Bid)
 
 
 async def test_a_price_counts_only_what_its_requester_is_known_to_have(node):

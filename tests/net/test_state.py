@@ -11,12 +11,15 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from challenge_samples import ALICE, MALLORY, WALL_MS, signed_proof
 from trio.testing import wait_all_tasks_blocked
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.peer_id import PeerId
+from shoal.node import capability_records
 from shoal.node.errors import JobError, StoreError
 from shoal.node.owner import Pause
+from shoal.node.proofs import ProofBook, checked
 from shoal.node.records import (
     Answer,
     Failure,
@@ -219,6 +222,31 @@ async def test_pauses_outlast_a_restart_and_go_when_they_are_resumed(tmp_path):
         assert sorted(await state.pauses(), key=lambda pause: pause.device) == pauses
         await state.keep_pauses([])
         assert await state.pauses() == []
+
+
+async def test_on_disk_too_no_strangers_proof_displaces_one_that_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(capability_records, "BOOK_LIMIT", 2)
+    counted = {ALICE.peer_id}
+    async with open_state(tmp_path / "state.sqlite") as state:
+        proofs = [checked(signed_proof(ALICE))]
+        for number in range(3):
+            at_ms = WALL_MS + 1 + number
+            proofs.append(
+                checked(signed_proof(MALLORY, device=f"gpu{number}", issued_at_ms=at_ms))
+            )
+        for proof in proofs:
+            await capability_records.keep_proof(state, proof, counted)
+        assert await capability_records.kept_proofs(state) == [proofs[0], proofs[-1]]
+
+
+async def test_a_proof_that_cannot_be_kept_counts_all_the_same():
+    class FullDisk:
+        async def transact(self, _):
+            raise StoreError("the disk is full")
+
+    book, proof = ProofBook(ALICE.peer_id, frozenset()), checked(signed_proof(ALICE))
+    await capability_records.take_up(FullDisk(), book, proof)
+    assert book.about(proof.said.prover) == [proof]
 
 
 async def test_a_state_from_before_there_were_pauses_gets_them(tmp_path):

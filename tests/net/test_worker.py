@@ -13,10 +13,10 @@ import pytest
 import trio
 from onnx import TensorProto, numpy_helper, parser
 
-from shoal.compute import frames
+from shoal.compute import frames, supervisor, worker_process
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
-from shoal.compute.executors.base import Evidence
+from shoal.compute.executors.base import Evidence, NumericClass
 from shoal.compute.supervisor import (
     ROOM_IDLE_LIMIT_S,
     SWEEP_INTERVAL_S,
@@ -30,6 +30,20 @@ from shoal.compute.worker_process import WorkerProcess
 LIMITS = UnitLimits(time_s=20.0, memory_bytes=1 << 30, output_bytes=1 << 20)
 X = to_blob(np.arange(3, dtype=np.float32))
 ANN, BOB = "ann", "bob"
+
+
+NO_EXACT = """
+import os
+from shoal.compute.worker import Worker, main
+
+class WithoutExact(Worker):
+    def __init__(self, start):
+        if start.exact:
+            os._exit(3)
+        super().__init__(start)
+
+main(WithoutExact)
+"""
 
 
 def program_of(text):
@@ -307,6 +321,30 @@ async def test_a_worker_that_answers_nonsense_is_ended(worker, monkeypatch, said
     assert ended.value.code == "worker_nonsense"
     assert not is_running(pid)
     await check_that_the_next_unit_runs(worker)
+
+
+async def test_a_worker_that_cannot_have_the_class_exact_goes_on_without_it(monkeypatch):
+    async def nothing_to_compile():
+        return
+
+    monkeypatch.setattr(supervisor, "compile_kernels", nothing_to_compile)
+    async with open_worker(threads=1, entry=("-c", NO_EXACT)) as worker:
+        await worker.probe()
+        with pytest.raises(ComputeError) as error:
+            await worker.enable_exact()
+        assert error.value.code == "worker_start"
+        assert [p.numeric_class for p in await worker.probe()] == [NumericClass.FP32]
+
+
+async def test_a_compiler_with_much_to_say_is_heard_to_its_end(monkeypatch, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\nhead -c 300000 /dev/zero >&2\necho no room >&2\nexit 1\n")
+    compiler.chmod(0o700)
+    monkeypatch.setattr(worker_process.sys, "executable", str(compiler))
+    with trio.fail_after(10), pytest.raises(ComputeError) as error:
+        await worker_process.compile_kernels()
+    assert error.value.code == "kernels_missing"
+    assert error.value.message.endswith("no room")
 
 
 def test_a_worker_does_not_outlive_a_killed_daemon():

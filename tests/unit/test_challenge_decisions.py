@@ -40,6 +40,7 @@ TERMS = Terms(
     ("reason", "challenge", "terms", "rates", "busy"),
     [
         (None, {}, {}, (RATE,), False),
+        (Reason.DENIED, {}, {"denied": {ALICE.peer_id}}, (RATE,), False),
         (Reason.NOT_PROVIDING, {}, {"providing": False}, (RATE,), False),
         (Reason.PAUSED, {}, {"stance": Stance(Cause.STEPPING_BACK)}, (RATE,), False),
         (Reason.DRAINING, {}, {"draining": True}, (RATE,), False),
@@ -55,7 +56,9 @@ TERMS = Terms(
 def test_a_node_shows_what_it_claims_unless_there_is_a_reason(
     reason, challenge, terms, rates, busy
 ):
-    answer = refusal(a_challenge(**challenge), replace(TERMS, **terms), rates, busy=busy)
+    answer = refusal(
+        a_challenge(**challenge), ALICE.peer_id, replace(TERMS, **terms), rates, busy=busy
+    )
     assert (answer.reason if answer else None) is reason
 
 
@@ -64,8 +67,8 @@ def test_the_bound_on_work_is_the_nodes_own_rate_and_not_the_one_asked_about():
     quick = ClassRate("exact", "x20", 1e12)
     rows = int(PROVE_LIMIT_S * 1e12 / 4096**2 / 64)
     large = a_challenge(rows=rows, size=4096, steps=64)
-    assert refusal(large, TERMS, (quick,), busy=False) is None
-    slow = refusal(large, TERMS, (ClassRate("exact", "x20", 1e11),), busy=False)
+    assert refusal(large, ALICE.peer_id, TERMS, (quick,), busy=False) is None
+    slow = refusal(large, ALICE.peer_id, TERMS, (ClassRate("exact", "x20", 1e11),), busy=False)
     assert slow.reason is Reason.TOO_LARGE
 
 

@@ -17,7 +17,7 @@ from shoal.compute.devices.inventory import Device, Inventory
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors import onnxruntime as executor
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
-from shoal.node.daemon import Capacity
+from shoal.node.offer import Capacity
 
 IDLE_PROVIDER = "AzureExecutionProvider"
 """Part of the usual CPU build; takes only custom operators that call a remote service."""

@@ -116,6 +116,17 @@ def test_the_book_is_bounded_and_forgets_the_oldest():
     assert "gpu0" not in kept
 
 
+def test_strangers_proofs_displace_none_that_counts():
+    book = ProofBook(BOB.peer_id, frozenset({ALICE.peer_id}))
+    book.keep(proof(ALICE))
+    strangers = proof(MALLORY)
+    for number in range(BOOK_LIMIT + 1):
+        said = msgspec.structs.replace(strangers.said, device=f"gpu{number}")
+        book.keep(msgspec.structs.replace(strangers, said=said))
+    assert book.claims(advert(), WALL_MS)[0].proven
+    assert len(book.about(BOB.peer_id)) == BOOK_LIMIT
+
+
 def test_proofs_by_peers_that_are_trusted_go_along_first_then_the_newest():
     old = proof(CAROL, issued_at_ms=WALL_MS - 1000)
     new, newest = proof(ALICE, issued_at_ms=WALL_MS - 10), proof(MALLORY)

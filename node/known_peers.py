@@ -1,0 +1,116 @@
+"""What this node knows of its peers: where to look for them, whom to call, what they claim.
+
+The table of adverts and the links are `node.membership`'s, the proofs `node.proofs`';
+here the two are put together for whoever asks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from shoal.crypto.peer_id import PeerId
+from shoal.node.addresses import parse_peer_address
+from shoal.node.bidding import distrusted
+from shoal.node.explain import Surroundings
+from shoal.node.house import wall_ms
+from shoal.node.membership import REMEMBERED_LIMIT, Membership, Seeds
+from shoal.node.records import PeerView
+from shoal.node.swarm_key import PUBLIC
+
+if TYPE_CHECKING:
+    from shoal.node.bidding import Terms
+    from shoal.node.config import Config
+    from shoal.node.proofs import ProofBook
+    from shoal.node.state import State
+    from shoal.node.swarm_key import SwarmKey
+
+log = structlog.get_logger(__name__)
+
+
+async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State) -> Seeds:
+    """Where this node looks for its network: as configured, and as remembered.
+
+    Raises:
+        ConfigError: A bootstrap address is none.
+        StoreError: The state cannot be read.
+    """
+    # What is remembered of another network is of no use in this one, and its peers
+    # have no business to hear from this node.
+    if await journal.enter_network(int(swarm_key.fingerprint[:15], 16) if swarm_key else 0):
+        log.warning(
+            "this node is in another network than at its last start",
+            network=swarm_key.name if swarm_key else PUBLIC,
+        )
+    bootstrap: dict[PeerId, tuple[str, ...]] = {}
+    for text in (*config.bootstrap, *(swarm_key.bootstrap if swarm_key else ())):
+        peer, address = parse_peer_address(text)
+        bootstrap[peer] = (*bootstrap.get(peer, ()), address)
+    remembered = await journal.remembered_peers(REMEMBERED_LIMIT)
+    return Seeds(bootstrap, {row.peer: row.addresses for row in remembered})
+
+
+def providers(membership: Membership, numeric_class: str) -> list[PeerId]:
+    """Who may be called for bids: this node itself, links, then others, of the class."""
+    own = membership.own
+    found = [
+        PeerId(entry.advert.peer)
+        for entry in membership.table
+        if (entry.advert.providing or entry.advert.peer == own)
+        and numeric_class in entry.advert.numeric_classes
+    ]
+    return sorted(found, key=lambda peer: (peer != own, peer not in membership.links))
+
+
+def is_proven(membership: Membership, book: ProofBook, peer: PeerId, device: str) -> bool:
+    """Whether any claim about a peer's device counts as proven; this node knows its own."""
+    entry = membership.table.get(peer)
+    return peer == membership.own or (
+        entry is not None
+        and any(
+            claim.proven and claim.device == device
+            for claim in book.claims(entry.advert, wall_ms())
+        )
+    )
+
+
+def peer_views(membership: Membership, book: ProofBook, terms: Terms) -> list[PeerView]:
+    """The other nodes whose adverts are valid now."""
+    now_s = trio.current_time()
+    views = []
+    for entry in membership.table:
+        advert, peer = entry.advert, PeerId(entry.advert.peer)
+        if peer == membership.own:
+            continue
+        link = membership.links.get(peer)
+        views.append(
+            PeerView(
+                peer=peer,
+                agent=advert.agent,
+                addresses=advert.addresses,
+                linked=link is not None,
+                allowed=terms.providing and distrusted(peer, terms) is None,
+                rtt_s=link.rtt_s if link else None,
+                devices=advert.devices,
+                numeric_classes=advert.numeric_classes,
+                advert_age_s=now_s - entry.born_at_s,
+                advert_expires_in_s=entry.expires_at_s - now_s,
+                providing=advert.providing,
+                claims=book.claims(advert, wall_ms()),
+            )
+        )
+    return sorted(views, key=lambda view: view.peer)
+
+
+def surroundings(membership: Membership, leases: int) -> Surroundings:
+    """What a job without an answer is explained by; ``leases`` is how many it has."""
+    adverts = [entry.advert for entry in membership.table]
+    return Surroundings(
+        own=membership.own,
+        peers_known=len(adverts) - 1,
+        classes_offered=frozenset(name for each in adverts for name in each.numeric_classes),
+        leases=leases,
+        closed=frozenset(PeerId(each.peer) for each in adverts if not each.providing),
+    )
