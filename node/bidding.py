@@ -118,7 +118,7 @@ def closed(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
             known = requester in terms.allowed
             return Reason.PAUSED, owner.sentence(
                 terms.stance
-            ) if known else "paused by its owner"
+            ) if known else "its owner lets it take no work of strangers now"
     if terms.draining:
         return Reason.DRAINING, "this node is shutting down"
     return None

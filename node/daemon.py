@@ -433,6 +433,8 @@ async def _probe(daemon: Daemon) -> None:
         lacks = [lack for lack in capacity.canaries.lacks if lack is not COMPILING]
         capacity.offer(capacity.canaries.probes, [*lacks, failed(error.message, error.hint)])
     else:
+        for reason in daemon.worker.missing:
+            log.warning("an executor does not work", reason=reason)
         capacity.offer(probes, [*map(failed, daemon.worker.missing)])
         daemon.membership.announce()
     daemon.measured.settled.set()

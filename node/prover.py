@@ -78,7 +78,7 @@ def refusal(
     elif not terms.providing:
         reason = (Reason.NOT_PROVIDING, "this node claims nothing: it takes no work")
     elif terms.stance.cause is not None:
-        reason = (Reason.PAUSED, "paused by its owner")
+        reason = (Reason.PAUSED, "its owner lets it do no work now")
     elif terms.draining:
         reason = (Reason.DRAINING, "this node is shutting down")
     elif challenge.device != terms.device:

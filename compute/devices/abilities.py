@@ -51,7 +51,7 @@ class Canaries:
 def failed(reason: str, hint: str = "") -> Lack:
     """An executor that does not work here."""
     return Lack(
-        "executor_failed", reason, hint or "`shoal doctor` runs its canary and says more"
+        "executor_failed", reason, hint or "see the daemon's log, and report it with that"
     )
 
 

@@ -82,7 +82,7 @@ def serves_text(found: OwnerView) -> str:
     elif found.sandboxed:
         who = "anyone, strangers in a sandbox"
     else:
-        who = f"{friends}; no strangers, for want of a sandbox"
+        who = f"{friends}; strangers once its worker is locked in a sandbox"
     who += f"; {found.denied} denied" if found.denied else ""
     return who + (f"; for {found.min_price:g} credits or more" if found.min_price else "")
 

@@ -89,7 +89,7 @@ def test_a_stranger_is_not_told_that_the_owner_sits_at_the_machine():
         refusal(CALL, STRANGER, but(stance=Stance(cause), sandboxed=True)).detail
         for cause in Cause
     }
-    assert details == {"paused by its owner"}
+    assert details == {"its owner lets it take no work of strangers now"}
 
 
 def test_the_owners_own_work_is_refused_only_by_a_pause_of_the_device():
