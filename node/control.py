@@ -245,11 +245,11 @@ def _greet(body: RequestBody, own: Hello) -> Hello | Problem:
     if not isinstance(body, Hello):
         return Problem(code="out_of_turn", message="a control stream begins with hello")
     if body.protocol[0] != own.protocol[0]:
-        older = "your" if body.protocol[0] < own.protocol[0] else "this"
+        older = "your node" if body.protocol[0] < own.protocol[0] else "this peer"
         return Problem(
             code="version_unsupported",
-            message=f"you speak protocol {body.protocol[0]}, this node {own.protocol[0]}: "
-            f"upgrade {older} node",
+            message=f"this peer speaks protocol {own.protocol[0]}, you {body.protocol[0]}: "
+            f"upgrade {older}",
         )
     return own
 

@@ -27,6 +27,7 @@ What the daemon says over all this is `node.network`'s; nobody else calls here.
 | whoever is in the address book is dialled by and by | `NoAutoConnector` never starts |
 | SO_REUSEPORT lets two daemons share a port | listening sockets are trio's |
 | gossip drops above 10 messages/s and 32 queued | `Gossip` and its limits |
+| identify speaks of py-libp2p | it names shoal and its protocol's version |
 """
 
 # ruff: noqa: E402  # libp2p is imported after its version has been checked
@@ -42,9 +43,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
+import shoal
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId, check_peer_id
 from shoal.node.errors import ConfigError, OtherNetworkError
+from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 SUPPORTED_VERSION = "0.8.1"
 if version("libp2p") != SUPPORTED_VERSION:
@@ -59,6 +62,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.basic_host import BasicHost
+from libp2p.identity.identify import identify
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.auto_connector import AutoConnector
@@ -98,6 +102,9 @@ _libp2p_log = logging.getLogger("libp2p")
 _libp2p_log.handlers = [logging.NullHandler()]
 _libp2p_log.propagate = False
 swarm_connection.logging = _libp2p_log
+
+identify.PROTOCOL_VERSION = f"shoal/{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+identify.AGENT_VERSION = f"shoal/{shoal.__version__}"
 
 MAX_CONNECTIONS = 512
 """Of both directions together. An idle connection costs about 85 KB."""

@@ -217,7 +217,7 @@ async def test_a_second_hello_and_another_version_are_told_so(victim, attacker):
     stream = await open_control_stream(attacker, victim.peer)
     answer = await ask(stream, Hello(protocol=(99, 0), agent="future/1"))
     assert answer.code == "version_unsupported"
-    assert "upgrade this node" in answer.message
+    assert "upgrade this peer" in answer.message
 
 
 # --- negotiation --------------------------------------------------------------------

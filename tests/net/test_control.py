@@ -143,7 +143,7 @@ async def test_a_peer_of_another_major_version_is_refused_with_what_to_upgrade()
     async with two_nodes() as (_, b, asking, answering):
         answering.answer_with(adverts)
         asking._hello = Hello(protocol=(PROTOCOL_MAJOR + 1, 0), agent="test/2")
-        with pytest.raises(RemoteProtocolError, match="upgrade this node") as failed:
+        with pytest.raises(RemoteProtocolError, match="upgrade this peer") as failed:
             await asking.request(b.peer_id, EMPTY, 5)
         assert failed.value.code == "version_unsupported"
 
