@@ -45,7 +45,13 @@ def hashing_limit_s(size_bytes: int) -> float:
 
 
 async def is_proved(
-    stream: ByteStream, own: PeerId, chunks: ChunkList, count: int, feed: Feed
+    stream: ByteStream,
+    own: PeerId,
+    chunks: ChunkList,
+    count: int,
+    feed: Feed,
+    *,
+    newer: bool = False,
 ) -> bool:
     """Demand a proof of the first ``count`` chunks and hold it against this node's copy.
 
@@ -57,6 +63,7 @@ async def is_proved(
         chunks: The blob.
         count: How many of its chunks this node holds, from the first on; at least one.
         feed: Gives their bytes.
+        newer: Whether the prover speaks a newer version.
     """
     size_bytes = min(chunks.size_bytes, count * CHUNK_SIZE_BYTES)
     challenge = secrets.token_bytes(CHALLENGE_SIZE_BYTES)
@@ -72,7 +79,7 @@ async def is_proved(
                 stream, BlobProve(challenge=challenge, chunks=count), MESSAGE_LIMIT_BYTES
             )
             with within(hashing_limit_s(size_bytes), stream.remote):
-                proof = await receive_frame(stream, BlobProof, MESSAGE_LIMIT_BYTES)
+                proof = await receive_frame(stream, BlobProof, MESSAGE_LIMIT_BYTES, newer=newer)
             answer = proof.proof
         except (NetworkError, RemoteProtocolError) as error:
             log.info("a blob was not proved", peer=stream.remote, error=error.message)

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
@@ -96,12 +96,20 @@ class BlobServer:
         own: This node.
         store: Whose blobs are served.
         rights: Who may have which, and so may demand a proof of it.
+        newer: Whether a peer speaks a newer version (`protocol.versions`).
     """
 
-    def __init__(self, own: PeerId, store: BlobStore, rights: Rights) -> None:
+    def __init__(
+        self,
+        own: PeerId,
+        store: BlobStore,
+        rights: Rights,
+        newer: Callable[[PeerId], bool] = lambda _peer: False,
+    ) -> None:
         self._own = own
         self._store = store
         self._rights = rights
+        self._newer = newer
         self._proving: Turns[PeerId] = Turns()
 
     async def serve(self, stream: ByteStream) -> None:
@@ -118,7 +126,7 @@ class BlobServer:
 
     async def _serve(self, stream: ByteStream) -> None:
         with within(ANSWER_TIME_LIMIT_S, stream.remote):
-            request = await receive_frame(stream, BlobRequest, MESSAGE_LIMIT_BYTES)
+            request = await self._hear(stream, BlobRequest)
         blob_id = BlobId(request.blob)
         with self._store.kept(blob_id):
             chunks = await self._look_up(stream.remote, blob_id)
@@ -151,16 +159,20 @@ class BlobServer:
             return 0
         try:
             with within(ANSWER_TIME_LIMIT_S, stream.remote):
-                said = await receive_frame(stream, BlobNext, MESSAGE_LIMIT_BYTES)
+                said = await self._hear(stream, BlobNext)
             if isinstance(said, BlobProve):
                 feed = partial(self._store.feed, chunks.blob_id)
                 async with self._proving.take(stream.remote):  # one peer, one core
                     await give_proof(stream, self._own, chunks, said, feed)
                 with within(hashing_limit_s(chunks.size_bytes), stream.remote):
-                    said = await receive_frame(stream, BlobSend, MESSAGE_LIMIT_BYTES)
+                    said = await self._hear(stream, BlobSend)
         except StreamClosedError:
             return len(chunks.digests)
         return int(said.first_chunk)
+
+    async def _hear(self, stream: ByteStream, kind: Any) -> Any:
+        newer = self._newer(stream.remote)
+        return await receive_frame(stream, kind, MESSAGE_LIMIT_BYTES, newer=newer)
 
 
 async def fetch_blob(
@@ -170,6 +182,7 @@ async def fetch_blob(
     *,
     own: PeerId,
     limit_bytes: int,
+    newer: bool = False,
 ) -> None:
     """Fetch a blob from one peer; returns when that peer has shown to have all of it.
 
@@ -186,6 +199,7 @@ async def fetch_blob(
         store: Where it goes.
         own: This node, for which the peer proves what it has.
         limit_bytes: A larger blob is refused from its chunk list, before its bytes.
+        newer: Whether the peer speaks a newer version.
 
     Raises:
         NetworkError: The peer cannot be reached, is too slow, or refuses:
@@ -196,11 +210,11 @@ async def fetch_blob(
     with store.kept(blob_id):
         try:
             async with await open_stream() as stream:
-                chunks = await _receive_list(stream, blob_id, limit_bytes)
-                await _take_the_rest(stream, own, chunks, store)
+                chunks = await _receive_list(stream, blob_id, limit_bytes, newer=newer)
+                await _take_the_rest(stream, own, chunks, store, newer=newer)
         except _UnprovedError:
             async with await open_stream() as stream:
-                chunks = await _receive_list(stream, blob_id, limit_bytes)
+                chunks = await _receive_list(stream, blob_id, limit_bytes, newer=newer)
                 await _take_all(stream, chunks, store)
 
 
@@ -209,7 +223,7 @@ class _UnprovedError(Exception):
 
 
 async def _take_the_rest(
-    stream: ByteStream, own: PeerId, chunks: ChunkList, store: BlobStore
+    stream: ByteStream, own: PeerId, chunks: ChunkList, store: BlobStore, *, newer: bool
 ) -> None:
     """Take what is not here yet, and let the peer prove that it has what is."""
     blob_id = chunks.blob_id
@@ -217,7 +231,7 @@ async def _take_the_rest(
         await _take_small(stream, chunks, store)
     elif store.holds(blob_id):
         feed = partial(store.feed, blob_id)
-        if not await is_proved(stream, own, chunks, len(chunks.digests), feed):
+        if not await is_proved(stream, own, chunks, len(chunks.digests), feed, newer=newer):
             raise _UnprovedError
     elif store.receiving(blob_id):  # from another peer, whose pace is not this one's
         await _take_all(stream, chunks, store)
@@ -225,7 +239,9 @@ async def _take_the_rest(
         async with store.receive(blob_id) as reception:
             await reception.begin(chunks)
             here = next(iter(reception.missing_chunks()), len(chunks.digests))
-            if here and not await is_proved(stream, own, chunks, here, reception.feed):
+            if here and not await is_proved(
+                stream, own, chunks, here, reception.feed, newer=newer
+            ):
                 raise _UnprovedError
             await _receive_chunks(stream, chunks, here, reception)
 
@@ -271,10 +287,12 @@ async def _take_small(stream: ByteStream, chunks: ChunkList, store: BlobStore) -
     await store.put_bytes(data)
 
 
-async def _receive_list(stream: ByteStream, blob_id: BlobId, limit_bytes: int) -> ChunkList:
+async def _receive_list(
+    stream: ByteStream, blob_id: BlobId, limit_bytes: int, *, newer: bool
+) -> ChunkList:
     await send_frame(stream, BlobRequest(blob=blob_id), MESSAGE_LIMIT_BYTES)
     with within(ANSWER_TIME_LIMIT_S, stream.remote):
-        answer = await receive_frame(stream, BlobAnswer, MESSAGE_LIMIT_BYTES)
+        answer = await receive_frame(stream, BlobAnswer, MESSAGE_LIMIT_BYTES, newer=newer)
         if isinstance(answer, BlobRefused):
             raise NetworkError(
                 f"{stream.remote} does not serve blob {blob_id[:16]}…: {_SAID[answer.reason]}",

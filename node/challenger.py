@@ -50,6 +50,7 @@ from shoal.protocol.messages import (
     ProofOffer,
     Refusal,
 )
+from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
@@ -68,9 +69,6 @@ AUTO_INTERVAL_S: Final = 600.0
 
 RETRY_AFTER_S: Final = 3600.0
 """Before a peer is asked again by the node itself."""
-
-CHALLENGES_SINCE: Final = (1, 1)
-"""The protocol version whose nodes know challenges."""
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +96,7 @@ def choose_candidate(
         for advert in adverts
         if advert.peer != own
         and advert.providing
-        and advert.protocol >= CHALLENGES_SINCE
+        and knows(advert.protocol, Challenge)
         and challengeable(advert)
         and not proven(advert)
         and ready(PeerId(advert.peer))
@@ -159,7 +157,8 @@ class Challenger:
         """Have a peer show a rate that it claims; one challenge at a time.
 
         Raises:
-            PeerError: It is not known, claims nothing that can be shown, or is too old.
+            PeerError: It is not known, or claims nothing that can be shown.
+            VersionError: ``peer_too_old`` for challenges.
             NetworkError: It cannot be reached, or went away.
             ComputeError: This node cannot compute the rows that it draws.
         """
@@ -170,13 +169,6 @@ class Challenger:
             )
         if peer == self._house.peer_id:
             raise PeerError("a node cannot vouch for itself", code="own_claim")
-        if entry.advert.protocol < CHALLENGES_SINCE:
-            major, minor = entry.advert.protocol
-            raise PeerError(
-                f"{peer} speaks protocol {major}.{minor}, which has no challenges",
-                code="peer_too_old",
-                hint="its operator can upgrade it",
-            )
         claim = challengeable(entry.advert, device)
         if claim is None:
             raise PeerError(

@@ -9,6 +9,9 @@ This carries `protocol.messages` and knows nothing of what they mean: the
 daemon gives it one function that answers them. A request to this node itself
 calls that function directly, so the data path needs no second way for work
 that a node does for its own user.
+
+Here each side learns the other's version (`node.peer_versions`), and what is said
+and heard goes by it (`protocol.versions`).
 """
 
 from __future__ import annotations
@@ -23,10 +26,13 @@ import trio
 
 from shoal.crypto.errors import ShoalError
 from shoal.node.errors import NetworkError, StreamClosedError
-from shoal.node.frames import receive_frame, send_frame
-from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR, REQUESTS_IN_FLIGHT_LIMIT
+from shoal.node.frames import receive_message, send_frame
+from shoal.node.peer_versions import CONTROL_PROTOCOL, PeerVersions
+from shoal.protocol.errors import RemoteProtocolError, VersionError
+from shoal.protocol.limits import REQUESTS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import Hello, Problem, Request, RequestBody, Response, ResponseBody
+from shoal.protocol.versions import OWN, Version, misfit
+from shoal.protocol.vocabulary import UnknownWord, read_frame, read_greeting, said_to
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,10 +40,11 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.network import ByteStream, Network
 
-CONTROL_PROTOCOL = "/shoal/control/1"
 OPEN_TIME_LIMIT_S = 10.0
 
 Answering: TypeAlias = Callable[["PeerId", RequestBody], Awaitable[ResponseBody]]
+
+_OF_VERSIONS = frozenset({"version_unsupported", "unknown_message"})
 
 log = structlog.get_logger(__name__)
 
@@ -79,9 +86,10 @@ class Control:
     def __init__(self, network: Network, agent: str, nursery: trio.Nursery) -> None:
         self._network = network
         self._answer: Answering = _answer_nothing
-        self._hello = Hello(protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR), agent=agent)
+        self._hello = Hello(protocol=OWN, agent=agent)
         self._nursery = nursery
         self._lines: dict[PeerId, _Line] = {}
+        self.versions = PeerVersions()
 
     def answer_with(self, answer: Answering) -> None:
         """Begin to serve the control protocol, with ``answer`` for every request."""
@@ -94,7 +102,9 @@ class Control:
         Cancelling it forgets the request; the stream stays good.
 
         Raises:
-            NetworkError: Not connected, cut off meanwhile, or no answer in time.
+            NetworkError: Not connected, cut off meanwhile, no answer in time, or the
+                peer is no node of this protocol.
+            VersionError: ``peer_too_old`` to know such a request, or of another major.
             RemoteProtocolError: The peer answered with a problem, or with nonsense.
         """
         if peer == self._network.peer_id:
@@ -110,7 +120,8 @@ class Control:
         return _checked(peer, answer)
 
     def hang_up(self, peer: PeerId) -> None:
-        """Fail whatever is in flight to a peer that is gone."""
+        """Fail whatever is in flight to a peer that is gone, and forget its version."""
+        self.versions.forget(peer)
         line = self._lines.pop(peer, None)
         if line is not None:
             line.fail(NetworkError(f"the link to {peer} is gone", code="link_lost"))
@@ -134,27 +145,40 @@ class Control:
     async def _serve_requests(self, stream: ByteStream, nursery: trio.Nursery) -> None:
         sending = trio.Lock()
         room = trio.Semaphore(REQUESTS_IN_FLIGHT_LIMIT)
-        greeted = False
+        theirs: Version | None = None
         while True:
             try:
-                request = await receive_frame(stream, Request)
+                data = await receive_message(stream)
             except StreamClosedError:
                 return
-            if not greeted:
+            if theirs is None:
+                request = read_greeting(data, Request)
                 answer = _greet(request.body, self._hello)
+                if isinstance(request.body, Hello):
+                    theirs = request.body.protocol
+                    self.versions.note(stream.remote, theirs)
                 await send_frame(stream, Response(id=request.id, body=answer))
                 if isinstance(answer, Problem):
                     return
-                greeted = True
                 continue
+            heard = read_frame(data, Request, theirs)
             await room.acquire()  # back-pressure: no further frame is read
-            nursery.start_soon(self._serve_one, stream, request, sending, room)
+            nursery.start_soon(self._serve_one, stream, heard, theirs, sending, room)
 
     async def _serve_one(
-        self, stream: ByteStream, request: Request, sending: trio.Lock, room: trio.Semaphore
+        self,
+        stream: ByteStream,
+        request: Request | UnknownWord,
+        theirs: Version,
+        sending: trio.Lock,
+        room: trio.Semaphore,
     ) -> None:
         try:
-            answer = await self._answer_guarded(stream.remote, request.body)
+            if isinstance(request, UnknownWord):
+                answer: ResponseBody = request.problem()
+            else:
+                answer = await self._answer_guarded(stream.remote, request.body)
+            answer = said_to(theirs, answer)
             async with sending:
                 await send_frame(stream, Response(id=request.id, body=answer))
         finally:
@@ -179,13 +203,26 @@ class Control:
             return await self._exchange(line, body)
 
     async def _open(self, line: _Line) -> None:
-        stream = await self._network.open_stream(line.peer, CONTROL_PROTOCOL, OPEN_TIME_LIMIT_S)
+        try:
+            stream = await self._network.open_stream(
+                line.peer, CONTROL_PROTOCOL, OPEN_TIME_LIMIT_S
+            )
+        except NetworkError as error:
+            if error.code != "protocol_unknown":
+                raise
+            code, why = await self.versions.refuse_stranger(self._network, line.peer)
+            raise NetworkError(f"{line.peer} {why}", code=code) from None
         line.stream, line.failure = stream, None
         self._nursery.start_soon(self._read_answers, line, stream)
         try:
             theirs = await self._exchange(line, self._hello)
             if not isinstance(theirs, Hello):
-                raise _problem(line.peer, theirs)
+                problem = _problem(line.peer, theirs)
+                if problem.code == "version_unsupported":
+                    self.versions.refuse(line.peer, f"answered: {theirs.message}")
+                raise problem
+            if (why := self.versions.note(line.peer, theirs.protocol)) is not None:
+                raise VersionError(f"{line.peer} {why}")
         except BaseException:  # also when cancelled: a stream that was not greeted is of no use
             line.fail(NetworkError(f"{line.peer} did not finish the greeting"))
             await stream.reset()
@@ -194,6 +231,8 @@ class Control:
     async def _exchange(self, line: _Line, body: RequestBody) -> ResponseBody:
         if line.stream is None:
             raise line.failure or NetworkError(f"the link to {line.peer} is gone")
+        if not isinstance(body, Hello):
+            body = said_to(self.versions.of(line.peer), body)
         stream, number, pending = line.stream, line.next_id, _Pending()
         line.next_id = (line.next_id + 1) % (1 << 31)
         line.pending[number] = pending
@@ -209,12 +248,18 @@ class Control:
 
     async def _read_answers(self, line: _Line, stream: ByteStream) -> None:
         failure: ShoalError
+        greeted = False
         try:
             while True:
-                response = await receive_frame(stream, Response)
+                data = await receive_message(stream)
+                if greeted:
+                    response = read_frame(data, Response, self.versions.of(line.peer))
+                else:
+                    response, greeted = read_greeting(data, Response), True
                 pending = line.pending.pop(response.id, None)
                 if pending is not None:  # else nobody waits for it, or not any more
-                    pending.answer = response.body
+                    unknown = isinstance(response, UnknownWord)
+                    pending.answer = response.problem() if unknown else response.body
                     pending.ended.set()
         except StreamClosedError:
             failure = NetworkError(f"{line.peer} closed the control stream", code="link_lost")
@@ -244,7 +289,7 @@ def _greet(body: RequestBody, own: Hello) -> Hello | Problem:
     """Answer the first request of a stream: pure."""
     if not isinstance(body, Hello):
         return Problem(code="out_of_turn", message="a control stream begins with hello")
-    if body.protocol[0] != own.protocol[0]:
+    if misfit(body.protocol) is not None:
         older = "your node" if body.protocol[0] < own.protocol[0] else "this peer"
         return Problem(
             code="version_unsupported",
@@ -262,7 +307,8 @@ def _checked(peer: PeerId, answer: ResponseBody) -> ResponseBody:
 
 def _problem(peer: PeerId, answer: ResponseBody) -> RemoteProtocolError:
     if isinstance(answer, Problem):
-        return RemoteProtocolError(f"{peer} answered: {answer.message}", code=answer.code)
+        kind = VersionError if answer.code in _OF_VERSIONS else RemoteProtocolError
+        return kind(f"{peer} answered: {answer.message}", code=answer.code)
     return RemoteProtocolError(
         f"{peer} answered with an unfitting {type(answer).__name__}", code="unfitting_answer"
     )

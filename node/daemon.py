@@ -50,11 +50,12 @@ from shoal.node.offer import AGENT, Capacity, make_advert, make_terms
 from shoal.node.owner_load import OwnersUse
 from shoal.node.owner_view import check_device, owner_view
 from shoal.node.owner_watch import OwnerWatch, open_owner_watch
+from shoal.node.peer_versions import PeerVersions
 from shoal.node.private_network import PrivateNetwork
 from shoal.node.proofs import ProofBook
 from shoal.node.prover import Prover
 from shoal.node.provider import Provider, open_provider
-from shoal.node.records import PeerView, Status
+from shoal.node.records import MisfitView, PeerView, Status
 from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
 from shoal.node.swarm_key import PUBLIC, load_key
@@ -122,6 +123,7 @@ class Daemon:
     provider: Provider
     jobs_running: Jobs
     owner: OwnerWatch
+    versions: PeerVersions
     started_at_s: float = field(default_factory=trio.current_time)
 
     def status(self) -> Status:
@@ -151,6 +153,11 @@ class Daemon:
     def peers(self) -> list[PeerView]:
         """The other nodes whose adverts are valid now."""
         return peer_views(self.membership, self.measured.book, self._terms())
+
+    def misfits(self) -> list[MisfitView]:
+        """Connected peers that this node cannot talk to, and why."""
+        found = sorted(self.versions.misfits.items())
+        return [MisfitView(peer, why) for peer, why in found]
 
     async def devices(self) -> Inventory:
         """This node's devices, with the memory that is free now, and what is missing."""
@@ -386,8 +393,10 @@ async def serve(
             provider=provider,
             jobs_running=jobs,
             owner=owner,
+            versions=control.versions,
         )
-        network.handle(BLOB_PROTOCOL, BlobServer(identity.peer_id, blobs, rights).serve)
+        blob_server = BlobServer(identity.peer_id, blobs, rights, control.versions.is_newer)
+        network.handle(BLOB_PROTOCOL, blob_server.serve)
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))

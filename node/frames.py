@@ -25,9 +25,24 @@ FRAME_TIME_LIMIT_S = 60.0
 
 
 async def receive_frame(
-    stream: ByteStream, kind: Any, limit_bytes: int = FRAME_LIMIT_BYTES
+    stream: ByteStream, kind: Any, limit_bytes: int = FRAME_LIMIT_BYTES, *, newer: bool = False
 ) -> Any:
-    """Wait for the next message of ``kind``.
+    """Wait for the next message of ``kind``; as `receive_message`.
+
+    Args:
+        stream: Of the peer.
+        kind: As `protocol.codec.decode` takes it.
+        limit_bytes: Of the message at most.
+        newer: Whether the peer speaks a newer version (`protocol.versions`).
+
+    Raises:
+        RemoteProtocolError: Not a message of ``kind`` either.
+    """
+    return decode(await receive_message(stream, limit_bytes), kind, limit_bytes, newer=newer)
+
+
+async def receive_message(stream: ByteStream, limit_bytes: int = FRAME_LIMIT_BYTES) -> bytes:
+    """Wait for the next message, whatever it is.
 
     It may wait for ever for a message to begin; one that has begun must end in
     `FRAME_TIME_LIMIT_S`. Cancelling it leaves the stream of no further use.
@@ -35,7 +50,7 @@ async def receive_frame(
     Raises:
         StreamClosedError: The peer closed the stream between two messages.
         NetworkError: The connection broke or the message did not end in time.
-        RemoteProtocolError: Over the limit, or not a message of ``kind``.
+        RemoteProtocolError: Over the limit.
     """
     size = int.from_bytes(await stream.receive_exactly(LENGTH_BYTES), "big")
     if size > limit_bytes:
@@ -44,7 +59,7 @@ async def receive_frame(
             code="frame_too_large",
         )
     with trio.move_on_after(FRAME_TIME_LIMIT_S):
-        return decode(await stream.receive_exactly(size), kind, limit_bytes)
+        return await stream.receive_exactly(size)
     raise NetworkError(
         f"{stream.remote} took over {FRAME_TIME_LIMIT_S:.0f} s to send one message",
         code="too_slow",

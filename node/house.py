@@ -165,7 +165,12 @@ async def hold(
             return
         stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
         await fetch_blob(
-            stream, blob_id, house.store, own=house.peer_id, limit_bytes=limit_bytes
+            stream,
+            blob_id,
+            house.store,
+            own=house.peer_id,
+            limit_bytes=limit_bytes,
+            newer=house.control.versions.is_newer(peer),
         )
         note_known(house, peer, [blob_id])
 

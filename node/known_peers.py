@@ -99,6 +99,7 @@ def peer_views(membership: Membership, book: ProofBook, terms: Terms) -> list[Pe
                 advert_expires_in_s=entry.expires_at_s - now_s,
                 providing=advert.providing,
                 claims=book.claims(advert, wall_ms()),
+                protocol=advert.protocol,
             )
         )
     return sorted(views, key=lambda view: view.peer)

@@ -15,8 +15,8 @@ import shoal
 from shoal.compute.devices.abilities import Canaries, executor_of, takes_units, with_abilities
 from shoal.compute.devices.inventory import Inventory
 from shoal.node.bidding import Terms
-from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.statements import Advert, DeviceOffer
+from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ def make_advert(
         sequence=sequence,
         issued_at_ms=time.time_ns() // 1_000_000,
         lifetime_s=lifetime_s,
-        protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
+        protocol=OWN,
         agent=AGENT,
         addresses=tuple(address.rpartition("/p2p/")[0] for address in network.addresses())[:6],
         devices=tuple(

@@ -48,7 +48,7 @@ from shoal.node.house import (
 )
 from shoal.node.records import Job, JobSpec, JobState, Unit, UnitState
 from shoal.protocol.codec import encode
-from shoal.protocol.limits import INLINE_LIMIT_BYTES, PROTOCOL_MAJOR, PROTOCOL_MINOR
+from shoal.protocol.limits import INLINE_LIMIT_BYTES
 from shoal.protocol.messages import (
     AwardOffer,
     Bid,
@@ -68,6 +68,7 @@ from shoal.protocol.statements import (
     check_receipt,
     open_receipt,
 )
+from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
@@ -191,6 +192,7 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
     assert side.call is not None
     assert side.bid is not None
     statement = Award(
+        protocol=OWN,
         call=side.call.call,
         nonce=side.bid.nonce,
         requester=house.peer_id,
@@ -382,7 +384,7 @@ async def sign(
     outputs = {} if failed else {n: blob_id_of(t) for n, t in outcome.outputs.items()}
     terms = house.terms()
     receipt = Receipt(
-        protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
+        protocol=OWN,
         exact_spec=SPEC_VERSION if side.award.numeric_class == "exact" else "",
         award=side.award_id,
         unit=request.unit,

@@ -31,7 +31,7 @@ from shoal.protocol.messages import (
     Reason,
     Refusal,
 )
-from shoal.protocol.statements import ClassRate, Commitment
+from shoal.protocol.statements import ClassRate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -226,20 +226,7 @@ class Prover:
             time_limit_s=limit_s,
         )
         done = await self._house.worker.measure(request, frames.Proved, limit_s)
-        commitment = Commitment(
-            nonce=challenge.nonce,
-            prover=side.prover,
-            verifier=side.verifier,
-            device=challenge.device,
-            numeric_class=challenge.numeric_class,
-            precision=challenge.precision,
-            rate=challenge.rate,
-            rows=challenge.rows,
-            size=challenge.size,
-            steps=challenge.steps,
-            roots=done.roots,
-            elapsed_s=done.elapsed_s,
-        )
+        commitment = side.commitment_to(done.roots, done.elapsed_s)
         side.leaves = done.leaves
         envelope = self._house.identity.sign(Statement.COMMITMENT, encode(commitment))
         return Committed(nonce=challenge.nonce, commitment=envelope)

@@ -160,6 +160,19 @@ class PeerView(msgspec.Struct, frozen=True):
     providing: bool = True
     """Whether it takes work now, by its own words: not in a pause."""
     claims: tuple[Claim, ...] = ()
+    protocol: tuple[int, int] = (0, 0)
+    """The (major, minor) that it speaks, by its advert."""
+
+
+class MisfitView(msgspec.Struct, frozen=True):
+    """A connected peer that there is no talking to.
+
+    Attributes:
+        why: What it speaks and who has to upgrade, or that it is no node of shoal.
+    """
+
+    peer: PeerId
+    why: str
 
 
 class StanceView(msgspec.Struct, frozen=True):

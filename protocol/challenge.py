@@ -71,6 +71,7 @@ from shoal.protocol.statements import (
     open_proof,
     statement_id,
 )
+from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -280,6 +281,7 @@ class VerifierSide(_Side):
                 ) from None
         self._judged = True
         return CapabilityProof(
+            protocol=OWN,
             prover=self.prover,
             device=asked.device,
             numeric_class=asked.numeric_class,
@@ -365,6 +367,26 @@ class ProverSide(_Side):
                 self.leaves = ()
                 self.ends_at_s = now_s + PROOF_LIMIT_S
         self.state = after
+
+    def commitment_to(self, roots: tuple[bytes, ...], elapsed_s: float) -> Commitment:
+        """What is to be signed about products with these roots, made in ``elapsed_s``."""
+        assert self.challenge is not None
+        asked = self.challenge
+        return Commitment(
+            protocol=OWN,
+            nonce=asked.nonce,
+            prover=self.prover,
+            verifier=self.verifier,
+            device=asked.device,
+            numeric_class=asked.numeric_class,
+            precision=asked.precision,
+            rate=asked.rate,
+            rows=asked.rows,
+            size=asked.size,
+            steps=asked.steps,
+            roots=roots,
+            elapsed_s=elapsed_s,
+        )
 
     def open(self) -> Opened:
         """The paths of the rows drawn, to be sent; milliseconds of hashing."""

@@ -3,7 +3,8 @@
 Decoding is total: whatever comes in, it gives the struct that was asked for or
 raises `RemoteProtocolError` with the field's path in its sentence. There are no
 defaults for what is misspelt, no coercions, no duplicate keys, no extension
-types. NaN and infinity are outside the bounds that every float field has.
+types. NaN and infinity are outside the bounds that every float field has. Unknown
+fields are errors too, but for those of a newer version (`protocol.versions`).
 
 Encoding checks the same types, so that what this node sends is never what its
 peers must refuse.
@@ -18,6 +19,7 @@ import msgspec
 
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
 from shoal.protocol.limits import CONTAINERS_LIMIT, FRAME_LIMIT_BYTES, LIST_LIMIT, MAP_LIMIT
+from shoal.protocol.versions import known_part
 
 T = TypeVar("T")
 
@@ -48,12 +50,31 @@ def encode(message: msgspec.Struct, limit_bytes: int = FRAME_LIMIT_BYTES) -> byt
     return data
 
 
-def decode(data: bytes, kind: type[T] | Any, limit_bytes: int = FRAME_LIMIT_BYTES) -> T:
+def decode(
+    data: bytes,
+    kind: type[T] | Any,
+    limit_bytes: int = FRAME_LIMIT_BYTES,
+    *,
+    newer: bool = False,
+) -> T:
     """Decode one message or payload of ``kind`` (a struct or a union of tagged ones).
+
+    Args:
+        data: The bytes as they came.
+        kind: What they are to be.
+        limit_bytes: Their number at most.
+        newer: Whether whoever wrote them speaks a newer version, whose fields may be
+            unknown here and are then ignored.
 
     Raises:
         RemoteProtocolError: ``frame_too_large``, ``not_msgpack`` or ``bad_message``.
     """
+    result: T = fit(unpack(data, limit_bytes), kind, newer=newer)
+    return result
+
+
+def unpack(data: bytes, limit_bytes: int = FRAME_LIMIT_BYTES) -> Any:
+    """The first half of `decode`: msgpack's values, of whatever types; raises as that."""
     if len(data) > limit_bytes:
         raise RemoteProtocolError(
             f"a message of {len(data)} bytes, and {limit_bytes} are allowed",
@@ -61,7 +82,7 @@ def decode(data: bytes, kind: type[T] | Any, limit_bytes: int = FRAME_LIMIT_BYTE
         )
     budget = _Budget()
     try:
-        value = msgpack.unpackb(
+        return msgpack.unpackb(
             data,
             list_hook=budget.take_list,
             object_pairs_hook=budget.take_map,
@@ -78,6 +99,12 @@ def decode(data: bytes, kind: type[T] | Any, limit_bytes: int = FRAME_LIMIT_BYTE
             _sentence(f"a message is not msgpack within our limits: {error}"),
             code="not_msgpack",
         ) from None
+
+
+def fit(value: Any, kind: type[T] | Any, *, newer: bool = False) -> T:
+    """The second half of `decode`: what was unpacked as a ``kind``; raises as that."""
+    if newer:
+        value = known_part(value, kind)
     try:
         result: T = msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:

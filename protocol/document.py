@@ -28,6 +28,8 @@ from shoal.protocol import (
     messages,
     negotiation,
     statements,
+    versions,
+    vocabulary,
 )
 from shoal.protocol.negotiation import PROVIDER, REQUESTER, Way
 
@@ -59,7 +61,8 @@ control stream and {blob_messages.MESSAGE_LIMIT_BYTES} on a blob stream. In msgp
 - a list or a pair is an array, text is valid UTF-8, bytes are `bin`, nothing is `nil`;
 - a field with a default may be left out, any other may not;
 - an unknown field, a key that stands twice, an extension type, a value out of its
-  bounds (so also NaN and infinity) and bytes after the message are errors.
+  bounds (so also NaN and infinity) and bytes after the message are errors; but unknown
+  fields of a newer minor [version](#versions) are ignored.
 
 A frame that breaks these rules ends the stream it came on, and nothing else.
 
@@ -68,7 +71,8 @@ A frame that breaks these rules ends the stream it came on, and nothing else.
 A node opens one control stream to each peer that it asks anything of, and sends all
 its requests over it; answers to the peer's own requests go over the peer's stream. The
 first request is [`Hello`](#hello), answered by the peer's own; where the majors differ
-the answer is a [`Problem`](#problem) that says which node to upgrade. After it, up to
+the answer is a [`Problem`](#problem) that says which node to upgrade, with the code
+`version_unsupported`. After it, up to
 {limits.REQUESTS_IN_FLIGHT_LIMIT} requests may be in flight, answered in any order and
 matched by `id`.
 
@@ -85,8 +89,11 @@ matched by `id`.
 | `Draw` | `Opened` or `Refusal` |
 | `ProofOffer` | `Done` |
 
-Challenges are for peers whose advert names protocol 1.1 or newer.
 Any request may be answered by a `Problem` instead, whose `code` is stable.
+"""
+
+VERSIONS = """\
+## Versions
 """
 
 DISCOVERY = """\
@@ -148,6 +155,8 @@ def document() -> str:
             ]
         ),
         _reasons(messages.Reason),
+        VERSIONS,
+        _passage(versions, "A version is"),
         DISCOVERY,
         _passage(adverts, "An advert's *age*"),
         NEGOTIATION,
@@ -229,7 +238,7 @@ def _struct(kind: Struct) -> str:
     about, meanings = _split_docstring(inspect.getdoc(kind) or "")
     tag = kind.__struct_config__.tag
     lines = [f"### {kind.__name__}", ""]
-    lines += [f"Tag `{tag}`. {_markdown(about)}" if tag else _markdown(about)]
+    lines += [f"Tag `{tag}`{_since(kind)}. {_markdown(about)}" if tag else _markdown(about)]
     hints = get_type_hints(kind, include_extras=True)
     fields = msgspec.structs.fields(kind)
     if fields:
@@ -238,9 +247,17 @@ def _struct(kind: Struct) -> str:
         notes = [meanings.get(field.name, "")]
         if not field.required:
             notes.append(f"Default: {_default(field.default)}.")
+        if since := vocabulary.FIELDS_SINCE.get((kind, field.name)):
+            notes.append(f"Since {limits.PROTOCOL_MAJOR}.{since}.")
         note = _cell(" ".join(filter(None, notes)))
         lines.append(f"| `{field.name}` | {_phrase(hints[field.name])} | {note} |")
     return "\n".join([*lines, ""]) if fields else "\n".join(lines)
+
+
+def _since(kind: Struct) -> str:
+    """Which minor brought a message, where it is not as old as the protocol."""
+    minor = vocabulary.SINCE.get(kind, 0)
+    return f", since {limits.PROTOCOL_MAJOR}.{minor}" if minor else ""
 
 
 def _split_docstring(docstring: str) -> tuple[str, dict[str, str]]:

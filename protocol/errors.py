@@ -19,3 +19,12 @@ class RemoteProtocolError(ShoalError):
     """
 
     code = "remote_protocol"
+
+
+class VersionError(RemoteProtocolError):
+    """A peer speaks another version, in which what is wanted cannot be said.
+
+    Nobody broke a rule. The sentence says which of the two to upgrade.
+    """
+
+    code = "version_unsupported"

@@ -14,8 +14,12 @@ from msgspec import Meta
 PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
-PROTOCOL_MINOR = 1
-"""A newer minor adds words that are said only to peers whose hello names it."""
+PROTOCOL_MINOR = 2
+"""A newer minor adds words that are said only to peers whose hello names it.
+
+1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
+messages of their own, and the version into every statement.
+"""
 
 FRAME_LIMIT_BYTES = 1 << 20
 """One message on a control stream: inline blobs, a receipt and room to spare."""

@@ -56,8 +56,12 @@ class Reason(StrEnum):
     UNTRUSTED_REQUESTER = "untrusted_requester"
 
 
-class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What all messages share; the tag is the class's name in snake case."""
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What all messages share. The tag is the class's name in snake case.
+
+    A field at its default is not written, so that a peer which does not know it (see
+    `protocol.vocabulary`) never sees it.
+    """
 
 
 class Hello(_Message, frozen=True, tag="hello"):

@@ -3,7 +3,9 @@
 A statement is the payload of a signed envelope (`crypto.envelope`). Its id is
 the content id of the envelope's stored bytes. The ``open_*`` functions are the
 only way in: they check the signature, the form, and that the signer is who the
-statement says. What a receipt's signature covers is exactly `Receipt`.
+statement says. What a receipt's signature covers is exactly `Receipt`. Each names the
+protocol version of its signer: of a newer minor, unknown fields are ignored, and one of
+another major is refused by name (`protocol.versions`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from shoal.crypto.envelope import Statement, open_envelope
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol import limits
-from shoal.protocol.codec import decode
+from shoal.protocol.codec import fit, unpack
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import (
     ByteCount,
@@ -39,6 +41,7 @@ from shoal.protocol.limits import (
     Text,
     UnitId,
 )
+from shoal.protocol.versions import is_newer, misfit, said_version
 
 
 class ClassRate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -110,10 +113,12 @@ class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the requester's own number and ``nonce`` the bid's, so no award is used twice.
 
     Attributes:
+        protocol: (major, minor) of the requester.
         idle_s: The silence after which the lease is to end; unanswered for as
             long, the award ends too.
     """
 
+    protocol: tuple[Count, Count]
     call: Nonce
     nonce: Nonce
     requester: PeerText
@@ -180,11 +185,13 @@ class Commitment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a prover signs when it has done a challenge's work, before rows are drawn.
 
     Attributes:
+        protocol: (major, minor) of the prover.
         rate: The claim, in multiply-adds per second.
         roots: Of each step, the Merkle root over the rows of its product.
         elapsed_s: As the prover saw it; advisory.
     """
 
+    protocol: tuple[Count, Count]
     nonce: Nonce
     prover: PeerText
     verifier: PeerText
@@ -207,11 +214,13 @@ class CapabilityProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     It is worth what its signer is worth to whoever reads it.
 
     Attributes:
+        protocol: (major, minor) of the verifier.
         rate: What was claimed, in multiply-adds per second; a third of it was required.
         shown: What the verifier saw, the link's delay taken off.
-        commitment: The id of the prover's `Commitment`, as bytes: adverts are short.
+        commitment: The id of the prover's `Commitment`, as bytes.
     """
 
+    protocol: tuple[Count, Count]
     prover: PeerText
     device: ShortText
     numeric_class: ShortText
@@ -337,7 +346,15 @@ def _open(
 ) -> tuple[Payload, PeerId]:
     opened = open_envelope(envelope, kind)
     try:
-        payload: Payload = decode(opened.payload, payload_type)
+        value = unpack(opened.payload)
+        theirs = said_version(value)
+        if theirs is not None and (problem := misfit(theirs)) is not None:
+            raise VerificationError(
+                f"{opened.signer}, who signed this {kind.name.lower()}, {problem}",
+                code="version_unsupported",
+            )
+        newer = theirs is not None and is_newer(theirs)
+        payload: Payload = fit(value, payload_type, newer=newer)
     except RemoteProtocolError as error:
         raise VerificationError(
             f"the {kind.name.lower()} is signed but malformed: {error.message}",

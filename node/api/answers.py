@@ -41,6 +41,7 @@ _STATUS_OF_CODE = {
     "no_such_peer": 404,
     "no_such_receipt": 404,
     "no_such_unit": 404,
+    "peer_too_old": 409,
     "quota_exceeded": 507,
 }
 

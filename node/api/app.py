@@ -140,7 +140,7 @@ class _Api:
         return answer(msgspec.structs.asdict(self._daemon.status()))
 
     async def peers(self, _request: Request) -> Response:
-        return answer({"peers": self._daemon.peers()})
+        return answer({"peers": self._daemon.peers(), "misfits": self._daemon.misfits()})
 
     async def devices(self, _request: Request) -> Response:
         found = await self._daemon.devices()

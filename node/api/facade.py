@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Job,
         JobId,
         JobSpec,
+        MisfitView,
         OwnerView,
         PeerView,
         Status,
@@ -78,6 +79,10 @@ class DaemonFacade(Protocol):
 
     def peers(self) -> list[PeerView]:
         """The nodes whose adverts are valid now."""
+        ...
+
+    def misfits(self) -> list[MisfitView]:
+        """Connected peers that this node cannot talk to, and why."""
         ...
 
     async def devices(self) -> Inventory:

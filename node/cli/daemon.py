@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from shoal.node.cli.owner import owner_pairs
 from shoal.node.config import Config, load
 from shoal.node.errors import ConfigError, DaemonUnreachableError, WaitTimeoutError
 from shoal.node.home import holder_of, home_in_use, open_home
-from shoal.node.records import Status
+from shoal.node.records import PeerView, Status
 
 START_LIMIT_S = 30.0
 STOP_LIMIT_S = 20.0
@@ -106,6 +107,9 @@ def status(*, daemon: Daemon | None = None) -> None:
 def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
     """List the other nodes of the network as this one sees them.
 
+    Peers that are connected and cannot be talked to follow, each with the reason, such
+    as which of the two to upgrade.
+
     Args:
         connect: Link to the node at this address first; as those of `bootstrap`.
     """
@@ -113,22 +117,30 @@ def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
     with daemon.client() as client:
         if connect is not None:
             client.connect(connect)
-        found = client.peers()
+        found, misfits = client.peers(), client.misfits()
     if daemon.as_json:
-        print_json({"peers": found})
+        print_json({"peers": found, "misfits": misfits})
         return
-    if not found:
+    if found:
+        _print_peers(found)
+    else:
         note("no peers yet; nodes to join through are set as `bootstrap`")
-        return
+    for misfit in misfits:
+        note(f"{misfit.peer} is connected and {misfit.why}")
+
+
+def _print_peers(found: Sequence[PeerView]) -> None:
     print_table(
         (
-            *("PEER", "LINK", "TAKES WORK", "MAY SEND WORK", "ROUND TRIP", "DEVICES"),
+            *("PEER", "LINK", "PROTOCOL", "TAKES WORK", "MAY SEND WORK", "ROUND TRIP"),
+            "DEVICES",
             *("CLASSES", "CLAIMS", "HEARD OF"),
         ),
         (
             (
                 view.peer,
                 "linked" if view.linked else "known",
+                "{}.{}".format(*view.protocol),
                 "yes" if view.providing else "no",
                 "yes" if view.allowed else "no",
                 "-" if view.rtt_s is None else duration_text(view.rtt_s),

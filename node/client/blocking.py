@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
-    from shoal.node.records import Answer, OwnerView, PeerView, Status, Unit
+    from shoal.node.records import Answer, MisfitView, OwnerView, PeerView, Status, Unit
 
 
 class Client:
@@ -81,6 +81,10 @@ class Client:
     def peers(self) -> list[PeerView]:
         """The nodes whose adverts are valid now."""
         return self._drive(flows.peers())
+
+    def misfits(self) -> list[MisfitView]:
+        """Peers that are connected and cannot be talked to, each with the reason."""
+        return self._drive(flows.misfits())
 
     def devices(self) -> list[Device]:
         """The daemon's devices."""

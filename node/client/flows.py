@@ -31,6 +31,7 @@ from shoal.node.records import (
     Job,
     JobSpec,
     JobState,
+    MisfitView,
     OwnerView,
     PeerView,
     Policy,
@@ -97,6 +98,11 @@ def status() -> Flow[Status]:
 def peers() -> Flow[list[PeerView]]:
     """The nodes whose adverts are valid now."""
     return (yield from _get("/v1/peers", "peers", list[PeerView]))
+
+
+def misfits() -> Flow[list[MisfitView]]:
+    """The connected peers that the daemon cannot talk to."""
+    return (yield from _get("/v1/peers", "misfits", list[MisfitView]))
 
 
 def devices() -> Flow[list[Device]]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
-    from shoal.node.records import Answer, OwnerView, PeerView, Status, Unit
+    from shoal.node.records import Answer, MisfitView, OwnerView, PeerView, Status, Unit
 
 
 class AsyncClient:
@@ -83,6 +83,10 @@ class AsyncClient:
     async def peers(self) -> list[PeerView]:
         """The nodes whose adverts are valid now."""
         return await self._drive(flows.peers())
+
+    async def misfits(self) -> list[MisfitView]:
+        """Peers that are connected and cannot be talked to; see `Client.misfits`."""
+        return await self._drive(flows.misfits())
 
     async def devices(self) -> list[Device]:
         """The daemon's devices."""

@@ -41,7 +41,6 @@ from shoal.protocol.challenge_terms import (
 )
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import Challenge, Committed, Draw, ProofOffer
-from shoal.protocol.statements import Commitment
 
 PROVER, VERIFIER = identity.generate(), identity.generate()
 MARGIN_S = 0.3
@@ -80,23 +79,10 @@ def asked(rate, time_s):
     )
 
 
-def committed(side, challenge, roots, elapsed_s):
-    commitment = Commitment(
-        nonce=challenge.nonce,
-        prover=side.prover,
-        verifier=side.verifier,
-        device=challenge.device,
-        numeric_class=challenge.numeric_class,
-        precision=challenge.precision,
-        rate=challenge.rate,
-        rows=challenge.rows,
-        size=challenge.size,
-        steps=challenge.steps,
-        roots=roots,
-        elapsed_s=elapsed_s,
-    )
+def committed(side, roots, elapsed_s):
+    commitment = side.commitment_to(roots, elapsed_s)
     envelope = PROVER.sign(Statement.COMMITMENT, encode(commitment))
-    return Committed(nonce=challenge.nonce, commitment=envelope)
+    return Committed(nonce=commitment.nonce, commitment=envelope)
 
 
 def split(joined):
@@ -120,7 +106,7 @@ async def one(worker, challenge):
         )
         done = await worker.measure(prove, frames.Proved, prove.time_limit_s)
         prover.leaves = done.leaves
-        answer = committed(prover, challenge, done.roots, done.elapsed_s)
+        answer = committed(prover, done.roots, done.elapsed_s)
         prover.send(answer, time.monotonic())
         verifier.receive(answer, time.monotonic())
         draw = Draw(
@@ -208,7 +194,7 @@ def costs(rate, repeats=5, average=statistics.mean):
         started = time.process_time()
         steps = work.chain(prover.root, work_of(challenge), "x20")
         prover.leaves = tuple(b"".join(step.leaves) for step in steps)
-        answer = committed(prover, challenge, tuple(step.root for step in steps), 1.0)
+        answer = committed(prover, tuple(step.root for step in steps), 1.0)
         prover.send(answer, 0.0)
         provers.append(time.process_time() - started)
         started = time.process_time()

@@ -112,6 +112,7 @@ def make_award(key, by, asked, bid, **changes):
     fields = {
         "call": asked.call,
         "nonce": bid.nonce,
+        "protocol": HELLO.protocol,
         "requester": key.peer_id,
         "provider": by,
         "program": asked.program,

@@ -47,6 +47,7 @@ from shoal.node.records import (
     Job,
     JobId,
     JobState,
+    MisfitView,
     OwnerView,
     PeerView,
     StanceView,
@@ -136,6 +137,9 @@ class MemoryDaemon:
             blob_bytes=0,
             blob_quota_bytes=QUOTA_BYTES,
         )
+
+    def misfits(self):
+        return [MisfitView(PEER, "speaks protocol 2: upgrade this node")]
 
     def peers(self):
         return [
@@ -369,6 +373,7 @@ async def test_a_client_sees_status_peers_and_devices(daemon, socket_path):
         with Client(socket_path) as client:
             assert client.status() == daemon.status()
             assert client.peers() == daemon.peers()
+            assert client.misfits() == daemon.misfits()
             assert [device.id for device in client.devices()] == ["cpu"]
             assert client.inventory().missing == (Missing("amd", "absent", "none"),)
 

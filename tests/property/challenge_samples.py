@@ -18,6 +18,7 @@ from shoal.protocol.challenge_terms import first_seed, next_seed
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import Challenge, Committed, Draw, Opened, ProofOffer
 from shoal.protocol.statements import CapabilityProof, Commitment
+from shoal.protocol.versions import OWN
 
 __all__ = ["ALICE", "BOB", "CAROL", "MALLORY"]
 
@@ -57,20 +58,8 @@ def honest_leaves(root: bytes, challenge: Challenge) -> list[list[bytes]]:
 def a_commitment(
     challenge: Challenge, products: list[list[bytes]], **changes: Any
 ) -> Commitment:
-    commitment = Commitment(
-        nonce=challenge.nonce,
-        prover=BOB.peer_id,
-        verifier=ALICE.peer_id,
-        device=challenge.device,
-        numeric_class=challenge.numeric_class,
-        precision=challenge.precision,
-        rate=challenge.rate,
-        rows=challenge.rows,
-        size=challenge.size,
-        steps=challenge.steps,
-        roots=tuple(root_of(leaves) for leaves in products),
-        elapsed_s=0.1,
-    )
+    side = ProverSide(ALICE.peer_id, BOB.peer_id, challenge=challenge)
+    commitment = side.commitment_to(tuple(map(root_of, products)), elapsed_s=0.1)
     return msgspec.structs.replace(commitment, **changes)
 
 
@@ -85,6 +74,7 @@ def joined(steps: list[list[bytes]]) -> tuple[bytes, ...]:
 
 def signed_proof(signer: Any = ALICE, **changes: Any) -> bytes:
     proof = CapabilityProof(
+        protocol=OWN,
         prover=BOB.peer_id,
         device="cpu",
         numeric_class="exact",

@@ -64,6 +64,7 @@ def a_bid(**changes: Any) -> Bid:
 
 def an_award(**changes: Any) -> Award:
     award = Award(
+        protocol=(1, 0),
         call=CALL_ID,
         nonce=NONCE,
         requester=ALICE.peer_id,

@@ -1,0 +1,183 @@
+"""Since which minor version each word is known, and how a stream goes by it.
+
+A new message gets a line in `SINCE`, a new field of an old message one in
+`FIELDS_SINCE`, a new reason one in `REASONS_SINCE`: that is all there is to do for
+peers that do not know it yet. The rules are in `protocol.versions`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from shoal.protocol.codec import fit, unpack
+from shoal.protocol.errors import VersionError
+from shoal.protocol.limits import PROTOCOL_MAJOR, Count
+from shoal.protocol.messages import (
+    Adverts,
+    AwardOffer,
+    Bid,
+    Call,
+    Cancel,
+    Challenge,
+    Committed,
+    Digest,
+    Done,
+    Draw,
+    Hello,
+    Lease,
+    Opened,
+    Problem,
+    ProofOffer,
+    Reason,
+    Refusal,
+    Release,
+    Request,
+    Response,
+    UnitRequest,
+    UnitResult,
+)
+from shoal.protocol.versions import OWN, Version, is_newer, misfit, said_version
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SINCE: Mapping[type[msgspec.Struct], int] = {
+    Hello: 0,
+    Digest: 0,
+    Adverts: 0,
+    Call: 0,
+    Bid: 0,
+    Refusal: 0,
+    AwardOffer: 0,
+    Lease: 0,
+    UnitRequest: 0,
+    UnitResult: 0,
+    Cancel: 0,
+    Release: 0,
+    Done: 0,
+    Problem: 0,
+    Challenge: 1,
+    Committed: 1,
+    Draw: 1,
+    Opened: 1,
+    ProofOffer: 1,
+}
+"""The minor that brought each message."""
+
+FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {}
+"""The minor that brought a field, where it is younger than its message. It has a default."""
+
+REASONS_SINCE: Mapping[Reason, int] = {}
+"""The minor that brought a reason, where it is not of 1.0. Older peers hear `INTERNAL`."""
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+Frame = TypeVar("Frame", Request, Response)
+
+
+def knows(theirs: Version, message: type[msgspec.Struct]) -> bool:
+    """Whether a node of this version knows a message."""
+    return theirs >= (PROTOCOL_MAJOR, SINCE[message])
+
+
+def said_to(theirs: Version, body: Body) -> Body:
+    """``body`` in words that a peer of this version knows.
+
+    Raises:
+        VersionError: ``peer_too_old`` for this message altogether.
+    """
+    kind = type(body)
+    if not knows(theirs, kind):
+        raise VersionError(
+            f"a peer of protocol {theirs[0]}.{theirs[1]} does not know {kind.__name__}, which "
+            f"came with {PROTOCOL_MAJOR}.{SINCE[kind]}",
+            code="peer_too_old",
+            hint="its operator can upgrade it",
+        )
+    for (holder, name), since in FIELDS_SINCE.items():
+        if holder is kind and since > theirs[1]:
+            body = msgspec.structs.replace(body, **{name: _default(kind, name)})
+    if isinstance(body, Refusal) and REASONS_SINCE.get(body.reason, 0) > theirs[1]:
+        return msgspec.structs.replace(body, reason=Reason.INTERNAL)
+    return body
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownWord:
+    """A frame of a newer peer whose tag this version does not know."""
+
+    id: int
+    tag: str
+
+    def problem(self) -> Problem:
+        """The answer to it."""
+        return Problem(
+            code="unknown_message",
+            message=f"this peer speaks protocol {OWN[0]}.{OWN[1]}, which has no message "
+            f"{self.tag!r:.60}: upgrade this peer",
+        )
+
+
+def read_greeting(data: bytes, kind: type[Frame]) -> Frame:
+    """Read the first frame of a stream, in which the peer's version stands or nothing is said.
+
+    Raises:
+        RemoteProtocolError: As `protocol.codec.decode`.
+    """
+    value = unpack(data)
+    theirs = said_version(value.get("body") if isinstance(value, dict) else None)
+    if theirs is None:  # a problem names no version, and whoever has one with us may be of any
+        unknown = kind is Response
+    else:
+        unknown = is_newer(theirs) or misfit(theirs) is not None
+    return _fit(value, kind, newer=unknown)
+
+
+def read_frame(data: bytes, kind: type[Frame], theirs: Version) -> Frame | UnknownWord:
+    """Read a later frame of a peer whose version is known.
+
+    Raises:
+        RemoteProtocolError: As `protocol.codec.decode`.
+    """
+    value, newer = unpack(data), is_newer(theirs)
+    if newer and (unknown := _unknown_word(value, kind)) is not None:
+        return unknown
+    return _fit(value, kind, newer=newer)
+
+
+def _fit(value: Any, kind: type[Frame], *, newer: bool) -> Frame:
+    frame: Frame = fit(value, kind, newer=newer)
+    return frame
+
+
+class _Tagged(msgspec.Struct, frozen=True):
+    """What can be read of a body that is not known."""
+
+    type: str
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    """What can be read of a frame around it."""
+
+    type: str
+    id: Count
+    body: _Tagged
+
+
+_TAGS = {kind.__struct_config__.tag for kind in SINCE}
+
+
+def _unknown_word(value: Any, kind: type[Request | Response]) -> UnknownWord | None:
+    try:
+        frame = msgspec.convert(value, _Envelope, strict=True)
+    except msgspec.ValidationError:
+        return None
+    if frame.type != kind.__struct_config__.tag or frame.body.type in _TAGS:
+        return None
+    return UnknownWord(frame.id, frame.body.type)
+
+
+def _default(kind: type[msgspec.Struct], name: str) -> Any:
+    return next(field.default for field in msgspec.structs.fields(kind) if field.name == name)

@@ -1,0 +1,105 @@
+"""What is said to whom: the table, and words that a peer is too old for."""
+
+from typing import get_args
+
+import msgspec
+import pytest
+from strategies import a_bid, a_call
+
+from shoal.protocol import vocabulary
+from shoal.protocol.codec import encode
+from shoal.protocol.errors import VersionError
+from shoal.protocol.limits import PROTOCOL_MINOR
+from shoal.protocol.messages import (
+    Bid,
+    Challenge,
+    Draw,
+    Hello,
+    Problem,
+    Reason,
+    Refusal,
+    Request,
+    RequestBody,
+    Response,
+    ResponseBody,
+)
+from shoal.protocol.versions import OWN, is_newer, misfit
+from shoal.protocol.vocabulary import SINCE, knows, read_greeting, said_to
+
+OLD = (OWN[0], 0)
+REFUSAL = Refusal(call="ab" * 16, reason=Reason.BUSY, detail="later")
+
+
+def test_the_table_has_every_message_and_no_future():
+    assert set(SINCE) == set(get_args(RequestBody)) | set(get_args(ResponseBody))
+    assert max(SINCE.values()) <= PROTOCOL_MINOR
+
+
+def test_a_message_that_a_peer_does_not_know_is_not_said():
+    challenge = Draw(nonce="ab" * 16, places=((0, 0),))
+    assert said_to(OWN, challenge) == challenge
+    with pytest.raises(VersionError, match=r"protocol 1\.0 does not know Draw") as refused:
+        said_to(OLD, challenge)
+    assert refused.value.code == "peer_too_old"
+
+
+def test_a_newer_peer_knows_whatever_we_know():
+    assert all(knows((OWN[0], OWN[1] + 5), message) for message in SINCE)
+    assert not knows(OLD, Challenge)
+
+
+def test_a_field_that_a_peer_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(vocabulary, "FIELDS_SINCE", {(Refusal, "detail"): 2, (Bid, "x"): 9})
+    assert said_to((OWN[0], 2), REFUSAL) == REFUSAL
+    old = said_to((OWN[0], 1), REFUSAL)
+    assert b"detail" not in encode(old)
+    assert old.reason is Reason.BUSY
+
+
+def test_a_reason_that_a_peer_does_not_know_is_said_in_words(monkeypatch):
+    monkeypatch.setattr(vocabulary, "REASONS_SINCE", {Reason.BUSY: 2})
+    assert said_to((OWN[0], 2), REFUSAL) == REFUSAL
+    old = said_to((OWN[0], 1), REFUSAL)
+    assert (old.reason, old.detail) == (Reason.INTERNAL, "later")
+
+
+def test_what_every_version_knows_is_said_as_it_is():
+    for body in (a_call(), a_bid(), REFUSAL):
+        assert said_to(OLD, body) is body
+
+
+def test_every_field_that_is_younger_than_its_message_has_a_default():
+    for holder, name in vocabulary.FIELDS_SINCE:
+        field = next(f for f in msgspec.structs.fields(holder) if f.name == name)
+        assert not field.required
+
+
+@pytest.mark.parametrize(
+    ("theirs", "advice"),
+    [
+        ((OWN[0] + 1, 0), "upgrade this node"),
+        ((OWN[0] - 1, 99), "its operator must upgrade it"),
+    ],
+)
+def test_another_major_is_a_misfit_that_says_what_to_upgrade(theirs, advice):
+    assert misfit(theirs) == f"speaks protocol {theirs[0]}: {advice}"
+
+
+def test_minors_of_one_major_fit():
+    assert misfit((OWN[0], OWN[1] + 9)) is None
+    assert misfit(OLD) is None
+    assert is_newer((OWN[0], OWN[1] + 1))
+    assert not is_newer(OWN)
+
+
+@pytest.mark.parametrize("version", [(OWN[0], OWN[1] + 1), (OWN[0] + 1, 0)])
+def test_the_hello_of_any_newer_version_is_read(version):
+    hello = {"type": "hello", "protocol": list(version), "agent": "x/9", "new": {"a": 1}}
+    wire = msgspec.msgpack.encode({"type": "request", "id": 3, "body": hello})
+    assert read_greeting(wire, Request) == Request(id=3, body=Hello(version, "x/9"))
+
+
+def test_a_problem_in_place_of_a_hello_is_read_whoever_says_it():
+    problem = {"type": "problem", "code": "version_unsupported", "message": "x", "new": 1}
+    wire = msgspec.msgpack.encode({"type": "response", "id": 3, "body": problem})
+    assert read_greeting(wire, Response).body == Problem("version_unsupported", "x")
