@@ -123,6 +123,8 @@ class Worker:
         self._rooms: dict[str, _Room] = {}  # the least recently used first
         self._spare: _Room | None = None
         self._missing: tuple[str, ...] = ()
+        self.processes_started = 0
+        """How many worker processes there have been, those that did not settle in as well."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -333,6 +335,7 @@ class Worker:
             raise ComputeError(
                 f"a worker process cannot be started: {error.strerror}", code="worker_start"
             ) from None
+        self.processes_started += 1
         limits = UnitLimits(time_s=START_LIMIT_S, memory_bytes=0, output_bytes=0)
         try:
             answer, _ = await _exchange(process, self._start, [], limits, frames.Started)

@@ -58,6 +58,10 @@ class BlobStore:
         """The most that `used_bytes` may be."""
         return self._shelf.index.quota_bytes
 
+    def set_quota(self, quota_bytes: int) -> None:
+        """Keep within so much from now on; what is over it goes as others come."""
+        self._shelf.index.quota_bytes = quota_bytes
+
     def holds(self, blob_id: BlobId) -> bool:
         """Whether all bytes of a blob are here."""
         return blob_id in self._shelf.index.held

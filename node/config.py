@@ -3,8 +3,11 @@
 A setting is looked for in this order: command-line flag, ``SHOAL_*`` variable,
 ``HOME/config.toml``, default. In the file an unknown key is refused with a
 suggestion. In the environment it is not, because container runtimes put
-variables such as ``SHOAL_PORT`` there by themselves; `unknown_variables` lets
-``shoal doctor`` mention them.
+variables such as ``SHOAL_PORT`` there by themselves; it is a warning of the
+`Config`, which the daemon logs at its start.
+
+A setting that is ``live`` applies to a running daemon when its settings are read
+again (`node.reload`); another one takes a restart.
 
 Where the local socket is:
 
@@ -30,8 +33,10 @@ from shoal.node.schedule import Schedule
 from shoal.node.setting_values import (
     read_credits,
     read_duration_s,
+    read_group,
     read_level,
     read_listen_addresses,
+    read_metrics_place,
     read_niceness,
     read_path,
     read_peer_addresses,
@@ -87,8 +92,14 @@ class Config:
         niceness: How far units yield to other processes.
         blob_quota_bytes: Disk space that blobs may take.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
+        log_file: Where the log goes; None for stderr.
+        drain_s: What running units get to end when the daemon is told to end.
+        socket_group: The group that may use the socket too; "" for none.
+        metrics: Where metrics are served beside the socket, as host and port; None
+            for nowhere.
         sources: For each setting where it came from: ``flag``, ``environment``,
             ``file`` or ``default``.
+        warnings: What is set and does not hold as it stands, each a sentence.
     """
 
     home: Path
@@ -109,7 +120,12 @@ class Config:
     niceness: int
     blob_quota_bytes: int
     log_level: str
+    log_file: Path | None
+    drain_s: float
+    socket_group: str
+    metrics: tuple[str, int] | None
     sources: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
     @property
     def file_path(self) -> Path:
@@ -168,6 +184,7 @@ class Setting:
             file cannot hold.
         field: Its name in `Config`, where that is not ``name``.
         many: Whether the flag may be repeated.
+        live: Whether a change of it applies to a daemon that runs.
     """
 
     name: str
@@ -178,6 +195,12 @@ class Setting:
     example: str
     field: str = ""
     many: bool = False
+    live: bool = False
+
+    @property
+    def attribute(self) -> str:
+        """Its field in `Config`."""
+        return self.field or self.name
 
     @property
     def flag(self) -> str:
@@ -212,11 +235,20 @@ def load(
     sources = {"home": home_source}
     for setting in SETTINGS[1:]:
         value, sources[setting.name] = _first_of(setting, flags, environment, from_file, home)
-        values[setting.field or setting.name] = value
+        values[setting.attribute] = value
     if values["socket"] is None:
         values["socket"] = _default_socket(home, home_source, environment)
     _check_socket_path(Path(str(values["socket"])))
-    return Config(**values, sources=MappingProxyType(sources))  # type: ignore[arg-type]
+    warnings = [_unknown_variable(name) for name in unknown_variables(environment)]
+    cores, usable = int(str(values["cores"])), usable_cores()
+    if cores > usable:  # a file from a larger machine, or a smaller container, still works
+        warnings.append(f"cores is {cores}, and this process may use {usable}: {usable} it is")
+        values["cores"] = usable
+    return Config(
+        **values,  # type: ignore[arg-type]  # each was read by its row of the table
+        sources=MappingProxyType(sources),
+        warnings=tuple(warnings),
+    )
 
 
 def locate(
@@ -252,6 +284,13 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> tuple[str
     return tuple(
         sorted(n for n in environment if n.startswith(_ENVIRONMENT_PREFIX) and n not in known)
     )
+
+
+def _unknown_variable(variable: str) -> str:
+    name = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
+    close = difflib.get_close_matches(name, [s.name for s in SETTINGS], n=1, cutoff=0.75)
+    meant = f"; did you mean {_ENVIRONMENT_PREFIX}{close[0].upper()}?" if close else ""
+    return f"no setting reads the variable {variable}{meant}"
 
 
 def file_text(values: Mapping[str, object] | None = None) -> str:
@@ -410,6 +449,7 @@ SETTINGS = (
         "Nodes to join the network through, as /ip4/1.2.3.4/tcp/4711/p2p/PEER_ID.",
         example="[]",
         many=True,
+        live=True,
     ),
     Setting(
         "allow",
@@ -419,6 +459,7 @@ SETTINGS = (
         "Friends: peers whose work this node accepts, beside its own, sandbox or not.",
         example="[]",
         many=True,
+        live=True,
     ),
     Setting(
         "deny",
@@ -428,6 +469,7 @@ SETTINGS = (
         "Peers whose work this node never accepts, whatever else is set.",
         example="[]",
         many=True,
+        live=True,
     ),
     Setting(
         "serve",
@@ -436,6 +478,7 @@ SETTINGS = (
         lambda: "anyone",
         "Whom this node serves: anyone (strangers only from within a sandbox), or friends.",
         example='"friends"',
+        live=True,
     ),
     Setting(
         "min_price",
@@ -444,6 +487,7 @@ SETTINGS = (
         lambda: 0.0,
         "Credits that a unit must be worth to be taken of a peer; a small one is worth 1.",
         example="1.5",
+        live=True,
     ),
     Setting(
         "time_limit",
@@ -453,6 +497,7 @@ SETTINGS = (
         "The longest time that a unit of a peer may ask for.",
         example='"1h"',
         field="time_limit_s",
+        live=True,
     ),
     Setting(
         "schedule",
@@ -462,6 +507,7 @@ SETTINGS = (
         "Hours of local time in which peers' work is taken; always where not set.",
         example='["mon-fri 18:00-08:00", "sat,sun 00:00-24:00"]',
         many=True,
+        live=True,
     ),
     Setting(
         "step_back",
@@ -470,6 +516,7 @@ SETTINGS = (
         lambda: 0.25,
         "Take no peer's work while your own processes use more of the CPU than this, or off.",
         example='"25%"',
+        live=True,
     ),
     Setting(
         "provide",
@@ -478,6 +525,7 @@ SETTINGS = (
         lambda: True,
         "Whether this node takes units from peers at all.",
         example="true",
+        live=True,
     ),
     Setting(
         "cores",
@@ -512,6 +560,7 @@ SETTINGS = (
         "Disk space that blobs (programs, inputs, outputs) may take, such as 20GB.",
         example='"20GB"',
         field="blob_quota_bytes",
+        live=True,
     ),
     Setting(
         "log_level",
@@ -520,6 +569,41 @@ SETTINGS = (
         lambda: "info",
         "How much the log tells: debug, info, warning or error.",
         example='"info"',
+        live=True,
+    ),
+    Setting(
+        "log_file",
+        "PATH",
+        read_path,
+        lambda: None,
+        "File for the log, kept within 64 MB with the one before it; stderr where not set.",
+        example='"/var/log/shoal/daemon.log"',
+    ),
+    Setting(
+        "drain",
+        "TIME",
+        read_duration_s,
+        lambda: 10.0,
+        "Time that running units get to end when the daemon is told to end.",
+        example='"10s"',
+        field="drain_s",
+        live=True,
+    ),
+    Setting(
+        "socket_group",
+        "GROUP",
+        read_group,
+        str,
+        "Group whose members may use the socket too, and so command the daemon.",
+        example='"shoal"',
+    ),
+    Setting(
+        "metrics",
+        "PLACE",
+        read_metrics_place,
+        lambda: None,
+        "Port, or address:port, where Prometheus may fetch metrics; the socket has them too.",
+        example='"127.0.0.1:9464"',
     ),
     Setting(
         "name",

@@ -129,11 +129,35 @@ class Jobs:
         self._nursery = nursery
         self._running: dict[JobId, _RunningJob] = {}
         self._views = JobViews(house.journal)
+        self._draining = False
+        self.jobs_ended: Counter[JobState] = Counter()
+        self.units_ended: Counter[UnitState] = Counter()
 
     @property
     def running(self) -> int:
         """How many jobs run now."""
         return len(self._running)
+
+    @property
+    def units_waiting(self) -> int:
+        """How many units of running jobs no lease has taken."""
+        return sum(running.board.waiting for running in self._running.values())
+
+    @property
+    def units_out(self) -> int:
+        """How many units of running jobs are in the hands of a provider."""
+        return sum(running.board.out for running in self._running.values())
+
+    def drain(self) -> None:
+        """Take no job and hand over no unit any more; what waits is for the next start."""
+        self._draining = True
+        for running in self._running.values():
+            running.wake()
+
+    async def idle(self) -> None:
+        """Wait, once drained, until no unit is out and every lease is given up."""
+        while leased := [one for one in self._running.values() if one.leases]:
+            await leased[0].changed.wait()
 
     def leases(self, job_id: JobId) -> int:
         """How many leases a job holds now; 0 when it does not run."""
@@ -149,7 +173,17 @@ class Jobs:
         return msgspec.structs.replace(unit, state=UnitState.LEASED, provider=holder)
 
     async def submit(self, spec: JobSpec) -> Job:
-        """Check a job, write it down and start it; errors as `pipeline.submit` raises."""
+        """Check a job, write it down and start it; errors as `pipeline.submit` raises.
+
+        Raises:
+            JobError: ``draining``: this daemon is about to end.
+        """
+        if self._draining:
+            raise JobError(
+                "this daemon is ending and takes no more jobs",
+                code="draining",
+                hint="submit it again after the next `shoal up`",
+            )
         job = await pipeline.submit(self._house, spec)
         with trio.CancelScope(shield=True):  # what is written down runs, whoever hangs up
             return job if job.state.final else await self._start(job, spec)
@@ -234,6 +268,7 @@ class Jobs:
             await self._break_off(job_id, Failure("internal", repr(errors)[:400]))
         finally:
             self._running.pop(job_id, None)
+            running.wake()
             self._house.store.unpin(job_id)
 
     async def _break_off(self, job_id: JobId, failure: Failure) -> None:
@@ -281,7 +316,7 @@ class Jobs:
             and running.not_before_s.get(peer, -math.inf) <= now_s
             and running.board.takeable(peer)
         ]
-        if not peers or not running.board.waiting:
+        if not peers or not running.board.waiting or self._draining:
             return
         answers = await pipeline.call_for_bids(
             self._house, running.need, peers[:CALLED_LIMIT], running.board.waiting
@@ -332,7 +367,7 @@ class Jobs:
     async def _feed(self, running: _RunningJob, units: dict[int, Unit], lease: _Lease) -> None:
         """Take units from the board to one provider, one after another."""
         board, side, peer = running.board, lease.side, lease.side.provider
-        while next(lease.turns, None) is not None:
+        while not self._draining and next(lease.turns, None) is not None:
             index = board.take(peer)
             if index is None:
                 return
@@ -381,6 +416,7 @@ class Jobs:
             return True
         await pipeline.deliver(self._house, running.need, side, unit, answer, receipt)
         if running.board.done(unit.index):
+            self.units_ended[UnitState.DONE] += 1
             await self._views.changed(unit.job)
             running.wake()
         return True
@@ -403,6 +439,7 @@ class Jobs:
         )
         with trio.CancelScope(shield=True):  # it has ended on the board already
             await self._house.journal.end_unit(ended, receipt)
+            self.units_ended[UnitState.FAILED] += 1
             await self._views.changed(unit.job)
         running.wake()
 
@@ -443,6 +480,7 @@ class Jobs:
         with trio.CancelScope(shield=True):
             try:
                 job = await self._house.journal.end_job(job_id, state, time.time(), failure)
+                self.jobs_ended[job.state] += 1
                 log.info(
                     "job ended", job=job_id, state=job.state.value, failed=job.units_failed
                 )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -200,6 +200,12 @@ class Membership:
     def announce(self) -> None:
         """Issue a new advert soon, because what it says has changed."""
         self._announce_now.set()
+
+    def hear_of(self, peer: PeerId, addresses: Sequence[str], source: str) -> None:
+        """Take note of where a peer may be found: of a ``bootstrap`` node."""
+        if source == "bootstrap":
+            before = self._seeds.bootstrap.get(peer, ())
+            self._seeds.bootstrap[peer] = tuple(dict.fromkeys((*before, *addresses)))
 
     async def answer(self, peer: PeerId, message: Digest | Adverts) -> Adverts | Done:
         """Answer a peer's side of anti-entropy.

@@ -86,7 +86,7 @@ def make_advert(
             for device in with_abilities(Inventory(capacity.devices), capacity.canaries).devices
         )[:8],
         numeric_classes=tuple(sorted(capacity.executors)),
-        providing=config.provide and owner.announces_open,
+        providing=config.provide and owner.announces_open and not capacity.draining,
     )
 
 

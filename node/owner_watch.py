@@ -105,12 +105,19 @@ class OwnerWatch:
         self._pauses = pauses
         self._notice()
 
+    def follow(self, schedule: Schedule, step_back: float | None) -> None:
+        """Go by these settings from now on."""
+        self._schedule, self._step_back = schedule, step_back
+        if step_back is None:
+            self._courtesy, self.use = Courtesy(), None
+        self._notice()
+
     async def watch(self) -> None:
         """Measure, and notice what changes by itself, for ever."""
         while True:
             if self._step_back is not None:
                 self.use = await trio.to_thread.run_sync(self._measure)
-                if self.use is not None:
+                if self.use is not None and self._step_back is not None:
                     self._courtesy = owner.after_use(
                         self._courtesy, self.use, self._step_back, trio.current_time()
                     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -93,7 +94,10 @@ class Provider:
         self._house = house
         self._nursery = nursery
         self._conversations: dict[tuple[PeerId, str], _Conversation] = {}
+        self._forgotten = trio.Event()
         self.units_served = 0
+        self.refused: Counter[Reason] = Counter()
+        """How many calls, awards and units were refused, for each reason."""
 
     @property
     def leases(self) -> int:
@@ -106,9 +110,23 @@ class Provider:
         return sum(len(c.running) for c in self._conversations.values())
 
     async def idle(self) -> None:
-        """Wait until no unit runs."""
-        while running := [r for c in self._conversations.values() for r in c.running.values()]:
-            await running[0].ended.wait()
+        """Wait until no unit runs and no lease is held.
+
+        A requester that is refused more units gives its lease up, but first it fetches
+        what it has waited for.
+        """
+        while self.units_waiting or self.leases:
+            await self._forgotten.wait()
+
+    def hand_back(self, reason: Reason, detail: str) -> None:
+        """End every unit that runs, and tell its requester why."""
+        for conversation in self._conversations.values():
+            call = conversation.side.call
+            assert call is not None  # of which its units come
+            for unit, running in conversation.running.items():
+                log.info("a unit is handed back", unit=unit, reason=reason)
+                running.handed_back = Refusal(call=call.call, reason=reason, detail=detail)
+                running.scope.cancel()
 
     async def answer(
         self, peer: PeerId, message: Call | AwardOffer | UnitRequest | Cancel | Release
@@ -119,6 +137,14 @@ class Provider:
             RemoteProtocolError: The message is out of turn or over the terms.
             VerificationError: The award is not signed as it must be.
         """
+        answer = await self._answer(peer, message)
+        if isinstance(answer, Refusal):
+            self.refused[answer.reason] += 1
+        return answer
+
+    async def _answer(
+        self, peer: PeerId, message: Call | AwardOffer | UnitRequest | Cancel | Release
+    ) -> Refusal | UnitResult | Lease | Done | bidding.Bid:
         if isinstance(message, Call):
             return await self._bid(peer, message)
         conversation = self._conversations.get((peer, message.call))
@@ -286,7 +312,8 @@ class Provider:
         """End units that are not wanted any more, and have had their time to end."""
         closed = self._closed(conversation.side) if conversation.running else None
         for unit, running in conversation.running.items():
-            if closed is None:
+            # How long a drain lasts is `node.lifecycle`'s to say.
+            if closed is None or closed.reason is Reason.DRAINING:
                 running.unwanted_since_s = None
             elif running.unwanted_since_s is None:
                 running.unwanted_since_s = now_s
@@ -303,6 +330,8 @@ class Provider:
 
     def _forget(self, key: tuple[PeerId, str]) -> None:
         conversation = self._conversations.pop(key)
+        self._forgotten.set()
+        self._forgotten = trio.Event()
         for running in conversation.running.values():
             running.scope.cancel()
         self._take_back(conversation.side)

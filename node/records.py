@@ -225,10 +225,47 @@ class OwnerView(msgspec.Struct, frozen=True):
     use: float | None = None
 
 
+class ReloadView(msgspec.Struct, frozen=True):
+    """What reading the settings again has changed, by names of settings.
+
+    Attributes:
+        changed: Those that are others now.
+        needs_restart: Those that are others and count after a restart only.
+        unchanged: How many stayed.
+        warnings: What is set and does not hold as it stands.
+    """
+
+    changed: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+    unchanged: int
+    warnings: tuple[str, ...] = ()
+
+
+class LogLevelView(msgspec.Struct, frozen=True):
+    """How much the log tells now.
+
+    Attributes:
+        level: Of all modules of shoal.
+        configured: The same by the settings, to which a reload goes back.
+        modules: Those with a level of their own.
+    """
+
+    level: str
+    configured: str
+    modules: dict[str, str] = {}
+
+
 class Status(msgspec.Struct, frozen=True):
     """The answer of ``shoal status``.
 
     Attributes:
+        units_running: Units that this node runs now, or that wait in it.
+        units_out: Units of its own jobs that are in the hands of a provider now.
+        phase: ``running``, or ``draining`` when it has been told to end.
+        drain_ends_in_s: How long units that run still have to end, while it drains.
+        settings_error: What was wrong when the settings were read last, and "" for
+            nothing; those read before count.
+        needs_restart: Settings that were changed and count after a restart only.
         network: The name of the private network that the daemon is in, or ``public``.
         network_fingerprint: What tells networks of one name apart; "" for the public one.
     """
@@ -254,3 +291,9 @@ class Status(msgspec.Struct, frozen=True):
     sandboxed: bool = False
     """Whether that is enough for strangers' programs."""
     owner: OwnerView | None = None
+    units_running: int = 0
+    units_out: int = 0
+    phase: str = "running"
+    drain_ends_in_s: float | None = None
+    settings_error: str = ""
+    needs_restart: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ path". `node.config` says which setting uses which.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 
 from shoal.crypto.errors import VerificationError
@@ -40,12 +41,14 @@ _DURATION_LIMIT_S = 10 * 366 * _UNIT_S["d"]
 
 
 def read_duration_s(value: object) -> float:
-    """Read ``2h``, ``90 min`` or ``1h30m``; raises ValueError."""
+    """Read ``2h``, ``90 min``, ``1h30m``, or a number of seconds; raises ValueError."""
     text = "".join(str(value).lower().split())
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd])", text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        parts, text = [(text, "s")], f"{text}s"
     duration_s = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
     if text != "".join(map("".join, parts)) or not 0 < duration_s <= _DURATION_LIMIT_S:
-        message = "is no time; write one as 45m, 2h, 1h30m or 3d"
+        message = "is no time; write one as 45s, 90m, 2h, 1h30m or 3d"
         raise ValueError(message)
     return duration_s
 
@@ -56,6 +59,34 @@ def read_path(value: object) -> Path:
         message = "is not a path"
         raise ValueError(message)  # noqa: TRY004  # what `read` raises
     return Path(value).expanduser().absolute()
+
+
+def read_group(value: object) -> str:
+    """Read the name of a group of users; whether there is one is seen where it is used."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", value):
+        message = "is no name of a group"
+        raise ValueError(message)
+    return value
+
+
+def read_metrics_place(value: object) -> tuple[str, int]:
+    """Read ``9464``, ``127.0.0.1:9464`` or ``[::1]:9464``: an address and a port to listen on.
+
+    A port alone is one of the loopback. Names are refused: they may come to mean
+    another address than the operator thought of.
+    """
+    text = str(value).strip()
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    try:
+        ip_address(host)
+        usable = port.isdecimal() and 1 <= int(port) <= 65535 and not isinstance(value, bool)
+    except ValueError:
+        usable = False
+    if not usable:
+        message = "is neither a port nor an address with one, such as 127.0.0.1:9464"
+        raise ValueError(message)
+    return host, int(port)
 
 
 def read_text(value: object) -> str:

@@ -47,6 +47,11 @@ class UnitBoard:
         return len(self._waiting)
 
     @property
+    def out(self) -> int:
+        """How many units a lease has taken and not brought back."""
+        return len(self._out)
+
+    @property
     def finished(self) -> bool:
         """Whether every unit has ended."""
         return not self._open

@@ -14,8 +14,16 @@ within bounds, streams bytes in and out, and turns every `ShoalError` into JSON:
 
 from __future__ import annotations
 
-from shoal.node.api.app import make_app
+from shoal.node.api.app import make_app, make_metrics_app
 from shoal.node.api.facade import BlobStore, DaemonFacade
-from shoal.node.api.server import claim_socket, serve_api
+from shoal.node.api.server import claim_port, claim_socket, serve_api
 
-__all__ = ["BlobStore", "DaemonFacade", "claim_socket", "make_app", "serve_api"]
+__all__ = [
+    "BlobStore",
+    "DaemonFacade",
+    "claim_port",
+    "claim_socket",
+    "make_app",
+    "make_metrics_app",
+    "serve_api",
+]

@@ -36,6 +36,7 @@ _STATUS_OF_CODE = {
     "blobs_missing": 409,
     "body_too_large": 413,
     "disk_full": 507,
+    "draining": 503,
     "no_such_job": 404,
     "no_such_output": 404,
     "no_such_peer": 404,

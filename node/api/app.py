@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 import trio
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
@@ -25,6 +27,7 @@ from shoal.node.api.bodies import (
 )
 from shoal.node.api.events import JobEvents, cancel_when_gone
 from shoal.node.errors import JobError, RequestError
+from shoal.node.metrics import CONTENT_TYPE
 from shoal.node.records import JobId, JobSpec, UnitState
 
 if TYPE_CHECKING:
@@ -41,11 +44,8 @@ MODEL_LIMIT_BYTES = 512 << 20
 JOB_LIMIT_BYTES = 64 << 20
 """A job as JSON: some 400,000 units of two inputs each."""
 
-CONNECT_LIMIT_BYTES = 4 << 10
-"""An address to connect to."""
-
-PAUSE_LIMIT_BYTES = 4 << 10
-"""A device and a time."""
+SHORT_LIMIT_BYTES = 4 << 10
+"""A body of some words: an address, a device and a time, a log level."""
 
 PAUSE_LIMIT_S = 10 * 366 * 86_400.0
 """Longer than any device lives; without it a pause lasts until it is resumed."""
@@ -80,6 +80,21 @@ class _Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema_version: int = 1
 
 
+class _LogLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of PUT /v1/log-level; no module means all of shoal's."""
+
+    level: str
+    module: str | None = None
+    schema_version: int = 1
+
+
+class _End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/end."""
+
+    now: bool = False
+    schema_version: int = 1
+
+
 def make_app(daemon: DaemonFacade) -> Starlette:
     """The local API in front of ``daemon``."""
     api = _Api(daemon)
@@ -89,6 +104,11 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/devices", api.devices),
         ("POST", "/v1/pause", api.pause),
         ("POST", "/v1/resume", api.resume),
+        ("POST", "/v1/reload", api.reload),
+        ("GET", "/v1/log-level", api.log_level),
+        ("PUT", "/v1/log-level", api.set_log_level),
+        ("POST", "/v1/end", api.end),
+        ("GET", "/metrics", api.metrics),
         ("GET", "/v1/capability", api.capability),
         ("POST", "/v1/challenges", api.challenge),
         ("POST", "/v1/connect", api.connect),
@@ -122,6 +142,11 @@ def make_app(daemon: DaemonFacade) -> Starlette:
     )
 
 
+def make_metrics_app(daemon: DaemonFacade) -> Starlette:
+    """The metrics alone, for a port that more people reach than the socket."""
+    return Starlette(routes=[Route("/metrics", _Api(daemon).metrics, methods=["GET"])])
+
+
 class _Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/challenges; without a device it is the first that can be asked."""
 
@@ -147,22 +172,45 @@ class _Api:
         return answer({"devices": found.devices, "missing": found.missing})
 
     async def pause(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, PAUSE_LIMIT_BYTES) or b"{}", _Pause)
+        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _Pause)
         return answer({"owner": await self._daemon.pause(wanted.device, wanted.for_s)})
 
     async def resume(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, PAUSE_LIMIT_BYTES) or b"{}", _Resume)
+        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _Resume)
         return answer({"owner": await self._daemon.resume(wanted.device)})
+
+    async def reload(self, _request: Request) -> Response:
+        return answer({"reload": await self._daemon.reload()})
+
+    async def log_level(self, _request: Request) -> Response:
+        return answer({"log_level": self._daemon.log_level()})
+
+    async def set_log_level(self, request: Request) -> Response:
+        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES), _LogLevel)
+        return answer({"log_level": self._daemon.set_log_level(wanted.level, wanted.module)})
+
+    async def end(self, request: Request) -> Response:
+        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _End)
+        answered = answer({"pid": os.getpid()}, 202)
+
+        async def end() -> None:  # once the answer is on its way
+            self._daemon.end(now=wanted.now)
+
+        answered.background = BackgroundTask(end)
+        return answered
+
+    async def metrics(self, _request: Request) -> Response:
+        return Response(self._daemon.metrics(), media_type=CONTENT_TYPE)
 
     async def capability(self, _request: Request) -> Response:
         return answer({"capability": self._daemon.capability()})
 
     async def challenge(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, CONNECT_LIMIT_BYTES), _Challenge)
+        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Challenge)
         return answer({"challenge": await self._daemon.challenge(wanted.peer, wanted.device)})
 
     async def connect(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, CONNECT_LIMIT_BYTES), _Connect)
+        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Connect)
         return answer({"peer": await self._daemon.connect(wanted.address)})
 
     async def put_blob(self, request: Request) -> Response:

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
         Job,
         JobId,
         JobSpec,
+        LogLevelView,
         MisfitView,
         OwnerView,
         PeerView,
+        ReloadView,
         Status,
         Unit,
     )
@@ -168,4 +170,28 @@ class DaemonFacade(Protocol):
 
     async def connect(self, address: str) -> PeerId:
         """Link to a peer by multiaddr; raises NetworkError."""
+        ...
+
+    async def reload(self) -> ReloadView:
+        """Read the settings again; raises ConfigError where they stay as they are."""
+        ...
+
+    def log_level(self) -> LogLevelView:
+        """How much the log tells."""
+        ...
+
+    def set_log_level(self, level: str, module: str | None) -> LogLevelView:
+        """Have the log tell more or less.
+
+        Raises:
+            ConfigError: ``bad_level``, ``no_such_module`` or ``too_many_modules``.
+        """
+        ...
+
+    def end(self, *, now: bool) -> None:
+        """Make the daemon drain and end, or end at once."""
+        ...
+
+    def metrics(self) -> bytes:
+        """Metrics in Prometheus' text format."""
         ...

@@ -18,6 +18,7 @@ import socket
 import stat
 from contextlib import contextmanager, suppress
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import structlog
@@ -90,6 +91,29 @@ async def serve_on(
             # read ends only when its socket is closed.
             for stream in open_now:
                 stream.socket.close()
+
+
+@contextmanager
+def claim_port(place: tuple[str, int]) -> Iterator[socket.socket]:
+    """Hold a TCP port, listening, for what anybody who reaches it may read.
+
+    Raises:
+        ConfigError: ``port_unusable``.
+    """
+    host, port = place
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server(place, family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"metrics cannot be served on {host} port {port}: {error.strerror}",
+            code="port_unusable",
+            hint="choose another place with --metrics, or leave it away",
+        ) from None
+    if not ip_address(host).is_loopback:
+        _log.warning("whoever reaches this address can read the metrics", host=host, port=port)
+    with listening:
+        yield listening
 
 
 @contextmanager
@@ -170,6 +194,7 @@ def _bind(path: Path, group: str | None) -> socket.socket:
             raise ConfigError(
                 f"the socket {path} cannot be given to the group {group!r}: {error}",
                 code="no_such_group",
+                hint="set `socket_group` to a group that this user is in",
             ) from None
     listening.listen(_BACKLOG)
     return listening

@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -25,9 +26,17 @@ from shoal.node.cli.output import (
 )
 from shoal.node.cli.owner import owner_pairs
 from shoal.node.config import Config, load
-from shoal.node.errors import ConfigError, DaemonUnreachableError, WaitTimeoutError
+from shoal.node.errors import (
+    ConfigError,
+    DaemonError,
+    DaemonUnreachableError,
+    WaitTimeoutError,
+)
 from shoal.node.home import holder_of, home_in_use, open_home
 from shoal.node.records import PeerView, Status
+
+if TYPE_CHECKING:
+    from shoal.node.client import Client
 
 START_LIMIT_S = 30.0
 STOP_LIMIT_S = 20.0
@@ -53,44 +62,43 @@ def up(
 
     here = here or Here()
     given = settings.given() if settings else {}
-    config = load({"home": here.home, **given})
+    reread = partial(load, {"home": here.home, **given})
+    config = reread()
     open_home(config)
     load_key(config.swarm_key_path)  # refused before anything is started
     if detach:
+        for warning in config.warnings:
+            note(f"warning: {warning}")
         return _start_detached(config, given, as_json=here.as_json)
     from shoal.node import daemon
 
-    return daemon.run(config)
+    return daemon.run(config, reread)
 
 
-def down(*, daemon: Daemon | None = None) -> None:
-    """End the daemon; jobs that run are resumed at its next start."""
+def down(
+    *,
+    now: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    daemon: Daemon | None = None,
+) -> None:
+    """End the daemon; jobs that run are resumed at its next start.
+
+    Units that run get the time that the setting `drain` gives; what still runs then is
+    handed back, and other nodes run it.
+
+    Args:
+        now: Do not wait for units that run.
+    """
     daemon = daemon or Daemon()
     with daemon.client() as client:
         try:
-            pid = client.status().pid
+            pid = _tell_to_end(client, now=now)
         except DaemonUnreachableError as error:
             if error.code != DaemonUnreachableError.code:
                 raise
             raise DaemonUnreachableError(
                 f"no daemon runs: none answers on {client.place.socket}"
             ) from None
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass  # it ended in between
-    except PermissionError:
-        raise ConfigError(
-            f"this user may not end process {pid}", code="socket_forbidden"
-        ) from None
-    deadline = time.monotonic() + STOP_LIMIT_S
-    while _alive(pid):
-        if time.monotonic() > deadline:
-            raise WaitTimeoutError(
-                f"the daemon (process {pid}) did not end within {STOP_LIMIT_S:.0f} s",
-                hint=f"see its log; `kill -9 {pid}` ends it, and nothing is lost by that",
-            )
-        time.sleep(_POLL_S)
+        _wait_for_end(client, pid)
     if daemon.as_json:
         print_json({"pid": pid})
     else:
@@ -154,6 +162,54 @@ def _print_peers(found: Sequence[PeerView]) -> None:
     )
 
 
+def _tell_to_end(client: "Client", *, now: bool) -> int:
+    """Have the daemon end, by its API or, where that does not do it, by signals."""
+    try:
+        return client.end(now=now)
+    except DaemonError as error:
+        if error.code != "no_such_route":  # an older daemon
+            raise
+        pid = client.status().pid
+    except WaitTimeoutError:  # it hangs
+        holder = holder_of(client.place.home)
+        if holder is None:
+            raise
+        pid = holder.pid
+    try:
+        for _ in range(2 if now else 1):
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(_POLL_S)  # two at once are one
+    except ProcessLookupError:
+        pass  # it ended in between
+    except PermissionError:
+        raise ConfigError(
+            f"this user may not end process {pid}", code="socket_forbidden"
+        ) from None
+    return pid
+
+
+def _wait_for_end(client: "Client", pid: int) -> None:
+    """Wait until the process is gone, and say what it waits for."""
+    began_s = time.monotonic()
+    deadline_s, said = began_s + STOP_LIMIT_S, -1
+    while _alive(pid):
+        found = _status_or_none(client)
+        if found is not None and found.drain_ends_in_s is not None:
+            deadline_s = time.monotonic() + found.drain_ends_in_s + STOP_LIMIT_S
+            units = found.units_running + found.units_out
+            if units not in (0, said):
+                left = duration_text(found.drain_ends_in_s)
+                note(f"{units} unit{'' if units == 1 else 's'} still running, for {left} more")
+                said = units
+        if time.monotonic() > deadline_s:
+            raise WaitTimeoutError(
+                f"the daemon (process {pid}) did not end within "
+                f"{time.monotonic() - began_s:.0f} s",
+                hint=f"see its log; `kill -9 {pid}` ends it, and nothing is lost by that",
+            )
+        time.sleep(_POLL_S)
+
+
 def _print_status(found: Status, *, as_json: bool) -> None:
     if as_json:
         import msgspec
@@ -166,18 +222,34 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("version", f"{found.version}, protocol {found.protocol_version}"),
             ("network", network_text(found.network, found.network_fingerprint)),
             *(("address", address) for address in found.addresses),
-            ("up for", duration_text(found.uptime_s)),
+            ("up for", _up_text(found)),
             ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),
             ("jobs", f"{found.jobs_running} running"),
-            ("served", f"{found.units_served} units"),
+            ("served", f"{found.units_served} units, {found.units_running} running"),
             *(owner_pairs(found.owner) if found.owner else ()),
             ("blobs", f"{size_text(found.blob_bytes)} of {size_text(found.blob_quota_bytes)}"),
             ("sandbox", found.sandbox),
+            *_settings_pairs(found),
             ("home", found.home),
             ("socket", found.socket),
             ("process", found.pid),
         ]
     )
+
+
+def _up_text(found: Status) -> str:
+    up = duration_text(found.uptime_s)
+    if found.drain_ends_in_s is None:
+        return up
+    return f"{up}; it is ending, within {duration_text(found.drain_ends_in_s)}"
+
+
+def _settings_pairs(found: Status) -> Iterator[tuple[str, str]]:
+    """What is not as its settings say."""
+    if found.settings_error:
+        yield "settings", f"in error, so those before them count: {found.settings_error}"
+    if found.needs_restart:
+        yield "settings", f"changed and not yet in use: {', '.join(found.needs_restart)}"
 
 
 def _start_detached(config: Config, given: dict[str, object], *, as_json: bool) -> int:
@@ -191,14 +263,15 @@ def _start_detached(config: Config, given: dict[str, object], *, as_json: bool) 
                 code="daemon_running",
                 hint="see `shoal status`; end it with `shoal down`",
             )
-        log_path = config.home / "daemon.log"
+        log_path = config.log_file or config.home / "daemon.log"
         if holder := holder_of(config.home):
             raise home_in_use(config.home, holder)
-        child = _spawn(config, given, log_path)
+        log_bytes = log_path.stat().st_size if log_path.exists() else 0
+        child = _spawn(config, given | {"log_file": log_path}, log_path)
         deadline = time.monotonic() + START_LIMIT_S
         while (found := _status_or_none(client)) is None or found.pid != child.pid:
             if child.poll() is not None:
-                raise _start_failed(log_path, child.returncode)
+                raise _start_failed(log_path, log_bytes, child.returncode)
             if time.monotonic() > deadline:
                 raise WaitTimeoutError(
                     f"the daemon (process {child.pid}) does not answer after "
@@ -217,8 +290,6 @@ def _spawn(config: Config, given: dict[str, object], log_path: Path) -> subproce
     for name, value in given.items():
         values = value if isinstance(value, list) else [value]
         command += [f"--{name.replace('_', '-')}={item}" for item in values]
-    if log_path.exists():
-        log_path.replace(log_path.with_suffix(".log.1"))
     with log_path.open("ab") as log:
         return subprocess.Popen(  # noqa: S603  # our own interpreter and flags
             command,
@@ -229,10 +300,7 @@ def _spawn(config: Config, given: dict[str, object], log_path: Path) -> subproce
         )
 
 
-def _status_or_none(client: object) -> Status | None:
-    from shoal.node.client import Client
-
-    assert isinstance(client, Client)
+def _status_or_none(client: "Client") -> Status | None:
     try:
         return client.status()
     except DaemonUnreachableError as error:
@@ -241,9 +309,10 @@ def _status_or_none(client: object) -> Status | None:
         return None
 
 
-def _start_failed(log_path: Path, code: int) -> ConfigError:
+def _start_failed(log_path: Path, since_bytes: int, code: int) -> ConfigError:
     """The error that the daemon ended with, as its own; its last words where it had none."""
-    words = log_path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+    said_bytes = log_path.read_bytes()[since_bytes:][-_LOG_TAIL_BYTES:]
+    words = said_bytes.decode(errors="replace").strip()
     said = re.search(r"^error: (.*?)(?:\n  next: (.*))?\Z", words, re.MULTILINE | re.DOTALL)
     if said is None:
         return ConfigError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cyclopts import App
 
 from shoal.node.cli.follow import follow
-from shoal.node.cli.options import Daemon
+from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import (
     duration_text,
     note,
@@ -105,16 +105,17 @@ def show(job_id: str, /, *, units: int = 20, daemon: Daemon | None = None) -> No
 
 
 @app.command
-def wait(job_id: str, /, *, timeout: float | None = None, daemon: Daemon | None = None) -> None:
+def wait(job_id: str, /, *, timeout: str | None = None, daemon: Daemon | None = None) -> None:
     """Follow a job until it ends; Ctrl-C lets it go on.
 
     Args:
         job_id: The job.
-        timeout: Seconds to wait, then exit with 5.
+        timeout: Time to wait, such as 90s or 2h; then exit with 5.
     """
     daemon = daemon or Daemon()
+    timeout_s = None if timeout is None else read_time_s("--timeout", timeout, zero=True)
     with daemon.client() as client:
-        job = follow(client, client.job(job_id), timeout)
+        job = follow(client, client.job(job_id), timeout_s)
     if daemon.as_json:
         print_json({"job": job})
         return

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from shoal.node.cli.output import note
 from shoal.node.config import SETTINGS, locate
+from shoal.node.errors import ConfigError
 
 if TYPE_CHECKING:
     from shoal.node.client import Client
@@ -51,6 +52,27 @@ class Daemon(Here):
         from shoal.node.client import Client
 
         return Client(self.socket, home=self.home)
+
+
+def read_time_s(
+    flag: str, text: str, *, limit_s: float | None = None, zero: bool = False
+) -> float:
+    """Read a time as a setting has it, such as 45s or 2h; a number alone is of seconds.
+
+    Raises:
+        ConfigError: ``usage``.
+    """
+    from shoal.node.setting_values import read_duration_s
+
+    try:
+        time_s = 0.0 if zero and text.strip() in ("0", "0s") else read_duration_s(text)
+        if limit_s is not None and time_s > limit_s:
+            raise ValueError(f"is over {limit_s:.0f} s")
+    except ValueError as error:
+        raise ConfigError(
+            f"{flag}: {text!r} {error}", code="usage", hint=f"for example {flag} 60s"
+        ) from None
+    return time_s
 
 
 @dataclass(frozen=True, kw_only=True)

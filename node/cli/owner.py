@@ -6,9 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shoal.node.cli.options import Daemon
+from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import duration_text, note, print_json, print_table, size_text
-from shoal.node.errors import ConfigError
 from shoal.node.records import OwnerView, StanceView
 
 
@@ -28,7 +27,7 @@ def pause(
         for_: End the pause by itself after this time, such as 45m or 2h.
     """
     daemon = daemon or Daemon()
-    for_s = None if for_ is None else _duration_s(for_)
+    for_s = None if for_ is None else read_time_s("--for", for_)
     with daemon.client() as client:
         found = client.pause(device, for_s=for_s)
     _print(found, as_json=daemon.as_json)
@@ -111,12 +110,3 @@ def _moment(at_s: float) -> str:
     """A time of the wall clock, and how far away it is."""
     clock = time.strftime("%a %Y-%m-%d %H:%M", time.localtime(at_s))
     return f"{clock}, in {duration_text(max(0.0, at_s - time.time()))}"
-
-
-def _duration_s(text: str) -> float:
-    from shoal.node.setting_values import read_duration_s
-
-    try:
-        return read_duration_s(text)
-    except ValueError as error:
-        raise ConfigError(f"--for: {text!r} {error}", code="usage") from None

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from shoal.node.cli.arrays import OutputFiles, check_directory, read_inputs
 from shoal.node.cli.follow import follow, progress_bar
-from shoal.node.cli.options import Daemon
+from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import note, print_json
 from shoal.node.errors import ConfigError
 from shoal.node.records import Job, Policy
@@ -40,12 +40,15 @@ class Limits:
             str | None, Parameter(help="Of the class exact: x20 (the default), x16 or x8.")
         ] = None,
         label: Annotated[str, Parameter(help="Free text to know the job by.")] = "",
-        time_limit: Annotated[float, Parameter(help="Seconds that a unit may take.")] = 300.0,
+        time_limit: Annotated[
+            str, Parameter(help="Time that a unit may take, such as 90s or 2h.")
+        ] = "5m",
         memory_limit: Annotated[
             str, Parameter(help="Memory that a unit may use, such as 8GB.")
         ] = "1GiB",
         timeout: Annotated[
-            float | None, Parameter(help="Seconds to wait for results, then exit with 5.")
+            str | None,
+            Parameter(help="Time to wait for results, such as 90s; then exit with 5."),
         ] = None,
     ) -> None:
         from shoal.compute.exact.spec import PRECISIONS
@@ -57,20 +60,10 @@ class Limits:
                 code="usage",
                 hint=f"there is {', '.join(NUMERIC_CLASSES)}",
             )
-        if not 0 < time_limit <= UNIT_TIME_LIMIT_S:
-            raise ConfigError(
-                f"--time-limit: {time_limit:g} is not a number of seconds above 0 and up to "
-                f"{UNIT_TIME_LIMIT_S:.0f}",
-                code="usage",
-                hint="for example --time-limit 60",
-            )
-        if timeout is not None and not timeout >= 0:
-            raise ConfigError(
-                f"--timeout: {timeout:g} is not a number of seconds",
-                code="usage",
-                hint="for example --timeout 60",
-            )
-        self.timeout_s = timeout
+        time_limit_s = read_time_s("--time-limit", time_limit, limit_s=UNIT_TIME_LIMIT_S)
+        self.timeout_s = (
+            None if timeout is None else read_time_s("--timeout", timeout, zero=True)
+        )
         self.precision = precision or ("x20" if numeric_class == "exact" else None)
         try:
             memory_limit_bytes = read_size_bytes(memory_limit)
@@ -90,7 +83,7 @@ class Limits:
             "numeric_class": numeric_class,
             "precision": precision,
             "label": label,
-            "time_limit_s": time_limit,
+            "time_limit_s": time_limit_s,
             "memory_limit_bytes": memory_limit_bytes,
         }
 

@@ -31,10 +31,12 @@ from shoal.node.records import (
     Job,
     JobSpec,
     JobState,
+    LogLevelView,
     MisfitView,
     OwnerView,
     PeerView,
     Policy,
+    ReloadView,
     Status,
     Unit,
     UnitState,
@@ -128,6 +130,36 @@ def resume(device: str | None) -> Flow[OwnerView]:
 def _owner(verb: str, wanted: dict[str, Any]) -> Flow[OwnerView]:
     request = Request("POST", f"/v1/{verb}", body=msgspec.json.encode(wanted))
     return msgspec.convert((yield from _json(request))["owner"], OwnerView)
+
+
+def reload() -> Flow[ReloadView]:
+    """Have the daemon read its settings again."""
+    return msgspec.convert(
+        (yield from _json(Request("POST", "/v1/reload")))["reload"], ReloadView
+    )
+
+
+def log_level() -> Flow[LogLevelView]:
+    """How much the daemon's log tells."""
+    return (yield from _get("/v1/log-level", "log_level", LogLevelView))
+
+
+def set_log_level(level: str, module: str | None) -> Flow[LogLevelView]:
+    """Have it tell more or less."""
+    body = msgspec.json.encode({"level": level, "module": module})
+    answered = yield from _json(Request("PUT", "/v1/log-level", body=body))
+    return msgspec.convert(answered["log_level"], LogLevelView)
+
+
+def end(*, now: bool) -> Flow[int]:
+    """Make the daemon end; gives the number of its process."""
+    body = msgspec.json.encode({"now": now})
+    return (yield from _json(Request("POST", "/v1/end", body=body)))["pid"]
+
+
+def metrics() -> Flow[str]:
+    """The daemon's metrics, in Prometheus' text format."""
+    return (yield Request("GET", "/metrics")).decode()
 
 
 def capability() -> Flow[CapabilityView]:

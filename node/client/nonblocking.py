@@ -37,7 +37,16 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
-    from shoal.node.records import Answer, MisfitView, OwnerView, PeerView, Status, Unit
+    from shoal.node.records import (
+        Answer,
+        LogLevelView,
+        MisfitView,
+        OwnerView,
+        PeerView,
+        ReloadView,
+        Status,
+        Unit,
+    )
 
 
 class AsyncClient:
@@ -105,6 +114,34 @@ class AsyncClient:
     async def resume(self, device: str | None = None) -> OwnerView:
         """End the pause of a device; without one, every pause."""
         return await self._drive(flows.resume(device))
+
+    async def reload(self) -> ReloadView:
+        """Have the daemon read its settings again; all of them count, or none."""
+        return await self._drive(flows.reload())
+
+    async def log_level(self) -> LogLevelView:
+        """How much the daemon's log tells."""
+        return await self._drive(flows.log_level())
+
+    async def set_log_level(self, level: str, module: str | None = None) -> LogLevelView:
+        """Have the daemon's log tell more or less, until it is reloaded.
+
+        Args:
+            level: ``debug``, ``info``, ``warning`` or ``error``.
+            module: Of this module alone, such as ``shoal.node.membership``.
+        """
+        return await self._drive(flows.set_log_level(level, module))
+
+    async def end(self, *, now: bool = False) -> int:
+        """Make the daemon end: once running units have ended, or ``now``.
+
+        It answers before it ends; gives the number of its process.
+        """
+        return await self._drive(flows.end(now=now))
+
+    async def metrics(self) -> str:
+        """The daemon's metrics, in Prometheus' text format."""
+        return await self._drive(flows.metrics())
 
     async def capability(self) -> CapabilityView:
         """What the daemon's node claims of itself, measured."""

@@ -30,7 +30,7 @@ from shoal.protocol.statements import Receipt
 
 COMMANDS = [
     *("init", "up", "down", "status", "peers", "devices", "identity"),
-    *("invite", "join", "leave"),
+    *("invite", "join", "leave", "reload", "log-level"),
     *("run", "map", "jobs", "job", "receipt"),
     *("doctor", "demo", "completion", "version"),
 ]

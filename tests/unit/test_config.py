@@ -17,7 +17,7 @@ from shoal.node.config import (
 )
 from shoal.node.errors import ConfigError
 from shoal.node.home import open_home
-from shoal.node.setting_values import read_duration_s, read_size_bytes
+from shoal.node.setting_values import read_duration_s, read_metrics_place, read_size_bytes
 
 PEER = "12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M"
 
@@ -40,10 +40,10 @@ def refusal(flags, environment=None):
 
 def test_flags_go_before_variables_before_the_file_before_defaults(home):
     write(home, 'name = "file"\ncores = 2\nlog_level = "error"\n')
-    found = load({"home": home, "name": "flag"}, {"SHOAL_NAME": "var", "SHOAL_CORES": "3"})
+    found = load({"home": home, "name": "flag"}, {"SHOAL_NAME": "var", "SHOAL_CORES": "1"})
     assert (found.name, found.cores, found.log_level, found.provide) == (
         "flag",
-        3,
+        1,
         "error",
         True,
     )
@@ -204,7 +204,7 @@ def test_a_socket_path_over_the_systems_limit_is_refused(tmp_path):
 
 def test_every_setting_has_a_field_and_every_field_a_setting():
     named = {setting.field or setting.name for setting in SETTINGS}
-    assert named == {field.name for field in fields(Config)} - {"sources"}
+    assert named == {field.name for field in fields(Config)} - {"sources", "warnings"}
 
 
 def test_the_commented_file_changes_nothing_and_its_examples_are_valid(home):
@@ -312,6 +312,12 @@ def test_a_share_is_written_into_the_file_as_it_was_given(home):
         ("deny", "somebody"),
         ("min_price", "-1"),
         ("min_price", "nan"),
+        ("drain", "0s"),
+        ("socket_group", "a b"),
+        ("metrics", "localhost:9464"),
+        ("metrics", "127.0.0.1"),
+        ("metrics", "0"),
+        ("metrics", "70000"),
         ("time_limit", "long"),
         ("schedule", "18-8"),
         ("step_back", "25"),
@@ -333,13 +339,53 @@ def test_too_many_windows_are_refused(home):
 
 @pytest.mark.parametrize(
     ("text", "duration_s"),
-    [("2h", 7200), ("90 min", 5400), ("1h30m", 5400), ("45s", 45), ("1.5d", 129_600)],
+    [
+        ("2h", 7200),
+        ("90 min", 5400),
+        ("1h30m", 5400),
+        ("45s", 45),
+        ("1.5d", 129_600),
+        ("90", 90),
+        (2.5, 2.5),
+    ],
 )
 def test_durations_are_read_as_people_write_them(text, duration_s):
     assert read_duration_s(text) == duration_s
 
 
-@pytest.mark.parametrize("text", ["", "2", "h", "2x", "2h3", "-1h", "0s", "99999d", "h2"])
+@pytest.mark.parametrize(
+    "text", ["", "h", "2x", "nan", "inf", "1e9", "2h3", "-1h", "0s", "99999d", "h2"]
+)
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match="is no time"):
         read_duration_s(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("9464", ("127.0.0.1", 9464)),
+        (9464, ("127.0.0.1", 9464)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+        ("[::1]:9464", ("::1", 9464)),
+    ],
+)
+def test_a_place_for_metrics_is_of_the_loopback_unless_an_address_is_given(text, place):
+    assert read_metrics_place(text) == place
+
+
+def test_more_cores_than_there_are_become_all_of_them_with_a_warning(home):
+    usable = load({"home": home}, {}).cores
+    found = load({"home": home, "cores": usable + 97}, {})
+    assert found.cores == usable
+    (warning,) = found.warnings
+    assert str(usable + 97) in warning
+    assert load({"home": home, "cores": usable}, {}).warnings == ()
+
+
+def test_a_variable_that_no_setting_reads_is_a_warning_with_the_one_that_was_meant(home):
+    environment = {"SHOAL_BOOTSTRP": "x", "SHOAL_PORT": "1", "SHOAL_NAME": "attic"}
+    assert load({"home": home}, environment).warnings == (
+        "no setting reads the variable SHOAL_BOOTSTRP; did you mean SHOAL_BOOTSTRAP?",
+        "no setting reads the variable SHOAL_PORT",
+    )

@@ -1,0 +1,371 @@
+"""A running daemon as the local API and its peers see it: who answers what.
+
+Stands behind `node.api.facade` and `node.lifecycle.Drainable`, and is where a peer's
+request finds the module that knows about it. Everything is done by those modules, which
+`node.daemon` has wired.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+import shoal
+from shoal.compute import devices as hardware
+from shoal.compute.devices.abilities import with_abilities
+from shoal.crypto.peer_id import PeerId
+from shoal.node import reload
+from shoal.node.addresses import parse_peer_address
+from shoal.node.bidding import Terms
+from shoal.node.capability import Capability
+from shoal.node.challenger import Challenger
+from shoal.node.errors import ConfigError
+from shoal.node.explain import explain
+from shoal.node.house import program_of
+from shoal.node.jobs import Jobs
+from shoal.node.known_peers import peer_views, surroundings
+from shoal.node.membership import DIAL_TIME_LIMIT_S, Membership
+from shoal.node.metrics import Metrics, Readings
+from shoal.node.offer import Capacity, make_terms
+from shoal.node.owner_view import check_device, owner_view
+from shoal.node.owner_watch import OwnerWatch
+from shoal.node.prover import Prover
+from shoal.node.provider import Provider
+from shoal.node.records import (
+    JobState,
+    LogLevelView,
+    MisfitView,
+    PeerView,
+    ReloadView,
+    Status,
+    UnitState,
+)
+from shoal.node.setting_values import read_level
+from shoal.node.swarm_key import PUBLIC
+from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from shoal.protocol.messages import (
+    Adverts,
+    AwardOffer,
+    Call,
+    Cancel,
+    Challenge,
+    Digest,
+    Draw,
+    Problem,
+    ProofOffer,
+    Reason,
+    Release,
+    UnitRequest,
+)
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from shoal.compute.devices import Device, Inventory
+    from shoal.compute.manifest import Manifest
+    from shoal.compute.supervisor import Worker
+    from shoal.crypto.content import BlobId
+    from shoal.crypto.identity import Identity
+    from shoal.node.blobs import BlobStore
+    from shoal.node.capability_views import CapabilityView, ChallengeView
+    from shoal.node.lifecycle import Lifecycle
+    from shoal.node.logs import Logs
+    from shoal.node.network import Network
+    from shoal.node.peer_versions import PeerVersions
+    from shoal.node.records import Answer, Job, JobId, JobSpec, OwnerView, Unit
+    from shoal.node.reload import LiveConfig
+    from shoal.node.state import State
+    from shoal.node.swarm_key import SwarmKey
+    from shoal.protocol.messages import RequestBody, ResponseBody
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Daemon:
+    """A running daemon as the local API sees it."""
+
+    settings: LiveConfig
+    lifecycle: Lifecycle
+    logs: Logs
+    identity: Identity
+    swarm_key: SwarmKey | None
+    network: Network
+    blobs: BlobStore
+    journal: State
+    worker: Worker
+    membership: Membership
+    capacity: Capacity
+    measured: Capability
+    prover: Prover
+    challenger: Challenger
+    provider: Provider
+    jobs_running: Jobs
+    owner: OwnerWatch
+    versions: PeerVersions
+    started_at_s: float = field(default_factory=trio.current_time)
+    figures: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.figures = Metrics(self._readings)
+
+    def status(self) -> Status:
+        """How the daemon is."""
+        config, complaint = self.settings(), self.settings.complaint
+        return Status(
+            peer=self.identity.peer_id,
+            version=shoal.__version__,
+            protocol_version=PROTOCOL_MAJOR,
+            pid=os.getpid(),
+            home=str(config.home),
+            socket=str(config.socket),
+            network=self.swarm_key.name if self.swarm_key else PUBLIC,
+            network_fingerprint=self.swarm_key.fingerprint if self.swarm_key else "",
+            addresses=self.network.addresses(),
+            uptime_s=trio.current_time() - self.started_at_s,
+            peers_known=len(self.membership.table) - 1,
+            peers_linked=len(self.membership.links),
+            jobs_running=self.jobs_running.running,
+            units_served=self.provider.units_served,
+            blob_bytes=self.blobs.used_bytes,
+            blob_quota_bytes=self.blobs.quota_bytes,
+            sandbox=self.worker.sandbox,
+            sandboxed=self.capacity.sandboxed,
+            owner=self._owner(),
+            units_running=self.units_running,
+            units_out=self.jobs_running.units_out,
+            phase=self.lifecycle.phase.value,
+            drain_ends_in_s=self.lifecycle.drain_ends_in_s,
+            settings_error=str(complaint) if complaint else "",
+            needs_restart=self.settings.needs_restart,
+        )
+
+    def peers(self) -> list[PeerView]:
+        """The other nodes whose adverts are valid now."""
+        return peer_views(self.membership, self.measured.book, self._terms())
+
+    def misfits(self) -> list[MisfitView]:
+        """Connected peers that this node cannot talk to, and why."""
+        found = sorted(self.versions.misfits.items())
+        return [MisfitView(peer, why) for peer, why in found]
+
+    async def devices(self) -> Inventory:
+        """This node's devices, with the memory that is free now, and what is missing."""
+        inventory = await trio.to_thread.run_sync(hardware.detect, abandon_on_cancel=True)
+        return with_abilities(inventory, self.capacity.canaries)
+
+    def capability(self) -> CapabilityView:
+        """What this node claims of itself, and who has seen it shown."""
+        own = self.membership.table.get(self.identity.peer_id)
+        return self.measured.view(own.advert if own else None)
+
+    async def challenge(self, peer: str, device: str | None) -> ChallengeView:
+        """Have a peer show a rate; raises PeerError, NetworkError or ComputeError."""
+        return await self.challenger.challenge(PeerId(peer), device)
+
+    async def convert_program(self, onnx: bytes, precision: str | None) -> BlobId:
+        """Make a program of an ONNX model, in the worker.
+
+        Raises:
+            ProgramError: The model breaks a rule; the sentence names it.
+        """
+        program = await self.worker.convert(self.identity.peer_id, onnx, precision)
+        for blob in program.blobs.values():
+            await self.blobs.put_bytes(blob)
+        return program.program_id
+
+    async def register_program(self, program: BlobId) -> Manifest:
+        """Take up a program whose blobs were uploaded; raises as `program_of`."""
+        return await program_of(self.blobs, program)
+
+    async def program(self, program: BlobId) -> Manifest:
+        """The manifest of a program held; raises as `register_program`."""
+        return await program_of(self.blobs, program)
+
+    async def submit(self, spec: JobSpec) -> Job:
+        """Take a job; raises ProgramError where inputs do not fit the program."""
+        return await self.jobs_running.submit(spec)
+
+    async def jobs(self, limit: int) -> list[Job]:
+        """The newest jobs first."""
+        return await self.journal.jobs(limit)
+
+    async def job(self, job_id: JobId) -> Job:
+        """A job as it stands; raises JobError ``no_such_job``, as all below."""
+        return await self.journal.job(job_id)
+
+    async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
+        """Units of a job in order of their index."""
+        units = await self.journal.units(job_id, offset, limit)
+        return [self.jobs_running.as_leased(unit) for unit in units]
+
+    def watch(
+        self, job_id: JobId
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Job]]:
+        """The job at once and at each change; the channel ends once it is final."""
+        return self.jobs_running.watch(job_id)
+
+    async def cancel(self, job_id: JobId) -> Job:
+        """End a job early; a final one stays as it is."""
+        return await self.jobs_running.cancel(job_id)
+
+    async def why(self, job_id: JobId) -> tuple[list[Answer], str]:
+        """What peers answered to its calls, and a sentence for each cause."""
+        job = await self.journal.job(job_id)
+        answers = await self.journal.answers(job_id)
+        around = surroundings(self.membership, self.jobs_running.leases(job_id))
+        return answers, explain(job, answers, around)
+
+    async def receipts(self, job_id: JobId) -> list[BlobId]:
+        """Ids of the job's receipts."""
+        return await self.journal.receipt_ids(job_id)
+
+    async def receipt(self, receipt_id: BlobId) -> bytes:
+        """A receipt's envelope."""
+        return await self.journal.receipt(receipt_id)
+
+    async def pause(self, device: str | None, for_s: float | None) -> OwnerView:
+        """Take no more work on a device, or none of peers on all of them.
+
+        Raises:
+            ConfigError: ``no_such_device``.
+            StoreError: It could not be written down.
+        """
+        await self.owner.pause(check_device(device, await self._found()), for_s)
+        return self._owner()
+
+    async def resume(self, device: str | None) -> OwnerView:
+        """End the pause of a device, or every pause; raises as `pause`."""
+        await self.owner.resume(check_device(device, await self._found()))
+        return self._owner()
+
+    async def _found(self) -> tuple[Device, ...]:
+        return self.capacity.devices or (await self.devices()).devices
+
+    async def connect(self, address: str) -> PeerId:
+        """Link to a peer by multiaddr; raises ConfigError or NetworkError."""
+        peer, place = parse_peer_address(address)
+        await self.network.connect(peer, [place], DIAL_TIME_LIMIT_S)
+        return peer
+
+    # -- life --
+
+    async def reload(self) -> ReloadView:
+        """Read the settings again; raises ConfigError where they stay as they are."""
+        return reload.view(await self.lifecycle.reload())
+
+    def log_level(self) -> LogLevelView:
+        """How much the log tells."""
+        return self.logs.view()
+
+    def set_log_level(self, level: str, module: str | None) -> LogLevelView:
+        """Have the log tell more or less; raises ConfigError."""
+        try:
+            self.logs.set_level(read_level(level), module)
+        except ValueError as error:
+            raise ConfigError(
+                f"the log level {level[:40]!r} {error}", code="bad_level"
+            ) from None
+        return self.logs.view()
+
+    def end(self, *, now: bool) -> None:
+        """Drain and end; or end at once."""
+        log.info("told to end", now=now)
+        self.lifecycle.end(now=now)
+
+    @property
+    def units_running(self) -> int:
+        """Units that this node runs now."""
+        return self.provider.units_waiting
+
+    def stop_taking(self) -> None:
+        """Take nothing new from now on, and let the network know."""
+        self.capacity.draining = True
+        self.jobs_running.drain()
+        self.membership.announce()
+
+    async def idle(self) -> None:
+        """Wait until no unit runs here, and none of this node's own is out."""
+        await self.provider.idle()
+        await self.jobs_running.idle()
+
+    def hand_back(self) -> None:
+        """Give units that still run back to their requesters."""
+        self.provider.hand_back(Reason.DRAINING, "this node is shutting down")
+
+    # -- figures --
+
+    def metrics(self) -> bytes:
+        """Metrics in Prometheus' text format."""
+        return self.figures.exposition()
+
+    def look(self, lag_s: float) -> str:
+        """Note at a pulse what is to be seen only over time; gives a sentence on it all."""
+        self.figures.lag_s.observe(lag_s)
+        for link in self.membership.links.values():
+            if link.rtt_s is not None:
+                self.figures.rtt_s.observe(link.rtt_s)
+        draining = "draining, " if self.capacity.draining else ""
+        return (
+            f"{draining}{len(self.membership.links)} peers linked, "
+            f"{self.units_running} units running, {self.jobs_running.running} jobs"
+        )
+
+    def _readings(self) -> Readings:
+        return Readings(
+            version=shoal.__version__,
+            protocol=f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",
+            python=platform.python_version(),
+            uptime_s=trio.current_time() - self.started_at_s,
+            draining=self.capacity.draining,
+            peers_known=len(self.membership.table) - 1,
+            peers_linked=len(self.membership.links),
+            jobs_running=self.jobs_running.running,
+            jobs_ended={s: self.jobs_running.jobs_ended[s] for s in JobState if s.final},
+            units_waiting=self.jobs_running.units_waiting,
+            units_out=self.jobs_running.units_out,
+            units_ended={
+                state: self.jobs_running.units_ended[state]
+                for state in (UnitState.DONE, UnitState.FAILED)
+            },
+            units_running=self.units_running,
+            units_served=self.provider.units_served,
+            leases=self.provider.leases,
+            refusals={reason: self.provider.refused[reason] for reason in Reason},
+            blob_bytes=self.blobs.used_bytes,
+            blob_quota_bytes=self.blobs.quota_bytes,
+            worker_processes=len(self.worker.pids),
+            workers_started=self.worker.processes_started,
+            tasks=trio.lowlevel.current_statistics().tasks_living,
+            threads=threading.active_count(),
+            log_lines_lost=self.logs.lines_lost,
+            settings_ok=self.settings.complaint is None,
+        )
+
+    def _owner(self) -> OwnerView:
+        used = self.capacity.units_run_on()
+        others = (device.id for device in self.capacity.devices if device.id not in used)
+        paused = (device for device in others if not self.owner.stance(device).own)
+        return owner_view(self.settings(), self.owner, (*used, *paused), self._terms())
+
+    def _terms(self) -> Terms:
+        return make_terms(
+            self.settings(), self.identity, self.capacity, self.provider, self.owner
+        )
+
+    async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
+        """Let the module that knows about it answer a peer's request."""
+        match body:
+            case Digest() | Adverts():
+                return await self.membership.answer(peer, body)
+            case Call() | AwardOffer() | UnitRequest() | Cancel() | Release():
+                return await self.provider.answer(peer, body)
+            case Challenge() | Draw() | ProofOffer():
+                return await self.prover.answer(peer, body)
+        return Problem(code="out_of_turn", message="a stream is greeted once")
