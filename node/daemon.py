@@ -31,6 +31,7 @@ from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
 from shoal.node.capability import Capability, open_capability
 from shoal.node.challenger import Challenger, open_challenger
+from shoal.node.conduct import Conduct, open_conduct
 from shoal.node.control import open_control
 from shoal.node.explain import explain
 from shoal.node.home import hold_home, open_home
@@ -85,7 +86,7 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.config import Config
     from shoal.node.network import Network
-    from shoal.node.records import Answer, Job, JobId, JobSpec, OwnerView, Unit
+    from shoal.node.records import Answer, CutView, Job, JobId, JobSpec, OwnerView, Unit
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -122,6 +123,7 @@ class Daemon:
     provider: Provider
     jobs_running: Jobs
     owner: OwnerWatch
+    conduct: Conduct
     started_at_s: float = field(default_factory=trio.current_time)
 
     def status(self) -> Status:
@@ -150,7 +152,15 @@ class Daemon:
 
     def peers(self) -> list[PeerView]:
         """The other nodes whose adverts are valid now."""
-        return peer_views(self.membership, self.measured.book, self._terms())
+        return peer_views(self.membership, self.measured.book, self._terms(), self.conduct)
+
+    def cuts(self) -> list[CutView]:
+        """Peers of which no connection is taken for a while."""
+        return self.conduct.cuts()
+
+    def forgive(self, peer: str) -> None:
+        """Let a peer back in; raises PeerError ``no_such_offender``."""
+        self.conduct.forgive(PeerId(peer))
 
     async def devices(self) -> Inventory:
         """This node's devices, with the memory that is free now, and what is missing."""
@@ -248,6 +258,7 @@ class Daemon:
     async def connect(self, address: str) -> PeerId:
         """Link to a peer by multiaddr; raises ConfigError or NetworkError."""
         peer, place = parse_peer_address(address)
+        self.conduct.check(peer)
         await self.network.connect(peer, [place], DIAL_TIME_LIMIT_S)
         return peer
 
@@ -293,6 +304,8 @@ async def serve(
         blobs = await stack.enter_async_context(
             open_store(config.home / "blobs", config.blob_quota_bytes)
         )
+        seeds = await find_seeds(config, swarm_key, journal)
+        conduct = Conduct(identity.peer_id, config.allow, seeds.bootstrap)
         network = await stack.enter_async_context(
             open_network(
                 identity, config.listen, PrivateNetwork(swarm_key) if swarm_key else None
@@ -306,7 +319,7 @@ async def serve(
                 niceness=config.niceness,
             )
         )
-        control = await stack.enter_async_context(open_control(network, AGENT))
+        control = await stack.enter_async_context(open_control(network, AGENT, conduct))
         membership = Membership(
             identity,
             network,
@@ -315,7 +328,8 @@ async def serve(
             lambda sequence, lifetime_s: measured.claimed(
                 make_advert(config, network, capacity, owner, sequence, lifetime_s)
             ),
-            await find_seeds(config, swarm_key, journal),
+            seeds,
+            conduct.broke,
         )
         owner = OwnerWatch(
             journal,
@@ -351,7 +365,8 @@ async def serve(
             rights=rights,
             journal=journal,
             worker=worker,
-            reach=membership.reach,
+            reach=partial(conduct.reach, membership.reach),
+            broke=conduct.broke,
             terms=lambda: make_terms(config, identity, capacity, provider, owner),
             proven=partial(is_proven, membership, book),
         )
@@ -386,8 +401,11 @@ async def serve(
             provider=provider,
             jobs_running=jobs,
             owner=owner,
+            conduct=conduct,
         )
-        network.handle(BLOB_PROTOCOL, BlobServer(identity.peer_id, blobs, rights).serve)
+        blob_server = BlobServer(identity.peer_id, blobs, rights, conduct.broke)
+        network.handle(BLOB_PROTOCOL, blob_server.serve)
+        await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))

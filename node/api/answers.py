@@ -37,6 +37,7 @@ _STATUS_OF_CODE = {
     "body_too_large": 413,
     "disk_full": 507,
     "no_such_job": 404,
+    "no_such_offender": 404,
     "no_such_output": 404,
     "no_such_peer": 404,
     "no_such_receipt": 404,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.records import (
         Answer,
+        CutView,
         Job,
         JobId,
         JobSpec,
@@ -78,6 +79,14 @@ class DaemonFacade(Protocol):
 
     def peers(self) -> list[PeerView]:
         """The nodes whose adverts are valid now."""
+        ...
+
+    def cuts(self) -> list[CutView]:
+        """Peers of which no connection is taken for a while."""
+        ...
+
+    def forgive(self, peer: str) -> None:
+        """Let a peer back in; raises PeerError ``no_such_offender``."""
         ...
 
     async def devices(self) -> Inventory:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
-    from shoal.node.records import Answer, OwnerView, PeerView, Status, Unit
+    from shoal.node.records import Answer, CutView, OwnerView, PeerView, Status, Unit
 
 
 class Client:
@@ -81,6 +81,18 @@ class Client:
     def peers(self) -> list[PeerView]:
         """The nodes whose adverts are valid now."""
         return self._drive(flows.peers())
+
+    def cuts(self) -> list[CutView]:
+        """The peers that are cut for what they did, though no advert of theirs is known."""
+        return self._drive(flows.cuts())
+
+    def forgive(self, peer: str) -> None:
+        """Let a peer that is cut back in, and forget what it did.
+
+        Raises:
+            DaemonError: ``no_such_offender``.
+        """
+        self._drive(flows.forgive(peer))
 
     def devices(self) -> list[Device]:
         """The daemon's devices."""

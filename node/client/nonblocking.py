@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
-    from shoal.node.records import Answer, OwnerView, PeerView, Status, Unit
+    from shoal.node.records import Answer, CutView, OwnerView, PeerView, Status, Unit
 
 
 class AsyncClient:
@@ -83,6 +83,18 @@ class AsyncClient:
     async def peers(self) -> list[PeerView]:
         """The nodes whose adverts are valid now."""
         return await self._drive(flows.peers())
+
+    async def cuts(self) -> list[CutView]:
+        """The peers that are cut for what they did, though no advert of theirs is known."""
+        return await self._drive(flows.cuts())
+
+    async def forgive(self, peer: str) -> None:
+        """Let a peer that is cut back in, and forget what it did.
+
+        Raises:
+            DaemonError: ``no_such_offender``.
+        """
+        await self._drive(flows.forgive(peer))
 
     async def devices(self) -> list[Device]:
         """The daemon's devices."""
