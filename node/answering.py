@@ -62,6 +62,9 @@ that still ends beside it, or a tool of somebody's, is no reason to refuse it.""
 UNSENT_LIMIT_BYTES = 1 << 20
 """Of answers that one peer has not taken yet: from there on nothing more of it is read."""
 
+LEAST_WAIT_S = 0.01
+"""For a debt to be worked off: one that is near nothing is not waited for in steps."""
+
 LOOK_OVER_INTERVAL_S = 10.0
 
 ASKERS_LIMIT = 4096
@@ -188,7 +191,7 @@ class Answers:
             if asker.peer not in self._conduct.friends:
                 wait_s = max(wait_s, self._strangers.wait_s(now_s))
             if wait_s > 0.0:
-                await trio.sleep(wait_s)
+                await trio.sleep(max(wait_s, LEAST_WAIT_S))
             elif asker.unsent_bytes > UNSENT_LIMIT_BYTES:
                 await asker.taken.wait()
             else:
