@@ -32,6 +32,7 @@ from shoal.node.capability_views import ChallengeView, Claim
 from shoal.node.errors import NetworkError, PeerError
 from shoal.node.house import fitting, wall_ms
 from shoal.node.proofs import ProofBook, checked
+from shoal.node.standing import Offence
 from shoal.protocol.challenge import VerifierSide
 from shoal.protocol.challenge_terms import (
     OPENING_LIMIT_S,
@@ -69,6 +70,9 @@ AUTO_INTERVAL_S: Final = 600.0
 
 RETRY_AFTER_S: Final = 3600.0
 """Before a peer is asked again by the node itself."""
+
+FALSE: Final = frozenset({"wrong_rows", "commitment_mismatch", "bad_signature", "wrong_signer"})
+"""What only a liar does in a challenge; being too slow for one's claim is no offence."""
 
 log = structlog.get_logger(__name__)
 
@@ -226,6 +230,8 @@ class Challenger:
             answer = await self._converse(side, asked)
         except VerificationError as error:
             log.warning("a claim was not shown", peer=peer, code=error.code, error=str(error))
+            if error.code in FALSE:
+                self._house.broke(peer, Offence.FALSE_CLAIM, error.message)
             view = msgspec.structs.replace(view, code=error.code, message=error.message)
         else:
             if isinstance(answer, Refusal):

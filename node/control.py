@@ -10,28 +10,31 @@ daemon gives it one function that answers them. A request to this node itself
 calls that function directly, so the data path needs no second way for work
 that a node does for its own user.
 
-Here each side learns the other's version (`node.peer_versions`), and what is said
-and heard goes by it (`protocol.versions`).
+How requests are answered, and how many of them, is in `node.answering`; what
+breaks the protocol is reported to `node.conduct`. Here each side learns the other's
+version (`node.peer_versions`), and what is said and heard goes by it
+(`protocol.versions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
+from shoal.node.answering import Answering, Answers, offence_of_frame
+from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StreamClosedError
 from shoal.node.frames import receive_message, send_frame
 from shoal.node.peer_versions import CONTROL_PROTOCOL, PeerVersions
+from shoal.node.standing import Offence
 from shoal.protocol.errors import RemoteProtocolError, VersionError
 from shoal.protocol.limits import REQUESTS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import Hello, Problem, Request, RequestBody, Response, ResponseBody
-from shoal.protocol.versions import OWN, Version, misfit
+from shoal.protocol.versions import OWN, misfit
 from shoal.protocol.vocabulary import UnknownWord, read_frame, read_greeting, said_to
 
 if TYPE_CHECKING:
@@ -42,11 +45,7 @@ if TYPE_CHECKING:
 
 OPEN_TIME_LIMIT_S = 10.0
 
-Answering: TypeAlias = Callable[["PeerId", RequestBody], Awaitable[ResponseBody]]
-
 _OF_VERSIONS = frozenset({"version_unsupported", "unknown_message"})
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -83,18 +82,21 @@ class _Line:
 class Control:
     """Asks peers, and answers them. Made by `open_control`."""
 
-    def __init__(self, network: Network, agent: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, network: Network, agent: str, nursery: trio.Nursery, conduct: Conduct
+    ) -> None:
         self._network = network
-        self._answer: Answering = _answer_nothing
         self._hello = Hello(protocol=OWN, agent=agent)
         self._nursery = nursery
+        self._conduct = conduct
         self._lines: dict[PeerId, _Line] = {}
         self.versions = PeerVersions()
+        self._answers = Answers(conduct, self._greet)
 
     def answer_with(self, answer: Answering) -> None:
         """Begin to serve the control protocol, with ``answer`` for every request."""
-        self._answer = answer
-        self._network.handle(CONTROL_PROTOCOL, self.serve)
+        self._answers.answer = answer
+        self._network.handle(CONTROL_PROTOCOL, self._answers.serve)
 
     async def request(self, peer: PeerId, body: RequestBody, timeout_s: float) -> ResponseBody:
         """Ask a connected peer and wait for its answer.
@@ -108,7 +110,7 @@ class Control:
             RemoteProtocolError: The peer answered with a problem, or with nonsense.
         """
         if peer == self._network.peer_id:
-            answer = await self._answer_guarded(peer, body)
+            answer = await self._answers.answer_guarded(peer, body)
         else:
             with trio.move_on_after(timeout_s):
                 answer = await self._ask(peer, body)
@@ -126,73 +128,10 @@ class Control:
         if line is not None:
             line.fail(NetworkError(f"the link to {peer} is gone", code="link_lost"))
 
-    async def serve(self, stream: ByteStream) -> None:
-        """Answer the requests that come in on one stream, until it ends."""
-        try:
-            async with trio.open_nursery() as nursery:
-                await self._serve_requests(stream, nursery)
-                nursery.cancel_scope.cancel()
-        except* RemoteProtocolError as errors:
-            log.warning(
-                "a peer broke the protocol",
-                peer=stream.remote,
-                error=str(errors.exceptions[0]),
-            )
-            await stream.reset()
-        except* NetworkError:
-            await stream.reset()
-
-    async def _serve_requests(self, stream: ByteStream, nursery: trio.Nursery) -> None:
-        sending = trio.Lock()
-        room = trio.Semaphore(REQUESTS_IN_FLIGHT_LIMIT)
-        theirs: Version | None = None
-        while True:
-            try:
-                data = await receive_message(stream)
-            except StreamClosedError:
-                return
-            if theirs is None:
-                request = read_greeting(data, Request)
-                answer = _greet(request.body, self._hello)
-                if isinstance(request.body, Hello):
-                    theirs = request.body.protocol
-                    self.versions.note(stream.remote, theirs)
-                await send_frame(stream, Response(id=request.id, body=answer))
-                if isinstance(answer, Problem):
-                    return
-                continue
-            heard = read_frame(data, Request, theirs)
-            await room.acquire()  # back-pressure: no further frame is read
-            nursery.start_soon(self._serve_one, stream, heard, theirs, sending, room)
-
-    async def _serve_one(
-        self,
-        stream: ByteStream,
-        request: Request | UnknownWord,
-        theirs: Version,
-        sending: trio.Lock,
-        room: trio.Semaphore,
-    ) -> None:
-        try:
-            if isinstance(request, UnknownWord):
-                answer: ResponseBody = request.problem()
-            else:
-                answer = await self._answer_guarded(stream.remote, request.body)
-            answer = said_to(theirs, answer)
-            async with sending:
-                await send_frame(stream, Response(id=request.id, body=answer))
-        finally:
-            room.release()
-
-    async def _answer_guarded(self, peer: PeerId, body: RequestBody) -> ResponseBody:
-        try:
-            return await self._answer(peer, body)
-        except ShoalError as error:
-            log.info("a request was not served", peer=peer, code=error.code, error=str(error))
-            return Problem(code=error.code[:64], message=error.message[:256])
-        except Exception:  # root of a request: a bug in serving one must not end the others
-            log.exception("a request failed", peer=peer, request=type(body).__name__)
-            return Problem(code="internal", message="this node failed to serve the request")
+    def _greet(self, peer: PeerId, body: RequestBody) -> Hello | Problem:
+        if isinstance(body, Hello):
+            self.versions.note(peer, body.protocol)
+        return _greet(body, self._hello)
 
     async def _ask(self, peer: PeerId, body: RequestBody) -> ResponseBody:
         line = self._lines.setdefault(peer, _Line(peer))
@@ -217,6 +156,8 @@ class Control:
         try:
             theirs = await self._exchange(line, self._hello)
             if not isinstance(theirs, Hello):
+                if not isinstance(theirs, Problem):
+                    self._conduct.broke(line.peer, Offence.UNFITTING_ANSWER, "to hello")
                 problem = _problem(line.peer, theirs)
                 if problem.code == "version_unsupported":
                     self.versions.refuse(line.peer, f"answered: {theirs.message}")
@@ -238,7 +179,13 @@ class Control:
         line.pending[number] = pending
         try:
             async with line.sending:
-                await send_frame(stream, Request(id=number, body=body))
+                try:
+                    await send_frame(stream, Request(id=number, body=body))
+                except NetworkError as error:  # perhaps half a message went out: say no more
+                    if line.stream is stream:
+                        line.fail(error)
+                    await stream.reset()
+                    raise
             await pending.ended.wait()
         finally:
             line.pending.pop(number, None)
@@ -266,7 +213,7 @@ class Control:
         except NetworkError as error:
             failure = error
         except RemoteProtocolError as error:
-            log.warning("a peer broke the protocol", peer=line.peer, error=str(error))
+            self._conduct.broke(line.peer, offence_of_frame(error), error.message)
             failure = error
         if line.stream is stream:
             line.fail(failure)
@@ -274,15 +221,19 @@ class Control:
 
 
 @asynccontextmanager
-async def open_control(network: Network, agent: str) -> AsyncIterator[Control]:
-    """Ask peers for as long as the block runs; `Control.answer_with` answers them too."""
+async def open_control(
+    network: Network, agent: str, conduct: Conduct | None = None
+) -> AsyncIterator[Control]:
+    """Ask peers for as long as the block runs; `Control.answer_with` answers them too.
+
+    Args:
+        network: Whose peers.
+        agent: This node's name for what it runs.
+        conduct: Told of what breaks the protocol.
+    """
     async with trio.open_nursery() as nursery:
-        yield Control(network, agent, nursery)
+        yield Control(network, agent, nursery, conduct or Conduct(network.peer_id))
         nursery.cancel_scope.cancel()
-
-
-async def _answer_nothing(peer: PeerId, body: RequestBody) -> ResponseBody:  # noqa: ARG001
-    return Problem(code="not_ready", message="this node is starting")
 
 
 def _greet(body: RequestBody, own: Hello) -> Hello | Problem:

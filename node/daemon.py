@@ -26,6 +26,7 @@ from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
 from shoal.node.capability import Capability, open_capability
 from shoal.node.challenger import Challenger, open_challenger
+from shoal.node.conduct import Conduct, open_conduct
 from shoal.node.control import open_control
 from shoal.node.front import Daemon
 from shoal.node.home import hold_home, open_home
@@ -106,7 +107,9 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
                 niceness=config.niceness,
             )
         )
-        control = await stack.enter_async_context(open_control(network, AGENT))
+        seeds = await find_seeds(config, swarm_key, journal)
+        conduct = Conduct(identity.peer_id, config.allow, seeds.bootstrap)
+        control = await stack.enter_async_context(open_control(network, AGENT, conduct))
         membership = Membership(
             identity,
             network,
@@ -115,7 +118,8 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
             lambda sequence, lifetime_s: measured.claimed(
                 make_advert(settings(), network, capacity, owner, sequence, lifetime_s)
             ),
-            await find_seeds(config, swarm_key, journal),
+            seeds,
+            conduct.broke,
         )
         owner = OwnerWatch(
             journal,
@@ -151,7 +155,8 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
             rights=rights,
             journal=journal,
             worker=worker,
-            reach=membership.reach,
+            reach=partial(conduct.reach, membership.reach),
+            broke=conduct.broke,
             terms=lambda: make_terms(settings(), identity, capacity, provider, owner),
             proven=partial(is_proven, membership, book),
         )
@@ -189,9 +194,13 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
             jobs_running=jobs,
             owner=owner,
             versions=control.versions,
+            conduct=conduct,
         )
-        blob_server = BlobServer(identity.peer_id, blobs, rights, control.versions.is_newer)
+        blob_server = BlobServer(
+            identity.peer_id, blobs, rights, control.versions.is_newer, conduct.broke
+        )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
+        await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))

@@ -74,11 +74,12 @@ if TYPE_CHECKING:
     from shoal.crypto.identity import Identity
     from shoal.node.blobs import BlobStore
     from shoal.node.capability_views import CapabilityView, ChallengeView
+    from shoal.node.conduct import Conduct
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.logs import Logs
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
-    from shoal.node.records import Answer, Job, JobId, JobSpec, OwnerView, Unit
+    from shoal.node.records import Answer, CutView, Job, JobId, JobSpec, OwnerView, Unit
     from shoal.node.reload import LiveConfig
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
@@ -109,6 +110,7 @@ class Daemon:
     jobs_running: Jobs
     owner: OwnerWatch
     versions: PeerVersions
+    conduct: Conduct
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -148,12 +150,20 @@ class Daemon:
 
     def peers(self) -> list[PeerView]:
         """The other nodes whose adverts are valid now."""
-        return peer_views(self.membership, self.measured.book, self._terms())
+        return peer_views(self.membership, self.measured.book, self._terms(), self.conduct)
 
     def misfits(self) -> list[MisfitView]:
         """Connected peers that this node cannot talk to, and why."""
         found = sorted(self.versions.misfits.items())
         return [MisfitView(peer, why) for peer, why in found]
+
+    def cuts(self) -> list[CutView]:
+        """Peers of which no connection is taken for a while."""
+        return self.conduct.cuts()
+
+    def forgive(self, peer: str) -> None:
+        """Let a peer back in; raises PeerError ``no_such_offender``."""
+        self.conduct.forgive(PeerId(peer))
 
     async def devices(self) -> Inventory:
         """This node's devices, with the memory that is free now, and what is missing."""
@@ -251,6 +261,7 @@ class Daemon:
     async def connect(self, address: str) -> PeerId:
         """Link to a peer by multiaddr; raises ConfigError or NetworkError."""
         peer, place = parse_peer_address(address)
+        self.conduct.check(peer)
         await self.network.connect(peer, [place], DIAL_TIME_LIMIT_S)
         return peer
 

@@ -25,6 +25,7 @@ from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
 from shoal.node.errors import StoreError
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.records import JobId, Unit
+from shoal.node.standing import Offence
 from shoal.node.turns import Turns
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
@@ -61,6 +62,8 @@ class House:
     known: KnownBlobs = field(default_factory=KnownBlobs)
     """What peers are known to have; this node's own user needs no entry."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
+    broke: Callable[[PeerId, str, str], None] = lambda _peer, _offence, _detail: None
+    """Report what a peer did against the rules: see `node.conduct`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
 
@@ -164,14 +167,18 @@ async def hold(
         if usable(house, peer, blob_id):
             return
         stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
-        await fetch_blob(
-            stream,
-            blob_id,
-            house.store,
-            own=house.peer_id,
-            limit_bytes=limit_bytes,
-            newer=house.control.versions.is_newer(peer),
-        )
+        try:
+            await fetch_blob(
+                stream,
+                blob_id,
+                house.store,
+                own=house.peer_id,
+                limit_bytes=limit_bytes,
+                newer=house.control.versions.is_newer(peer),
+            )
+        except RemoteProtocolError as error:
+            house.broke(peer, Offence.BAD_BLOB, error.message)
+            raise
         note_known(house, peer, [blob_id])
 
 

@@ -24,11 +24,14 @@ import trio
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import bidding, pipeline
+from shoal.node.answering import TOO_MANY_REQUESTS
 from shoal.node.errors import JobError, StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S, House, program_blobs, program_of
 from shoal.node.job_views import JobViews
 from shoal.node.records import Answer, Failure, Job, JobId, JobSpec, JobState, UnitState
+from shoal.node.standing import Offence
 from shoal.node.unit_board import UnitBoard
+from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import Reason, Refusal, UnitResult
 
 if TYPE_CHECKING:
@@ -59,6 +62,16 @@ HANDED_BACK = frozenset({Reason.BUSY, Reason.DRAINING, Reason.PAUSED})
 
 COOL_DOWN_BROKEN_S = 5.0
 """After a broken link, or words that broke the protocol."""
+
+COOL_DOWN_TOO_MANY_S = 30.0
+"""After a peer said that it is asked too much: it means all jobs of this node."""
+
+OFFENCES = {
+    "unfitting_answer": Offence.UNFITTING_ANSWER,
+    "unknown_award": Offence.UNFITTING_ANSWER,
+    "unknown_unit": Offence.UNFITTING_ANSWER,
+}
+"""Which words of a provider break the rules: not those that only came too late."""
 
 SETBACKS_LIMIT = 3
 """Broken links in a row after which a peer is not counted on to try a failed unit again."""
@@ -464,13 +477,19 @@ class Jobs:
                 log.warning(
                     "a provider's result is false", peer=peer, code=verdict, error=detail
                 )
+                if verdict != "bad_payload":  # a newer node's receipt, maybe
+                    self._house.broke(peer, Offence.BAD_RESULT, detail)
             case JobError():  # a unit was refused under a lease
                 verdict, detail = problem.code, problem.message
                 wait_s = COOL_DOWN_S.get(Reason(verdict), COOL_DOWN_BROKEN_S)
                 running.setbacks[peer] += 1
             case ShoalError():
-                verdict, detail, wait_s = problem.code, problem.message, COOL_DOWN_BROKEN_S
+                verdict, detail = problem.code, problem.message
+                busy = verdict == TOO_MANY_REQUESTS
+                wait_s = COOL_DOWN_TOO_MANY_S if busy else COOL_DOWN_BROKEN_S
                 running.setbacks[peer] += 1
+                if isinstance(problem, RemoteProtocolError) and verdict in OFFENCES:
+                    self._house.broke(peer, OFFENCES[verdict], detail)
                 log.warning("a lease broke", peer=peer, code=verdict, error=detail)
         running.not_before_s[peer] = trio.current_time() + wait_s
         answer = Answer(running.need.job.id, peer, time.time(), verdict, detail)

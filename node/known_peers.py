@@ -22,6 +22,7 @@ from shoal.node.swarm_key import PUBLIC
 
 if TYPE_CHECKING:
     from shoal.node.bidding import Terms
+    from shoal.node.conduct import Conduct
     from shoal.node.config import Config
     from shoal.node.proofs import ProofBook
     from shoal.node.state import State
@@ -76,7 +77,9 @@ def is_proven(membership: Membership, book: ProofBook, peer: PeerId, device: str
     )
 
 
-def peer_views(membership: Membership, book: ProofBook, terms: Terms) -> list[PeerView]:
+def peer_views(
+    membership: Membership, book: ProofBook, terms: Terms, conduct: Conduct
+) -> list[PeerView]:
     """The other nodes whose adverts are valid now."""
     now_s = trio.current_time()
     views = []
@@ -100,6 +103,7 @@ def peer_views(membership: Membership, book: ProofBook, terms: Terms) -> list[Pe
                 providing=advert.providing,
                 claims=book.claims(advert, wall_ms()),
                 protocol=advert.protocol,
+                standing=conduct.standing_of(peer),
             )
         )
     return sorted(views, key=lambda view: view.peer)

@@ -28,6 +28,7 @@ from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import NetworkError, StoreError
+from shoal.node.standing import Offence
 from shoal.protocol.adverts import AdvertTable, Verdict
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import ADVERT_LIFETIME_LIMIT_S
@@ -154,6 +155,7 @@ class Membership:
 
     Args:
         describe: Gives this node's advert for a sequence and lifetime, to be signed.
+        broke: Told of a peer that passed on an advert which nobody signed.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class Membership:
         journal: State,
         describe: Callable[[int, float], Advert],
         seeds: Seeds,
+        broke: Callable[[PeerId, str, str], None] = lambda _peer, _offence, _detail: None,
     ) -> None:
         self.table = AdvertTable()
         self.links: dict[PeerId, Link] = {}
@@ -173,6 +176,7 @@ class Membership:
         self._journal = journal
         self._describe = describe
         self._seeds = seeds
+        self._broke = broke
         self._back_off: dict[PeerId, BackOff] = {}
         self._dialling: set[PeerId] = set()
         self._missed: set[PeerId] = set()
@@ -386,8 +390,13 @@ class Membership:
         """Compare tables with ``peer`` and give each other what is missing."""
         theirs = await self._control.request(peer, self.table.digest(), EXCHANGE_TIME_LIMIT_S)
         if not isinstance(theirs, Adverts):
+            self._broke(peer, Offence.UNFITTING_ANSWER, "to a digest")
             raise NetworkError(f"{peer} did not answer a digest", code="unfitting_answer")
-        self._take_in(peer, theirs)
+        try:
+            self._take_in(peer, theirs)
+        except VerificationError as error:
+            self._report(peer, error)
+            raise
         if theirs.wanted:
             wanted = [PeerId(text) for text in theirs.wanted]
             adverts = Adverts(adverts=self.table.aged(wanted, trio.current_time()))
@@ -399,7 +408,7 @@ class Membership:
                 self._accept(envelope, age_s)
             except VerificationError as error:
                 log.warning("a peer sent a bad advert", peer=peer, error=str(error))
-                raise
+                raise  # `node.answering` or `_exchange` reports it
 
     def _validate(self, peer: PeerId, message: bytes) -> bool:
         """Gossip's question: is this advert good and news? Stale ones die here."""
@@ -407,8 +416,14 @@ class Membership:
             verdict = self._accept(message, 0.0)
         except VerificationError as error:
             log.warning("a peer gossiped a bad advert", peer=peer, error=str(error))
+            self._report(peer, error)
             return False
         return verdict in {Verdict.NEW, Verdict.KNOWN}
+
+    def _report(self, peer: PeerId, error: VerificationError) -> None:
+        """Report a bad advert, but not one that only a newer node understands."""
+        if error.code != "bad_payload":
+            self._broke(peer, Offence.BAD_ADVERT, error.message)
 
     def _accept(self, envelope: bytes, age_s: float) -> Verdict:
         verdict, advert = self.table.accept(

@@ -109,6 +109,11 @@ class Provider:
         """How many units were handed over and have not ended."""
         return sum(len(c.running) for c in self._conversations.values())
 
+    def drop(self, peer: PeerId) -> None:
+        """End whatever was agreed with a peer, and its units: it is cut."""
+        for key in [key for key in self._conversations if key[0] == peer]:
+            self._forget(key)
+
     async def idle(self) -> None:
         """Wait until no unit runs and no lease is held.
 

@@ -144,6 +144,36 @@ class Answer(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class StandingView(msgspec.Struct, frozen=True):
+    """How a peer that broke the rules of the wire stands with this node.
+
+    Attributes:
+        standing: From 0, where it is cut, to 1, which it regains with time.
+        why: What it did, for a person.
+        offences: How often it did what, by `node.standing.Offence`.
+    """
+
+    standing: float
+    why: str
+    offences: dict[str, int]
+
+
+class CutView(msgspec.Struct, frozen=True):
+    """A peer of which no connection is taken for a while.
+
+    Attributes:
+        since: In seconds since the epoch, as `until`.
+        why: What it did, for a person.
+        friend: Whether it is on the allow list.
+    """
+
+    peer: PeerId
+    since: float
+    until: float
+    why: str
+    friend: bool = False
+
+
 class PeerView(msgspec.Struct, frozen=True):
     """One row of ``shoal peers``: a node whose advert is valid now."""
 
@@ -162,6 +192,8 @@ class PeerView(msgspec.Struct, frozen=True):
     claims: tuple[Claim, ...] = ()
     protocol: tuple[int, int] = (0, 0)
     """The (major, minor) that it speaks, by its advert."""
+    standing: StandingView | None = None
+    """None for a peer that kept to the rules."""
 
 
 class MisfitView(msgspec.Struct, frozen=True):

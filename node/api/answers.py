@@ -38,6 +38,7 @@ _STATUS_OF_CODE = {
     "disk_full": 507,
     "draining": 503,
     "no_such_job": 404,
+    "no_such_offender": 404,
     "no_such_output": 404,
     "no_such_peer": 404,
     "no_such_receipt": 404,

@@ -65,6 +65,13 @@ class _Connect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema_version: int = 1
 
 
+class _Forgive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/forgive."""
+
+    peer: str
+    schema_version: int = 1
+
+
 class _Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/resume; no device means every pause."""
 
@@ -101,6 +108,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
     routes = (
         ("GET", "/v1/status", api.status),
         ("GET", "/v1/peers", api.peers),
+        ("POST", "/v1/forgive", api.forgive),
         ("GET", "/v1/devices", api.devices),
         ("POST", "/v1/pause", api.pause),
         ("POST", "/v1/resume", api.resume),
@@ -165,7 +173,18 @@ class _Api:
         return answer(msgspec.structs.asdict(self._daemon.status()))
 
     async def peers(self, _request: Request) -> Response:
-        return answer({"peers": self._daemon.peers(), "misfits": self._daemon.misfits()})
+        return answer(
+            {
+                "peers": self._daemon.peers(),
+                "misfits": self._daemon.misfits(),
+                "cut": self._daemon.cuts(),
+            }
+        )
+
+    async def forgive(self, request: Request) -> Response:
+        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Forgive)
+        self._daemon.forgive(wanted.peer)
+        return answer({"peer": wanted.peer})
 
     async def devices(self, _request: Request) -> Response:
         found = await self._daemon.devices()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.records import (
         Answer,
+        CutView,
         Job,
         JobId,
         JobSpec,
@@ -85,6 +86,14 @@ class DaemonFacade(Protocol):
 
     def misfits(self) -> list[MisfitView]:
         """Connected peers that this node cannot talk to, and why."""
+        ...
+
+    def cuts(self) -> list[CutView]:
+        """Peers of which no connection is taken for a while."""
+        ...
+
+    def forgive(self, peer: str) -> None:
+        """Let a peer back in; raises PeerError ``no_such_offender``."""
         ...
 
     async def devices(self) -> Inventory:

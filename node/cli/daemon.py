@@ -33,7 +33,7 @@ from shoal.node.errors import (
     WaitTimeoutError,
 )
 from shoal.node.home import holder_of, home_in_use, open_home
-from shoal.node.records import PeerView, Status
+from shoal.node.records import CutView, PeerView, Status
 
 if TYPE_CHECKING:
     from shoal.node.client import Client
@@ -112,22 +112,28 @@ def status(*, daemon: Daemon | None = None) -> None:
         _print_status(client.status(), as_json=daemon.as_json)
 
 
-def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
+def peers(
+    *, connect: str | None = None, forgive: str | None = None, daemon: Daemon | None = None
+) -> None:
     """List the other nodes of the network as this one sees them.
 
     Peers that are connected and cannot be talked to follow, each with the reason, such
-    as which of the two to upgrade.
+    as which of the two to upgrade. Then those that broke the rules of the wire, with
+    what they did; of one that is cut no connection is taken until the time that is shown.
 
     Args:
         connect: Link to the node at this address first; as those of `bootstrap`.
+        forgive: Let the peer of this id back in first, and forget what it did.
     """
     daemon = daemon or Daemon()
     with daemon.client() as client:
+        if forgive is not None:
+            client.forgive(forgive)
         if connect is not None:
             client.connect(connect)
-        found, misfits = client.peers(), client.misfits()
+        found, misfits, cut = client.peers(), client.misfits(), client.cuts()
     if daemon.as_json:
-        print_json({"peers": found, "misfits": misfits})
+        print_json({"peers": found, "misfits": misfits, "cut": cut})
         return
     if found:
         _print_peers(found)
@@ -135,6 +141,30 @@ def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
         note("no peers yet; nodes to join through are set as `bootstrap`")
     for misfit in misfits:
         note(f"{misfit.peer} is connected and {misfit.why}")
+    _print_offenders([view for view in found if view.standing is not None], cut)
+
+
+def _print_offenders(offenders: Sequence[PeerView], cut: Sequence[CutView]) -> None:
+    """Who broke the rules, and who is cut for it."""
+    cut_peers = {view.peer for view in cut}
+    lowered = [view for view in offenders if view.standing and view.peer not in cut_peers]
+    if lowered:
+        print()
+        print_table(
+            ("STANDING LOWERED", "STANDING", "IT"),
+            ((v.peer, f"{v.standing.standing:.0%}", v.standing.why) for v in lowered),
+        )
+    if cut:
+        print()
+        print_table(
+            ("CUT", "SINCE", "UNTIL", "IT"),
+            ((v.peer, _clock_text(v.since), _clock_text(v.until), v.why) for v in cut),
+        )
+
+
+def _clock_text(epoch_s: float) -> str:
+    """A time of today by this machine's clock: cuts are shorter than a day."""
+    return time.strftime("%H:%M:%S", time.localtime(epoch_s))
 
 
 def _print_peers(found: Sequence[PeerView]) -> None:

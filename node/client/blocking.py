@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shoal.node.client.flows import Model
     from shoal.node.records import (
         Answer,
+        CutView,
         LogLevelView,
         MisfitView,
         OwnerView,
@@ -94,6 +95,18 @@ class Client:
     def misfits(self) -> list[MisfitView]:
         """Peers that are connected and cannot be talked to, each with the reason."""
         return self._drive(flows.misfits())
+
+    def cuts(self) -> list[CutView]:
+        """The peers that are cut for what they did, though no advert of theirs is known."""
+        return self._drive(flows.cuts())
+
+    def forgive(self, peer: str) -> None:
+        """Let a peer that is cut back in, and forget what it did.
+
+        Raises:
+            DaemonError: ``no_such_offender``.
+        """
+        self._drive(flows.forgive(peer))
 
     def devices(self) -> list[Device]:
         """The daemon's devices."""

@@ -27,6 +27,7 @@ from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError, WaitTimeoutError
 from shoal.node.records import (
     Answer,
+    CutView,
     Failure,
     Job,
     JobSpec,
@@ -105,6 +106,17 @@ def peers() -> Flow[list[PeerView]]:
 def misfits() -> Flow[list[MisfitView]]:
     """The connected peers that the daemon cannot talk to."""
     return (yield from _get("/v1/peers", "misfits", list[MisfitView]))
+
+
+def cuts() -> Flow[list[CutView]]:
+    """The peers that are cut for what they did."""
+    return (yield from _get("/v1/peers", "cut", list[CutView]))
+
+
+def forgive(peer: str) -> Flow[None]:
+    """Let a peer that is cut back in."""
+    body = msgspec.json.encode({"peer": peer})
+    yield from _json(Request("POST", "/v1/forgive", body=body))
 
 
 def devices() -> Flow[list[Device]]:

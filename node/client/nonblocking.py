@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from shoal.node.client.flows import Model
     from shoal.node.records import (
         Answer,
+        CutView,
         LogLevelView,
         MisfitView,
         OwnerView,
@@ -96,6 +97,18 @@ class AsyncClient:
     async def misfits(self) -> list[MisfitView]:
         """Peers that are connected and cannot be talked to; see `Client.misfits`."""
         return await self._drive(flows.misfits())
+
+    async def cuts(self) -> list[CutView]:
+        """The peers that are cut for what they did, though no advert of theirs is known."""
+        return await self._drive(flows.cuts())
+
+    async def forgive(self, peer: str) -> None:
+        """Let a peer that is cut back in, and forget what it did.
+
+        Raises:
+            DaemonError: ``no_such_offender``.
+        """
+        await self._drive(flows.forgive(peer))
 
     async def devices(self) -> list[Device]:
         """The daemon's devices."""

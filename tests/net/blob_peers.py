@@ -33,17 +33,21 @@ class Pipe:
         self.sent = b""
         self._stream = stream
 
+    async def receive_some(self, limit):
+        try:
+            some = await self._stream.receive_some(limit)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise NetworkError("the stream broke") from error
+        self.received_bytes += len(some)
+        return bytes(some)
+
     async def receive_exactly(self, count):
         received = bytearray()
         while len(received) < count:
-            try:
-                some = await self._stream.receive_some(count - len(received))
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise NetworkError("the stream broke") from error
+            some = await self.receive_some(count - len(received))
             if not some:
                 raise NetworkError("cut") if received else StreamClosedError("closed")
             received += some
-        self.received_bytes += count
         return bytes(received)
 
     async def send_all(self, data):

@@ -1,0 +1,186 @@
+"""What follows from an offence: it is logged, and its peer is cut where it was one too many.
+
+The one place through which every module reports what a peer did against the rules,
+and asks whether a peer is to be dealt with at all. What counts how much is decided
+in `node.standing`; here are its effects. A cut peer's connections are ended, and
+with them, in the ordinary way of a link that is lost, everything that hung on them:
+its units go to other providers, and those that run here for it are ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from shoal.node.errors import NetworkError, PeerError
+from shoal.node.records import CutView, StandingView
+from shoal.node.standing import FULL, Offence, Standing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.network import Network
+
+SWEEP_INTERVAL_S = 1.0
+"""How long a cut peer that connected all the same may stay: the network refuses it at
+the door, but for one that was at the door when it was cut."""
+
+log = structlog.get_logger(__name__)
+
+
+class Conduct:
+    """How peers behave, as this node saw it.
+
+    Args:
+        own: This node, which commits no offences.
+        friends: Peers on the allow list.
+        seeds: Peers that this node joins its network by.
+    """
+
+    def __init__(
+        self, own: PeerId, friends: Collection[PeerId] = (), seeds: Collection[PeerId] = ()
+    ) -> None:
+        self.friends = frozenset(friends)
+        self._own = own
+        self._standing = Standing({*friends, *seeds})
+        self._cut = trio.Event()
+
+    def broke(self, peer: PeerId, offence: str, detail: str = "") -> None:
+        """Note an offence.
+
+        It does not block and never raises, so that it can be called from anywhere.
+
+        Args:
+            peer: Who.
+            offence: One of `Offence`; any other word counts as the protocol broken.
+            detail: What exactly, for the log.
+        """
+        if peer == self._own:
+            return
+        try:
+            offence = Offence(offence)
+        except ValueError:
+            offence, detail = Offence.PROTOCOL_BROKEN, f"{offence} {detail}".strip()
+        now_s = trio.current_time()
+        cut = self._standing.note(peer, offence, now_s)
+        if cut is None:
+            log.info("a peer broke the rules", peer=peer, offence=offence.value, detail=detail)
+            return
+        assert cut.cut_until_s is not None
+        log.warning(
+            "a peer is cut",
+            peer=peer,
+            why=cut.why,
+            for_s=cut.cut_until_s - now_s,
+            detail=detail,
+        )
+        self._cut.set()
+
+    def refused(self, peer: PeerId) -> str | None:
+        """Why no connection of a peer is taken or opened now; None where one may be."""
+        return self._standing.cut_for(peer, trio.current_time())
+
+    def check(self, peer: PeerId) -> None:
+        """Raise where a peer is cut now.
+
+        Raises:
+            NetworkError: ``peer_cut``, saying why and for how long.
+        """
+        why = self.refused(peer)
+        if why is not None:
+            raise NetworkError(
+                f"{peer} is cut: {why}",
+                code="peer_cut",
+                hint=f"`shoal peers --forgive {peer}` lets it back in before",
+            )
+
+    async def reach(self, reach: Callable[[PeerId], Awaitable[None]], peer: PeerId) -> None:
+        """Connect to a peer by ``reach``, unless it is cut; raises as `check` and ``reach``."""
+        self.check(peer)
+        await reach(peer)
+
+    def forgive(self, peer: PeerId) -> None:
+        """Put a peer back into full standing.
+
+        Raises:
+            PeerError: ``no_such_offender``: nothing bad is known of it.
+        """
+        if not self._standing.forgive(peer):
+            raise PeerError(
+                f"nothing is held against {peer[:64]}",
+                code="no_such_offender",
+                hint="`shoal peers` lists who is cut",
+            )
+        log.info("a peer was forgiven", peer=peer)
+
+    # --- views ---
+
+    def standing_of(self, peer: PeerId) -> StandingView | None:
+        """A peer's standing, where it is not full."""
+        record = self._standing.record(peer, trio.current_time())
+        return record and StandingView(
+            standing=record.standing / FULL,
+            why=record.why,
+            offences={offence.value: count for offence, count in record.offences},
+        )
+
+    def cuts(self) -> list[CutView]:
+        """Who is cut now, the newest last."""
+        now_s, now = trio.current_time(), time.time()
+        return [
+            CutView(
+                peer=record.peer,
+                since=now + record.cut_since_s - now_s,
+                until=now + record.cut_until_s - now_s,
+                why=record.why,
+                friend=record.peer in self.friends,
+            )
+            for record in self._standing.records(now_s)
+            if record.cut_since_s is not None and record.cut_until_s is not None
+        ]
+
+    # --- effects ---
+
+    async def keep_cutting(self, network: Network, drop: Callable[[PeerId], None]) -> None:
+        """End the connections of whoever is cut, for ever."""
+        async with trio.open_nursery() as nursery:
+            ending: set[PeerId] = set()
+
+            async def end(peer: PeerId) -> None:
+                try:
+                    drop(peer)
+                    await network.disconnect(peer)
+                finally:
+                    ending.discard(peer)
+
+            while True:
+                for peer in network.connected() - ending:
+                    if self.refused(peer) is not None:
+                        ending.add(peer)
+                        nursery.start_soon(end, peer)
+                with trio.move_on_after(SWEEP_INTERVAL_S):
+                    await self._cut.wait()
+                self._cut = trio.Event()
+
+
+@asynccontextmanager
+async def open_conduct(
+    conduct: Conduct, network: Network, drop: Callable[[PeerId], None]
+) -> AsyncIterator[Conduct]:
+    """Cut peers for as long as the block runs.
+
+    Args:
+        conduct: Says who is cut.
+        network: Whose connections end.
+        drop: Told of each, before its connections end: to end what runs for it.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(conduct.keep_cutting, network, drop)
+        yield conduct
+        nursery.cancel_scope.cancel()
