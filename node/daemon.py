@@ -35,6 +35,7 @@ from shoal.node.control import open_control
 from shoal.node.explain import explain
 from shoal.node.home import hold_home, open_home
 from shoal.node.house import House, program_of
+from shoal.node.introductions import Introductions
 from shoal.node.jobs import Jobs, open_jobs
 from shoal.node.known_peers import (
     find_seeds,
@@ -54,6 +55,7 @@ from shoal.node.private_network import PrivateNetwork
 from shoal.node.proofs import ProofBook
 from shoal.node.prover import Prover
 from shoal.node.provider import Provider, open_provider
+from shoal.node.reachability import Reachability, open_reachability
 from shoal.node.records import PeerView, Status
 from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
@@ -65,8 +67,11 @@ from shoal.protocol.messages import (
     Call,
     Cancel,
     Challenge,
+    DialBack,
     Digest,
     Draw,
+    Introduce,
+    Introduction,
     Problem,
     ProofOffer,
     Release,
@@ -122,6 +127,8 @@ class Daemon:
     provider: Provider
     jobs_running: Jobs
     owner: OwnerWatch
+    reachability: Reachability
+    introductions: Introductions
     started_at_s: float = field(default_factory=trio.current_time)
 
     def status(self) -> Status:
@@ -146,6 +153,7 @@ class Daemon:
             sandbox=self.worker.sandbox,
             sandboxed=self.capacity.sandboxed,
             owner=self._owner(),
+            reachability=self.reachability.view(),
         )
 
     def peers(self) -> list[PeerView]:
@@ -269,6 +277,10 @@ class Daemon:
                 return await self.provider.answer(peer, body)
             case Challenge() | Draw() | ProofOffer():
                 return await self.prover.answer(peer, body)
+            case DialBack():
+                return await self.reachability.answer(peer, body)
+            case Introduce() | Introduction():
+                return await self.introductions.answer(peer, body)
         return Problem(code="out_of_turn", message="a stream is greeted once")
 
 
@@ -313,9 +325,25 @@ async def serve(
             control,
             journal,
             lambda sequence, lifetime_s: measured.claimed(
-                make_advert(config, network, capacity, owner, sequence, lifetime_s)
+                make_advert(
+                    config,
+                    network.peer_id,
+                    reached.advertised(),
+                    capacity,
+                    owner,
+                    sequence,
+                    lifetime_s,
+                )
             ),
             await find_seeds(config, swarm_key, journal),
+        )
+        reached = Reachability(network, control, membership)
+        introductions = Introductions(
+            network,
+            control,
+            membership,
+            verdict=lambda: reached.judgement().verdict,
+            welcome=lambda peer: peer not in config.deny,
         )
         owner = OwnerWatch(
             journal,
@@ -351,7 +379,7 @@ async def serve(
             rights=rights,
             journal=journal,
             worker=worker,
-            reach=membership.reach,
+            reach=introductions.reach,
             terms=lambda: make_terms(config, identity, capacity, provider, owner),
             proven=partial(is_proven, membership, book),
         )
@@ -386,11 +414,14 @@ async def serve(
             provider=provider,
             jobs_running=jobs,
             owner=owner,
+            reachability=reached,
+            introductions=introductions,
         )
         network.handle(BLOB_PROTOCOL, BlobServer(identity.peer_id, blobs, rights).serve)
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))
+        await stack.enter_async_context(open_reachability(reached))
         await stack.enter_async_context(open_owner_watch(owner))
         await stack.enter_async_context(open_challenger(challenger))
         await jobs.resume()  # before a client can submit one

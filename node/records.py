@@ -212,6 +212,20 @@ class OwnerView(msgspec.Struct, frozen=True):
     use: float | None = None
 
 
+class ReachabilityView(msgspec.Struct, frozen=True):
+    """How others reach this node.
+
+    Attributes:
+        verdict: ``public``, ``private``, ``blocked`` or ``unknown``.
+        sentence: The same for a person, with what to do.
+        evidence: A line for each peer that dialled this node back, the newest first.
+    """
+
+    verdict: str
+    sentence: str
+    evidence: tuple[str, ...] = ()
+
+
 class Status(msgspec.Struct, frozen=True):
     """The answer of ``shoal status``.
 
@@ -241,3 +255,4 @@ class Status(msgspec.Struct, frozen=True):
     sandboxed: bool = False
     """Whether that is enough for strangers' programs."""
     owner: OwnerView | None = None
+    reachability: ReachabilityView | None = None

@@ -154,6 +154,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("version", f"{found.version}, protocol {found.protocol_version}"),
             ("network", network_text(found.network, found.network_fingerprint)),
             *(("address", address) for address in found.addresses),
+            *_reachability_pairs(found),
             ("up for", duration_text(found.uptime_s)),
             ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),
             ("jobs", f"{found.jobs_running} running"),
@@ -166,6 +167,13 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("process", found.pid),
         ]
     )
+
+
+def _reachability_pairs(found: Status) -> list[tuple[str, str]]:
+    if found.reachability is None:
+        return []
+    evidence = [("evidence", line) for line in found.reachability.evidence]
+    return [("reachability", found.reachability.sentence), *evidence]
 
 
 def _start_detached(config: Config, given: dict[str, object], *, as_json: bool) -> int:
