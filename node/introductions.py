@@ -122,9 +122,11 @@ class Introductions:
                 ``not_introduced`` where an introduction failed too; else as
                 `Membership.reach`.
         """
+        if peer == self._membership.own or peer in self._network.connected():
+            return
         entry = self._membership.table.get(peer)
         via = [PeerId(each) for each in entry.advert.via] if entry else []
-        if peer in self._network.connected() or not via:
+        if not via:
             await self._membership.reach(peer)
             return
         failures: list[NetworkError] = []
@@ -152,7 +154,7 @@ class Introductions:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dial)
             nursery.start_soon(be_introduced)
-        if peer not in self._network.connected():
+        if not nursery.cancel_scope.cancel_called:
             told = [error for error in failures if error.code in _OF_INTRODUCTIONS]
             raise (told or failures)[0]
 

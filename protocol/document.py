@@ -180,6 +180,7 @@ def document() -> str:
         REACHABILITY,
         _passage(reachability, "A node asks a few peers", "A report counts"),
         DIAL_BACK,
+        _reasons(messages.Outcome),
         NEGOTIATION,
         _passage(negotiation, "A bid binds for", "Prior art"),
         "### The requester\n",
