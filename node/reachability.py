@@ -106,7 +106,9 @@ class Reachability:
         while True:
             await trio.sleep(TICK_S)
             self._notice_move()
-            asked = self._asking.choose(self._askable(), verdict, trio.current_time())
+            asked = self._asking.choose(
+                self._askable(), self.judgement().verdict, trio.current_time()
+            )
             async with trio.open_nursery() as nursery:
                 for peer in asked:
                     nursery.start_soon(self._ask, peer)

@@ -217,10 +217,8 @@ def judge(
             f"{_peers(reports, outside, works=True)} reached us at {_at(outside)}",
         )
     if loopback_only:
-        what = "nodes elsewhere are reached by this one only" if distant else "no others are"
         return judged(
-            Verdict.PRIVATE,
-            f"it listens on loopback only, so that nodes on this machine reach it and {what}",
+            Verdict.PRIVATE, "it listens on loopback only, where nodes on this machine reach it"
         )
     if working and not untried:
         but = f"; {_failure(reports, failing)}" if failing else ""
@@ -383,7 +381,7 @@ def advertise(
                 (report.seen_as, port)
                 for report in reports
                 for port in report.shown
-                if scope_of(report.seen_as) is Scope.LAN
+                if (report.seen_as, port) in listening
             ]
             places = (*judgement.working, *shown, *kept)
         case Verdict.PRIVATE | Verdict.BLOCKED:
@@ -461,5 +459,5 @@ class Asking:
         return chosen
 
     def start_over(self) -> None:
-        """Ask again soon: this node is not where it was. Peers are still spared."""
-        self._round_at_s = -math.inf
+        """Ask everybody again, a round at a time: this node is not where it was."""
+        self._asked_at_s.clear()
