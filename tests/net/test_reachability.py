@@ -492,12 +492,14 @@ async def test_a_node_that_cannot_be_dialled_is_reached_and_streams_go_both_ways
             assert isinstance(answer, DialedBack)
 
 
-async def test_a_node_that_is_reached_already_needs_no_introduction():
+async def test_who_is_connected_and_a_node_to_itself_need_no_introduction():
     async with three() as (requester, introducer, hidden):
         introducer.control.answer_with(None)
+        requester.known.take(requester.advert(via=(introducer.peer,), sequence=3))
         await requester.introductions.reach(requester.peer)
         await link(hidden, requester)
         await requester.introductions.reach(hidden.peer)
+        assert introducer.peer not in requester.network.connected()
 
 
 async def test_an_introducer_that_is_not_linked_says_so_and_the_error_names_it():

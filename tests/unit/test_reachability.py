@@ -132,6 +132,13 @@ def test_a_network_whose_peers_disagree_has_no_vote():
     assert found.verdict is Verdict.UNKNOWN
 
 
+def test_as_many_votes_against_as_for_decide_nothing():
+    ips = (*WITNESSES, "198.18.9.1")
+    outcomes = (Outcome.WORKED, Outcome.WORKED, Outcome.REFUSED, Outcome.REFUSED)
+    found = judged(*map(report, ips, outcomes))
+    assert (found.verdict, found.working, found.failing) == (Verdict.UNKNOWN, (), ())
+
+
 def test_a_node_that_only_its_own_network_reaches_is_private():
     near = [report(f"192.168.1.{host}", seen_as=INSIDE) for host in (2, 3)]
     found = judged(*near)
