@@ -8,15 +8,17 @@ difference to control and blob streams. Two nodes of which neither can be dialle
 an error that says so; nothing is relayed.
 
 Where a dial may be aimed. The introduced node dials no address that anybody tells it:
-only those in the advert that the requester signed, as any node dials those of adverts
+only those in an advert that the requester signed, as any node dials those of adverts
 that came by gossip. An introducer can so at worst have it dial a node that did not
-ask. A requester could sign an advert with a third party's addresses, which gossip
-would spread just as well; what an introduction adds is the moment, and that is
-rationed: for each requester, for each introducer and in all, on both the introducer's
-side and the introduced node's. The bytes that arrive there are the constant ones that
-begin every libp2p connection. And nobody reaches further in than they stand: an
-introducer on the internet has no addresses of private ranges dialled, and one in the
-local network none on loopback, so that no service behind a NAT can be knocked at.
+ask, or where that node was once; how old the advert is need not be known, since the
+dial finds out who is there. A requester could sign an advert with a third party's
+addresses, which gossip would spread just as well; what an introduction adds is the
+moment, and that is rationed: for each requester, for each introducer and in all, on
+both the introducer's side and the introduced node's. The bytes that arrive there are
+the constant ones that begin every libp2p connection. And nobody reaches further in
+than they stand: an introducer on the internet has no addresses of private ranges
+dialled, and one in the local network none on loopback, so that no service behind a
+NAT can be knocked at.
 """
 
 from __future__ import annotations
@@ -31,9 +33,8 @@ from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.addresses import parse_address
 from shoal.node.errors import ConfigError, NetworkError
-from shoal.node.membership import DIAL_TIME_LIMIT_S
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.messages import Adverts, Done, Introduce, Introduction, NotIntroduced
+from shoal.protocol.messages import Done, Introduce, Introduction, NotIntroduced
 from shoal.protocol.rates import Rates
 from shoal.protocol.reachability import Scope, Verdict, scope_of
 from shoal.protocol.statements import open_advert
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from shoal.node.membership import Membership
     from shoal.node.network import Network
 
+DIAL_TIME_LIMIT_S = 5.0
 HEAD_START_S = 0.5
 """What a dial of the node's own addresses gets before an introduction is asked for."""
 
@@ -126,15 +128,16 @@ class Introductions:
             return
         entry = self._membership.table.get(peer)
         via = [PeerId(each) for each in entry.advert.via] if entry else []
-        if not via:
+        if entry is None or not via:
             await self._membership.reach(peer)
             return
+        addresses = entry.advert.addresses
         failures: list[NetworkError] = []
         direct_ended = trio.Event()
 
         async def dial() -> None:
-            try:
-                await self._membership.reach(peer)
+            try:  # not by `Membership.reach`, which forgets a node that does not answer
+                await self._network.connect(peer, addresses, DIAL_TIME_LIMIT_S)
             except NetworkError as error:
                 failures.append(error)
                 direct_ended.set()
@@ -194,9 +197,11 @@ class Introductions:
     async def _ask(self, introducer: PeerId, peer: PeerId) -> None:
         """Ask one introducer; returns once the node is connected."""
         await self._membership.reach(introducer)
-        (advert,) = self._membership.table.aged([self._membership.own], trio.current_time())
+        own = self._membership.table.get(self._membership.own)
+        if own is None:
+            raise NetworkError("this node has no advert yet")
         answer = await self._control.request(
-            introducer, Introduce(peer=peer, advert=advert), INTRODUCE_TIME_LIMIT_S
+            introducer, Introduce(peer=peer, advert=own.envelope), INTRODUCE_TIME_LIMIT_S
         )
         if isinstance(answer, NotIntroduced):
             raise NetworkError(answer.detail, code="not_introduced")
@@ -234,8 +239,7 @@ class Introductions:
                 return await self._dial(peer, request)
 
     async def _pass_on(self, requester: PeerId, request: Introduce) -> Done | NotIntroduced:
-        envelope, _ = request.advert
-        if open_advert(envelope).peer != requester:
+        if open_advert(request.advert).peer != requester:
             raise RemoteProtocolError(
                 f"{requester} wants to be introduced by another node's advert",
                 code="not_its_advert",
@@ -252,9 +256,7 @@ class Introductions:
         self._passing_on += 1
         try:
             answer = await self._control.request(
-                node,
-                Introduction(requester=requester, advert=request.advert),
-                PASS_ON_TIME_LIMIT_S,
+                node, Introduction(advert=request.advert), PASS_ON_TIME_LIMIT_S
             )
         except ShoalError as error:
             return NotIntroduced(detail=f"it did not answer: {error.message}"[:DETAIL_LIMIT])
@@ -265,7 +267,8 @@ class Introductions:
         return NotIntroduced(detail="it answered with nonsense")
 
     async def _dial(self, introducer: PeerId, request: Introduction) -> Done | NotIntroduced:
-        requester, now_s = PeerId(request.requester), trio.current_time()
+        advert = open_advert(request.advert)
+        requester, now_s = PeerId(advert.peer), trio.current_time()
         if not self._welcome(requester):
             return NotIntroduced(detail="it does not want a connection to this requester")
         if requester == self._membership.own or requester in self._network.connected():
@@ -279,11 +282,10 @@ class Introductions:
             and self._in_all.admits("told", now_s)
         ):
             return NotIntroduced(detail="it is introduced too often")
-        await self._membership.answer(introducer, Adverts(adverts=(request.advert,)))
-        entry = self._membership.table.get(requester)
-        if entry is None:  # expired, or older than what is known to be dead
-            return NotIntroduced(detail="the requester's advert is not valid there any more")
-        addresses = may_dial(entry.advert.addresses, parse_address(remote).host)
+        held = self._membership.table.get(requester)
+        if held is not None and held.advert.sequence > advert.sequence:
+            advert = held.advert
+        addresses = may_dial(advert.addresses, parse_address(remote).host)
         if not addresses:
             return NotIntroduced(detail="the requester has no address that others can dial")
         self._dialling += 1

@@ -315,14 +315,13 @@ class Introduce(_Message, frozen=True, tag="introduce"):
     """
 
     peer: PeerText
-    advert: AgedAdvert
+    advert: EnvelopeBytes
 
 
 class Introduction(_Message, frozen=True, tag="introduction"):
-    """Tells a node that ``requester`` would be dialled by it, at its advert's addresses."""
+    """Tells a node that the signer of an advert would be dialled by it, at its addresses."""
 
-    requester: PeerText
-    advert: AgedAdvert
+    advert: EnvelopeBytes
 
 
 class NotIntroduced(_Message, frozen=True, tag="not_introduced"):

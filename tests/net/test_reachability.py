@@ -83,11 +83,6 @@ class Known:
         entry = self.table.get(peer)
         await self._network.connect(peer, entry.advert.addresses if entry else (), 2)
 
-    async def answer(self, peer, message):
-        for envelope, age_s in message.adverts:
-            self.take(envelope, age_s)
-        return Done()
-
     def take(self, envelope, age_s=0.0):
         self.table.accept(envelope, age_s=age_s, now_s=trio.current_time(), wall_ms=WALL_MS)
 
@@ -551,7 +546,7 @@ async def test_a_node_need_not_take_part():
 async def test_nobody_is_introduced_by_anothers_advert():
     async with three() as (requester, introducer, hidden), open_node() as victim:
         await requester.introductions.reach(introducer.peer)
-        aimed = Introduce(peer=hidden.peer, advert=(victim.advert(), 0.0))
+        aimed = Introduce(peer=hidden.peer, advert=victim.advert())
         with pytest.raises(RemoteProtocolError, match="another node's advert"):
             await requester.control.request(introducer.peer, aimed, 5)
         assert not hidden.network.connected() & {victim.peer}
@@ -562,7 +557,7 @@ async def test_an_introducer_cannot_make_addresses_up():
         forged = introducer.advert(peer=requester.peer, addresses=("/ip4/127.0.0.3/tcp/80",))
         dialled = []
         hidden.network.connect = lambda *a: dialled.append(a)
-        told = Introduction(requester=requester.peer, advert=(forged, 0.0))
+        told = Introduction(advert=forged)
         with pytest.raises(RemoteProtocolError):
             await introducer.control.request(hidden.peer, told, 5)
         with pytest.raises(VerificationError):
@@ -570,10 +565,19 @@ async def test_an_introducer_cannot_make_addresses_up():
         assert not dialled
 
 
+async def test_a_newer_advert_that_the_node_holds_already_counts_in_place_of_an_older_one():
+    async with three() as (requester, introducer, hidden):
+        old = requester.advert(addresses=("/ip4/127.0.0.3/tcp/80",), sequence=1)
+        hidden.known.take(requester.advert(sequence=2))
+        answer = await introducer.control.request(hidden.peer, Introduction(advert=old), 5)
+        assert answer == Done()
+        assert hidden.network.remote_address(requester.peer) == requester.places[0]
+
+
 async def test_who_is_not_linked_introduces_nobody():
     async with three() as (requester, introducer, hidden):
         del hidden.known.links[introducer.peer]
-        told = Introduction(requester=requester.peer, advert=(requester.advert(), 0.0))
+        told = Introduction(advert=requester.advert())
         answer = await introducer.control.request(hidden.peer, told, 5)
         assert answer == NotIntroduced(detail="it is not linked to the introducer")
 
@@ -599,7 +603,7 @@ async def test_a_flood_of_introductions_is_passed_on_and_dialled_a_few_times():
         answers = []
 
         async def ask():
-            asked = Introduce(peer=hidden.peer, advert=(requester.advert(), 0.0))
+            asked = Introduce(peer=hidden.peer, advert=requester.advert())
             answers.append(await requester.control.request(introducer.peer, asked, 10))
 
         async with trio.open_nursery() as nursery:
@@ -624,7 +628,7 @@ async def test_introductions_that_hang_are_bounded(monkeypatch):
         answers = []
 
         async def ask():
-            asked = Introduce(peer=hidden.peer, advert=(requester.advert(), 0.0))
+            asked = Introduce(peer=hidden.peer, advert=requester.advert())
             answers.append(await requester.control.request(introducer.peer, asked, 10))
 
         async with trio.open_nursery() as nursery:
