@@ -202,7 +202,9 @@ class Network:
         self.peer_id = identity.peer_id
         self._private = private
         self._bound = [listener.socket.getsockname()[:2] for listener in listeners]
+        self._expects: Callable[[PeerId, bytes], bool] = lambda _peer, _token: False
         self._host = libp2p_compat.make_host(identity, self.addresses())
+        answer_dial_backs(self._host, lambda peer, token: self._expects(peer, token))
         self._swarm = self._host.get_network()
         self._gossip_rates: dict[PeerId, _Rate] = {}
         self._gossip = libp2p_compat.Gossip(self._host, self._admits_gossip)
@@ -331,9 +333,9 @@ class Network:
 
     # -- dial-backs --
 
-    def answer_dial_backs(self, expects: Callable[[PeerId, bytes], bool]) -> None:
-        """Answer the dial-backs whose peer and token ``expects`` knows (`node.dial_back`)."""
-        answer_dial_backs(self._host, expects)
+    def expect_dial_backs(self, expects: Callable[[PeerId, bytes], bool]) -> None:
+        """Answer the dial-backs whose peer and token ``expects`` knows, and no others."""
+        self._expects = expects
 
     async def dial_back(
         self, peer: PeerId, ip: str, port: int, token: bytes, timeout_s: float

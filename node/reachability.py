@@ -68,7 +68,7 @@ class Reachability:
             reachability.DIAL_BACKS_TOTAL_PER_S, reachability.DIAL_BACKS_TOTAL_BURST
         )
         self._serving = 0
-        network.answer_dial_backs(self._came_in)
+        network.expect_dial_backs(self._came_in)
 
     # -- what is known --
 
