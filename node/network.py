@@ -204,7 +204,7 @@ class Network:
         self._bound = [listener.socket.getsockname()[:2] for listener in listeners]
         self._expects: Callable[[PeerId, bytes], bool] = lambda _peer, _token: False
         self._host = libp2p_compat.make_host(identity, self.addresses())
-        answer_dial_backs(self._host, lambda peer, token: self._expects(peer, token))
+        answer_dial_backs(self._host, self._is_expected)
         self._swarm = self._host.get_network()
         self._gossip_rates: dict[PeerId, _Rate] = {}
         self._gossip = libp2p_compat.Gossip(self._host, self._admits_gossip)
@@ -336,6 +336,9 @@ class Network:
     def expect_dial_backs(self, expects: Callable[[PeerId, bytes], bool]) -> None:
         """Answer the dial-backs whose peer and token ``expects`` knows, and no others."""
         self._expects = expects
+
+    def _is_expected(self, peer: PeerId, token: bytes) -> bool:
+        return self._expects(peer, token)
 
     async def dial_back(
         self, peer: PeerId, ip: str, port: int, token: bytes, timeout_s: float
