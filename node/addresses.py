@@ -102,11 +102,12 @@ def dialable(bound: Iterable[tuple[str, int]], peer: PeerId) -> tuple[str, ...]:
         else:
             hosts[host, port] = None
     ordered = sorted(hosts, key=lambda pair: ipaddress.ip_address(pair[0]).is_loopback)
-    kinds = {4: "ip4", 6: "ip6"}
-    return tuple(
-        str(Address(kinds[ipaddress.ip_address(host).version], host, port, peer))
-        for host, port in ordered
-    )
+    return tuple(f"{address_of(host, port)}/p2p/{peer}" for host, port in ordered)
+
+
+def address_of(ip: str, port: int) -> str:
+    """The multiaddr of an IP address and a TCP port."""
+    return str(Address(f"ip{ipaddress.ip_address(ip).version}", ip, port))
 
 
 def _interfaces(ip6: bool) -> list[str]:

@@ -198,7 +198,7 @@ class Challenger:
 
     async def _challenge(self, peer: PeerId, device: str, claim: ClassRate) -> ChallengeView:
         assert claim.precision is not None
-        await self._membership.reach(peer)
+        await self._house.reach(peer)
         work = work_for(claim.rate)
         side = VerifierSide(verifier=self._house.peer_id, prover=peer)
         side.round_trip_s = await self._round_trip_s(peer)

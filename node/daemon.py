@@ -31,6 +31,7 @@ from shoal.node.control import open_control
 from shoal.node.front import Daemon
 from shoal.node.home import hold_home, open_home
 from shoal.node.house import House
+from shoal.node.introductions import Introductions
 from shoal.node.jobs import open_jobs
 from shoal.node.known_peers import find_seeds, is_proven, providers
 from shoal.node.lifecycle import Lifecycle
@@ -44,6 +45,7 @@ from shoal.node.private_network import PrivateNetwork
 from shoal.node.proofs import ProofBook
 from shoal.node.prover import Prover
 from shoal.node.provider import open_provider
+from shoal.node.reachability import Reachability, open_reachability
 from shoal.node.reload import Change, LiveConfig
 from shoal.node.service_manager import ServiceManager
 from shoal.node.shares import usable_cpus
@@ -116,10 +118,26 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
             control,
             journal,
             lambda sequence, lifetime_s: measured.claimed(
-                make_advert(settings(), network, capacity, owner, sequence, lifetime_s)
+                make_advert(
+                    settings(),
+                    network.peer_id,
+                    reached.advertised(),
+                    capacity,
+                    owner,
+                    sequence,
+                    lifetime_s,
+                )
             ),
             seeds,
             conduct.broke,
+        )
+        reached = Reachability(network, control, membership)
+        introductions = Introductions(
+            network,
+            control,
+            membership,
+            verdict=lambda: reached.judgement().verdict,
+            welcome=lambda peer: peer not in settings().deny and conduct.refused(peer) is None,
         )
         owner = OwnerWatch(
             journal,
@@ -155,7 +173,7 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
             rights=rights,
             journal=journal,
             worker=worker,
-            reach=partial(conduct.reach, membership.reach),
+            reach=partial(conduct.reach, introductions.reach),
             broke=conduct.broke,
             terms=lambda: make_terms(settings(), identity, capacity, provider, owner),
             proven=partial(is_proven, membership, book),
@@ -195,6 +213,8 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
             owner=owner,
             versions=control.versions,
             conduct=conduct,
+            reachability=reached,
+            introductions=introductions,
         )
         blob_server = BlobServer(
             identity.peer_id, blobs, rights, control.versions.is_newer, conduct.broke
@@ -204,6 +224,7 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))
+        await stack.enter_async_context(open_reachability(reached))
         await stack.enter_async_context(open_owner_watch(owner))
         await stack.enter_async_context(open_challenger(challenger))
         await jobs.resume()  # before a client can submit one

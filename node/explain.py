@@ -68,6 +68,18 @@ NEXT_STEP = {
 }
 """For each refusal: what it says about the peer, and what would change it."""
 
+UNREACHED = {
+    "both_private": (
+        "cannot be dialled and neither can this node, and there is no relay",
+        "make this node reachable: `shoal status` says how, under reachability",
+    ),
+    "not_introduced": (
+        "cannot be dialled, and no peer could have it dial this node",
+        "it is tried again; `shoal status` says under reachability if this node can be dialled",
+    ),
+}
+"""For each way not to reach a node that others cannot dial: the same."""
+
 _REASONS = frozenset(reason.value for reason in Reason)
 
 
@@ -113,6 +125,10 @@ def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> str:
         if answer.verdict in _REASONS:
             says, step = NEXT_STEP[Reason(answer.verdict)]
             detail = f" ({answer.detail})" if answer.detail else ""
+            lines.append(f"{who} {says}{detail}: {step}.")
+        elif answer.verdict in UNREACHED:
+            says, step = UNREACHED[answer.verdict]
+            detail = f" ({answer.detail})" if answer.verdict == "not_introduced" else ""
             lines.append(f"{who} {says}{detail}: {step}.")
         elif answer.verdict != "awarded":
             lines.append(

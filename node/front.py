@@ -55,8 +55,11 @@ from shoal.protocol.messages import (
     Call,
     Cancel,
     Challenge,
+    DialBack,
     Digest,
     Draw,
+    Introduce,
+    Introduction,
     Problem,
     ProofOffer,
     Reason,
@@ -75,10 +78,12 @@ if TYPE_CHECKING:
     from shoal.node.blobs import BlobStore
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.conduct import Conduct
+    from shoal.node.introductions import Introductions
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.logs import Logs
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
+    from shoal.node.reachability import Reachability
     from shoal.node.records import Answer, CutView, Job, JobId, JobSpec, OwnerView, Unit
     from shoal.node.reload import LiveConfig
     from shoal.node.state import State
@@ -111,6 +116,8 @@ class Daemon:
     owner: OwnerWatch
     versions: PeerVersions
     conduct: Conduct
+    reachability: Reachability
+    introductions: Introductions
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -140,6 +147,7 @@ class Daemon:
             sandbox=self.worker.sandbox,
             sandboxed=self.capacity.sandboxed,
             owner=self._owner(),
+            reachability=self.reachability.view(),
             units_running=self.units_running,
             units_out=self.jobs_running.units_out,
             phase=self.lifecycle.phase.value,
@@ -379,4 +387,8 @@ class Daemon:
                 return await self.provider.answer(peer, body)
             case Challenge() | Draw() | ProofOffer():
                 return await self.prover.answer(peer, body)
+            case DialBack():
+                return await self.reachability.answer(peer, body)
+            case Introduce() | Introduction():
+                return await self.introductions.answer(peer, body)
         return Problem(code="out_of_turn", message="a stream is greeted once")

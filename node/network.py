@@ -34,6 +34,7 @@ from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.addresses import Address, dialable, parse_address
+from shoal.node.dial_back import answer_dial_backs, dial_back
 from shoal.node.errors import (
     ConfigError,
     NetworkError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from shoal.crypto.identity import Identity
     from shoal.node.private_network import PrivateNetwork
+    from shoal.protocol.messages import Outcome
 
     Handler = Callable[["ByteStream"], Awaitable[None]]
 
@@ -200,7 +202,9 @@ class Network:
         self.peer_id = identity.peer_id
         self._private = private
         self._bound = [listener.socket.getsockname()[:2] for listener in listeners]
+        self._expects: Callable[[PeerId, bytes], bool] = lambda _peer, _token: False
         self._host = libp2p_compat.make_host(identity, self.addresses())
+        answer_dial_backs(self._host, self._is_expected)
         self._swarm = self._host.get_network()
         self._gossip_rates: dict[PeerId, _Rate] = {}
         self._gossip = libp2p_compat.Gossip(self._host, self._admits_gossip)
@@ -326,6 +330,23 @@ class Network:
             raise NetworkError(message, code="bad_ping")
         self._ping_streams[stream.remote] = stream
         return trio.current_time() - started
+
+    # -- dial-backs --
+
+    def expect_dial_backs(self, expects: Callable[[PeerId, bytes], bool]) -> None:
+        """Answer the dial-backs whose peer and token ``expects`` knows, and no others."""
+        self._expects = expects
+
+    def _is_expected(self, peer: PeerId, token: bytes) -> bool:
+        return self._expects(peer, token)
+
+    async def dial_back(
+        self, peer: PeerId, ip: str, port: int, token: bytes, timeout_s: float
+    ) -> Outcome:
+        """See whether ``peer`` answers at ``port``, beside any connection to it."""
+        return await dial_back(
+            self._host, peer, ip, port, token, timeout_s=timeout_s, private=self._private
+        )
 
     # -- streams --
 

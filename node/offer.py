@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import shoal
 from shoal.compute.devices.abilities import Canaries, executor_of, takes_units, with_abilities
 from shoal.compute.devices.inventory import Inventory
+from shoal.node.addresses import address_of
 from shoal.node.bidding import Terms
 from shoal.protocol.statements import Advert, DeviceOffer
 from shoal.protocol.versions import OWN
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from shoal.compute.devices import Device, Lack
     from shoal.compute.executors.base import Probe
     from shoal.crypto.identity import Identity
+    from shoal.crypto.peer_id import PeerId
     from shoal.node.config import Config
-    from shoal.node.network import Network
     from shoal.node.owner_watch import OwnerWatch
     from shoal.node.provider import Provider
+    from shoal.protocol.reachability import Advertised
 
 AGENT: Final = f"shoal/{shoal.__version__}"
 
@@ -60,7 +62,8 @@ class Capacity:
 
 def make_advert(
     config: Config,
-    network: Network,
+    peer: PeerId,
+    reached: Advertised,
     capacity: Capacity,
     owner: OwnerWatch,
     sequence: int,
@@ -68,13 +71,13 @@ def make_advert(
 ) -> Advert:
     """What this node says of itself, before its figures and proofs (`node.capability`)."""
     return Advert(
-        peer=network.peer_id,
+        peer=peer,
         sequence=sequence,
         issued_at_ms=time.time_ns() // 1_000_000,
         lifetime_s=lifetime_s,
         protocol=OWN,
         agent=AGENT,
-        addresses=tuple(address.rpartition("/p2p/")[0] for address in network.addresses())[:6],
+        addresses=tuple(address_of(ip, port) for ip, port in reached.places)[:6],
         devices=tuple(
             DeviceOffer(
                 id=device.id,
@@ -87,6 +90,7 @@ def make_advert(
         )[:8],
         numeric_classes=tuple(sorted(capacity.executors)),
         providing=config.provide and owner.announces_open and not capacity.draining,
+        via=reached.via,
     )
 
 

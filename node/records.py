@@ -287,6 +287,20 @@ class LogLevelView(msgspec.Struct, frozen=True):
     modules: dict[str, str] = {}
 
 
+class ReachabilityView(msgspec.Struct, frozen=True):
+    """How others reach this node.
+
+    Attributes:
+        verdict: ``public``, ``private``, ``blocked`` or ``unknown``.
+        sentence: The same for a person, with what to do.
+        evidence: A line for each peer that dialled this node back, the newest first.
+    """
+
+    verdict: str
+    sentence: str
+    evidence: tuple[str, ...] = ()
+
+
 class Status(msgspec.Struct, frozen=True):
     """The answer of ``shoal status``.
 
@@ -329,3 +343,4 @@ class Status(msgspec.Struct, frozen=True):
     drain_ends_in_s: float | None = None
     settings_error: str = ""
     needs_restart: tuple[str, ...] = ()
+    reachability: ReachabilityView | None = None

@@ -27,6 +27,7 @@ from shoal.protocol import (
     limits,
     messages,
     negotiation,
+    reachability,
     statements,
     versions,
     vocabulary,
@@ -88,6 +89,8 @@ matched by `id`.
 | `Challenge` | `Committed` or `Refusal` |
 | `Draw` | `Opened` or `Refusal` |
 | `ProofOffer` | `Done` |
+| `DialBack` | `DialedBack` |
+| `Introduce`, `Introduction` | `Done` once the node has dialled, or `NotIntroduced` |
 
 Any request may be answered by a `Problem` instead, whose `code` is stable.
 """
@@ -103,6 +106,29 @@ A node signs an advert again before the last one dies, and gossips it. As gossip
 messages, peers also compare: one sends a `Digest` of what it holds, and the `Adverts`
 that answer it hold what it lacks, each with its age, and name the peers whose newer
 adverts are wanted in return.
+"""
+
+REACHABILITY = """\
+## Reachability
+
+"""
+
+DIAL_BACK = """\
+A dial-back is a TCP connection of its own. Where a libp2p connection names a security
+protocol (in multistream-select), it names `/shoal/dial-back/1`; then comes libp2p's Noise
+handshake, and inside it the dialler sends 18 bytes: the nonce and the port that it
+dialled, big-endian. The listener sends them back if it waits for that nonce from that
+peer, and in any case ends the connection: it is never multiplexed.
+
+### Introductions
+
+An advert with `via` names up to three peers that its node keeps a connection to. Who finds
+that none of the node's addresses answers asks one of them with `Introduce`; that peer
+passes the advert in it on with `Introduction`, if the advert is its sender's own and the
+node is linked to it. The node, if it wants to, dials the addresses in the advert, and
+none that is nearer than the introducer: of a private range only where the introducer's
+own is private or loopback, loopback only where that is loopback. Its answer, `Done` or
+`NotIntroduced`, goes back the same way.
 """
 
 NEGOTIATION = """\
@@ -159,6 +185,10 @@ def document() -> str:
         _passage(versions, "A version is"),
         DISCOVERY,
         _passage(adverts, "An advert's *age*"),
+        REACHABILITY,
+        _passage(reachability, "A node asks a few peers", "A report counts"),
+        DIAL_BACK,
+        _reasons(messages.Outcome),
         NEGOTIATION,
         _passage(negotiation, "A bid binds for", "Prior art"),
         "### The requester\n",

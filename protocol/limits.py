@@ -18,7 +18,8 @@ PROTOCOL_MINOR = 2
 """A newer minor adds words that are said only to peers whose hello names it.
 
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
-messages of their own, and the version into every statement.
+messages of their own, put the version into every statement, and brought dial-backs and
+introductions.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -109,6 +110,18 @@ CHALLENGE_RATE_MIN = 1e6
 
 CHALLENGE_PLACES_LIMIT = 64
 """Rows that a verifier asks to have opened: a tenth of them wrong passes 1 in 850 times."""
+
+VIA_LIMIT = 3
+"""Peers that introduce others to a node: 55 bytes of its advert each."""
+
+DIAL_BACK_PORTS_LIMIT = 4
+"""Ports that one request asks to have dialled; a node listens on one or two."""
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+"""A TCP port."""
+
+IpText = Annotated[str, Meta(max_length=45)]
+"""An IP address as text; the longest form of IPv6."""
 
 Text = Annotated[str, Meta(max_length=256)]
 """A name or a sentence for people: one line of a table."""

@@ -89,6 +89,8 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         disk_rate: Bytes per second that the store's disk writes; 0: not measured.
         proofs: Envelopes of `CapabilityProof`s. Each receiver checks them for itself;
             one that is worth nothing costs its bearer nothing else.
+        via: Peers that hold a connection to a node which cannot be dialled, and can
+            ask it to dial others (see "Introductions").
     """
 
     peer: PeerText
@@ -103,6 +105,7 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     providing: bool
     disk_rate: Rate = 0.0
     proofs: Annotated[tuple[ProofBytes, ...], Meta(max_length=limits.PROOFS_LIMIT)] = ()
+    via: Annotated[tuple[PeerText, ...], Meta(max_length=limits.VIA_LIMIT)] = ()
 
 
 class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,11 +23,16 @@ from shoal.protocol.messages import (
     Cancel,
     Challenge,
     Committed,
+    DialBack,
+    DialedBack,
     Digest,
     Done,
     Draw,
     Hello,
+    Introduce,
+    Introduction,
     Lease,
+    NotIntroduced,
     Opened,
     Problem,
     ProofOffer,
@@ -64,6 +69,11 @@ SINCE: Mapping[type[msgspec.Struct], int] = {
     Draw: 1,
     Opened: 1,
     ProofOffer: 1,
+    DialBack: 2,
+    DialedBack: 2,
+    Introduce: 2,
+    Introduction: 2,
+    NotIntroduced: 2,
 }
 """The minor that brought each message."""
 

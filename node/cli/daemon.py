@@ -252,6 +252,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("version", f"{found.version}, protocol {found.protocol_version}"),
             ("network", network_text(found.network, found.network_fingerprint)),
             *(("address", address) for address in found.addresses),
+            *_reachability_pairs(found),
             ("up for", _up_text(found)),
             ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),
             ("jobs", f"{found.jobs_running} running"),
@@ -280,6 +281,13 @@ def _settings_pairs(found: Status) -> Iterator[tuple[str, str]]:
         yield "settings", f"in error, so those before them count: {found.settings_error}"
     if found.needs_restart:
         yield "settings", f"changed and not yet in use: {', '.join(found.needs_restart)}"
+
+
+def _reachability_pairs(found: Status) -> list[tuple[str, str]]:
+    if found.reachability is None:
+        return []
+    evidence = [("evidence", line) for line in found.reachability.evidence]
+    return [("reachability", found.reachability.sentence), *evidence]
 
 
 def _start_detached(config: Config, given: dict[str, object], *, as_json: bool) -> int:

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from shoal.node.explain import NEXT_STEP, Surroundings
+from shoal.node.explain import NEXT_STEP, UNREACHED, Surroundings
 from shoal.node.explain import explain as explain_in
 from shoal.node.records import Answer, Failure, Job, JobState, Policy
 from shoal.protocol.messages import Reason
@@ -67,6 +67,15 @@ def test_only_the_newest_answer_of_a_peer_counts():
 def test_an_error_in_place_of_an_answer_is_told_with_its_words():
     text = explain(JOB, [answer("no_answer", detail="peer gave no answer")], 1, 0)
     assert "peer gave no answer" in text
+
+
+@pytest.mark.parametrize("code", list(UNREACHED))
+def test_a_node_that_others_cannot_dial_is_told_with_what_would_change_it(code):
+    text = explain(JOB, [answer(code, detail="the detail")], 1, 0)
+    says, step = UNREACHED[code]
+    assert f"peer {says}" in text
+    assert step in text
+    assert "shoal status" in text
 
 
 def test_progress_is_told_first():
