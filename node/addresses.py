@@ -20,6 +20,7 @@ from shoal.node.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from ipaddress import IPv4Interface, IPv6Interface
 
 _EXAMPLE = "/ip4/192.0.2.7/tcp/4711"
 _NAMES = {"dns", "dns4", "dns6"}
@@ -43,6 +44,10 @@ class Address:
     def __str__(self) -> str:
         text = f"/{self.kind}/{self.host}/tcp/{self.port}"
         return f"{text}/p2p/{self.peer}" if self.peer else text
+
+    def without_peer(self) -> str:
+        """Where it is, whoever is there."""
+        return f"/{self.kind}/{self.host}/tcp/{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +157,23 @@ def dialable(bound: Iterable[tuple[str, int]], peer: PeerId) -> tuple[str, ...]:
     )
 
 
-def _interfaces(ip6: bool) -> list[str]:
+def own_interfaces() -> tuple[IPv4Interface | IPv6Interface, ...]:
+    """This machine's interfaces as they are now, each with its network."""
     import psutil  # a client that reads settings has no use for it
+
+    found = []
+    for entry in (each for entries in psutil.net_if_addrs().values() for each in entries):
+        try:
+            bits = int(ipaddress.ip_address(entry.netmask or "")).bit_count()
+            host = entry.address.partition("%")[0]
+            found.append(ipaddress.ip_interface(f"{host}/{bits}"))
+        except ValueError:  # a hardware address
+            continue
+    return tuple(found)
+
+
+def _interfaces(ip6: bool) -> list[str]:
+    import psutil  # likewise
 
     family = socket.AF_INET6 if ip6 else socket.AF_INET
     found = [

@@ -23,7 +23,6 @@ from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import COMPILING, failed, with_abilities
 from shoal.compute.supervisor import CACHE_BYTES, open_worker
 from shoal.crypto.peer_id import PeerId
-from shoal.node.addresses import parse_peer_address
 from shoal.node.api import claim_socket, make_app
 from shoal.node.api.server import serve_on
 from shoal.node.bidding import Terms
@@ -36,6 +35,7 @@ from shoal.node.explain import explain
 from shoal.node.home import hold_home, open_home
 from shoal.node.house import House, program_of
 from shoal.node.jobs import Jobs, open_jobs
+from shoal.node.joining import Joining
 from shoal.node.known_peers import (
     find_seeds,
     is_proven,
@@ -44,7 +44,7 @@ from shoal.node.known_peers import (
     surroundings,
 )
 from shoal.node.logs import set_up_logs
-from shoal.node.membership import DIAL_TIME_LIMIT_S, Membership, open_membership
+from shoal.node.membership import Membership, open_membership
 from shoal.node.network import open_network
 from shoal.node.offer import AGENT, Capacity, make_advert, make_terms
 from shoal.node.owner_load import OwnersUse
@@ -122,6 +122,7 @@ class Daemon:
     provider: Provider
     jobs_running: Jobs
     owner: OwnerWatch
+    joining: Joining
     started_at_s: float = field(default_factory=trio.current_time)
 
     def status(self) -> Status:
@@ -146,6 +147,7 @@ class Daemon:
             sandbox=self.worker.sandbox,
             sandboxed=self.capacity.sandboxed,
             owner=self._owner(),
+            joining=self.joining.view(),
         )
 
     def peers(self) -> list[PeerView]:
@@ -246,10 +248,8 @@ class Daemon:
         return self.capacity.devices or (await self.devices()).devices
 
     async def connect(self, address: str) -> PeerId:
-        """Link to a peer by multiaddr; raises ConfigError or NetworkError."""
-        peer, place = parse_peer_address(address)
-        await self.network.connect(peer, [place], DIAL_TIME_LIMIT_S)
-        return peer
+        """Link to a peer by address or name; raises ConfigError or NetworkError."""
+        return await self.joining.connect(address)
 
     def _owner(self) -> OwnerView:
         used = self.capacity.units_run_on()
@@ -307,6 +307,7 @@ async def serve(
             )
         )
         control = await stack.enter_async_context(open_control(network, AGENT))
+        places = await find_seeds(config, swarm_key, journal)
         membership = Membership(
             identity,
             network,
@@ -315,7 +316,15 @@ async def serve(
             lambda sequence, lifetime_s: measured.claimed(
                 make_advert(config, network, capacity, owner, sequence, lifetime_s)
             ),
-            await find_seeds(config, swarm_key, journal),
+            places.seeds(),
+        )
+        joining = Joining(
+            places,
+            network,
+            membership,
+            journal,
+            fingerprint=swarm_key.fingerprint if swarm_key else "",
+            lan=config.lan,
         )
         owner = OwnerWatch(
             journal,
@@ -386,6 +395,7 @@ async def serve(
             provider=provider,
             jobs_running=jobs,
             owner=owner,
+            joining=joining,
         )
         network.handle(BLOB_PROTOCOL, BlobServer(identity.peer_id, blobs, rights).serve)
         control.answer_with(daemon.answer)
@@ -397,6 +407,7 @@ async def serve(
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_on, make_app(daemon), listening)
             nursery.start_soon(_probe, daemon)
+            nursery.start_soon(joining.run)
             log.info(
                 "ready",
                 peer=identity.peer_id,

@@ -16,11 +16,11 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import IPv4Interface, IPv6Interface
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from ipaddress import IPv4Interface, IPv6Interface
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.addresses import Address
@@ -242,22 +242,3 @@ class DialBook:
         while len(self._records) > PEERS_LIMIT:
             del self._records[next(iter(self._records))]
         return record
-
-
-def interfaces(
-    found: Iterable[tuple[str, str | None]],
-) -> tuple[IPv4Interface | IPv6Interface, ...]:
-    """Interfaces from pairs of (address, netmask), as psutil gives them."""
-    read = []
-    for host, mask in found:
-        try:
-            address = ipaddress.ip_address(host.partition("%")[0])
-            prefix = (
-                f"{int(ipaddress.ip_address(mask)).bit_count()}"
-                if mask
-                else f"{address.max_prefixlen}"
-            )
-            read.append(ipaddress.ip_interface(f"{address}/{prefix}"))
-        except ValueError:
-            continue
-    return tuple(read)

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
 import trio
 
-from shoal.node.addresses import parse_address
-from shoal.node.dial_plan import ADDRESSES_LIMIT, DialBook, Race, interfaces, order
+from shoal.node.addresses import own_interfaces, parse_address
+from shoal.node.dial_plan import ADDRESSES_LIMIT, DialBook, Race, order
 from shoal.node.errors import ConfigError, NetworkError
 from shoal.node.names import LOOKUP_LIMIT_S, Names
 
@@ -103,11 +102,7 @@ class _Attempt:
         self._resolving = 0
         self._changed = trio.Event()
         self._reached = False
-        self._own = interfaces(
-            (entry.address, entry.netmask)
-            for entries in psutil.net_if_addrs().values()
-            for entry in entries
-        )
+        self._own = own_interfaces()
 
     async def run(self, addresses: Sequence[Address]) -> list[Failure] | None:
         hosts = self._ordered([a for a in addresses if a.kind in ("ip4", "ip6")])

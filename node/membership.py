@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -56,6 +56,7 @@ ALONE_BACK_OFF_LIMIT_S = 2.0
 """For bootstrap peers, while no peer is connected: there is nobody else to join by."""
 DIALS_AT_ONCE = 4
 REMEMBERED_LIMIT = 64
+HEARD_LIMIT = 64
 
 log = structlog.get_logger(__name__)
 
@@ -173,6 +174,7 @@ class Membership:
         self._journal = journal
         self._describe = describe
         self._seeds = seeds
+        self._heard: dict[PeerId, tuple[str, ...]] = {}
         self._back_off: dict[PeerId, BackOff] = {}
         self._dialling: set[PeerId] = set()
         self._missed: set[PeerId] = set()
@@ -196,6 +198,26 @@ class Membership:
         if not addresses:
             raise NetworkError(f"no address of {peer} is known", code="peer_unknown")
         await self._network.connect(peer, addresses, DIAL_TIME_LIMIT_S)
+
+    def hear_of(self, peer: PeerId, addresses: Sequence[str], source: str) -> None:
+        """Take in a place where a peer may be found.
+
+        Args:
+            peer: Who is said to be there.
+            addresses: Multiaddrs without its id.
+            source: ``bootstrap``, which is dialled for ever, or another word for
+                whoever is dialled while links are wanting.
+        """
+        if peer == self.own:
+            return
+        if source == "bootstrap":
+            self._seeds.bootstrap[peer] = tuple(addresses)
+            return
+        self._heard.pop(peer, None)
+        self._heard[peer] = tuple(addresses)
+        while len(self._heard) > HEARD_LIMIT:
+            del self._heard[next(iter(self._heard))]
+        self._back_off.pop(peer, None)
 
     def announce(self) -> None:
         """Issue a new advert soon, because what it says has changed."""
@@ -339,7 +361,7 @@ class Membership:
                 connected = self._network.connected()
                 for peer in choose_dials(
                     bootstrap=self._seeds.bootstrap,
-                    known=self._shuffled_known(),
+                    known=[*self._heard, *self._shuffled_known()],
                     remembered=self._seeds.remembered,
                     linked=connected,
                     ready=lambda peer, now_s=now_s: self._ready(peer, now_s),
@@ -351,12 +373,9 @@ class Membership:
     async def _dial(self, peer: PeerId) -> None:
         try:
             await self._network.connect(peer, self._addresses(peer), DIAL_TIME_LIMIT_S)
-        except NetworkError as error:
+        except NetworkError:  # `node.joining` tells of bootstrap peers
             back_off = self._back_off.setdefault(peer, BackOff())
-            first = back_off.delay_s == 0.0
             back_off.failed(trio.current_time(), self._random.random())
-            if first and peer in self._seeds.bootstrap:
-                log.warning("a bootstrap peer cannot be reached", peer=peer, error=str(error))
         finally:
             self._dialling.discard(peer)
 
@@ -423,6 +442,7 @@ class Membership:
             *(entry.advert.addresses if entry else ()),
             *self._seeds.bootstrap.get(peer, ()),
             *self._seeds.remembered.get(peer, ()),
+            *self._heard.get(peer, ()),
         ]
         return list(dict.fromkeys(found))
 

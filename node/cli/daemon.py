@@ -156,6 +156,11 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             *(("address", address) for address in found.addresses),
             ("up for", duration_text(found.uptime_s)),
             ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),
+            *(
+                [("joining", found.joining.sentence)]
+                if found.joining and found.joining.sentence
+                else []
+            ),
             ("jobs", f"{found.jobs_running} running"),
             ("served", f"{found.units_served} units"),
             *(owner_pairs(found.owner) if found.owner else ()),

@@ -31,7 +31,8 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
-from shoal.node.state import ANSWERS_LIMIT, PEERS_LIMIT, open_state
+from shoal.node.remembered_peers import PEERS_LIMIT, RememberedPeer, remembered
+from shoal.node.state import ANSWERS_LIMIT, open_state
 from shoal.node.state_tables import open_database
 
 PROGRAM = blob_id_of(b"program")
@@ -106,10 +107,8 @@ async def test_a_restart_finds_jobs_units_receipts_answers_and_peers_as_they_wer
         assert await state.receipt_ids(job.id) == [done.receipt]
         assert await state.receipt(done.receipt) == b"signed"
         assert await state.answers(job.id) == [answer]
-        (remembered,) = await state.remembered_peers(5)
-        assert remembered.peer == PEER
-        assert remembered.addresses == ("/ip4/127.0.0.1/tcp/1",)
-        assert remembered.seen_at_s == 1002.0
+        (known,) = await remembered(state, 5)
+        assert known == RememberedPeer(PEER, ("/ip4/127.0.0.1/tcp/1",), 1002.0)
         assert await state.next_sequence(5000) == sequence + 1
 
 
@@ -196,20 +195,20 @@ async def test_the_peers_seen_last_are_remembered(state):
     for number in range(PEERS_LIMIT + 2):
         await state.remember_peer(PeerId(f"peer {number}"), ("/old",), float(number))
     await state.remember_peer(PeerId("peer 5"), ("/new",), 9999.0)
-    newest, *others = await state.remembered_peers(PEERS_LIMIT * 2)
+    newest, *others = await remembered(state, PEERS_LIMIT * 2)
     assert (newest.peer, newest.addresses) == ("peer 5", ("/new",))
     assert len(others) == PEERS_LIMIT - 1
     assert others[-1].peer == "peer 2"
 
 
 async def test_peers_of_another_network_are_forgotten_and_of_the_same_are_kept(state):
-    changes, remembered = [], []
+    changes, counts = [], []
     for network in (0, 7, 7, 9, 0):
         changes.append(await state.enter_network(network))
-        remembered.append(len(await state.remembered_peers(5)))
+        counts.append(len(await remembered(state, 5)))
         await state.remember_peer(PEER, ("/ip4/127.0.0.1/tcp/1",), 1.0)
     assert changes == [False, True, False, True, True]
-    assert remembered == [0, 0, 1, 0, 0]
+    assert counts == [0, 0, 1, 0, 0]
     assert await state.next_sequence(5) == 5
 
 
