@@ -96,7 +96,9 @@ def order(
     given = list(dict.fromkeys(addresses))
     hosts = {ipaddress.ip_address(a.host) for a in given if a.kind in ("ip4", "ip6")}
     # All that a peer on loopback alone advertises is loopback.
-    here = all(host.is_loopback for host in hosts) or any(one.ip in hosts for one in own)
+    here = all(host.is_loopback for host in hosts) or any(
+        one.ip in hosts for one in own if not one.ip.is_loopback
+    )
     ranked: dict[Reach, list[Address]] = {}
     for address in given:
         ranked.setdefault(reach(address, own, here=here), []).append(address)
@@ -220,21 +222,26 @@ class DialBook:
     def worked(self, peer: PeerId, address: Address, now_s: float) -> None:
         """Note that an address led to its peer."""
         record = self._record(peer)
-        record.tried[address] = Tried(now_s, record.tried.get(address, Tried()).failed_at_s)
+        before = record.tried.get(address, Tried())
+        self._note(record, address, Tried(now_s, before.failed_at_s))
         record.worked, record.failure, record.at_s = address, "", now_s
+
+    def missed(self, peer: PeerId, address: Address, now_s: float) -> None:
+        """Note that one address led nowhere, whatever the others did."""
+        record = self._record(peer)
+        before = record.tried.get(address, Tried())
+        self._note(record, address, Tried(before.worked_at_s, now_s))
 
     def failed(self, peer: PeerId, failure: str, now_s: float) -> None:
         """Note that a peer was not reached, and why."""
         record = self._record(peer)
         record.failure, record.at_s = failure, now_s
 
-    def missed(self, peer: PeerId, address: Address, now_s: float) -> None:
-        """Note that one address led nowhere, whatever the others did."""
-        tried = self._record(peer).tried
-        before = tried.pop(address, Tried())
-        tried[address] = Tried(before.worked_at_s, now_s)
-        while len(tried) > ADDRESSES_LIMIT:
-            del tried[next(iter(tried))]
+    def _note(self, record: Record, address: Address, tried: Tried) -> None:
+        record.tried.pop(address, None)
+        record.tried[address] = tried
+        while len(record.tried) > ADDRESSES_LIMIT:
+            del record.tried[next(iter(record.tried))]
 
     def _record(self, peer: PeerId) -> Record:
         record = self._records.pop(peer, None) or Record()

@@ -104,32 +104,32 @@ def sentence(seeds: Sequence[SeedView], links: int) -> str:
     bootstrap = [seed for seed in seeds if Source(seed.source).bootstrap]
     others = [seed for seed in seeds if not Source(seed.source).bootstrap and seed.error]
     failed = sorted((s for s in bootstrap if s.error), key=lambda s: s.error_at or 0.0)
-    also = (
-        f"; {_count(len(others), 'peer')} of earlier times or nearby tried too"
-        if others
-        else ""
-    )
+    more = f"; {_count(len(others), 'peer')} {_OTHERS} tried too" if others else ""
     if failed:
         return (
             f"alone: {_count(len(failed), 'bootstrap peer')} tried, the last failed: "
-            f"{failed[-1].error}{also}"
+            f"{failed[-1].error}{more}"
         )
     if bootstrap:
-        return f"joining: {_count(len(bootstrap), 'bootstrap peer')} being tried{also}"
+        return f"joining: {_count(len(bootstrap), 'bootstrap peer')} being tried{more}"
     if others:
         last = max(others, key=lambda seed: seed.error_at or 0.0)
         return (
-            f"alone: no bootstrap peer is set; of earlier times or nearby "
-            f"{_count(len(others), 'peer')} tried, the last failed: {last.error}"
+            f"alone: no bootstrap peer is set; {_count(len(others), 'peer')} {_OTHERS} "
+            f"tried, the last failed: {last.error}"
         )
     if seeds:
         return (
-            f"joining: no bootstrap peer is set; {_count(len(seeds), 'known peer')} being tried"
+            f"joining: no bootstrap peer is set; {_count(len(seeds), 'peer')} {_OTHERS} "
+            "being tried"
         )
     return (
         "alone: no bootstrap peer is set, none is remembered and none is near; set "
         "`bootstrap`, or give this node's address to others"
     )
+
+
+_OTHERS = "of earlier times or nearby"
 
 
 def _count(number: int, what: str) -> str:

@@ -65,14 +65,13 @@ async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State)
             "this node is in another network than at its last start",
             network=swarm_key.name if swarm_key else PUBLIC,
         )
-    entries = {
-        text: Entry(text, source, parse_bootstrap(text))
-        for source, texts in (
-            (Source.INVITATION, swarm_key.bootstrap if swarm_key else ()),
-            (Source.SETTING, config.bootstrap),
-        )
-        for text in texts
-    }
+    entries: dict[str, Entry] = {}
+    for source, texts in (
+        (Source.SETTING, config.bootstrap),
+        (Source.INVITATION, swarm_key.bootstrap if swarm_key else ()),
+    ):
+        for text in texts:
+            entries.setdefault(text, Entry(text, source, parse_bootstrap(text)))
     remembered = await remembered_peers.remembered(journal, REMEMBERED_LIMIT)
     return Places(tuple(entries.values()), tuple(remembered))
 
