@@ -50,6 +50,9 @@ FLOODED_PAUSE_S = 600.0
 ASK_LIMIT_S = 1.0
 """For the rest of an announcement whose name was heard."""
 
+LOOK_PAUSE_S = 0.1
+"""Between two looks: as many liars as there are keys could come by otherwise."""
+
 CLOSE_LIMIT_S = 3.0
 HEARD_AGAIN_S = 30.0
 """How often one name is looked at, however often it is announced."""
@@ -163,6 +166,7 @@ class Lan:
             except Exception as error:  # noqa: BLE001  # strangers choose the bytes: never the task's end
                 log.debug("an announcement cannot be read", error=repr(error)[:200])
                 continue
+            await trio.sleep(LOOK_PAUSE_S)
             if found:
                 log.debug("a node on the local network", peer=found[0], addresses=found[1])
                 self._found(*found)

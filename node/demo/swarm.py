@@ -171,7 +171,9 @@ class Swarm:
         command += [f"--listen={_place(node.address) or self._listen(node)}"]
         command += [f"--allow={other.peer}" for other in self.nodes if other is not node]
         # On one machine they would step back for each other's daemons, and for ours.
-        command += ["--step-back=off", "--niceness=5", "--lan=no"]
+        command += ["--step-back=off", "--niceness=5"]
+        if not any(one.startswith("--lan") for one in self._settings):
+            command += ["--lan=no"]
         command += [f"--bootstrap={address}" for address in self._bootstrap(node)]
         # What the user has set for a daemon of their own is not for these.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}

@@ -7,11 +7,11 @@ dies. Where namespaces are not to be had, all live on loopback, and nothing is c
 """
 
 import os
-import subprocess
 import time
 
 import pytest
 from daemons import eventually, peers_of
+from links import link_or_none
 
 from shoal.crypto import identity
 from shoal.node.demo.swarm import Node, Swarm
@@ -24,52 +24,6 @@ ACQUAINTED_LIMIT_S = 30.0
 MERGED_LIMIT_S = 60.0
 
 
-class Link:
-    """Two network namespaces, ``A`` and ``B``, and a bridge between them."""
-
-    def __init__(self):
-        self.names = {side: f"shoal{os.getpid()}{side}" for side in "ABS"}
-
-    def open(self):
-        for name in self.names.values():
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", self.names["S"], "link", "add", "br0", "type", "bridge")
-        ip("-n", self.names["S"], "link", "set", "br0", "up")
-        for number, side in enumerate("AB", start=1):
-            near, far = self.names[side], self.names["S"]
-            ip(
-                "-n",
-                far,
-                "link",
-                "add",
-                f"to{side}",
-                "type",
-                "veth",
-                "peer",
-                "up0",
-                "netns",
-                near,
-            )
-            ip("-n", far, "link", "set", f"to{side}", "master", "br0", "up")
-            ip("-n", near, "addr", "add", f"10.79.0.{number}/24", "dev", "up0")
-            ip("-n", near, "link", "set", "up0", "up")
-
-    def cut(self):
-        ip("-n", self.names["S"], "link", "set", "toB", "nomaster")
-
-    def mend(self):
-        ip("-n", self.names["S"], "link", "set", "toB", "master", "br0")
-
-    def close(self):
-        for name in self.names.values():
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-
-
-def ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
 class Halves(Swarm):
     """Daemons of which every second one lives in the other namespace."""
 
@@ -79,13 +33,14 @@ class Halves(Swarm):
         self.by = {}
 
     def side(self, node):
-        return "AB"[node.number % 2]
+        """In which of the two namespaces a daemon lives."""
+        return node.number % 2
 
     def _before(self, node):
-        return ("ip", "netns", "exec", self.link.names[self.side(node)]) if self.link else ()
+        return self.link.inside(self.side(node)) if self.link else ()
 
     def _listen(self, node):
-        host = f"10.79.0.{1 + node.number % 2}" if self.link else "127.0.0.1"
+        host = self.link.hosts[self.side(node)] if self.link else "127.0.0.1"
         return f"/ip4/{host}/tcp/0"
 
     def _bootstrap(self, node):
@@ -109,15 +64,8 @@ class Halves(Swarm):
 
 @pytest.fixture(scope="module")
 def link():
-    found = Link()
-    try:
-        found.open()
-    except (OSError, subprocess.CalledProcessError):
-        found.close()
-        yield None
-        return
-    yield found
-    found.close()
+    with link_or_none(2) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -169,19 +117,17 @@ def test_two_halves_that_were_cut_apart_merge(swarm, link):
         pytest.skip("network namespaces are not to be had: root and iproute2 are needed")
     nodes = running(swarm)
     seconds_until_acquainted(nodes, ACQUAINTED_LIMIT_S)
-    link.cut()
+    link.cut(1)
     began = time.monotonic()
     try:
         if not FULL:  # else by expiry too
-            halves = {side: [n for n in nodes if swarm.side(n) == side] for side in "AB"}
-            foreign = {n.peer for n in halves["B"]}
-            eventually(
-                lambda: all(not foreign <= peers_of(n) for n in halves["A"]), CUT_S, "apart"
-            )
+            here = [node for node in nodes if swarm.side(node) == 0]
+            there = {node.peer for node in nodes} - {node.peer for node in here}
+            eventually(lambda: all(not there <= peers_of(n) for n in here), CUT_S, "apart")
         time.sleep(max(0.0, CUT_S - (time.monotonic() - began)))
         left = [len(peers_of(node)) for node in nodes]
     finally:
-        link.mend()
+        link.mend(1)
     took_s = seconds_until_acquainted(nodes, MERGED_LIMIT_S)
     print(
         f"cut apart for {CUT_S:.0f} s, after which daemons listed {min(left)} to "
