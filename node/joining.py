@@ -54,7 +54,7 @@ KEEP_INTERVAL_S = 30.0
 SHOWN_LIMIT = 16
 """Peers of earlier times, and nearby, that the status lists; each."""
 
-CONNECT_PEERS_LIMIT = 4
+CONNECT_PEERS_LIMIT = 3
 """Peers tried of one name that a person gives, who waits for the answer."""
 
 log = structlog.get_logger(__name__)

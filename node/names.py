@@ -32,6 +32,9 @@ LOOKUPS_AT_ONCE = 4
 LOOKUP_LIMIT_S = 4.0
 """For one name: less than a dial may take, so that its other addresses get their turn."""
 
+UNFOLD_LIMIT_S = 8.0
+"""For a name and all that it leads to; no question is begun after that."""
+
 ANSWERS_LIMIT = 8
 """IP addresses taken of one name."""
 
@@ -128,7 +131,8 @@ class Names:
                 none of its records is an address of use here.
         """
         unfolding, failure = Unfolding(name), None
-        while question := unfolding.question():
+        deadline_s = trio.current_time() + UNFOLD_LIMIT_S
+        while (question := unfolding.question()) and trio.current_time() < deadline_s:
             try:
                 unfolding.answered(await self._texts(question))
             except NetworkError as error:  # one dead branch does not spoil the others

@@ -26,7 +26,7 @@ from shoal.node.cli.owner import owner_pairs
 from shoal.node.config import Config, load
 from shoal.node.errors import ConfigError, DaemonUnreachableError, WaitTimeoutError
 from shoal.node.home import holder_of, home_in_use, open_home
-from shoal.node.records import Status
+from shoal.node.records import JoiningView, Status
 
 START_LIMIT_S = 30.0
 STOP_LIMIT_S = 20.0
@@ -107,18 +107,20 @@ def peers(*, connect: str | None = None, daemon: Daemon | None = None) -> None:
     """List the other nodes of the network as this one sees them.
 
     Args:
-        connect: Link to the node at this address first; as those of `bootstrap`.
+        connect: Link to the node at this address or /dnsaddr name first; as in `bootstrap`.
     """
     daemon = daemon or Daemon()
     with daemon.client() as client:
         if connect is not None:
             client.connect(connect)
         found = client.peers()
+        joining = None if found else client.status().joining
     if daemon.as_json:
         print_json({"peers": found})
         return
     if not found:
-        note("no peers yet; nodes to join through are set as `bootstrap`")
+        sentence = joining.sentence if joining else ""
+        note(f"no peers yet; {sentence or 'nodes to join through are set as `bootstrap`'}")
         return
     print_table(
         (
@@ -156,11 +158,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             *(("address", address) for address in found.addresses),
             ("up for", duration_text(found.uptime_s)),
             ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),
-            *(
-                [("joining", found.joining.sentence)]
-                if found.joining and found.joining.sentence
-                else []
-            ),
+            *_joining_pairs(found.joining),
             ("jobs", f"{found.jobs_running} running"),
             ("served", f"{found.units_served} units"),
             *(owner_pairs(found.owner) if found.owner else ()),
@@ -171,6 +169,14 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("process", found.pid),
         ]
     )
+
+
+def _joining_pairs(joining: JoiningView | None) -> list[tuple[str, object]]:
+    """Why the node is alone, and what it says on its local network, where there is a word."""
+    if joining is None:
+        return []
+    found = [("joining", joining.sentence), ("nearby", joining.lan)]
+    return [(name, text) for name, text in found if text]
 
 
 def _start_detached(config: Config, given: dict[str, object], *, as_json: bool) -> int:
