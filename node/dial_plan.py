@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from shoal.node.addresses import Address
 
 STAGGER_S = 0.3
-"""RFC 8305 says 0.25 s, of which a handshake in Python wants some for itself."""
+"""Until the next attempt, while nobody answers; RFC 8305 says 0.25 s."""
+
+HANDSHAKE_S = 1.5
+"""Until the next attempt, once somebody has: five round trips and some arithmetic."""
 
 ATTEMPTS_AT_ONCE = 4
 """To one peer; each costs a handshake on both sides."""
@@ -163,6 +166,10 @@ class Race:
         self._running += 1
         self._next_at_s = now_s + STAGGER_S
         return self._waiting.popleft(), max(0.0, self._until_s - now_s) / rounds
+
+    def answered(self, now_s: float) -> None:
+        """Somebody answered: let it prove who it is before others are bothered."""
+        self._next_at_s = max(self._next_at_s, now_s + HANDSHAKE_S)
 
     def failed(self, now_s: float) -> None:
         """One attempt came to nothing: the next may begin at once."""

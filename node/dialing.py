@@ -5,13 +5,14 @@ Names are resolved meanwhile; what they stand for joins the race when it is know
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
 from shoal.node.addresses import own_interfaces, parse_address
-from shoal.node.dial_plan import ADDRESSES_LIMIT, DialBook, Race, order
+from shoal.node.dial_plan import ADDRESSES_LIMIT, HANDSHAKE_S, DialBook, Race, order
 from shoal.node.errors import ConfigError, NetworkError
 from shoal.node.names import LOOKUP_LIMIT_S, Names
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.addresses import Address
 
-    Dial = Callable[[PeerId, str, int], Awaitable[None]]
+    Dial = Callable[[PeerId, str, int, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Dialing:
     """Reaches peers by whichever of their addresses leads to them.
 
     Args:
-        dial: Connects to a peer at an IP address and port, or raises.
+        dial: Connects to a peer at an IP address and port, or raises. Once somebody
+            has answered there, and before it says a word, it awaits its last argument.
         foreseen: What it may raise for reasons that lie with the address.
         connected: Whether a peer is connected: it may have dialled us meanwhile.
 
@@ -75,11 +77,17 @@ class Dialing:
                 attempt.failures.append(Failure(text, error, 0.0))
         return await attempt.run(parsed)
 
-    async def dial(self, peer: PeerId, address: Address, limit_s: float) -> Failure | None:
+    async def dial(
+        self,
+        peer: PeerId,
+        address: Address,
+        limit_s: float,
+        answered: Callable[[], Awaitable[None]],
+    ) -> Failure | None:
         """Dial one address, and note what came of it."""
         try:
             with trio.fail_after(limit_s):
-                await self._dial(peer, address.host, address.port)
+                await self._dial(peer, address.host, address.port, answered)
         except self._foreseen as error:
             self.book.missed(peer, address, trio.current_time())
             return Failure(str(address), error, limit_s)
@@ -102,6 +110,8 @@ class _Attempt:
         self._resolving = 0
         self._changed = trio.Event()
         self._reached = False
+        self._speaking = trio.Lock()
+        self._speaking_until_s = math.inf
         self._own = own_interfaces()
 
     async def run(self, addresses: Sequence[Address]) -> list[Failure] | None:
@@ -137,10 +147,29 @@ class _Attempt:
         self._wake()
 
     async def _try(self, race: Race, address: Address, limit_s: float) -> None:
-        failure = await self._dialing.dial(self._peer, address, limit_s)
-        if failure is None:
-            self._reached = True
-        else:
+        holding = False
+
+        async def answered() -> None:
+            """Wait for a turn: two connections to one peer would only be in the way.
+
+            Not for long, though: who has answered first may have nothing more to say.
+            """
+            nonlocal holding
+            race.answered(trio.current_time())
+            with trio.move_on_at(max(trio.current_time(), self._speaking_until_s)):
+                await self._speaking.acquire()
+                holding = True
+            if self._reached:
+                await trio.sleep_forever()  # until this attempt is ended
+            self._speaking_until_s = trio.current_time() + HANDSHAKE_S
+
+        try:
+            failure = await self._dialing.dial(self._peer, address, limit_s, answered)
+            self._reached = self._reached or failure is None
+        finally:
+            if holding:
+                self._speaking.release()
+        if failure is not None:
             self.failures.append(failure)
             race.failed(trio.current_time())
         self._wake()

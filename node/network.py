@@ -280,8 +280,10 @@ class Network:
             "between and that it is in the same network, as `shoal status` shows it",
         )
 
-    async def _dial(self, peer: PeerId, host: str, port: int) -> None:
-        await libp2p_compat.dial(self._host, peer, host, port, self._private)
+    async def _dial(
+        self, peer: PeerId, host: str, port: int, answered: Callable[[], Awaitable[None]]
+    ) -> None:
+        await libp2p_compat.dial(self._host, peer, host, port, self._private, answered)
 
     async def disconnect(self, peer: PeerId) -> None:
         """End every connection to ``peer`` at once, whether it still answers or not."""

@@ -5,7 +5,7 @@ import trio
 
 from shoal.crypto.identity import generate
 from shoal.node import dialing
-from shoal.node.dial_plan import STAGGER_S
+from shoal.node.dial_plan import HANDSHAKE_S, STAGGER_S
 from shoal.node.dialing import Dialing
 from shoal.node.errors import NetworkError
 
@@ -18,22 +18,28 @@ class World:
     def __init__(self, monkeypatch, **ports):
         monkeypatch.setattr(dialing, "own_interfaces", tuple)
         self.leads = {int(name.removeprefix("p")): what for name, what in ports.items()}
-        self.dialled = []
+        self.began_s = 0.0
+        self.dialled, self.handshakes = [], []
         self.connected = set()
         self.dialing = Dialing(
             self.dial, foreseen=(OSError,), connected=self.connected.__contains__
         )
 
-    async def dial(self, peer, host, port):
-        self.dialled.append((trio.current_time(), port))
+    async def dial(self, peer, host, port, answered):
+        self.dialled.append((trio.current_time() - self.began_s, port))
         what = self.leads[port]
         if isinstance(what, Exception):
             raise what
+        if isinstance(what, tuple):  # somebody answers, and proves who it is later
+            await trio.sleep(what[0])
+            await answered()
+            self.handshakes.append((trio.current_time() - self.began_s, port))
+            what = what[1]
         await trio.sleep(what)
 
     async def reach(self, ports, timeout_s=5.0):
         places = [f"/ip4/8.8.8.8/tcp/{port}" for port in ports]
-        began = trio.current_time()
+        began = self.began_s = trio.current_time()
         failures = await self.dialing.reach(PEER, places, timeout_s)
         return failures, trio.current_time() - began
 
@@ -54,6 +60,31 @@ async def test_an_address_that_refuses_is_not_waited_for(autojump_clock, monkeyp
     world = World(monkeypatch, p1=ConnectionRefusedError(), p2=0.02)
     failures, took_s = await world.reach([1, 2])
     assert (failures, took_s) == (None, pytest.approx(0.02))
+
+
+async def test_while_a_slow_peer_proves_itself_no_other_address_is_dialled(
+    autojump_clock, monkeypatch
+):
+    world = World(monkeypatch, p1=(0.2, 1.2), p2=(0.2, 0.2))
+    failures, took_s = await world.reach([1, 2])
+    assert (failures, took_s) == (None, pytest.approx(1.4))
+    assert [port for _, port in world.dialled] == [1]
+
+
+async def test_one_that_answers_and_proves_nothing_is_waited_for_only_so_long(
+    autojump_clock, monkeypatch
+):
+    world = World(monkeypatch, p1=(0.2, BLACK_HOLE), p2=(0.2, 0.2))
+    failures, took_s = await world.reach([1, 2])
+    assert failures is None
+    assert took_s == pytest.approx(0.2 + HANDSHAKE_S + 0.2 + 0.2)
+
+
+async def test_of_two_that_answer_late_one_speaks_after_the_other(autojump_clock, monkeypatch):
+    world = World(monkeypatch, p1=(0.5, 1.0), p2=(0.5, 1.0))
+    failures, took_s = await world.reach([1, 2])
+    assert (failures, took_s) == (None, pytest.approx(1.5))
+    assert world.handshakes == [(pytest.approx(0.5), 1)]
 
 
 async def test_where_nothing_answers_every_address_and_its_failure_is_told(
