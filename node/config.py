@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from shoal.node.errors import ConfigError
 from shoal.node.schedule import Schedule
 from shoal.node.setting_values import (
+    read_bootstrap,
     read_credits,
     read_duration_s,
     read_group,
@@ -39,7 +40,6 @@ from shoal.node.setting_values import (
     read_metrics_place,
     read_niceness,
     read_path,
-    read_peer_addresses,
     read_peers,
     read_schedule,
     read_serve,
@@ -76,7 +76,9 @@ class Config:
         home: Directory of the key, the state and the blobs.
         socket: Where the daemon serves its local API.
         listen: Multiaddrs that the network listens on.
-        bootstrap: Multiaddrs, each with its peer id, of nodes to join through.
+        bootstrap: Where to join: multiaddrs of nodes, each with its peer id, and
+            ``/dnsaddr`` names.
+        lan: Whether this node is announced, and others are looked for, by mDNS.
         allow: Friends, whose work is accepted like the node's own.
         deny: Peers whose work is never accepted.
         serve: Whose else: ``anyone``'s, where a sandbox is to be had, or ``friends`` only.
@@ -106,6 +108,7 @@ class Config:
     socket: Path
     listen: tuple[str, ...]
     bootstrap: tuple[str, ...]
+    lan: bool
     allow: tuple[PeerId, ...]
     deny: tuple[PeerId, ...]
     serve: str
@@ -444,12 +447,20 @@ SETTINGS = (
     Setting(
         "bootstrap",
         "ADDR",
-        read_peer_addresses,
+        read_bootstrap,
         tuple,
-        "Nodes to join the network through, as /ip4/1.2.3.4/tcp/4711/p2p/PEER_ID.",
+        "Nodes to join through, as /ip4/1.2.3.4/tcp/4711/p2p/PEER_ID or /dnsaddr/NAME.",
         example="[]",
         many=True,
         live=True,
+    ),
+    Setting(
+        "lan",
+        "BOOL",
+        read_yes_or_no,
+        lambda: True,
+        "Whether nodes on the same local network find this one, and it them, by mDNS.",
+        example="false",
     ),
     Setting(
         "allow",

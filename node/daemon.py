@@ -19,7 +19,6 @@ import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import COMPILING, failed
 from shoal.compute.supervisor import CACHE_BYTES, open_worker
-from shoal.node.addresses import parse_peer_address
 from shoal.node.api import claim_port, claim_socket, make_app, make_metrics_app
 from shoal.node.api.server import serve_on
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
@@ -33,6 +32,7 @@ from shoal.node.home import hold_home, open_home
 from shoal.node.house import House
 from shoal.node.introductions import Introductions
 from shoal.node.jobs import open_jobs
+from shoal.node.joining import Joining
 from shoal.node.known_peers import find_seeds, is_proven, providers
 from shoal.node.lifecycle import Lifecycle
 from shoal.node.logs import Logs, set_up_logs
@@ -109,7 +109,8 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
                 niceness=config.niceness,
             )
         )
-        seeds = await find_seeds(config, swarm_key, journal)
+        places = await find_seeds(config, swarm_key, journal)
+        seeds = places.seeds()
         conduct = Conduct(identity.peer_id, config.allow, seeds.bootstrap)
         control = await stack.enter_async_context(open_control(network, AGENT, conduct))
         membership = Membership(
@@ -130,6 +131,14 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
             ),
             seeds,
             conduct.broke,
+        )
+        joining = Joining(
+            places,
+            network,
+            membership,
+            journal,
+            fingerprint=swarm_key.fingerprint if swarm_key else "",
+            lan=config.lan,
         )
         reached = Reachability(network, control, membership)
         introductions = Introductions(
@@ -215,6 +224,7 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
             conduct=conduct,
             reachability=reached,
             introductions=introductions,
+            joining=joining,
         )
         blob_server = BlobServer(
             identity.peer_id, blobs, rights, control.versions.is_newer, conduct.broke
@@ -235,6 +245,7 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
                 await nursery.start(serve_on, make_metrics_app(daemon), watched)
             nursery.start_soon(_probe, daemon)
             nursery.start_soon(lifecycle.pulse, daemon.look)
+            nursery.start_soon(joining.run)
             log.info(
                 "ready",
                 peer=identity.peer_id,
@@ -252,9 +263,7 @@ def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
     daemon.blobs.set_quota(config.blob_quota_bytes)
     daemon.owner.follow(config.schedule, _step_back(config))
     daemon.logs.configure(config.log_level)
-    for text in config.bootstrap:
-        peer, address = parse_peer_address(text)
-        daemon.membership.hear_of(peer, [address], "bootstrap")
+    daemon.joining.follow(config.bootstrap)
     if "provide" in change.changed:
         daemon.membership.announce()
 

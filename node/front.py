@@ -21,7 +21,6 @@ from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
 from shoal.node import reload
-from shoal.node.addresses import parse_peer_address
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
@@ -30,7 +29,7 @@ from shoal.node.explain import explain
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
-from shoal.node.membership import DIAL_TIME_LIMIT_S, Membership
+from shoal.node.membership import Membership
 from shoal.node.metrics import Metrics, Readings
 from shoal.node.offer import Capacity, make_terms
 from shoal.node.owner_view import check_device, owner_view
@@ -79,6 +78,7 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.conduct import Conduct
     from shoal.node.introductions import Introductions
+    from shoal.node.joining import Joining
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.logs import Logs
     from shoal.node.network import Network
@@ -118,6 +118,7 @@ class Daemon:
     conduct: Conduct
     reachability: Reachability
     introductions: Introductions
+    joining: Joining
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -148,6 +149,7 @@ class Daemon:
             sandboxed=self.capacity.sandboxed,
             owner=self._owner(),
             reachability=self.reachability.view(),
+            joining=self.joining.view(),
             units_running=self.units_running,
             units_out=self.jobs_running.units_out,
             phase=self.lifecycle.phase.value,
@@ -267,11 +269,8 @@ class Daemon:
         return self.capacity.devices or (await self.devices()).devices
 
     async def connect(self, address: str) -> PeerId:
-        """Link to a peer by multiaddr; raises ConfigError or NetworkError."""
-        peer, place = parse_peer_address(address)
-        self.conduct.check(peer)
-        await self.network.connect(peer, [place], DIAL_TIME_LIMIT_S)
-        return peer
+        """Link to a peer by address or name; raises ConfigError or NetworkError."""
+        return await self.joining.connect(address)
 
     # -- life --
 

@@ -6,16 +6,19 @@ here the two are put together for whoever asks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from shoal.crypto.peer_id import PeerId
-from shoal.node.addresses import parse_peer_address
+from shoal.node import remembered_peers
+from shoal.node.addresses import Address, parse_bootstrap
 from shoal.node.bidding import distrusted
 from shoal.node.explain import Surroundings
 from shoal.node.house import wall_ms
+from shoal.node.joining_plan import Entry, Source
 from shoal.node.membership import REMEMBERED_LIMIT, Membership, Seeds
 from shoal.node.records import PeerView
 from shoal.node.swarm_key import PUBLIC
@@ -25,13 +28,31 @@ if TYPE_CHECKING:
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
     from shoal.node.proofs import ProofBook
+    from shoal.node.remembered_peers import RememberedPeer
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
 
 log = structlog.get_logger(__name__)
 
 
-async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State) -> Seeds:
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where this node looks for its network, as it was set and as it is remembered."""
+
+    entries: tuple[Entry, ...]
+    remembered: tuple[RememberedPeer, ...]
+
+    def seeds(self) -> Seeds:
+        """What can be dialled at once; names of other names are `node.joining`'s."""
+        bootstrap: dict[PeerId, tuple[str, ...]] = {}
+        for entry in self.entries:
+            if isinstance(entry.place, Address) and entry.place.peer:
+                peer = entry.place.peer
+                bootstrap[peer] = (*bootstrap.get(peer, ()), entry.place.without_peer())
+        return Seeds(bootstrap, {row.peer: row.places for row in self.remembered})
+
+
+async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State) -> Places:
     """Where this node looks for its network: as configured, and as remembered.
 
     Raises:
@@ -45,12 +66,15 @@ async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State)
             "this node is in another network than at its last start",
             network=swarm_key.name if swarm_key else PUBLIC,
         )
-    bootstrap: dict[PeerId, tuple[str, ...]] = {}
-    for text in (*config.bootstrap, *(swarm_key.bootstrap if swarm_key else ())):
-        peer, address = parse_peer_address(text)
-        bootstrap[peer] = (*bootstrap.get(peer, ()), address)
-    remembered = await journal.remembered_peers(REMEMBERED_LIMIT)
-    return Seeds(bootstrap, {row.peer: row.addresses for row in remembered})
+    entries: dict[str, Entry] = {}
+    for source, texts in (
+        (Source.SETTING, config.bootstrap),
+        (Source.INVITATION, swarm_key.bootstrap if swarm_key else ()),
+    ):
+        for text in texts:
+            entries.setdefault(text, Entry(text, source, parse_bootstrap(text)))
+    remembered = await remembered_peers.remembered(journal, REMEMBERED_LIMIT)
+    return Places(tuple(entries.values()), tuple(remembered))
 
 
 def providers(membership: Membership, numeric_class: str) -> list[PeerId]:

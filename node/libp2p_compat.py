@@ -369,9 +369,16 @@ async def accept(
 
 
 async def dial(
-    host: SturdyHost, peer: PeerId, name: str, port: int, private: PrivateNetwork | None = None
+    host: SturdyHost,
+    peer: PeerId,
+    name: str,
+    port: int,
+    private: PrivateNetwork | None = None,
+    answered: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Connect to ``peer`` at one address. Cancel-safe: nothing stays half-open.
+
+    ``answered`` is awaited between the TCP connection and the first word.
 
     Raises:
         OSError: Nobody accepts TCP connections there.
@@ -380,6 +387,8 @@ async def dial(
     """
     stream = await trio.open_tcp_stream(name, port)
     try:
+        if answered is not None:
+            await answered()
         protection = private.protect() if private else None
         raw = RawConnection(_tcp_stream(stream, protection, initiator=True), initiator=True)
         await host.get_network().upgrade_outbound_raw_conn(raw, ID.from_base58(peer))

@@ -57,6 +57,7 @@ ALONE_BACK_OFF_LIMIT_S = 2.0
 """For bootstrap peers, while no peer is connected: there is nobody else to join by."""
 DIALS_AT_ONCE = 4
 REMEMBERED_LIMIT = 64
+HEARD_LIMIT = 64
 
 log = structlog.get_logger(__name__)
 
@@ -177,6 +178,7 @@ class Membership:
         self._describe = describe
         self._seeds = seeds
         self._broke = broke
+        self._heard: dict[PeerId, tuple[str, ...]] = {}
         self._back_off: dict[PeerId, BackOff] = {}
         self._dialling: set[PeerId] = set()
         self._missed: set[PeerId] = set()
@@ -201,15 +203,29 @@ class Membership:
             raise NetworkError(f"no address of {peer} is known", code="peer_unknown")
         await self._network.connect(peer, addresses, DIAL_TIME_LIMIT_S)
 
+    def hear_of(self, peer: PeerId, addresses: Sequence[str], source: str) -> None:
+        """Take in a place where a peer may be found.
+
+        Args:
+            peer: Who is said to be there.
+            addresses: Multiaddrs without its id.
+            source: ``bootstrap``, which is dialled for ever, or another word for
+                whoever is dialled while links are wanting.
+        """
+        if peer == self.own:
+            return
+        if source == "bootstrap":
+            self._seeds.bootstrap[peer] = tuple(addresses)
+            return
+        self._heard.pop(peer, None)
+        self._heard[peer] = tuple(addresses)
+        while len(self._heard) > HEARD_LIMIT:
+            del self._heard[next(iter(self._heard))]
+        self._back_off.pop(peer, None)
+
     def announce(self) -> None:
         """Issue a new advert soon, because what it says has changed."""
         self._announce_now.set()
-
-    def hear_of(self, peer: PeerId, addresses: Sequence[str], source: str) -> None:
-        """Take note of where a peer may be found: of a ``bootstrap`` node."""
-        if source == "bootstrap":
-            before = self._seeds.bootstrap.get(peer, ())
-            self._seeds.bootstrap[peer] = tuple(dict.fromkeys((*before, *addresses)))
 
     async def answer(self, peer: PeerId, message: Digest | Adverts) -> Adverts | Done:
         """Answer a peer's side of anti-entropy.
@@ -349,7 +365,7 @@ class Membership:
                 connected = self._network.connected()
                 for peer in choose_dials(
                     bootstrap=self._seeds.bootstrap,
-                    known=self._shuffled_known(),
+                    known=[*self._heard, *self._shuffled_known()],
                     remembered=self._seeds.remembered,
                     linked=connected,
                     ready=lambda peer, now_s=now_s: self._ready(peer, now_s),
@@ -361,12 +377,9 @@ class Membership:
     async def _dial(self, peer: PeerId) -> None:
         try:
             await self._network.connect(peer, self._addresses(peer), DIAL_TIME_LIMIT_S)
-        except NetworkError as error:
+        except NetworkError:  # `node.joining` tells of bootstrap peers
             back_off = self._back_off.setdefault(peer, BackOff())
-            first = back_off.delay_s == 0.0
             back_off.failed(trio.current_time(), self._random.random())
-            if first and peer in self._seeds.bootstrap:
-                log.warning("a bootstrap peer cannot be reached", peer=peer, error=str(error))
         finally:
             self._dialling.discard(peer)
 
@@ -444,6 +457,7 @@ class Membership:
             *(entry.advert.addresses if entry else ()),
             *self._seeds.bootstrap.get(peer, ()),
             *self._seeds.remembered.get(peer, ()),
+            *self._heard.get(peer, ()),
         ]
         return list(dict.fromkeys(found))
 

@@ -35,6 +35,7 @@ from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from shoal.crypto.peer_id import PeerId
 from shoal.node.addresses import Address, dialable, parse_address
 from shoal.node.dial_back import answer_dial_backs, dial_back
+from shoal.node.dialing import Dialing
 from shoal.node.errors import (
     ConfigError,
     NetworkError,
@@ -210,6 +211,11 @@ class Network:
         self._gossip = libp2p_compat.Gossip(self._host, self._admits_gossip)
         self._ping_streams: dict[PeerId, ByteStream] = {}
         self._changed = trio.Event()
+        self.dialing = Dialing(
+            self._dial,
+            foreseen=(OtherNetworkError, *_TRANSPORT_ERRORS),
+            connected=lambda peer: peer in self.connected(),
+        )
         self._swarm.register_notifee(_Watcher(self._connections_changed))
 
     # -- connections --
@@ -249,10 +255,10 @@ class Network:
         return str(found[0]) if found else None
 
     async def connect(self, peer: PeerId, addrs: Sequence[str], timeout_s: float) -> None:
-        """Connect to ``peer`` by the first of ``addrs`` that leads to it.
+        """Connect to ``peer`` by whichever of ``addrs`` leads to it.
 
-        They are tried one after the other, each with its share of the time that
-        is left. A peer that is connected already is left as it is.
+        They are dialled in the order and at the moments of `node.dial_plan`. A peer
+        that is connected already is left as it is.
 
         Raises:
             NetworkError: ``unreachable``, saying for each address what failed;
@@ -261,28 +267,14 @@ class Network:
         """
         if peer in self.connected():
             return
-        deadline = trio.current_time() + timeout_s
-        failures: list[str] = []
-        elsewhere = False
-        for position, text in enumerate(addrs):
-            share_s = (deadline - trio.current_time()) / (len(addrs) - position)
-            try:
-                address = parse_address(text)
-                with trio.fail_after(max(0.0, share_s)):
-                    await libp2p_compat.dial(
-                        self._host, peer, address.host, address.port, self._private
-                    )
-            except (
-                ConfigError,
-                OtherNetworkError,
-                trio.TooSlowError,
-                *_TRANSPORT_ERRORS,
-            ) as error:
-                failures.append(f"{text}: {_why_not(error, share_s)}")
-                elsewhere = elsewhere or isinstance(error, OtherNetworkError)
-            else:
-                return
-        message = f"{peer} cannot be reached: {'; '.join(failures) or 'no address is known'}"
+        failures = await self.dialing.reach(peer, addrs, timeout_s)
+        if failures is None:
+            return
+        reasons = [f"{each.text}: {_why_not(each.error, each.limit_s)}" for each in failures]
+        why = "; ".join(reasons) or "no address is known"
+        self.dialing.book.failed(peer, why, trio.current_time())
+        message = f"{peer} cannot be reached: {why}"
+        elsewhere = any(isinstance(each.error, OtherNetworkError) for each in failures)
         if elsewhere:
             raise OtherNetworkError(message, hint=_OTHER_NETWORK_HINT)
         raise NetworkError(
@@ -291,6 +283,11 @@ class Network:
             hint="check that its daemon runs, that the address is right, that no firewall is "
             "between and that it is in the same network, as `shoal status` shows it",
         )
+
+    async def _dial(
+        self, peer: PeerId, host: str, port: int, answered: Callable[[], Awaitable[None]]
+    ) -> None:
+        await libp2p_compat.dial(self._host, peer, host, port, self._private, answered)
 
     async def disconnect(self, peer: PeerId) -> None:
         """End every connection to ``peer`` at once, whether it still answers or not."""
@@ -600,7 +597,7 @@ def _why_not(error: BaseException, share_s: float) -> str:
     causes = list(_causes(error))
     for cause in causes:
         match cause:
-            case ConfigError() | OtherNetworkError():
+            case ConfigError() | NetworkError():
                 return cause.message
             case trio.TooSlowError():
                 return f"no answer within {share_s:.1f} s"

@@ -301,6 +301,41 @@ class ReachabilityView(msgspec.Struct, frozen=True):
     evidence: tuple[str, ...] = ()
 
 
+class SeedView(msgspec.Struct, frozen=True):
+    """One place by which this node joins, or looks for its network.
+
+    Attributes:
+        text: As it was set, or the address that was found.
+        source: ``setting``, ``invitation``, ``dnsaddr`` (an address behind a name that
+            was set), ``remembered`` or ``lan``.
+        peer: Who is there; None for a name that is not resolved yet.
+        linked: Whether that peer is a link now.
+        error: Why the last attempt came to nothing, "" where it did not, or was not made.
+        error_at: When that was, in seconds since the epoch.
+    """
+
+    text: str
+    source: str
+    peer: PeerId | None = None
+    linked: bool = False
+    error: str = ""
+    error_at: float | None = None
+
+
+class JoiningView(msgspec.Struct, frozen=True):
+    """How this node finds its network.
+
+    Attributes:
+        sentence: Why it is alone, for a person; "" while it has a link.
+        seeds: Where it looks, as set first.
+        lan: What it does on its local network, for a person; "" before it has begun.
+    """
+
+    sentence: str
+    seeds: tuple[SeedView, ...] = ()
+    lan: str = ""
+
+
 class Status(msgspec.Struct, frozen=True):
     """The answer of ``shoal status``.
 
@@ -344,3 +379,4 @@ class Status(msgspec.Struct, frozen=True):
     settings_error: str = ""
     needs_restart: tuple[str, ...] = ()
     reachability: ReachabilityView | None = None
+    joining: JoiningView | None = None

@@ -13,7 +13,12 @@ from pathlib import Path
 
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import check_peer_id
+from shoal.node.addresses import parse_bootstrap
+from shoal.node.errors import ConfigError
 from shoal.node.schedule import WINDOWS_LIMIT, Schedule, Window, parse_window
+
+BOOTSTRAP_LIMIT = 64
+"""Addresses to join through: each is dialled for ever, and told of when it fails."""
 
 _UNIT_BYTES = {
     "": 1,
@@ -199,16 +204,20 @@ def read_listen_addresses(value: object) -> tuple[str, ...]:
     return addresses
 
 
-def read_peer_addresses(value: object) -> tuple[str, ...]:
-    """Read multiaddrs of peers, each with its peer id."""
+def read_bootstrap(value: object) -> tuple[str, ...]:
+    """Read places to join through: addresses with peer ids, and ``/dnsaddr`` names."""
     addresses = _read_list(value)
+    if len(addresses) > BOOTSTRAP_LIMIT:
+        message = f"has more than {BOOTSTRAP_LIMIT} addresses"
+        raise ValueError(message)
     for address in addresses:
-        place, separator, peer = address.rpartition("/p2p/")
-        if not place.startswith("/") or not separator or not _is_peer(peer):
-            message = (
-                "does not consist of addresses such as /ip4/1.2.3.4/tcp/4711/p2p/12D3KooW…"
-            )
-            raise ValueError(message)
+        try:
+            parse_bootstrap(address)
+        except ConfigError as error:
+            raise ValueError(
+                "does not consist of addresses such as /ip4/1.2.3.4/tcp/4711/p2p/12D3KooW… "
+                f"or /dnsaddr/shoal.example: {error.message}"
+            ) from None
     return addresses
 
 

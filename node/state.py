@@ -18,7 +18,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ import trio
 
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
+from shoal.node import remembered_peers
 from shoal.node.errors import JobError
 from shoal.node.owner import Pause
 from shoal.node.records import (
@@ -54,19 +54,7 @@ from shoal.node.state_tables import (
 ANSWERS_LIMIT = 500
 """Answers kept of one job, the newest: as many lines as a person will read."""
 
-PEERS_LIMIT = 1024
-"""Peers remembered, the last seen: far more than a start needs to find one alive."""
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class RememberedPeer:
-    """A peer of an earlier time. ``seen_at_s`` is in seconds since the epoch."""
-
-    peer: PeerId
-    addresses: tuple[str, ...]
-    seen_at_s: float
 
 
 class State:
@@ -259,30 +247,8 @@ class State:
     async def remember_peer(
         self, peer: PeerId, addresses: Sequence[str], seen_at_s: float
     ) -> None:
-        """Note where a peer was reached, for the next start."""
-
-        def write() -> None:
-            self._database.execute(
-                "INSERT OR REPLACE INTO peers (peer, addresses, seen_at) VALUES (?, ?, ?)",
-                (peer, to_json(addresses), seen_at_s),
-            )
-            self._database.execute(
-                "DELETE FROM peers WHERE peer IN"
-                " (SELECT peer FROM peers ORDER BY seen_at DESC LIMIT -1 OFFSET ?)",
-                (PEERS_LIMIT,),
-            )
-
-        await self._write(write)
-
-    async def remembered_peers(self, limit: int) -> list[RememberedPeer]:
-        """The peers last seen, newest first."""
-        return await self._rows(
-            lambda row: RememberedPeer(
-                row["peer"], from_json(row["addresses"], tuple[str, ...]), row["seen_at"]
-            ),
-            "SELECT * FROM peers ORDER BY seen_at DESC LIMIT ?",
-            (limit,),
-        )
+        """Note that a peer became a link, for the next start; see `remembered_peers`."""
+        await remembered_peers.meet(self, peer, addresses, seen_at_s)
 
     async def enter_network(self, number: int) -> bool:
         """Note which network this node is in; in another than before, forget the peers.

@@ -121,6 +121,11 @@ CREATE TABLE IF NOT EXISTS proofs (
 """
 """What came after the first version; each is made where it is not there yet."""
 
+_LATER_COLUMNS = {
+    "peers": ("worked TEXT NOT NULL DEFAULT ''", "met INTEGER NOT NULL DEFAULT 1")
+}
+"""Columns likewise; an older shoal leaves them as they are."""
+
 
 def open_database(path: Path) -> sqlite3.Connection:
     """Open the file, or make it with its tables, all of them or none.
@@ -291,5 +296,10 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
                 database.execute(statement)
         for statement in _LATER_TABLES.split(";"):
             database.execute(statement)
+        for table, columns in _LATER_COLUMNS.items():
+            there = {row["name"] for row in database.execute(f"PRAGMA table_info({table})")}
+            for column in columns:
+                if column.partition(" ")[0] not in there:
+                    database.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
         # Written each time: a state that cannot be written to is found out now.
         database.execute(f"PRAGMA user_version = {TABLES_VERSION}")

@@ -33,7 +33,7 @@ from shoal.node.errors import (
     WaitTimeoutError,
 )
 from shoal.node.home import holder_of, home_in_use, open_home
-from shoal.node.records import CutView, PeerView, Status
+from shoal.node.records import CutView, JoiningView, PeerView, Status
 
 if TYPE_CHECKING:
     from shoal.node.client import Client
@@ -122,7 +122,7 @@ def peers(
     what they did; of one that is cut no connection is taken until the time that is shown.
 
     Args:
-        connect: Link to the node at this address first; as those of `bootstrap`.
+        connect: Link to the node at this address or /dnsaddr name first; as in `bootstrap`.
         forgive: Let the peer of this id back in first, and forget what it did.
     """
     daemon = daemon or Daemon()
@@ -132,13 +132,15 @@ def peers(
         if connect is not None:
             client.connect(connect)
         found, misfits, cut = client.peers(), client.misfits(), client.cuts()
+        joining = None if found else client.status().joining
     if daemon.as_json:
         print_json({"peers": found, "misfits": misfits, "cut": cut})
         return
     if found:
         _print_peers(found)
     else:
-        note("no peers yet; nodes to join through are set as `bootstrap`")
+        sentence = joining.sentence if joining else ""
+        note(f"no peers yet; {sentence or 'nodes to join through are set as `bootstrap`'}")
     for misfit in misfits:
         note(f"{misfit.peer} is connected and {misfit.why}")
     _print_offenders([view for view in found if view.standing is not None], cut)
@@ -255,6 +257,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             *_reachability_pairs(found),
             ("up for", _up_text(found)),
             ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),
+            *_joining_pairs(found.joining),
             ("jobs", f"{found.jobs_running} running"),
             ("served", f"{found.units_served} units, {found.units_running} running"),
             *(owner_pairs(found.owner) if found.owner else ()),
@@ -288,6 +291,14 @@ def _reachability_pairs(found: Status) -> list[tuple[str, str]]:
         return []
     evidence = [("evidence", line) for line in found.reachability.evidence]
     return [("reachability", found.reachability.sentence), *evidence]
+
+
+def _joining_pairs(joining: JoiningView | None) -> list[tuple[str, object]]:
+    """Why the node is alone, and what it says on its local network, where there is a word."""
+    if joining is None:
+        return []
+    found = [("joining", joining.sentence), ("nearby", joining.lan)]
+    return [(name, text) for name, text in found if text]
 
 
 def _start_detached(config: Config, given: dict[str, object], *, as_json: bool) -> int:

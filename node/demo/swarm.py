@@ -166,20 +166,20 @@ class Swarm:
 
     def start(self, node: Node) -> None:
         """Start a daemon, again after it was killed; does not wait for it."""
-        first = self.nodes[0]
         # -P: no module is ever taken from the current directory
         command = [sys.executable, "-P", "-m", "shoal.node.cli", "up", f"--home={node.home}"]
-        command += [f"--listen={_place(node.address) or '/ip4/127.0.0.1/tcp/0'}"]
+        command += [f"--listen={_place(node.address) or self._listen(node)}"]
         command += [f"--allow={other.peer}" for other in self.nodes if other is not node]
         # On one machine they would step back for each other's daemons, and for ours.
         command += ["--step-back=off", "--niceness=5"]
-        if node is not first:
-            command += [f"--bootstrap={first.address}"]
+        if not any(one.startswith("--lan") for one in self._settings):
+            command += ["--lan=no"]
+        command += [f"--bootstrap={address}" for address in self._bootstrap(node)]
         # What the user has set for a daemon of their own is not for these.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
         with node.log_path.open("ab") as log, _interrupts_wait():
             node.process = subprocess.Popen(  # noqa: S603  # our own interpreter and flags
-                [*command, *self._settings],
+                [*self._before(node), *command, *self._settings],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -187,6 +187,19 @@ class Swarm:
                 env=environment,
                 start_new_session=True,  # a Ctrl-C at the terminal is for us to pass on
             )
+
+    def _before(self, node: Node) -> tuple[str, ...]:  # noqa: ARG002  # for subclasses
+        """What the command of a daemon is run by."""
+        return ()
+
+    def _listen(self, node: Node) -> str:  # noqa: ARG002  # for subclasses
+        """Where a daemon listens at its first start."""
+        return "/ip4/127.0.0.1/tcp/0"
+
+    def _bootstrap(self, node: Node) -> tuple[str, ...]:
+        """The addresses that a daemon is given."""
+        first = self.nodes[0]
+        return () if node is first else (first.address,)
 
     def wait_ready(self, node: Node) -> None:
         """Wait until a daemon answers, and note its address.

@@ -41,10 +41,11 @@ def shoal(*arguments, node=None, timeout_s=60):
 def clean_environment():
     """The environment without what a user has set for a daemon of their own.
 
-    Daemons do not step back for the tests, nor for whatever else runs beside them.
+    Daemons do not step back for the tests, nor for whatever else runs beside them, and
+    do not look for others on this machine's networks.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
-    return kept | {"SHOAL_STEP_BACK": "off", "SHOAL_NICENESS": "5"}
+    return kept | {"SHOAL_STEP_BACK": "off", "SHOAL_NICENESS": "5", "SHOAL_LAN": "no"}
 
 
 def curl(node, *arguments):

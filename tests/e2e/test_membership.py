@@ -1,6 +1,7 @@
 """Which nodes a daemon lists, while others come, die, hang and return."""
 
 import signal
+import sqlite3
 import time
 
 from daemons import eventually, listed, peers_of, shoal
@@ -66,6 +67,44 @@ def test_a_restarted_node_that_has_no_bootstrap_peer_remembers_the_others(swarm)
     swarm.start(first)
     swarm.wait_ready(first)
     eventually(lambda: all_list_each_other(swarm), 10, "found again")
+
+
+def test_a_restarted_node_remembers_somebody_alive_behind_many_who_are_dead(swarm):
+    first, second, third = swarm.nodes
+    eventually(lambda: all_list_each_other(swarm), 10, "acquainted")
+    first.kill()
+    second.kill()
+    with sqlite3.connect(first.home / "state.sqlite") as state:
+        for number in range(8):  # seen after those that are alive: looked for before them
+            place = "127.0.0.1/tcp/1" if number % 2 else f"10.255.255.{number}/tcp/1"
+            state.execute(
+                "INSERT INTO peers (peer, addresses, seen_at) VALUES (?, ?, ?)",
+                (generate().peer_id, f'["/ip4/{place}"]', time.time() + 100),
+            )
+    state.close()
+    first.address = ""
+    swarm.start(first)
+    swarm.wait_ready(first)
+    eventually(lambda: peers_of(first) >= {third.peer}, 25, "found again")
+    with first.client() as client:
+        dead = [seed for seed in client.status().joining.seeds if not seed.linked]
+    assert len(dead) >= 8
+
+
+def test_a_node_that_is_alone_says_why(stranger):
+    nobody = f"/ip4/127.0.0.1/tcp/1/p2p/{generate().peer_id}"
+    shoal("down", node=stranger)
+    flags = ("--detach", "--listen=/ip4/127.0.0.1/tcp/0", "--provide=no")
+    more = (f"--bootstrap={nobody}", "--bootstrap=/dnsaddr/shoal.invalid")
+    assert shoal("up", *flags, *more, node=stranger).code == 0
+    said = eventually(
+        lambda: "refused" in (text := shoal("status", node=stranger).stdout) and text, 15
+    )
+    (line,) = [one for one in said.splitlines() if one.startswith("joining")]
+    assert "bootstrap peer" in line
+    log = stranger.log_path.read_text()
+    assert log.count("a bootstrap peer cannot be reached") >= 1
+    assert f"{nobody.partition('/p2p/')[0]}: connection refused" in log
 
 
 def test_a_node_that_knows_nobody_joins_by_one_address(swarm, stranger):

@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.peer_id import PeerId
-from shoal.node import capability_records
+from shoal.node import capability_records, remembered_peers
 from shoal.node.errors import JobError, StoreError
 from shoal.node.owner import Pause
 from shoal.node.proofs import ProofBook, checked
@@ -31,7 +31,8 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
-from shoal.node.state import ANSWERS_LIMIT, PEERS_LIMIT, open_state
+from shoal.node.remembered_peers import AWAY_S, PEERS_LIMIT, RememberedPeer, remembered
+from shoal.node.state import ANSWERS_LIMIT, open_state
 from shoal.node.state_tables import open_database
 
 PROGRAM = blob_id_of(b"program")
@@ -106,10 +107,8 @@ async def test_a_restart_finds_jobs_units_receipts_answers_and_peers_as_they_wer
         assert await state.receipt_ids(job.id) == [done.receipt]
         assert await state.receipt(done.receipt) == b"signed"
         assert await state.answers(job.id) == [answer]
-        (remembered,) = await state.remembered_peers(5)
-        assert remembered.peer == PEER
-        assert remembered.addresses == ("/ip4/127.0.0.1/tcp/1",)
-        assert remembered.seen_at_s == 1002.0
+        (known,) = await remembered(state, 5)
+        assert known == RememberedPeer(PEER, ("/ip4/127.0.0.1/tcp/1",), 1002.0)
         assert await state.next_sequence(5000) == sequence + 1
 
 
@@ -196,20 +195,45 @@ async def test_the_peers_seen_last_are_remembered(state):
     for number in range(PEERS_LIMIT + 2):
         await state.remember_peer(PeerId(f"peer {number}"), ("/old",), float(number))
     await state.remember_peer(PeerId("peer 5"), ("/new",), 9999.0)
-    newest, *others = await state.remembered_peers(PEERS_LIMIT * 2)
+    newest, *others = await remembered(state, PEERS_LIMIT * 2)
     assert (newest.peer, newest.addresses) == ("peer 5", ("/new",))
     assert len(others) == PEERS_LIMIT - 1
     assert others[-1].peer == "peer 2"
 
 
+async def test_what_is_known_of_a_peer_is_kept_where_less_is_known_now(state):
+    await remembered_peers.keep(state, [RememberedPeer(PEER, ("/a",), 10.0, "/worked")])
+    await state.remember_peer(PEER, (), 20.0)
+    assert await remembered(state, 5) == [RememberedPeer(PEER, ("/a",), 20.0, "/worked")]
+
+
+async def test_a_peer_counts_once_more_when_it_comes_back_and_not_when_it_flaps(state):
+    for seen_at_s in (0.0, 1.0, 2.0, 2.0 + AWAY_S, 3.0 + AWAY_S):
+        await state.remember_peer(PEER, ("/a",), seen_at_s)
+    (known,) = await remembered(state, 5)
+    assert known.met == 2
+
+
+async def test_a_state_of_an_older_version_remembers_its_peers(tmp_path):
+    path = tmp_path / "state.sqlite"
+    open_database(path).close()
+    with sqlite3.connect(path) as older:
+        for column in ("worked", "met"):
+            older.execute(f"ALTER TABLE peers DROP COLUMN {column}")
+        older.execute("INSERT INTO peers VALUES (?, '[\"/a\"]', 5.0)", (PEER,))
+    older.close()
+    async with open_state(path) as state:
+        assert await remembered(state, 5) == [RememberedPeer(PEER, ("/a",), 5.0)]
+
+
 async def test_peers_of_another_network_are_forgotten_and_of_the_same_are_kept(state):
-    changes, remembered = [], []
+    changes, counts = [], []
     for network in (0, 7, 7, 9, 0):
         changes.append(await state.enter_network(network))
-        remembered.append(len(await state.remembered_peers(5)))
+        counts.append(len(await remembered(state, 5)))
         await state.remember_peer(PEER, ("/ip4/127.0.0.1/tcp/1",), 1.0)
     assert changes == [False, True, False, True, True]
-    assert remembered == [0, 0, 1, 0, 0]
+    assert counts == [0, 0, 1, 0, 0]
     assert await state.next_sequence(5) == 5
 
 

@@ -134,6 +134,10 @@ def test_a_directory_in_place_of_the_file_is_refused(home):
         ("listen", "/ip4/0.0.0.0/udp/4711"),
         ("bootstrap", "/ip4/1.2.3.4/tcp/4711"),
         ("bootstrap", "/ip4/1.2.3.4/tcp/4711/p2p/nobody"),
+        ("bootstrap", f"/ip4/1.2.3.400/tcp/4711/p2p/{PEER}"),
+        ("bootstrap", "/dnsaddr/no name"),
+        ("bootstrap", "/dnsaddr/shoal.example/p2p/nobody"),
+        ("lan", "perhaps"),
         ("allow", "somebody"),
         ("provide", "maybe"),
         ("cores", "0"),
@@ -165,6 +169,22 @@ def test_a_value_of_the_wrong_type_in_the_file_is_refused(home, text):
 )
 def test_sizes_are_read_as_people_write_them(text, size_bytes):
     assert read_size_bytes(text) == size_bytes
+
+
+def test_more_places_to_join_through_than_can_be_dialled_are_refused(home):
+    many = [f"/dnsaddr/n{number}.example" for number in range(65)]
+    assert "more than 64" in refusal({"home": home, "bootstrap": many}).message
+
+
+def test_places_to_join_through_have_many_forms(home):
+    forms = (
+        f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}",
+        f"/ip6/2001:db8::1/tcp/1/p2p/{PEER}",
+        *(f"/{kind}/shoal.example/tcp/1/p2p/{PEER}" for kind in ("dns", "dns4", "dns6")),
+        "/dnsaddr/shoal.example",
+        f"/dnsaddr/shoal.example/p2p/{PEER}",
+    )
+    assert load({"home": home}, {"SHOAL_BOOTSTRAP": ",".join(forms)}).bootstrap == forms
 
 
 def test_lists_come_as_toml_lists_repeated_flags_or_text_with_commas(home):
