@@ -1,11 +1,14 @@
 """Metrics: the names by Prometheus' rules, as its own linter has them, and bounded series."""
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from shoal.node.config import SETTINGS
 from shoal.node.metrics import (
     LAG_BOUNDS_S,
     METRICS,
@@ -152,3 +155,28 @@ def test_what_a_pulse_saw_is_among_them():
     text = metrics.exposition().decode()
     assert 'shoal_event_loop_lag_seconds_bucket{le="10.0"} 0.0' in text
     assert 'shoal_event_loop_lag_seconds_bucket{le="+Inf"} 1.0' in text
+
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+@pytest.mark.parametrize("file", ["grafana/shoal.json", "prometheus/rules.yml"])
+def test_what_is_drawn_and_watched_is_there_to_be_scraped(file):
+    text = (DEPLOY / file).read_text()
+    if file.endswith("json"):
+        panels = json.loads(text)["panels"]
+        text = "\n".join(target["expr"] for panel in panels for target in panel["targets"])
+    asked = set(re.findall(r"\b(?:shoal|process)_[a-z_]+", text))
+    assert len(asked) > 4
+    assert asked <= {sample.name for family in scraped() for sample in family.samples}
+
+
+def test_every_metric_and_every_live_setting_is_in_the_documentation():
+    text = (DEPLOY.parent / "docs" / "OPERATING.md").read_text()
+    told = set(re.findall(r"`(shoal_[a-z_]+)`", text))
+    assert {row.name for row in METRICS} <= told
+    assert told <= {family.name for family in scraped()} | {row.name for row in METRICS}
+    (row,) = re.findall(r"^\| `bootstrap` .*$", text, re.MULTILINE)
+    live, others = row.strip("| ").split(" | ")
+    for setting in SETTINGS:
+        assert f"`{setting.name}`" in (live if setting.live else others)
