@@ -233,9 +233,10 @@ def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
     daemon.blobs.set_quota(config.blob_quota_bytes)
     daemon.owner.follow(config.schedule, _step_back(config))
     daemon.lifecycle.logs.configure(config.log_level)
-    for text in config.bootstrap:
-        peer, address = parse_peer_address(text)
-        daemon.membership.hear_of(peer, [address], "bootstrap")
+    if "bootstrap" in change.changed:
+        for text in config.bootstrap:
+            peer, address = parse_peer_address(text)
+            daemon.membership.hear_of(peer, [address], "bootstrap")
     if "provide" in change.changed:
         daemon.membership.announce()
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import trio
+import trio.testing
 from onnx import TensorProto, helper
 
 from shoal.compute.convert import convert
@@ -453,9 +454,8 @@ async def test_a_daemon_that_is_told_to_end_answers_first(daemon, socket_path):
     async with AsyncClient(socket_path) as client:
         for now in (False, True):
             assert await client.end(now=now) == os.getpid()
-            with trio.fail_after(5):
-                while daemon.ended is not now:
-                    await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert daemon.ended is now
     code, said = await curl(socket_path, "-d", '{"later": 1}', "http://shoal/v1/end")
     assert (code, json.loads(said)["error"]["code"]) == (400, "bad_request")
     for body in ("{}", '{"level": 7}', '{"level": "info", "modules": []}'):

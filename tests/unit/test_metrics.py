@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,18 +15,22 @@ from shoal.node.metrics import (
     METRICS,
     Histogram,
     Metrics,
-    NetworkReadings,
     Readings,
 )
 from shoal.protocol.messages import Reason
 
-NETWORK = NetworkReadings(
-    connections={"inbound": 3, "outbound": 4},
+NETWORK = SimpleNamespace(
+    connections_in=3,
+    connections_out=4,
     half_open=1,
     streams=9,
+    unread_bytes=1234,
     refused={"per_ip": 5},
-    gossip_messages={"received": 7, "sent": 8, "dropped": 1},
-    gossip_bytes={"received": 700, "sent": 800, "dropped": 100},
+    evicted=6,
+    breaches={"gossip_flood": 2},
+    gossip_in=7,
+    gossip_out=8,
+    gossip_dropped=1,
     restarts=2,
 )
 READINGS = Readings(
@@ -104,7 +109,7 @@ def test_each_row_gives_what_it_reads():
     assert value(families, "shoal_jobs_ended_total", state="cancelled") == 1
     assert value(families, "shoal_refusals_total", reason="draining") == 0
     assert value(families, "shoal_connections", direction="inbound") == 3
-    assert value(families, "shoal_gossip_bytes_total", outcome="dropped") == 100
+    assert value(families, "shoal_gossip_messages_total", outcome="dropped") == 1
     assert value(families, "shoal_settings_ok") == 1
     assert value(families, "process_open_fds") > 0
     labels = {"version": "0.1.0", "protocol": "1.1", "python": "3.11.7"}
@@ -122,7 +127,7 @@ def test_no_label_holds_what_others_choose_and_the_series_are_few():
     labels = {label for f in scraped() for s in f.samples for label in s.labels}
     assert labels == {
         *("version", "protocol", "python", "state", "reason", "direction", "cause"),
-        *("outcome", "le"),
+        *("outcome", "rule", "le"),
     }
     assert sum(len(family.samples) for family in scraped()) < SERIES_LIMIT
     crowd = replace(READINGS, peers_known=10**6, peers_linked=10**4, jobs_running=10**4)
@@ -132,7 +137,7 @@ def test_no_label_holds_what_others_choose_and_the_series_are_few():
 def test_a_network_that_counts_nothing_is_left_out():
     names = {family.name for family in scraped(replace(READINGS, network=None))}
     assert "shoal_peers_linked" in names
-    assert not names & {"shoal_connections", "shoal_gossip_bytes", "shoal_streams"}
+    assert not names & {"shoal_connections", "shoal_gossip_messages", "shoal_streams"}
 
 
 @pytest.mark.parametrize(
