@@ -35,7 +35,7 @@ from shoal.node.jobs import open_jobs
 from shoal.node.joining import Joining
 from shoal.node.known_peers import find_seeds, is_proven, providers
 from shoal.node.lifecycle import Lifecycle
-from shoal.node.logs import Logs, set_up_logs
+from shoal.node.logs import no_logs, set_up_logs
 from shoal.node.membership import Membership, open_membership
 from shoal.node.network import open_network
 from shoal.node.offer import AGENT, Capacity, make_advert, make_terms
@@ -68,11 +68,22 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     logs = set_up_logs(config.log_level, file=config.log_file)
     settings = LiveConfig(config, reread)
     lifecycle = Lifecycle(settings, ServiceManager(), logs)
-    return trio.run(lifecycle.live, partial(serve, settings, lifecycle, logs))
+    return trio.run(lifecycle.live, partial(serve, config, lifecycle))
 
 
-async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
+async def serve(
+    config: Config,
+    lifecycle: Lifecycle | None = None,
+    *,
+    task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Run the daemon until it is told to end or cancelled.
+
+    Args:
+        config: The settings of the start.
+        lifecycle: Of this process. Without one the daemon is a guest in it: it hears no
+            signals, and leaves the process's logs to those who own them.
+        task_status: Told once the daemon answers.
 
     Raises:
         ConfigError: The home, the network's secret, the socket or a setting cannot be used.
@@ -80,7 +91,10 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
         NetworkError: The port is taken.
         StoreError: The state or the blobs cannot be opened.
     """
-    config = settings()
+    lifecycle = lifecycle or Lifecycle(
+        LiveConfig(config, lambda: config), ServiceManager({}), no_logs(config.log_level)
+    )
+    settings = lifecycle.settings
     for warning in config.warnings:
         log.warning("a setting does not hold as it stands", warning=warning)
     identity = open_home(config)
@@ -203,9 +217,7 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(open_jobs(house, partial(providers, membership)))
         daemon = Daemon(
-            settings=settings,
             lifecycle=lifecycle,
-            logs=logs,
             identity=identity,
             swarm_key=swarm_key,
             network=network,
@@ -252,6 +264,7 @@ async def serve(settings: LiveConfig, lifecycle: Lifecycle, logs: Logs) -> None:
                 network=daemon.status().network,
                 addresses=network.addresses(),
             )
+            task_status.started(daemon)
             await lifecycle.stay(daemon)
             nursery.cancel_scope.cancel()
 
@@ -262,8 +275,9 @@ def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
     book.allowed = frozenset(config.allow)
     daemon.blobs.set_quota(config.blob_quota_bytes)
     daemon.owner.follow(config.schedule, _step_back(config))
-    daemon.logs.configure(config.log_level)
-    daemon.joining.follow(config.bootstrap)
+    daemon.lifecycle.logs.configure(config.log_level)
+    if "bootstrap" in change.changed:
+        daemon.joining.follow(config.bootstrap)
     if "provide" in change.changed:
         daemon.membership.announce()
 

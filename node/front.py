@@ -77,15 +77,14 @@ if TYPE_CHECKING:
     from shoal.node.blobs import BlobStore
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.conduct import Conduct
+    from shoal.node.config import Config
     from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
     from shoal.node.lifecycle import Lifecycle
-    from shoal.node.logs import Logs
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.reachability import Reachability
     from shoal.node.records import Answer, CutView, Job, JobId, JobSpec, OwnerView, Unit
-    from shoal.node.reload import LiveConfig
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -97,9 +96,7 @@ log = structlog.get_logger(__name__)
 class Daemon:
     """A running daemon as the local API sees it."""
 
-    settings: LiveConfig
     lifecycle: Lifecycle
-    logs: Logs
     identity: Identity
     swarm_key: SwarmKey | None
     network: Network
@@ -125,9 +122,14 @@ class Daemon:
     def __post_init__(self) -> None:
         self.figures = Metrics(self._readings)
 
+    @property
+    def config(self) -> Config:
+        """The settings that count now."""
+        return self.lifecycle.settings()
+
     def status(self) -> Status:
         """How the daemon is."""
-        config, complaint = self.settings(), self.settings.complaint
+        config, settings = self.config, self.lifecycle.settings
         return Status(
             peer=self.identity.peer_id,
             version=shoal.__version__,
@@ -154,8 +156,8 @@ class Daemon:
             units_out=self.jobs_running.units_out,
             phase=self.lifecycle.phase.value,
             drain_ends_in_s=self.lifecycle.drain_ends_in_s,
-            settings_error=str(complaint) if complaint else "",
-            needs_restart=self.settings.needs_restart,
+            settings_error=str(settings.complaint or ""),
+            needs_restart=settings.needs_restart,
         )
 
     def peers(self) -> list[PeerView]:
@@ -280,17 +282,17 @@ class Daemon:
 
     def log_level(self) -> LogLevelView:
         """How much the log tells."""
-        return self.logs.view()
+        return self.lifecycle.logs.view()
 
     def set_log_level(self, level: str, module: str | None) -> LogLevelView:
         """Have the log tell more or less; raises ConfigError."""
         try:
-            self.logs.set_level(read_level(level), module)
+            self.lifecycle.logs.set_level(read_level(level), module)
         except ValueError as error:
             raise ConfigError(
                 f"the log level {level[:40]!r} {error}", code="bad_level"
             ) from None
-        return self.logs.view()
+        return self.lifecycle.logs.view()
 
     def end(self, *, now: bool) -> None:
         """Drain and end; or end at once."""
@@ -362,20 +364,18 @@ class Daemon:
             workers_started=self.worker.processes_started,
             tasks=trio.lowlevel.current_statistics().tasks_living,
             threads=threading.active_count(),
-            log_lines_lost=self.logs.lines_lost,
-            settings_ok=self.settings.complaint is None,
+            log_lines_lost=self.lifecycle.logs.lines_lost,
+            settings_ok=self.lifecycle.settings.complaint is None,
         )
 
     def _owner(self) -> OwnerView:
         used = self.capacity.units_run_on()
         others = (device.id for device in self.capacity.devices if device.id not in used)
         paused = (device for device in others if not self.owner.stance(device).own)
-        return owner_view(self.settings(), self.owner, (*used, *paused), self._terms())
+        return owner_view(self.config, self.owner, (*used, *paused), self._terms())
 
     def _terms(self) -> Terms:
-        return make_terms(
-            self.settings(), self.identity, self.capacity, self.provider, self.owner
-        )
+        return make_terms(self.config, self.identity, self.capacity, self.provider, self.owner)
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
         """Let the module that knows about it answer a peer's request."""

@@ -131,9 +131,9 @@ class Lifecycle:
     def __init__(self, settings: LiveConfig, manager: ServiceManager, logs: Logs) -> None:
         self.phase = Phase.STARTING
         self.exit_code = 0
-        self._settings = settings
+        self.settings = settings
         self._manager = manager
-        self._logs = logs
+        self.logs = logs
         self._terminal = os.isatty(2)
         self._wanted = trio.Event()
         self._scope = trio.CancelScope()
@@ -173,7 +173,7 @@ class Lifecycle:
         await self._wanted.wait()
         self._manager.stopping()
         self._manager.still_stopping(PATIENCE_S)
-        drain_s = self._settings().drain_s
+        drain_s = self.settings().drain_s
         self._drain_until_s = trio.current_time() + drain_s
         log.info("draining", units_running=daemon.units_running, limit_s=drain_s)
         daemon.stop_taking()
@@ -198,8 +198,8 @@ class Lifecycle:
         """Read the settings again; raises ConfigError where they stay as they are."""
         self._manager.reloading()
         try:
-            self._logs.reopen()
-            return await self._settings.reload()
+            self.logs.reopen()
+            return await self.settings.reload()
         finally:
             self._manager.ready()
 

@@ -97,7 +97,7 @@ class _Stream(logging.StreamHandler[TextIO]):
 class Logs:
     """The logs of this process. Made by `set_up_logs`."""
 
-    def __init__(self, handler: LogFile | _Stream, level: str) -> None:
+    def __init__(self, handler: LogFile | _Stream | None, level: str) -> None:
         self._handler = handler
         self._configured = self._level = level
         self._modules: dict[str, str] = {}
@@ -106,7 +106,7 @@ class Logs:
     @property
     def lines_lost(self) -> int:
         """How many lines could not be written."""
-        return self._handler.lost
+        return self._handler.lost if self._handler else 0
 
     def view(self) -> LogLevelView:
         """The levels at this moment."""
@@ -155,6 +155,8 @@ class Logs:
             self._handler.reopen()
 
     def _apply(self) -> None:
+        if self._handler is None:
+            return
         level = _number(self._level)
         logging.getLogger().setLevel(max(level, logging.WARNING))
         logging.getLogger(_OURS).setLevel(level)
@@ -224,6 +226,11 @@ def set_up_logs(
             "the log file cannot be opened: the log is here", path=str(file), error=str(refused)
         )
     return logs
+
+
+def no_logs(level: str) -> Logs:
+    """Logs of a process that keeps its own: levels are noted here, and change nothing."""
+    return Logs(None, level)
 
 
 def _number(level: str) -> int:

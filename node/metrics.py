@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -35,26 +35,23 @@ LAG_BOUNDS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 RTT_BOUNDS_S = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkReadings:
-    """What the network part counts; see `node.network`.
+class NetworkReadings(Protocol):
+    """What the network part counts, as `Network.statistics` gives it.
 
-    Attributes:
-        connections: Open ones, by direction: ``inbound``, ``outbound``.
-        half_open: Connections whose handshake has not ended.
-        streams: Open ones, of either direction.
-        refused: Connections and streams that were refused, by cause.
-        gossip_messages: Taken in, sent, or dropped: ``received``, ``sent``, ``dropped``.
-        gossip_bytes: The same in bytes.
-        restarts: How often the libp2p host came back after a failure.
+    Causes and breaches are names of closed lists.
     """
 
-    connections: Mapping[str, float]
+    connections_in: int
+    connections_out: int
     half_open: int
     streams: int
-    refused: Mapping[str, float]
-    gossip_messages: Mapping[str, float]
-    gossip_bytes: Mapping[str, float]
+    unread_bytes: int
+    refused: Mapping[str, int]
+    evicted: int
+    breaches: Mapping[str, int]
+    gossip_in: int
+    gossip_out: int
+    gossip_dropped: int
     restarts: int
 
 
@@ -187,37 +184,55 @@ METRICS = (
     Row(
         "shoal_connections",
         "Open connections to peers, by who opened them.",
-        _of_network(lambda network: network.connections),
+        _of_network(
+            lambda now: {"inbound": now.connections_in, "outbound": now.connections_out}
+        ),
         "direction",
     ),
     Row(
         "shoal_connections_half_open",
-        "Connections in their handshake.",
-        _of_network(lambda network: network.half_open),
+        "Connections of peers in their handshake.",
+        _of_network(lambda now: now.half_open),
     ),
-    Row("shoal_streams", "Open streams.", _of_network(lambda network: network.streams)),
     Row(
         "shoal_connections_refused_total",
-        "Connections and streams that were refused, by cause.",
-        _of_network(lambda network: network.refused),
+        "Connections that were refused, by cause.",
+        _of_network(lambda now: now.refused),
         "cause",
     ),
     Row(
-        "shoal_gossip_messages_total",
-        "Gossip messages, by what became of them.",
-        _of_network(lambda network: network.gossip_messages),
-        "outcome",
+        "shoal_connections_evicted_total",
+        "Connections that were ended to make room for others.",
+        _of_network(lambda now: now.evicted),
+    ),
+    Row("shoal_streams", "Open streams.", _of_network(lambda now: now.streams)),
+    Row(
+        "shoal_unread_bytes",
+        "What peers have sent on streams and nobody has read yet.",
+        _of_network(lambda now: now.unread_bytes),
     ),
     Row(
-        "shoal_gossip_bytes_total",
-        "Bytes of gossip messages, by what became of them.",
-        _of_network(lambda network: network.gossip_bytes),
+        "shoal_breaches_total",
+        "Rules of the network that peers broke, by rule.",
+        _of_network(lambda now: now.breaches),
+        "rule",
+    ),
+    Row(
+        "shoal_gossip_messages_total",
+        "Gossip messages: new ones taken in, own ones, and those that were dropped.",
+        _of_network(
+            lambda now: {
+                "received": now.gossip_in,
+                "sent": now.gossip_out,
+                "dropped": now.gossip_dropped,
+            }
+        ),
         "outcome",
     ),
     Row(
         "shoal_network_restarts_total",
         "Times that the libp2p host came back after a failure.",
-        _of_network(lambda network: network.restarts),
+        _of_network(lambda now: now.restarts),
     ),
 )
 

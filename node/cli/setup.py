@@ -42,4 +42,6 @@ def init(*, settings: SettingFlags | None = None, here: Here | None = None) -> N
             ("settings", config.file_path if written else f"{config.file_path} (as it was)"),
         ]
     )
+    for warning in config.warnings:
+        note(f"warning: {warning}")
     note("next: start the daemon with `shoal up`")

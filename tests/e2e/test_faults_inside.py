@@ -42,6 +42,7 @@ async def daemon(attacker, nursery, tmp_path):
         "home": tmp_path / "home",
         "listen": "/ip4/127.0.0.1/tcp/0",
         "allow": attacker.peer_id,
+        "step_back": "off",  # whatever else runs on the machine
     }
     daemon = await nursery.start(serve, load(flags, environment={}))
     places = [address.rpartition("/p2p/")[0] for address in daemon.network.addresses()]

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import trio
+import trio.testing
 from onnx import TensorProto, helper
 
 from shoal.compute.convert import convert
@@ -28,8 +29,8 @@ from shoal.compute.manifest import decode
 from shoal.compute.tensor import from_blob, to_blob
 from shoal.crypto.content import BlobHasher, BlobId, blob_id_of
 from shoal.crypto.peer_id import PeerId
-from shoal.node.api import make_app, serve_api
-from shoal.node.api.server import CONNECTIONS_LIMIT
+from shoal.node.api import claim_port, make_app, make_metrics_app, serve_api
+from shoal.node.api.server import CONNECTIONS_LIMIT, serve_on
 from shoal.node.client import AsyncClient, Client
 from shoal.node.errors import (
     ConfigError,
@@ -47,9 +48,11 @@ from shoal.node.records import (
     Job,
     JobId,
     JobState,
+    LogLevelView,
     MisfitView,
     OwnerView,
     PeerView,
+    ReloadView,
     StanceView,
     Status,
     Unit,
@@ -59,6 +62,7 @@ from shoal.node.records import (
 PEER = PeerId("12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M")
 MISSING = BlobId("00" * 32)
 QUOTA_BYTES = 8 << 20
+RELOADED = ReloadView(changed=("deny",), needs_restart=(), unchanged=20, warnings=("w",))
 
 
 class MemoryStore:
@@ -119,6 +123,8 @@ class MemoryDaemon:
         self.known_units = {}
         self.changed = trio.Condition()
         self.hold = False
+        self.bad_settings = False
+        self.ended = None
 
     def status(self):
         return Status(
@@ -289,6 +295,23 @@ class MemoryDaemon:
         self.paused = ("resumed", device)
         return owner_view()
 
+    async def reload(self):
+        if self.bad_settings:
+            raise ConfigError("deny: no", code="bad_setting", hint="write it well")
+        return RELOADED
+
+    def log_level(self):
+        return LogLevelView("info", "info", {})
+
+    def set_log_level(self, level, module):
+        return LogLevelView(level, "info", {} if module is None else {module: level})
+
+    def end(self, *, now):
+        self.ended = now
+
+    def metrics(self):
+        return b"# TYPE shoal_tasks gauge\nshoal_tasks 7.0\n"
+
     async def connect(self, address):
         if "p2p" not in address:
             raise NetworkError(f"{address} cannot be reached", code="dial_failed")
@@ -410,6 +433,60 @@ async def test_pause_and_resume_take_an_empty_body_and_refuse_a_time_that_is_non
     for body in ('{"for_s": 0}', '{"for_s": 1e30}', '{"for_s": "2h"}', '{"gpu": 1}'):
         code, said = await curl(socket_path, "-d", body, "http://shoal/v1/pause")
         assert (code, json.loads(said)["error"]["code"]) == (400, "bad_request"), body
+
+
+async def test_clients_reload_and_change_the_log_level(daemon, socket_path):
+    def work():
+        with Client(socket_path) as client:
+            assert client.reload() == RELOADED
+            assert client.log_level() == LogLevelView("info", "info", {})
+            assert client.set_log_level("debug").level == "debug"
+            assert client.set_log_level("error", "libp2p").modules == {"libp2p": "error"}
+            assert client.metrics() == daemon.metrics().decode()
+            daemon.bad_settings = True
+            with pytest.raises(DaemonError) as caught:
+                client.reload()
+            assert (caught.value.code, caught.value.status) == ("bad_setting", 400)
+            assert caught.value.hint == "write it well"
+
+    await blocking(work)
+    async with AsyncClient(socket_path) as client:
+        assert (await client.set_log_level("warning", "shoal.node")).level == "warning"
+        assert await client.log_level() == LogLevelView("info", "info", {})
+        assert await client.metrics() == daemon.metrics().decode()
+        daemon.bad_settings = False
+        assert await client.reload() == RELOADED
+
+
+async def test_a_daemon_that_is_told_to_end_answers_first(daemon, socket_path):
+    async with AsyncClient(socket_path) as client:
+        for now in (False, True):
+            assert await client.end(now=now) == os.getpid()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert daemon.ended is now
+    code, said = await curl(socket_path, "-d", '{"later": 1}', "http://shoal/v1/end")
+    assert (code, json.loads(said)["error"]["code"]) == (400, "bad_request")
+    for body in ("{}", '{"level": 7}', '{"level": "info", "modules": []}'):
+        code, _ = await curl(socket_path, "-X", "PUT", "-d", body, "http://shoal/v1/log-level")
+        assert code == 400
+
+
+async def test_a_port_for_metrics_gives_them_and_nothing_else(daemon, nursery):
+    with claim_port(("127.0.0.1", 0)) as listening:
+        host, port = listening.getsockname()
+        with pytest.raises(ConfigError) as caught, claim_port((host, port)):
+            pass
+        assert caught.value.code == "port_unusable"
+        await nursery.start(serve_on, make_metrics_app(daemon), listening)
+        async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
+            found = await client.get("/metrics")
+            assert (found.status_code, found.content) == (200, daemon.metrics())
+            assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+            assert (await client.post("/metrics")).status_code == 405
+            for path in ("/", "/v1/status", "/v1/end", "/metrics/"):
+                assert (await client.post(path)).status_code in (404, 405, 307)
+        nursery.cancel_scope.cancel()
+    assert daemon.ended is None
 
 
 async def test_an_async_client_pauses_and_resumes(daemon, socket_path):

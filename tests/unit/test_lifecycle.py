@@ -153,7 +153,7 @@ async def test_units_that_outlast_the_drain_are_handed_back_and_their_requesters
     assert took_s == pytest.approx(1.0 + 10.0 + 1.0)
     assert units.handed_back
     units = Units(ends_at_s=1e9, told_after_s=1e9)
-    living.life.__init__(living.life._settings, living.manager, living.life._logs)
+    living.life.__init__(living.life.settings, living.manager, living.life.logs)
     began_s = trio.current_time()
     took_s = await lived(living, units, [(began_s, living.life.end)]) - began_s
     assert took_s == pytest.approx(10.0 + HAND_BACK_LIMIT_S)
@@ -216,7 +216,7 @@ async def test_a_failure_to_start_leaves_as_it_is(living):
 
 @pytest.mark.parametrize("error", [None, ConfigError("bad")], ids=["good", "bad"])
 async def test_a_hang_up_reads_the_settings_again_and_opens_the_log_anew(clock, living, error):
-    living.life._settings.error = error
+    living.life.settings.error = error
     events = [(1.0, send(HUP)), (2.0, send(signal.SIGUSR1)), (3.0, send(TERM))]
     await lived(living, Units(), events)
     assert living.manager.heard == [

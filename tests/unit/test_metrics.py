@@ -1,28 +1,36 @@
 """Metrics: the names by Prometheus' rules, as its own linter has them, and bounded series."""
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from shoal.node.config import SETTINGS
 from shoal.node.metrics import (
     LAG_BOUNDS_S,
     METRICS,
     Histogram,
     Metrics,
-    NetworkReadings,
     Readings,
 )
 from shoal.protocol.messages import Reason
 
-NETWORK = NetworkReadings(
-    connections={"inbound": 3, "outbound": 4},
+NETWORK = SimpleNamespace(
+    connections_in=3,
+    connections_out=4,
     half_open=1,
     streams=9,
+    unread_bytes=1234,
     refused={"per_ip": 5},
-    gossip_messages={"received": 7, "sent": 8, "dropped": 1},
-    gossip_bytes={"received": 700, "sent": 800, "dropped": 100},
+    evicted=6,
+    breaches={"gossip_flood": 2},
+    gossip_in=7,
+    gossip_out=8,
+    gossip_dropped=1,
     restarts=2,
 )
 READINGS = Readings(
@@ -101,7 +109,7 @@ def test_each_row_gives_what_it_reads():
     assert value(families, "shoal_jobs_ended_total", state="cancelled") == 1
     assert value(families, "shoal_refusals_total", reason="draining") == 0
     assert value(families, "shoal_connections", direction="inbound") == 3
-    assert value(families, "shoal_gossip_bytes_total", outcome="dropped") == 100
+    assert value(families, "shoal_gossip_messages_total", outcome="dropped") == 1
     assert value(families, "shoal_settings_ok") == 1
     assert value(families, "process_open_fds") > 0
     labels = {"version": "0.1.0", "protocol": "1.1", "python": "3.11.7"}
@@ -119,7 +127,7 @@ def test_no_label_holds_what_others_choose_and_the_series_are_few():
     labels = {label for f in scraped() for s in f.samples for label in s.labels}
     assert labels == {
         *("version", "protocol", "python", "state", "reason", "direction", "cause"),
-        *("outcome", "le"),
+        *("outcome", "rule", "le"),
     }
     assert sum(len(family.samples) for family in scraped()) < SERIES_LIMIT
     crowd = replace(READINGS, peers_known=10**6, peers_linked=10**4, jobs_running=10**4)
@@ -129,7 +137,7 @@ def test_no_label_holds_what_others_choose_and_the_series_are_few():
 def test_a_network_that_counts_nothing_is_left_out():
     names = {family.name for family in scraped(replace(READINGS, network=None))}
     assert "shoal_peers_linked" in names
-    assert not names & {"shoal_connections", "shoal_gossip_bytes", "shoal_streams"}
+    assert not names & {"shoal_connections", "shoal_gossip_messages", "shoal_streams"}
 
 
 @pytest.mark.parametrize(
@@ -152,3 +160,28 @@ def test_what_a_pulse_saw_is_among_them():
     text = metrics.exposition().decode()
     assert 'shoal_event_loop_lag_seconds_bucket{le="10.0"} 0.0' in text
     assert 'shoal_event_loop_lag_seconds_bucket{le="+Inf"} 1.0' in text
+
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+@pytest.mark.parametrize("file", ["grafana/shoal.json", "prometheus/rules.yml"])
+def test_what_is_drawn_and_watched_is_there_to_be_scraped(file):
+    text = (DEPLOY / file).read_text()
+    if file.endswith("json"):
+        panels = json.loads(text)["panels"]
+        text = "\n".join(target["expr"] for panel in panels for target in panel["targets"])
+    asked = set(re.findall(r"\b(?:shoal|process)_[a-z_]+", text))
+    assert len(asked) > 4
+    assert asked <= {sample.name for family in scraped() for sample in family.samples}
+
+
+def test_every_metric_and_every_live_setting_is_in_the_documentation():
+    text = (DEPLOY.parent / "docs" / "OPERATING.md").read_text()
+    told = set(re.findall(r"`(shoal_[a-z_]+)`", text))
+    assert {row.name for row in METRICS} <= told
+    assert told <= {family.name for family in scraped()} | {row.name for row in METRICS}
+    (row,) = re.findall(r"^\| `bootstrap` .*$", text, re.MULTILINE)
+    live, others = row.strip("| ").split(" | ")
+    for setting in SETTINGS:
+        assert f"`{setting.name}`" in (live if setting.live else others)
