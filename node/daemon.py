@@ -52,6 +52,7 @@ from shoal.node.owner_view import check_device, owner_view
 from shoal.node.owner_watch import OwnerWatch, open_owner_watch
 from shoal.node.peer_versions import PeerVersions
 from shoal.node.private_network import PrivateNetwork
+from shoal.node.proof_asking import open_proof_asking
 from shoal.node.proofs import ProofBook
 from shoal.node.prover import Prover
 from shoal.node.provider import Provider, open_provider
@@ -59,6 +60,7 @@ from shoal.node.records import MisfitView, PeerView, Status
 from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
 from shoal.node.swarm_key import PUBLIC, load_key
+from shoal.protocol.advert_fitting import fitted
 from shoal.protocol.limits import PROTOCOL_MAJOR
 from shoal.protocol.messages import (
     Adverts,
@@ -70,6 +72,7 @@ from shoal.protocol.messages import (
     Draw,
     Problem,
     ProofOffer,
+    ProofsWanted,
     Release,
     UnitRequest,
 )
@@ -274,7 +277,7 @@ class Daemon:
                 return await self.membership.answer(peer, body)
             case Call() | AwardOffer() | UnitRequest() | Cancel() | Release():
                 return await self.provider.answer(peer, body)
-            case Challenge() | Draw() | ProofOffer():
+            case Challenge() | Draw() | ProofOffer() | ProofsWanted():
                 return await self.prover.answer(peer, body)
         return Problem(code="out_of_turn", message="a stream is greeted once")
 
@@ -319,8 +322,10 @@ async def serve(
             network,
             control,
             journal,
-            lambda sequence, lifetime_s: measured.claimed(
-                make_advert(config, network, capacity, owner, sequence, lifetime_s)
+            lambda sequence, lifetime_s: fitted(
+                measured.claimed(
+                    make_advert(config, network, capacity, owner, sequence, lifetime_s)
+                )
             ),
             await find_seeds(config, swarm_key, journal),
         )
@@ -366,6 +371,7 @@ async def serve(
             house,
             book,
             rates=lambda: measured.rates,
+            gives=measured.to_give,
             belied=measured.belie,
             proven=membership.announce,
         )
@@ -402,6 +408,7 @@ async def serve(
         await stack.enter_async_context(open_membership(membership))
         await stack.enter_async_context(open_owner_watch(owner))
         await stack.enter_async_context(open_challenger(challenger))
+        await stack.enter_async_context(open_proof_asking(control, membership, book))
         await jobs.resume()  # before a client can submit one
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_on, make_app(daemon), listening)

@@ -21,6 +21,7 @@ import msgspec
 
 from shoal.crypto import envelope, possession
 from shoal.protocol import (
+    advert_fitting,
     adverts,
     blob_messages,
     challenge,
@@ -88,6 +89,7 @@ matched by `id`.
 | `Challenge` | `Committed` or `Refusal` |
 | `Draw` | `Opened` or `Refusal` |
 | `ProofOffer` | `Done` |
+| `ProofsWanted` | `Proofs` |
 
 Any request may be answered by a `Problem` instead, whose `code` is stable.
 """
@@ -159,6 +161,8 @@ def document() -> str:
         _passage(versions, "A version is"),
         DISCOVERY,
         _passage(adverts, "An advert's *age*"),
+        "### What fits into an advert\n",
+        _passage(advert_fitting, "An advert is heard"),
         NEGOTIATION,
         _passage(negotiation, "A bid binds for", "Prior art"),
         "### The requester\n",

@@ -264,10 +264,23 @@ class Opened(_Message, frozen=True, tag="opened"):
 
 
 class ProofOffer(_Message, frozen=True, tag="proof"):
-    """The verifier's signed `protocol.statements.CapabilityProof`, for the prover's advert."""
+    """The verifier's signed `protocol.statements.CapabilityProof`, for the prover to show."""
 
     nonce: Nonce
     proof: ProofBytes
+
+
+class ProofsWanted(_Message, frozen=True, tag="proofs_wanted"):
+    """Asks a node who has seen it show its claims."""
+
+
+class Proofs(_Message, frozen=True, tag="proofs"):
+    """Proofs of a node's own claims, those first that it thinks count most.
+
+    Whoever asked checks them for itself; one that is worth nothing costs nothing else.
+    """
+
+    proofs: Annotated[tuple[ProofBytes, ...], Meta(max_length=limits.PROOFS_LIMIT)]
 
 
 class Done(_Message, frozen=True, tag="done"):
@@ -281,7 +294,7 @@ class Problem(_Message, frozen=True, tag="problem"):
     message: Text
 
 
-ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer
+ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer | ProofsWanted
 RequestBody: TypeAlias = (
     Hello
     | Digest
@@ -294,7 +307,17 @@ RequestBody: TypeAlias = (
     | ChallengeRequest
 )
 ResponseBody: TypeAlias = (
-    Hello | Adverts | Bid | Refusal | Lease | UnitResult | Committed | Opened | Done | Problem
+    Hello
+    | Adverts
+    | Bid
+    | Refusal
+    | Lease
+    | UnitResult
+    | Committed
+    | Opened
+    | Proofs
+    | Done
+    | Problem
 )
 
 

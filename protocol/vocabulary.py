@@ -31,6 +31,8 @@ from shoal.protocol.messages import (
     Opened,
     Problem,
     ProofOffer,
+    Proofs,
+    ProofsWanted,
     Reason,
     Refusal,
     Release,
@@ -64,6 +66,8 @@ SINCE: Mapping[type[msgspec.Struct], int] = {
     Draw: 1,
     Opened: 1,
     ProofOffer: 1,
+    ProofsWanted: 2,
+    Proofs: 2,
 }
 """The minor that brought each message."""
 

@@ -28,6 +28,7 @@ from shoal.node.config import Config, load
 from shoal.node.errors import ConfigError, DaemonUnreachableError, WaitTimeoutError
 from shoal.node.home import holder_of, home_in_use, open_home
 from shoal.node.records import PeerView, Status
+from shoal.protocol.statements import DeviceOffer
 
 START_LIMIT_S = 30.0
 STOP_LIMIT_S = 20.0
@@ -144,7 +145,7 @@ def _print_peers(found: Sequence[PeerView]) -> None:
                 "yes" if view.providing else "no",
                 "yes" if view.allowed else "no",
                 "-" if view.rtt_s is None else duration_text(view.rtt_s),
-                ", ".join(device.id for device in view.devices) or "-",
+                ", ".join(map(_device_text, view.devices)) or "-",
                 ", ".join(view.numeric_classes) or "-",
                 claims_text(view.claims),
                 f"{duration_text(view.advert_age_s)} ago",
@@ -152,6 +153,11 @@ def _print_peers(found: Sequence[PeerView]) -> None:
             for view in found
         ),
     )
+
+
+def _device_text(offer: DeviceOffer) -> str:
+    """A line of an advert; equal devices share one."""
+    return offer.id if offer.count == 1 else f"{offer.count} × {offer.id}"
 
 
 def _print_status(found: Status, *, as_json: bool) -> None:
