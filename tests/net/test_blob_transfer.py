@@ -101,6 +101,7 @@ async def test_a_newer_minors_words_about_a_blob_are_understood(stores, rights, 
         if newer:
             await fetching(newer=True)
             await fetching(newer=True)  # now it is held, and has to be proved
+            assert len(peer.opened) == 2
             assert peer.opened[1].received_bytes < 400
             assert await taking.get_bytes(blob_id) == data
         else:
