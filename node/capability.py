@@ -25,8 +25,7 @@ from shoal.node import capability_records
 from shoal.node.capability_views import CapabilityView, Claim
 from shoal.node.errors import StoreError
 from shoal.node.house import wall_ms
-from shoal.node.proofs import ADVERT_WANTED_BYTES, ProofBook, claims_of, to_attach
-from shoal.protocol.codec import encode
+from shoal.node.proofs import Proof, ProofBook, claims_of, to_give
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -42,9 +41,6 @@ BELIED_AFTER_S: Final = 60.0
 """Between two measurements because a claim could not be shown."""
 
 LOOK_INTERVAL_S: Final = 5.0
-ENVELOPE_BYTES: Final = 130
-"""What a signed envelope adds to an advert: key, type and signature."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -105,7 +101,7 @@ class Capability:
         self._belied = True
 
     def claimed(self, advert: Advert) -> Advert:
-        """This node's advert, with its figures and the proofs that fit in."""
+        """This node's advert, with its figures and a word of who has seen them shown."""
         measured = self.measurement
         if measured is None:
             return advert
@@ -117,18 +113,21 @@ class Capability:
             else offer
             for offer in advert.devices
         )
-        advert = msgspec.structs.replace(advert, devices=devices, disk_rate=measured.disk_rate)
-        claims = {
-            (offer.id, r.numeric_class, r.precision) for offer in devices for r in offer.rates
-        }
-        proofs = [
-            proof
-            for proof in self.book.about(advert.peer)
-            if (proof.said.device, proof.said.numeric_class, proof.said.precision) in claims
-        ]
-        room_bytes = ADVERT_WANTED_BYTES - len(encode(advert)) - ENVELOPE_BYTES
-        attached = to_attach(proofs, self.book.allowed, room_bytes, wall_ms())
-        return msgspec.structs.replace(advert, proofs=attached)
+        return msgspec.structs.replace(
+            advert,
+            devices=devices,
+            disk_rate=measured.disk_rate,
+            proven_at_ms=max((proof.said.issued_at_ms for proof in self.to_give()), default=0),
+        )
+
+    def to_give(self) -> tuple[Proof, ...]:
+        """The proofs of what is claimed now, for whoever asks."""
+        measured = self.measurement
+        if measured is None:
+            return ()
+        claimed = [(measured.device, rate) for rate in measured.rates]
+        proofs = self.book.about(self.book.own)
+        return to_give(proofs, claimed, self.book.allowed, wall_ms())
 
     def view(self, own: Advert | None) -> CapabilityView:
         """What ``shoal devices`` shows; ``own`` is this node's advert."""

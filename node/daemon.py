@@ -42,6 +42,7 @@ from shoal.node.offer import AGENT, Capacity, make_advert, make_terms
 from shoal.node.owner_load import OwnersUse
 from shoal.node.owner_watch import OwnerWatch, open_owner_watch
 from shoal.node.private_network import PrivateNetwork
+from shoal.node.proof_asking import open_proof_asking
 from shoal.node.proofs import ProofBook
 from shoal.node.prover import Prover
 from shoal.node.provider import open_provider
@@ -51,6 +52,7 @@ from shoal.node.service_manager import ServiceManager
 from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
 from shoal.node.swarm_key import load_key
+from shoal.protocol.advert_fitting import fitted
 
 if TYPE_CHECKING:
     from shoal.node.config import Config
@@ -132,15 +134,17 @@ async def serve(
             network,
             control,
             journal,
-            lambda sequence, lifetime_s: measured.claimed(
-                make_advert(
-                    settings(),
-                    network.peer_id,
-                    reached.advertised(),
-                    capacity,
-                    owner,
-                    sequence,
-                    lifetime_s,
+            lambda sequence, lifetime_s: fitted(
+                measured.claimed(
+                    make_advert(
+                        settings(),
+                        network.peer_id,
+                        reached.advertised(),
+                        capacity,
+                        owner,
+                        sequence,
+                        lifetime_s,
+                    )
                 )
             ),
             seeds,
@@ -249,6 +253,7 @@ async def serve(
         await stack.enter_async_context(open_reachability(reached))
         await stack.enter_async_context(open_owner_watch(owner))
         await stack.enter_async_context(open_challenger(challenger))
+        await stack.enter_async_context(open_proof_asking(control, membership, book))
         await jobs.resume()  # before a client can submit one
         settings.apply = partial(_apply, daemon, book)
         async with trio.open_nursery() as nursery:

@@ -61,6 +61,7 @@ from shoal.protocol.messages import (
     Introduction,
     Problem,
     ProofOffer,
+    ProofsWanted,
     Reason,
     Release,
     UnitRequest,
@@ -384,7 +385,7 @@ class Daemon:
                 return await self.membership.answer(peer, body)
             case Call() | AwardOffer() | UnitRequest() | Cancel() | Release():
                 return await self.provider.answer(peer, body)
-            case Challenge() | Draw() | ProofOffer():
+            case Challenge() | Draw() | ProofOffer() | ProofsWanted():
                 return await self.prover.answer(peer, body)
             case DialBack():
                 return await self.reachability.answer(peer, body)

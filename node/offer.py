@@ -16,6 +16,8 @@ from shoal.compute.devices.abilities import Canaries, executor_of, takes_units, 
 from shoal.compute.devices.inventory import Inventory
 from shoal.node.addresses import address_of
 from shoal.node.bidding import Terms
+from shoal.protocol.advert_fitting import grouped
+from shoal.protocol.limits import ADDRESSES_LIMIT, DEVICES_LIMIT
 from shoal.protocol.statements import Advert, DeviceOffer
 from shoal.protocol.versions import OWN
 
@@ -69,7 +71,10 @@ def make_advert(
     sequence: int,
     lifetime_s: float,
 ) -> Advert:
-    """What this node says of itself, before its figures and proofs (`node.capability`)."""
+    """What this node says of itself, before its figures (`node.capability`).
+
+    It may be over the limit: `protocol.advert_fitting` leaves out what does not fit.
+    """
     return Advert(
         peer=peer,
         sequence=sequence,
@@ -77,17 +82,21 @@ def make_advert(
         lifetime_s=lifetime_s,
         protocol=OWN,
         agent=AGENT,
-        addresses=tuple(address_of(ip, port) for ip, port in reached.places)[:6],
-        devices=tuple(
-            DeviceOffer(
-                id=device.id,
-                kind=device.kind,
-                name=device.name[:48],
-                memory_bytes=device.memory_bytes,
-                executors=device.executors,
+        addresses=tuple(address_of(ip, port) for ip, port in reached.places)[:ADDRESSES_LIMIT],
+        devices=grouped(
+            tuple(
+                DeviceOffer(
+                    id=device.id,
+                    kind=device.kind,
+                    name=device.name[:48],
+                    memory_bytes=device.memory_bytes,
+                    executors=device.executors,
+                )
+                for device in with_abilities(
+                    Inventory(capacity.devices), capacity.canaries
+                ).devices
             )
-            for device in with_abilities(Inventory(capacity.devices), capacity.canaries).devices
-        )[:8],
+        )[:DEVICES_LIMIT],
         numeric_classes=tuple(sorted(capacity.executors)),
         providing=config.provide and owner.announces_open and not capacity.draining,
         via=reached.via,

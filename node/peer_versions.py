@@ -76,7 +76,7 @@ class PeerVersions:
             An error's code, and why there is no talking to it.
         """
         said = await identify(network, peer, IDENTIFY_TIME_LIMIT_S)
-        problem = of_protocols(said.protocols)
+        problem = misfit(self.of(peer)) or of_protocols(said.protocols)
         why = problem or f"is no node of shoal: it runs {said.agent or 'something else'}"
         self.refuse(peer, why)
         return "version_unsupported" if problem else "protocol_unknown", why

@@ -4,14 +4,15 @@ A proof of capability (`protocol.statements.CapabilityProof`) is a verifier's wo
 a prover's device, and is worth what the verifier is worth. This node counts proofs by
 itself and by the peers on its allow list; others are shown and not counted, since
 anybody can make keys and let one vouch for another. Proofs come from three places: this
-node's own challenges, what verifiers gave this node about itself, and others' adverts.
+node's own challenges, what verifiers gave this node about itself, and what others show
+of themselves when they are asked (`node.proof_asking`).
 
-Decisions and a book in memory; `node.capability_records` keeps the book on disk.
+Decisions and a book in memory; `node.capability_records` keeps on disk what others gave
+and what this node saw itself.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -37,11 +38,8 @@ CLAIM_GROWTH: Final = 1.25
 BOOK_LIMIT: Final = 1024
 """Proofs kept, by this node about others and by others about it."""
 
-OPENED_LIMIT: Final = 4096
-"""Proofs in others' adverts of which is remembered whether their signature is good."""
-
-ADVERT_WANTED_BYTES: Final = 1 << 10
-"""A second proof goes along only where the advert stays this small."""
+SHOWN_LIMIT: Final = 1024
+"""Nodes of which is kept what they show of themselves, 3 KB each at the most."""
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -108,25 +106,27 @@ def claims_of(
     return tuple(claims)
 
 
-def to_attach(
-    proofs: Sequence[Proof], preferred: Collection[str], room_bytes: int, wall_ms: int
-) -> tuple[bytes, ...]:
-    """The proofs that a node's advert carries: those its peers will most likely count.
+def to_give(
+    proofs: Sequence[Proof],
+    claimed: Collection[tuple[str, ClassRate]],
+    preferred: Collection[str],
+    wall_ms: int,
+) -> tuple[Proof, ...]:
+    """What a node shows of what it ``claimed``: those that its peers will most likely count.
 
     By verifiers that this node trusts itself first, so that strangers who challenge
-    often displace nobody; then the newest. The first one goes along always, others
-    while ``room_bytes`` last.
+    often displace nobody; then the newest.
     """
-    ranked = sorted(
-        (proof for proof in proofs if is_valid(proof, wall_ms)),
-        key=lambda proof: (proof.verifier not in preferred, -proof.said.issued_at_ms),
+    fitting = (
+        proof
+        for proof in proofs
+        if is_valid(proof, wall_ms)
+        and any(supports(proof, proof.said.prover, device, rate) for device, rate in claimed)
     )
-    chosen: list[bytes] = []
-    for proof in ranked:
-        room_bytes -= len(proof.envelope)
-        if len(chosen) < PROOFS_LIMIT and (room_bytes >= 0 or not chosen):
-            chosen.append(proof.envelope)
-    return tuple(chosen)
+    ranked = sorted(
+        fitting, key=lambda proof: (proof.verifier not in preferred, -proof.said.issued_at_ms)
+    )
+    return tuple(ranked[:PROOFS_LIMIT])
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ class ProofBook:
     own: PeerId
     allowed: frozenset[str]
     _kept: dict[tuple[str, ...], Proof] = field(default_factory=dict)
-    _opened: OrderedDict[bytes, Proof | None] = field(default_factory=OrderedDict)
+    _shown: dict[str, tuple[int, tuple[Proof, ...]]] = field(default_factory=dict)
 
     @property
     def counted(self) -> frozenset[str]:
@@ -166,19 +166,31 @@ class ProofBook:
         """The kept proofs about a node."""
         return [proof for proof in self._kept.values() if proof.said.prover == prover]
 
+    def lacks(self, advert: Advert) -> bool:
+        """Whether a node has newer proofs to show than were taken in here."""
+        seen_ms, _ = self._shown.get(advert.peer, (0, ()))
+        return advert.proven_at_ms > seen_ms
+
+    def take_in(self, advert: Advert, envelopes: Sequence[bytes]) -> None:
+        """Keep what a node showed when it was asked, in place of what it showed before.
+
+        What is no proof, or about another node, is left out. Where there are too many
+        nodes, the one that was asked first is forgotten.
+        """
+        self._shown.pop(advert.peer, None)
+        while len(self._shown) >= SHOWN_LIMIT:
+            del self._shown[next(iter(self._shown))]
+        proofs = []
+        for envelope in envelopes:
+            try:
+                proofs.append(checked(envelope))
+            except VerificationError:
+                continue
+        mine = tuple(proof for proof in proofs if proof.said.prover == advert.peer)
+        self._shown[advert.peer] = (advert.proven_at_ms, mine)
+
     def claims(self, advert: Advert, wall_ms: int) -> tuple[Claim, ...]:
         """What a node claims in its advert, and what that is worth here."""
-        carried = [self._open(envelope) for envelope in advert.proofs]
-        proofs = self.about(advert.peer) + [proof for proof in carried if proof is not None]
+        _, shown = self._shown.get(advert.peer, (0, ()))
+        proofs = [*self.about(advert.peer), *shown]
         return claims_of(advert.peer, advert.devices, proofs, self.counted, wall_ms)
-
-    def _open(self, envelope: bytes) -> Proof | None:
-        """A proof that an advert carries; None where it is none. Checked once."""
-        if envelope not in self._opened:
-            try:
-                self._opened[envelope] = checked(envelope)
-            except VerificationError:
-                self._opened[envelope] = None
-            while len(self._opened) > OPENED_LIMIT:
-                self._opened.popitem(last=False)
-        return self._opened[envelope]

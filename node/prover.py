@@ -17,17 +17,20 @@ from shoal.compute import frames
 from shoal.compute.errors import ComputeError
 from shoal.crypto.envelope import Statement
 from shoal.node.capability_records import take_up
-from shoal.node.proofs import ProofBook, checked
+from shoal.node.proofs import Proof, ProofBook, checked
 from shoal.protocol.challenge import ProverSide
 from shoal.protocol.challenge_terms import SLACK, work_of
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import (
     Challenge,
+    ChallengeRequest,
     Committed,
     Done,
     Draw,
     Opened,
     ProofOffer,
+    Proofs,
+    ProofsWanted,
     Reason,
     Refusal,
 )
@@ -113,12 +116,13 @@ class Allowance:
 
 
 class Prover:
-    """Answers challenges.
+    """Answers challenges, and who asks for proofs.
 
     Args:
         house: The modules of this node.
         book: The proofs.
         rates: Gives what this node claims now of its CPU.
+        gives: Gives the proofs of those claims.
         belied: Told when this node could not show its own claim.
         proven: Told when a verifier has seen it shown.
     """
@@ -128,12 +132,14 @@ class Prover:
         house: House,
         book: ProofBook,
         rates: Callable[[], Collection[ClassRate]],
+        gives: Callable[[], Collection[Proof]],
         belied: Callable[[], None],
         proven: Callable[[], None],
     ) -> None:
         self._house = house
         self._book = book
         self._rates = rates
+        self._gives = gives
         self._belied = belied
         self._proven = proven
         self._allowance = Allowance()
@@ -141,14 +147,16 @@ class Prover:
         self._sides: dict[tuple[PeerId, str], ProverSide] = {}
 
     async def answer(
-        self, peer: PeerId, message: Challenge | Draw | ProofOffer
-    ) -> Committed | Opened | Done | Refusal:
+        self, peer: PeerId, message: ChallengeRequest
+    ) -> Committed | Opened | Proofs | Done | Refusal:
         """Answer one message of a verifier.
 
         Raises:
             RemoteProtocolError: It is out of turn.
             VerificationError: It brings a proof that is none.
         """
+        if isinstance(message, ProofsWanted):
+            return Proofs(proofs=tuple(proof.envelope for proof in self._gives()))
         for key, side in list(self._sides.items()):
             if side.expire(trio.current_time()):
                 del self._sides[key]

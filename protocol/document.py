@@ -21,6 +21,7 @@ import msgspec
 
 from shoal.crypto import envelope, possession
 from shoal.protocol import (
+    advert_fitting,
     adverts,
     blob_messages,
     challenge,
@@ -91,6 +92,7 @@ matched by `id`.
 | `ProofOffer` | `Done` |
 | `DialBack` | `DialedBack` |
 | `Introduce`, `Introduction` | `Done` once the node has dialled, or `NotIntroduced` |
+| `ProofsWanted` | `Proofs` |
 
 Any request may be answered by a `Problem` instead, whose `code` is stable.
 """
@@ -189,6 +191,8 @@ def document() -> str:
         _passage(reachability, "A node asks a few peers", "A report counts"),
         DIAL_BACK,
         _reasons(messages.Outcome),
+        "### What fits into an advert\n",
+        _passage(advert_fitting, "An advert is heard"),
         NEGOTIATION,
         _passage(negotiation, "A bid binds for", "Prior art"),
         "### The requester\n",

@@ -37,8 +37,11 @@ BLOB_LIMIT_BYTES = 64 << 30
 BLOB_AT_ONCE_LIMIT_BYTES = 64 << 10
 """A blob of so much follows its chunk list unasked: proving it would take as long."""
 
-ADVERT_LIMIT_BYTES = 2 << 10
-"""One signed advert: gossip costs a few milliseconds of CPU for each."""
+ADVERT_LIMIT_BYTES = 1 << 10
+"""One signed advert, its envelope included: every node hears every other's.
+
+What does not fit is left out by a fixed order; see "What fits into an advert".
+"""
 
 DIGEST_LIMIT = 4096
 """Entries in one anti-entropy digest: (peer, sequence), about 64 bytes each."""
@@ -93,8 +96,18 @@ ADVERT_LIFETIME_LIMIT_S = 3600.0
 RATES_LIMIT = 4
 """Rates of one device in an advert: each is a line of it, about 25 bytes."""
 
-PROOFS_LIMIT = 2
-"""Proofs of capability in one advert: about 350 bytes each, of its 2 KiB."""
+PROOFS_LIMIT = 8
+"""Proofs of capability that a node gives at once, about 360 bytes each: who reads them
+counts those of a few verifiers."""
+
+DEVICES_LIMIT = 16
+"""Lines of devices in an advert, equal ones in one: more kinds than a machine has slots."""
+
+EQUAL_DEVICES_LIMIT = 1024
+"""Devices in one line of an advert; no machine has more."""
+
+ADDRESSES_LIMIT = 8
+"""Addresses in an advert: a machine's networks, in both families."""
 
 CHALLENGE_ROWS_LIMIT = 4096
 """Rows of one product of a challenge; each leaves a digest of 32 bytes at the prover."""

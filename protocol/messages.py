@@ -266,10 +266,23 @@ class Opened(_Message, frozen=True, tag="opened"):
 
 
 class ProofOffer(_Message, frozen=True, tag="proof"):
-    """The verifier's signed `protocol.statements.CapabilityProof`, for the prover's advert."""
+    """The verifier's signed `protocol.statements.CapabilityProof`, for the prover to show."""
 
     nonce: Nonce
     proof: ProofBytes
+
+
+class ProofsWanted(_Message, frozen=True, tag="proofs_wanted"):
+    """Asks a node who has seen it show its claims."""
+
+
+class Proofs(_Message, frozen=True, tag="proofs"):
+    """Proofs of a node's own claims, those first that it thinks count most.
+
+    Whoever asked checks them for itself; one that is worth nothing costs nothing else.
+    """
+
+    proofs: Annotated[tuple[ProofBytes, ...], Meta(max_length=limits.PROOFS_LIMIT)]
 
 
 # --- reachability ---------------------------------------------------------------------
@@ -345,7 +358,7 @@ class Problem(_Message, frozen=True, tag="problem"):
     message: Text
 
 
-ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer
+ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer | ProofsWanted
 ReachabilityRequest: TypeAlias = DialBack | Introduce | Introduction
 RequestBody: TypeAlias = (
     Hello
@@ -370,6 +383,7 @@ ResponseBody: TypeAlias = (
     | Opened
     | DialedBack
     | NotIntroduced
+    | Proofs
     | Done
     | Problem
 )

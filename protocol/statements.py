@@ -33,7 +33,6 @@ from shoal.protocol.limits import (
     PeerText,
     PortName,
     Price,
-    ProofBytes,
     Rate,
     Seconds,
     Sequence,
@@ -65,6 +64,8 @@ class DeviceOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     uses it.
 
     Attributes:
+        count: How many devices there are that are equal but for their ids; ``id`` is
+            the first one's.
         rates: Claims, which a challenge can put to the test; empty: not measured yet.
         memory_rate: Bytes per second that its memory moves; 0: not measured.
     """
@@ -76,6 +77,7 @@ class DeviceOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     executors: Annotated[tuple[ShortText, ...], Meta(max_length=8)] = ()
     rates: Annotated[tuple[ClassRate, ...], Meta(max_length=limits.RATES_LIMIT)] = ()
     memory_rate: Rate = 0.0
+    count: Annotated[int, Meta(ge=1, le=limits.EQUAL_DEVICES_LIMIT)] = 1
 
 
 class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -87,8 +89,8 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         addresses: Multiaddrs without the trailing ``/p2p`` part.
         providing: Whether the node takes units at all.
         disk_rate: Bytes per second that the store's disk writes; 0: not measured.
-        proofs: Envelopes of `CapabilityProof`s. Each receiver checks them for itself;
-            one that is worth nothing costs its bearer nothing else.
+        proven_at_ms: When the newest `CapabilityProof` was issued that its node gives to
+            whoever asks with `ProofsWanted`; 0: there is none.
         via: Peers that hold a connection to a node which cannot be dialled, and can
             ask it to dial others (see "Introductions").
     """
@@ -99,12 +101,12 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     lifetime_s: Annotated[float, Meta(ge=1.0, le=limits.ADVERT_LIFETIME_LIMIT_S)]
     protocol: tuple[Count, Count]
     agent: ShortText
-    addresses: Annotated[tuple[Text, ...], Meta(max_length=8)]
-    devices: Annotated[tuple[DeviceOffer, ...], Meta(max_length=16)]
+    addresses: Annotated[tuple[Text, ...], Meta(max_length=limits.ADDRESSES_LIMIT)]
+    devices: Annotated[tuple[DeviceOffer, ...], Meta(max_length=limits.DEVICES_LIMIT)]
     numeric_classes: Annotated[tuple[ShortText, ...], Meta(max_length=8)]
     providing: bool
     disk_rate: Rate = 0.0
-    proofs: Annotated[tuple[ProofBytes, ...], Meta(max_length=limits.PROOFS_LIMIT)] = ()
+    proven_at_ms: EpochMs = 0
     via: Annotated[tuple[PeerText, ...], Meta(max_length=limits.VIA_LIMIT)] = ()
 
 

@@ -16,8 +16,8 @@ default, new reasons of a refusal. Bounds and meanings stay.
 - What is heard of a peer, on a blob stream too, is taken by the same `Hello`, and a signed
   statement by the version that stands in itself. From a version newer than one's own,
   unknown fields are ignored, in whatever struct they stand, and a request that is not
-  known is answered by a `Problem` that says so, after which the stream goes on. From one's
-  own version and older ones, either is an error: nobody can mean anything by it.
+  known is answered by a `Problem` that says so, after which the stream goes on. From
+  one's own version and older ones, either is an error: nobody can mean anything by it.
 - A statement is signed for everybody and read by nodes of any minor, so nothing in it is
   held back. Whoever ignores a field of it keeps and passes on the bytes as they came.
 

@@ -36,6 +36,8 @@ from shoal.protocol.messages import (
     Opened,
     Problem,
     ProofOffer,
+    Proofs,
+    ProofsWanted,
     Reason,
     Refusal,
     Release,
@@ -74,6 +76,8 @@ SINCE: Mapping[type[msgspec.Struct], int] = {
     Introduce: 2,
     Introduction: 2,
     NotIntroduced: 2,
+    ProofsWanted: 2,
+    Proofs: 2,
 }
 """The minor that brought each message."""
 

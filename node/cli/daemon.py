@@ -34,6 +34,7 @@ from shoal.node.errors import (
 )
 from shoal.node.home import holder_of, home_in_use, open_home
 from shoal.node.records import CutView, JoiningView, PeerView, Status
+from shoal.protocol.statements import DeviceOffer
 
 if TYPE_CHECKING:
     from shoal.node.client import Client
@@ -184,7 +185,7 @@ def _print_peers(found: Sequence[PeerView]) -> None:
                 "yes" if view.providing else "no",
                 "yes" if view.allowed else "no",
                 "-" if view.rtt_s is None else duration_text(view.rtt_s),
-                ", ".join(device.id for device in view.devices) or "-",
+                ", ".join(map(_device_text, view.devices)) or "-",
                 ", ".join(view.numeric_classes) or "-",
                 claims_text(view.claims),
                 f"{duration_text(view.advert_age_s)} ago",
@@ -192,6 +193,11 @@ def _print_peers(found: Sequence[PeerView]) -> None:
             for view in found
         ),
     )
+
+
+def _device_text(offer: DeviceOffer) -> str:
+    """A line of an advert; equal devices share one."""
+    return offer.id if offer.count == 1 else f"{offer.count} × {offer.id}"
 
 
 def _tell_to_end(client: "Client", *, now: bool) -> int:

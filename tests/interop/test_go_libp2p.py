@@ -19,6 +19,7 @@ import msgspec
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from daemons import shoal as run_shoal
 from go_peer import go_peer, receive_exactly, receive_varint, varint
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.pb.crypto_pb2 import KeyType, PublicKey
@@ -77,6 +78,11 @@ async def connected(place, node, identity=None):
 def views(node):
     with node.client() as client:
         return {view.peer: view for view in client.peers()}
+
+
+def misfits_of(node):
+    with node.client() as client:
+        return {view.peer: view.why for view in client.misfits()}
 
 
 async def eventually(look, what):
@@ -338,13 +344,28 @@ async def test_garbage_from_go_ends_its_stream_and_nothing_else(node, place, gre
     ],
 )
 async def test_another_major_from_go_is_told_what_to_upgrade(node, place, version, advice):
-    async with control_from_go(place, node) as (_, stream):
+    async with control_from_go(place, node) as (go, stream):
         await say(stream, 1, Hello(protocol=version, agent="go/2"))
         problem = (await hear(stream)).body
         assert isinstance(problem, Problem)
         assert problem.code == "version_unsupported"
         assert advice in problem.message
         assert await is_ended(stream)
+        misfits = await trio.to_thread.run_sync(misfits_of, node)
+        assert misfits[go.peer_id].startswith(f"speaks protocol {version[0]}: ")
+        assert "upgrade" in misfits[go.peer_id]
+
+
+async def test_a_go_peer_that_is_no_node_of_shoal_is_shown_as_what_it_is(node, place):
+    async with connected(place, node) as go:
+
+        def shown():
+            return misfits_of(node).get(go.peer_id)
+
+        why = await eventually(shown, "the Go peer is shown among the peers")
+        assert why == "is no node of shoal: it runs p2pd/0.1"
+        table = await trio.to_thread.run_sync(lambda: run_shoal("peers", node=node))
+        assert f"{go.peer_id} is connected and {why}" in table.stderr
 
 
 async def test_without_the_foreign_peer_this_suite_fails(monkeypatch, place):

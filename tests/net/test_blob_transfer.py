@@ -3,6 +3,7 @@
 import os
 from functools import partial
 
+import msgpack
 import pytest
 import trio
 from blob_peers import GIVER, MIB, TAKER, Pipe, begin, giver, sends
@@ -62,6 +63,50 @@ async def test_a_blob_arrives_whole(stores, rights, size, pair):
         if size > BLOB_AT_ONCE_LIMIT_BYTES:
             assert peer.opened[1].received_bytes < 300  # a proof and no chunk
     assert not taking._receiving._locks
+
+
+def with_a_new_field(frame_of):
+    """A stream's `send_all` whose frames have a field that nobody here knows."""
+
+    async def send_all(data):
+        if int.from_bytes(data[:4], "big") == len(data) - 4:  # a frame, no bytes of a blob
+            tree = msgpack.unpackb(data[4:]) | {"new_field": 1}
+            grown = msgpack.packb(tree)
+            data = len(grown).to_bytes(4, "big") + grown
+        await frame_of(data)
+
+    return send_all
+
+
+@pytest.mark.parametrize("newer", [True, False])
+async def test_a_newer_minors_words_about_a_blob_are_understood(stores, rights, newer):
+    giving, taking = stores
+    data = os.urandom(MIB + 1)
+    blob_id = await giving.put_bytes(data)
+    rights.grant("lease", TAKER, [blob_id])
+    server = BlobServer(GIVER, giving, rights, newer=lambda _peer: newer)
+
+    async def serve(stream):
+        stream.send_all = with_a_new_field(stream.send_all)
+        await server.serve(stream)
+
+    async with giver(serve) as peer:
+
+        async def open_stream():
+            stream = await peer.open_stream()
+            stream.send_all = with_a_new_field(stream.send_all)
+            return stream
+
+        fetching = partial(fetch_blob, open_stream, blob_id, taking, limit_bytes=10 * MIB)
+        if newer:
+            await fetching(newer=True)
+            await fetching(newer=True)  # now it is held, and has to be proved
+            assert len(peer.opened) == 2
+            assert peer.opened[1].received_bytes < 400
+            assert await taking.get_bytes(blob_id) == data
+        else:
+            with pytest.raises((RemoteProtocolError, NetworkError)):
+                await fetching()
 
 
 async def test_nobody_without_a_right_learns_whether_a_blob_is_held(stores, rights):

@@ -1,4 +1,4 @@
-"""What a node says of itself in its advert, and how large that gets."""
+"""What a node says of itself in its advert, and what it shows of it."""
 
 import time
 
@@ -7,11 +7,9 @@ from challenge_samples import ALICE, BOB, CAROL, signed_proof
 
 from shoal.compute.capability import Measurement, key_of
 from shoal.compute.devices import Device
-from shoal.crypto.envelope import Statement
-from shoal.node.capability import ENVELOPE_BYTES, Capability
-from shoal.node.proofs import ADVERT_WANTED_BYTES, ProofBook, checked
-from shoal.protocol.codec import encode
-from shoal.protocol.statements import Advert, ClassRate, DeviceOffer, open_advert
+from shoal.node.capability import Capability
+from shoal.node.proofs import ProofBook, checked
+from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
 
 NAME = "Intel(R) Xeon(R) Platinum 8480+ with a long name"
 CPU = Device(id="cpu", kind="cpu", name=NAME, memory_bytes=1 << 38, memory_free_bytes=1)
@@ -81,19 +79,19 @@ def test_figures_about_something_else_are_not_claimed():
         assert made.rates == ()
 
 
-def test_an_advert_with_a_proof_stays_within_a_kibibyte():
-    made = capability(proofs=[proof(), proof(CAROL)])
-    advert = made.claimed(PLAIN)
-    envelope = BOB.sign(Statement.ADVERT, encode(advert))
-    assert len(advert.proofs) == 1
-    assert len(envelope) - len(encode(advert)) <= ENVELOPE_BYTES
-    assert len(envelope) <= ADVERT_WANTED_BYTES
-    assert open_advert(envelope) == advert
+def test_the_advert_says_when_the_newest_proof_was_issued():
+    older, newer = proof(), proof(CAROL)
+    newest = max(older.said.issued_at_ms, newer.said.issued_at_ms)
+    made = capability(proofs=[older, newer])
+    assert made.claimed(PLAIN).proven_at_ms == newest
+    assert set(made.to_give()) == {older, newer}
 
 
 def test_a_proof_about_what_is_not_claimed_any_more_stays_at_home():
     made = capability(proofs=[proof(device="gpu0"), proof(CAROL, precision="x8")])
-    assert made.claimed(PLAIN).proofs == ()
+    assert made.to_give() == ()
+    assert made.claimed(PLAIN).proven_at_ms == 0
+    assert capability(figures=None, proofs=[proof()]).to_give() == ()
 
 
 def test_a_node_shows_who_has_seen_its_own_claims():

@@ -6,10 +6,11 @@ from shoal.node.proofs import (
     BOOK_LIMIT,
     CLAIM_GROWTH,
     PROOF_LIFETIME_MS,
+    SHOWN_LIMIT,
     ProofBook,
     checked,
     claims_of,
-    to_attach,
+    to_give,
 )
 from shoal.protocol.limits import CLOCK_TOLERANCE_MS, PROOFS_LIMIT
 from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
@@ -26,8 +27,11 @@ def exact_claim(proofs, counted, wall_ms=WALL_MS, devices=(CPU,)):
     return claims_of(BOB.peer_id, devices, proofs, counted, wall_ms)[0]
 
 
-def advert(*envelopes):
-    return Advert(
+CLAIMED = [("cpu", RATES[0])]
+
+
+def advert(**changes):
+    advert = Advert(
         peer=BOB.peer_id,
         sequence=1,
         issued_at_ms=WALL_MS,
@@ -38,8 +42,9 @@ def advert(*envelopes):
         devices=(CPU,),
         numeric_classes=("exact", "fp32"),
         providing=True,
-        proofs=envelopes,
+        proven_at_ms=WALL_MS,
     )
+    return msgspec.structs.replace(advert, **changes)
 
 
 def test_a_claim_that_a_counted_verifier_has_seen_is_proven():
@@ -82,13 +87,38 @@ def test_a_claim_measured_anew_may_be_a_little_more_than_was_shown():
     assert exact_claim([proof(rate=2e9 / CLAIM_GROWTH)], {ALICE.peer_id}).proven
 
 
-def test_an_advert_brings_its_own_proofs_and_forged_ones_are_worth_nothing():
+def shown(book, *envelopes):
+    """What a node's claims are worth once it has shown these."""
+    book.take_in(advert(), envelopes)
+    return book.claims(advert(), WALL_MS)[0]
+
+
+def test_a_node_shows_its_own_proofs_and_forged_ones_are_worth_nothing():
     book = ProofBook(ALICE.peer_id, frozenset({CAROL.peer_id}))
     by_carol = signed_proof(CAROL)
     forged = by_carol[:-1] + bytes([by_carol[-1] ^ 1])
-    assert book.claims(advert(by_carol), WALL_MS)[0].proven
-    for envelope in (forged, b"nonsense", signed_proof(BOB)):
-        assert book.claims(advert(envelope), WALL_MS)[0].verifiers == ()
+    assert shown(book, by_carol).proven
+    of_another = signed_proof(CAROL, prover=MALLORY.peer_id)
+    for envelope in (forged, b"nonsense", signed_proof(BOB), of_another):
+        assert shown(book, envelope).verifiers == ()
+    assert shown(book, forged, by_carol).verifiers == (CAROL.peer_id,)
+
+
+def test_a_node_is_asked_once_for_each_new_proof():
+    book = ProofBook(ALICE.peer_id, frozenset())
+    assert book.lacks(advert())
+    assert not book.lacks(advert(proven_at_ms=0))
+    book.take_in(advert(), [])
+    assert not book.lacks(advert())
+    assert book.lacks(advert(proven_at_ms=WALL_MS + 1))
+
+
+def test_what_nodes_showed_is_bounded_and_the_one_asked_first_is_forgotten():
+    book = ProofBook(ALICE.peer_id, frozenset())
+    for number in range(SHOWN_LIMIT + 1):
+        book.take_in(advert(peer=f"peer {number}"), [])
+    assert book.lacks(advert(peer="peer 0"))
+    assert not book.lacks(advert(peer="peer 1"))
 
 
 def test_a_nodes_own_verdict_counts_without_any_advert():
@@ -127,17 +157,15 @@ def test_strangers_proofs_displace_none_that_counts():
     assert len(book.about(BOB.peer_id)) == BOOK_LIMIT
 
 
-def test_proofs_by_peers_that_are_trusted_go_along_first_then_the_newest():
+def test_proofs_by_peers_that_are_trusted_go_first_then_the_newest():
     old = proof(CAROL, issued_at_ms=WALL_MS - 1000)
     new, newest = proof(ALICE, issued_at_ms=WALL_MS - 10), proof(MALLORY)
-    everything = [newest, new, old]
-    assert to_attach(everything, {CAROL.peer_id}, 10_000, WALL_MS) == (
-        old.envelope,
-        newest.envelope,
-    )
-    assert to_attach(everything, {CAROL.peer_id}, 0, WALL_MS) == (old.envelope,)
-    assert len(to_attach(everything, set(), 10_000, WALL_MS)) == PROOFS_LIMIT
+    given = to_give([new, newest, old], CLAIMED, {CAROL.peer_id}, WALL_MS)
+    assert given == (old, newest, new)
+    assert len(to_give([new] * 20, CLAIMED, set(), WALL_MS)) == PROOFS_LIMIT
 
 
-def test_an_expired_proof_stays_at_home():
-    assert to_attach([proof()], set(), 10_000, WALL_MS + PROOF_LIFETIME_MS + 1) == ()
+def test_a_proof_that_is_expired_or_about_another_claim_stays_at_home():
+    assert to_give([proof()], CLAIMED, set(), WALL_MS + PROOF_LIFETIME_MS + 1) == ()
+    assert to_give([proof()], [("gpu0", RATES[0])], set(), WALL_MS) == ()
+    assert to_give([proof()], [("cpu", RATES[1])], set(), WALL_MS) == ()
