@@ -216,7 +216,9 @@ def unread_pair():
 
     async def hook():
         sent.append(1)
-        await (deliver if len(sent) == 1 else trio.sleep_forever)()
+        if len(sent) > 1:
+            await trio.sleep_forever()
+        await deliver()
 
     far.send_stream.send_all_hook = hook
     return near, far

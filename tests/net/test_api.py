@@ -39,11 +39,13 @@ from shoal.node.errors import (
     JobError,
     JobFailedError,
     NetworkError,
+    PeerError,
     StoreError,
     WaitTimeoutError,
 )
 from shoal.node.records import (
     Answer,
+    CutView,
     Failure,
     Job,
     JobId,
@@ -54,6 +56,7 @@ from shoal.node.records import (
     PeerView,
     ReloadView,
     StanceView,
+    StandingView,
     Status,
     Unit,
     UnitState,
@@ -163,8 +166,17 @@ class MemoryDaemon:
                 numeric_classes=("fp32",),
                 advert_age_s=1.0,
                 advert_expires_in_s=59.0,
+                standing=StandingView(0.8, "gossiped too much", {"gossip_flood": 4}),
             )
         ]
+
+    def cuts(self):
+        return [CutView(PEER, since=10.0, until=130.0, why="sent nonsense")]
+
+    def forgive(self, peer):
+        if peer != PEER:
+            raise PeerError("nothing is held against it", code="no_such_offender")
+        self.forgiven = peer
 
     async def devices(self):
         cpu = Device(id="cpu", kind="cpu", name="A", memory_bytes=1, memory_free_bytes=1)
@@ -402,6 +414,19 @@ async def test_a_client_sees_status_peers_and_devices(daemon, socket_path):
             assert client.misfits() == daemon.misfits()
             assert [device.id for device in client.devices()] == ["cpu"]
             assert client.inventory().missing == (Missing("amd", "absent", "none"),)
+
+    await blocking(work)
+
+
+async def test_a_client_sees_who_is_cut_and_lets_one_back_in(daemon, socket_path):
+    def work():
+        with Client(socket_path) as client:
+            assert client.cuts() == daemon.cuts()
+            client.forgive(PEER)
+            assert daemon.forgiven == PEER
+            with pytest.raises(DaemonError) as caught:
+                client.forgive("nobody")
+            assert (caught.value.code, caught.value.status) == ("no_such_offender", 404)
 
     await blocking(work)
 

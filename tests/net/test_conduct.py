@@ -1,0 +1,119 @@
+"""Who is cut loses its connections and gets no new ones, until its time is over."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from shoal.crypto.identity import generate
+from shoal.node.conduct import SWEEP_INTERVAL_S, Conduct, open_conduct
+from shoal.node.errors import NetworkError, PeerError
+from shoal.node.network import open_network
+from shoal.node.standing import FIRST_CUT_S, Offence
+
+LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
+
+
+@asynccontextmanager
+async def a_node_and_a_peer():
+    async with open_network(generate(), LOOPBACK) as own, open_network(generate(), []) as peer:
+        conduct, dropped = Conduct(own.peer_id), []
+        async with open_conduct(conduct, own, dropped.append):
+            await peer.connect(own.peer_id, own.addresses(), 5)
+            yield own, peer, conduct, dropped
+
+
+async def gone(network, peer):
+    with trio.fail_after(5):
+        while peer in network.connected():  # noqa: ASYNC110  # the event is the network's own
+            await trio.sleep(0.02)
+
+
+def offend(conduct, peer):
+    for _ in range(20):
+        conduct.broke(peer, Offence.BAD_FRAME, "not msgpack")
+
+
+async def test_a_peer_that_is_cut_loses_its_connection_and_gets_none():
+    async with a_node_and_a_peer() as (own, peer, conduct, dropped):
+        offend(conduct, peer.peer_id)
+        await gone(own, peer.peer_id)
+        assert dropped == [peer.peer_id]
+        try:
+            await peer.connect(own.peer_id, own.addresses(), 5)
+        except NetworkError:
+            return  # refused at the door
+        await trio.sleep(SWEEP_INTERVAL_S)
+        await gone(own, peer.peer_id)
+
+
+async def test_a_peer_that_only_lost_standing_keeps_its_connection():
+    async with a_node_and_a_peer() as (own, peer, conduct, dropped):
+        conduct.broke(peer.peer_id, Offence.BAD_FRAME, "not msgpack")
+        await trio.sleep(1.2 * SWEEP_INTERVAL_S)
+        assert peer.peer_id in own.connected()
+        assert not dropped
+        view = conduct.standing_of(peer.peer_id)
+        assert view.offences == {"bad_frame": 1}
+        assert 0.5 < view.standing < 1.0
+        assert conduct.cuts() == []
+
+
+async def test_nobody_is_reached_that_is_cut_and_the_error_says_how_to_change_it(
+    autojump_clock,
+):
+    conduct, reached = Conduct(generate().peer_id), []
+
+    async def reach(peer):
+        reached.append(peer)
+
+    peer = generate().peer_id
+    await conduct.reach(reach, peer)
+    offend(conduct, peer)
+    with pytest.raises(NetworkError, match="no message of the protocol") as cut:
+        await conduct.reach(reach, peer)
+    assert cut.value.code == "peer_cut"
+    assert f"shoal peers --forgive {peer}" in cut.value.hint
+    assert conduct.refused(peer) is not None
+    await trio.sleep(FIRST_CUT_S)
+    await conduct.reach(reach, peer)
+    assert reached == [peer, peer]
+
+
+async def test_a_peer_that_is_forgiven_is_let_in_and_one_that_did_nothing_is_not_known(
+    autojump_clock,
+):
+    conduct = Conduct(generate().peer_id)
+    peer = generate().peer_id
+    offend(conduct, peer)
+    (cut,) = conduct.cuts()
+    assert cut.peer == peer
+    assert cut.until - cut.since == pytest.approx(FIRST_CUT_S)
+    conduct.forgive(peer)
+    assert conduct.refused(peer) is None
+    assert conduct.cuts() == []
+    with pytest.raises(PeerError) as unknown:
+        conduct.forgive(peer)
+    assert unknown.value.code == "no_such_offender"
+
+
+async def test_a_word_that_is_no_offence_counts_as_the_protocol_broken(autojump_clock):
+    conduct = Conduct(generate().peer_id)
+    peer = generate().peer_id
+    conduct.broke(peer, "sang on the line")
+    assert conduct.standing_of(peer).offences == {"protocol_broken": 1}
+
+
+async def test_a_friend_is_cut_for_a_shorter_time(autojump_clock):
+    friend, seed, stranger = (generate().peer_id for _ in range(3))
+    conduct = Conduct(generate().peer_id, friends=[friend], seeds=[seed])
+    for peer in (friend, seed, stranger):
+        offend(conduct, peer)
+    length_s = {cut.peer: cut.until - cut.since for cut in conduct.cuts()}
+    assert length_s[friend] == pytest.approx(length_s[seed])
+    assert length_s[friend] < length_s[stranger] / 5
+    assert {cut.peer: cut.friend for cut in conduct.cuts()} == {
+        friend: True,
+        seed: False,
+        stranger: False,
+    }
