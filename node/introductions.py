@@ -162,7 +162,24 @@ class Introductions:
             raise (told or failures)[0]
 
     async def _be_introduced(self, peer: PeerId, via: list[PeerId]) -> None:
-        if self._verdict() in {Verdict.PRIVATE, Verdict.BLOCKED}:
+        failed_at_s, failure = self._failures.get(peer, (0.0, None))
+        if failure is not None and trio.current_time() < failed_at_s + REFUSED_FOR_S:
+            raise failure
+        asked = sorted((each for each in via if each != self._membership.own), key=self._apart)
+        said, hopeless = [], False
+        for introducer in asked:
+            try:
+                await self._membership.reach(introducer)
+                if self._is_hopeless(introducer):
+                    hopeless = True
+                    continue
+                await self._ask(introducer, peer)
+            except ShoalError as reason:
+                said.append(f"{introducer}: {reason.message}")
+            else:
+                self._failures.pop(peer, None)
+                return
+        if hopeless and not said:
             raise NetworkError(
                 f"{peer} cannot be dialled and neither can this node, so neither can open a "
                 "connection; there is no relay",
@@ -170,33 +187,27 @@ class Introductions:
                 hint="make one of the two reachable: `shoal status` says under reachability "
                 "which port to open or to forward",
             )
-        failed_at_s, error = self._failures.get(peer, (0.0, None))
-        if error is not None and trio.current_time() < failed_at_s + REFUSED_FOR_S:
-            raise error
-        own = self._membership.own
-        asked = sorted((each for each in via if each != own), key=self._not_connected)
-        said = []
-        for introducer in asked:
-            try:
-                await self._ask(introducer, peer)
-            except ShoalError as reason:
-                said.append(f"{introducer}: {reason.message}")
-            else:
-                self._failures.pop(peer, None)
-                return
-        error = NetworkError(
+        failure = NetworkError(
             f"{peer} cannot be dialled, and an introduction failed "
             f"({'; '.join(said) or 'nobody could make one'})"[: 3 * DETAIL_LIMIT],
             code="not_introduced",
             hint="`shoal status` says under reachability whether this node can be dialled; "
             "one of the two must be",
         )
-        self._note_failure(peer, error)
-        raise error
+        self._note_failure(peer, failure)
+        raise failure
+
+    def _is_hopeless(self, introducer: PeerId) -> bool:
+        """Whether nobody that is as far away as an introducer can dial this node."""
+        own = self._membership.table.get(self._membership.own)
+        remote = self._network.remote_address(introducer)
+        shut = self._verdict() in {Verdict.PRIVATE, Verdict.BLOCKED}
+        if not shut or own is None or remote is None:
+            return False
+        return not may_dial(own.advert.addresses, parse_address(remote).host)
 
     async def _ask(self, introducer: PeerId, peer: PeerId) -> None:
-        """Ask one introducer; returns once the node is connected."""
-        await self._membership.reach(introducer)
+        """Ask one introducer that is connected; returns once the node is, too."""
         own = self._membership.table.get(self._membership.own)
         if own is None:
             raise NetworkError("this node has no advert yet")
@@ -218,7 +229,7 @@ class Introductions:
             del self._failures[next(iter(self._failures))]
         self._failures[peer] = (trio.current_time(), error)
 
-    def _not_connected(self, peer: PeerId) -> bool:
+    def _apart(self, peer: PeerId) -> bool:
         return peer not in self._network.connected()
 
     # -- the introducer, and the node that is introduced --

@@ -192,12 +192,14 @@ def judge(
     reports, listening = tuple(reports), tuple(listening)
     working, failing = _decide(reports)
     outside = [place for place in working if scope_of(place[0]) is Scope.INTERNET]
-    loopback_only = all(scope_of(ip) is Scope.LOOPBACK for ip, _ in listening)
+    loopback_only = bool(listening) and all(
+        scope_of(ip) is Scope.LOOPBACK for ip, _ in listening
+    )
     distant = any(scope_of(ip) is not Scope.LOOPBACK for ip in linked.values())
     shut_out = any(scope_of(ip) is Scope.INTERNET for ip, _ in failing)
     untried = any(scope_of(ip) is Scope.INTERNET for ip, _ in listening) and not shut_out
     suspect = not outside and (
-        (loopback_only and distant)
+        ((loopback_only or not listening) and distant)
         or any(
             outcome not in {Outcome.WORKED, Outcome.NOT_DIALLED}
             for report in reports
@@ -214,6 +216,8 @@ def judge(
             Verdict.PUBLIC,
             f"{_peers(reports, outside, works=True)} reached us at {_at(outside)}",
         )
+    if not listening:
+        return judged(Verdict.PRIVATE, "it listens nowhere")
     if loopback_only:
         return judged(
             Verdict.PRIVATE, "it listens on loopback only, where nodes on this machine reach it"
@@ -401,8 +405,8 @@ def choose_introducers(
     """
     able = [
         peer
-        for peer in linked
-        if peer in set(dialled) and scope_of(linked[peer]) is not Scope.LOOPBACK
+        for peer in dialled
+        if peer in linked and scope_of(linked[peer]) is not Scope.LOOPBACK
     ]
     kept = [peer for peer in current if peer in able]
     able.sort(key=lambda peer: -scope_of(linked[peer]))

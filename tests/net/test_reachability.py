@@ -25,6 +25,7 @@ from shoal.node.network import open_network
 from shoal.node.private_network import MULTISTREAM_HEADER, PrivateNetwork
 from shoal.node.reachability import Reachability
 from shoal.node.swarm_key import make_key
+from shoal.protocol import reachability as protocol_reachability
 from shoal.protocol.adverts import AdvertTable
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
@@ -42,7 +43,7 @@ from shoal.protocol.messages import (
     Request,
     Response,
 )
-from shoal.protocol.reachability import DIAL_BACK_BURST, Verdict
+from shoal.protocol.reachability import DIAL_BACK_BURST, Scope, Verdict
 from shoal.protocol.statements import Advert
 
 NONCE = "5a" * 16
@@ -453,6 +454,36 @@ async def test_the_advert_of_a_swarm_on_loopback_stays_as_it_is_and_nobody_is_as
         assert "listens on loopback only" in node.reached.view().sentence
 
 
+@pytest.mark.parametrize(
+    ("listen", "verdict"), [("0.0.0.0", Verdict.PUBLIC), ("127.0.8.8", Verdict.BLOCKED)]
+)
+async def test_a_node_comes_to_a_verdict_and_its_advert_follows(listen, verdict, monkeypatch):
+    """As on the internet, played by the networks 127.0.1.0/24 and on."""
+    monkeypatch.setattr(reachability, "TICK_S", 0.02)
+    monkeypatch.setattr(protocol_reachability, "scope_of", lambda ip: Scope.INTERNET)
+    async with open_node(f"/ip4/{listen}/tcp/0") as node, AsyncExitStack() as stack:
+        helpers = []
+        for number in (1, 2, 3):
+            place = f"/ip4/127.0.{number}.1/tcp/0"
+            helpers.append(await stack.enter_async_context(open_node(place)))
+            await link(node, helpers[-1], ip="127.0.9.9")
+        with trio.move_on_after(10) as running:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.reached.run)
+                while not node.known.announced:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+        assert not running.cancelled_caught
+        assert len(node.reached.view().evidence) == 3
+        assert node.reached.judgement().verdict is verdict
+        found = node.reached.advertised()
+        if verdict is Verdict.PUBLIC:
+            assert (found.places, found.via) == ((("127.0.9.9", node.port),), ())
+        else:
+            assert found.places == ((listen, node.port),)  # nobody has tried that
+            assert set(found.via) == {helper.peer for helper in helpers}
+
+
 # --- introductions ---------------------------------------------------------------------
 
 
@@ -518,11 +549,19 @@ async def test_a_failure_is_not_tried_again_at_once():
 
 async def test_a_requester_that_cannot_be_dialled_either_is_told_so_and_asks_nobody():
     async with three() as (requester, introducer, hidden):
-        introducer.control.answer_with(None)
+        introducer.control.answer_with(None)  # a request would fail there
         requester.verdict = Verdict.BLOCKED
+        requester.known.take(requester.advert(addresses=(), sequence=2))
         with pytest.raises(NetworkError, match="there is no relay") as caught:
             await requester.introductions.reach(hidden.peer)
         assert caught.value.code == "both_private"
+
+
+async def test_a_requester_that_its_own_network_can_dial_is_introduced_by_a_peer_in_there():
+    async with three() as (requester, _, hidden):
+        requester.verdict = Verdict.PRIVATE
+        await requester.introductions.reach(hidden.peer)
+        assert hidden.peer in requester.network.connected()
 
 
 async def test_a_requester_whose_addresses_do_not_answer_hears_what_the_node_found():

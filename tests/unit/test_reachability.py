@@ -57,6 +57,7 @@ def judged(*reports, listening=LISTENING, linked=None):
         ("172.31.0.1", Scope.LAN),
         ("100.64.0.1", Scope.LAN),
         ("fd00::1", Scope.LAN),
+        ("fe80::1%2", Scope.LAN),
         ("172.32.0.1", Scope.INTERNET),
         (OUTSIDE, Scope.INTERNET),
         ("2001:db8::1", Scope.INTERNET),
@@ -175,6 +176,12 @@ def test_a_node_that_listens_on_loopback_alone_says_so():
     assert judged(listening=loopback, linked={PeerId("far"): WITNESSES[0]}).suspect
 
 
+def test_a_node_that_listens_nowhere_says_so():
+    found = judged(listening=(), linked={PeerId("far"): WITNESSES[0]})
+    assert (found.verdict, found.suspect) == (Verdict.PRIVATE, True)
+    assert "listens nowhere" in found.sentence
+
+
 @pytest.mark.parametrize(
     ("linked", "says"),
     [
@@ -272,7 +279,10 @@ def test_introducers_are_dialled_peers_from_afar_first_and_stay_while_they_are_l
     near, far, other, local = map(PeerId, ("near", "far", "other", "local"))
     linked = {near: "10.0.0.2", far: WITNESSES[0], other: WITNESSES[1], local: "127.0.0.1"}
     assert choose_introducers(linked, linked, ()) == (far, other, near)
-    assert choose_introducers(linked, (near, other), ()) == (other, near)
+    assert choose_introducers(linked, iter((near, other, PeerId("unlinked"))), ()) == (
+        other,
+        near,
+    )
     assert choose_introducers(linked, linked, (near,)) == (near, far, other)
     assert choose_introducers(linked, linked, (PeerId("gone"),)) == (far, other, near)
     many = {PeerId(f"p{n}"): WITNESSES[0] for n in range(9)}
@@ -284,13 +294,21 @@ def test_the_advert_of_a_node_that_cannot_be_dialled_stays_within_a_kilobyte():
     peers = tuple(identity.generate().peer_id for _ in range(VIA_LIMIT))
     advert = Advert(
         peer=key.peer_id,
-        sequence=1 << 60,
+        sequence=1 << 41,
         issued_at_ms=1 << 41,
         lifetime_s=3600.0,
         protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
         agent="shoal/0.1.0",
         addresses=("/ip4/192.168.100.200/tcp/54711",),
-        devices=(DeviceOffer("cpu", "cpu", "x" * 48, 1 << 40, ("exact", "onnxruntime")),),
+        devices=(
+            DeviceOffer(
+                id="cpu",
+                kind="cpu",
+                name="x" * 48,
+                memory_bytes=1 << 40,
+                executors=("exact", "onnxruntime"),
+            ),
+        ),
         numeric_classes=("exact", "fp32"),
         providing=True,
         via=peers,
