@@ -150,9 +150,6 @@ class MemoryDaemon:
     def misfits(self):
         return [MisfitView(PEER, "speaks protocol 2: upgrade this node")]
 
-    def cuts(self):
-        return []
-
     def peers(self):
         return [
             PeerView(
