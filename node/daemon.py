@@ -55,6 +55,7 @@ from shoal.node.proofs import ProofBook
 from shoal.node.prover import Prover
 from shoal.node.provider import Provider, open_provider
 from shoal.node.records import PeerView, Status
+from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
 from shoal.node.swarm_key import PUBLIC, load_key
@@ -147,6 +148,10 @@ class Daemon:
             sandboxed=self.capacity.sandboxed,
             owner=self._owner(),
         )
+
+    def settings(self) -> tuple[SettingView, ...]:
+        """What the operator set, and where."""
+        return settings_view(self.config)
 
     def peers(self) -> list[PeerView]:
         """The other nodes whose adverts are valid now."""

@@ -99,6 +99,7 @@ def peer_views(membership: Membership, book: ProofBook, terms: Terms) -> list[Pe
                 advert_expires_in_s=entry.expires_at_s - now_s,
                 providing=advert.providing,
                 claims=book.claims(advert, wall_ms()),
+                advert_issued_at=advert.issued_at_ms / 1000,
             )
         )
     return sorted(views, key=lambda view: view.peer)

@@ -160,6 +160,8 @@ class PeerView(msgspec.Struct, frozen=True):
     providing: bool = True
     """Whether it takes work now, by its own words: not in a pause."""
     claims: tuple[Claim, ...] = ()
+    advert_issued_at: float | None = None
+    """When the peer issued it by its own clock, in seconds since the epoch."""
 
 
 class StanceView(msgspec.Struct, frozen=True):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.client.flows import Model
     from shoal.node.records import Answer, OwnerView, PeerView, Status, Unit
+    from shoal.node.settings_view import SettingView
 
 
 class AsyncClient:
@@ -79,6 +80,10 @@ class AsyncClient:
     async def status(self) -> Status:
         """How the daemon is."""
         return await self._drive(flows.status())
+
+    async def settings(self) -> list[SettingView]:
+        """The settings that the daemon runs with, and where each came from."""
+        return await self._drive(flows.settings())
 
     async def peers(self) -> list[PeerView]:
         """The nodes whose adverts are valid now."""

@@ -1,0 +1,160 @@
+"""Checks of the network: bootstrap peers, the clock against theirs, links, reachability."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from typing import TYPE_CHECKING, Final
+
+from shoal.node.cli.checkup.bootstrap import Clock, Stage
+from shoal.node.cli.checkup.findings import Finding, Verdict, failure, ok, warning
+from shoal.node.cli.output import duration_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from shoal.node.cli.checkup.bootstrap import Visit
+    from shoal.node.cli.checkup.patient import Patient
+
+CLOCK_WARNING_S: Final = 30.0
+"""More than a network's delays and a minute-old advert explain."""
+
+CLOCK_FAILURE_S: Final = 1800.0
+"""A quarter of what peers tolerate, and hours of a schedule are wrong by then."""
+
+_NTP: Final = "set it, best by NTP (`timedatectl set-ntp true`), and restart the daemon"
+_LOST_ON_THE_WAY: Final = (Stage.RESOLVE, Stage.CONNECT)
+"""Stages at which a peer may fail that is merely off; later ones are faults."""
+
+_TIMEX_SIZE_BYTES: Final = 208
+_CLOCK_UNSYNCHRONISED: Final = 5
+
+
+def bootstrap(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
+    """Each bootstrap peer, and at which stage joining through it fails."""
+    reached = any(visit.failed is None for visit in visits)
+    joined = reached or bool(patient.status and patient.status.peers_linked)
+    for visit in visits:
+        if visit.failed is None:
+            yield ok(
+                "bootstrap",
+                f"{visit.address}: resolved, connected, handshake, protocol "
+                f"{visit.protocol[0]}.{visit.protocol[1]} ({visit.agent}), its advert is "
+                f"{duration_text(visit.advert_age_s)} old; it knows {visit.nodes} "
+                f"node{'s' if visit.nodes != 1 else ''}",
+            )
+            continue
+        off = visit.failed in _LOST_ON_THE_WAY and joined
+        yield (warning if off else failure)(
+            "bootstrap",
+            f"{visit.address}: {visit.failed} failed: {visit.reason}",
+            visit.hint,
+        )
+
+
+def links(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
+    """Whether the daemon has joined the network, or could."""
+    status = patient.status
+    if status is None:
+        if not visits and patient.effective:
+            yield warning(
+                "peers",
+                "a daemon started here would be alone: no bootstrap peer is set",
+                "set `bootstrap`, or give this node's address to others",
+            )
+        return
+    if status.peers_linked:
+        yield ok("peers", f"{status.peers_linked} linked, {status.peers_known} known")
+    elif any(visit.failed is None for visit in visits):
+        yield failure(
+            "peers",
+            "no peer is linked, though a bootstrap peer answers this command",
+            "if that lasts for a minute, see the daemon's log",
+        )
+    elif visits:
+        yield failure(
+            "peers",
+            "no peer is linked: no bootstrap peer can be joined through",
+            "see bootstrap",
+        )
+    else:
+        yield warning(
+            "peers",
+            "this node is alone: no bootstrap peer is set",
+            "set `bootstrap`, or give this node's address to others",
+        )
+
+
+def views(patient: Patient) -> Iterator[Finding]:
+    """What the daemon itself says of joining, and of being reached.
+
+    Fields of Status that a daemon of an older version has not: hence `getattr`.
+    """
+    for check in ("joining", "reachability"):
+        view = getattr(patient.status, check, None)
+        if not view:
+            continue
+        sentence = getattr(view, "sentence", "") or str(view)
+        hint = getattr(view, "hint", "")
+        verdict = Verdict.WARNING if hint else Verdict.OK
+        yield Finding(check, verdict, sentence, hint)
+
+
+def clock(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
+    """This machine's clock against those of peers, as they say."""
+    clocks = {each.peer: each for visit in visits for each in visit.clocks}
+    for view in patient.peers:
+        if view.advert_issued_at is not None:
+            ahead_s = time.time() - view.advert_issued_at - view.advert_age_s
+            clocks.setdefault(view.peer, Clock(view.peer, ahead_s))
+    own = patient.status.peer if patient.status else None
+    yield judge_clock([each for each in clocks.values() if each.peer != own], _kept_in_step())
+
+
+def judge_clock(clocks: Sequence[Clock], kept_in_step: bool | None) -> Finding:
+    """What to say of this machine's clock.
+
+    Args:
+        clocks: What peers' show.
+        kept_in_step: Whether the kernel says so; None where it does not say.
+    """
+    now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    if not clocks:
+        kept = {True: "; the system keeps it in step", False: "; nothing keeps it in step"}
+        told = kept.get(kept_in_step, "") if kept_in_step is not None else ""
+        return ok("clock", f"{now}{told}; no peer was there to compare it with")
+    ahead_s = statistics.median(each.ahead_s for each in clocks)
+    agreeing = [each for each in clocks if abs(each.ahead_s) <= CLOCK_WARNING_S]
+    if abs(ahead_s) > CLOCK_WARNING_S:
+        found = failure if abs(ahead_s) > CLOCK_FAILURE_S else warning
+        return found("clock", _apart(clocks, ahead_s, len(clocks) - len(agreeing)), _NTP)
+    odd = "".join(
+        f"; …{each.peer[-8:]}'s is {_off(-each.ahead_s)}"
+        for each in clocks
+        if each not in agreeing
+    )
+    return ok("clock", f"{now}, as with {len(agreeing)} of {len(clocks)} peers{odd[:200]}")
+
+
+def _apart(clocks: Sequence[Clock], ahead_s: float, others: int) -> str:
+    how = _off(ahead_s)
+    if len(clocks) == 1:
+        return (
+            f"this machine's clock is {how} of that of the one peer that was asked, "
+            f"…{clocks[0].peer[-8:]}: one of the two is wrong"
+        )
+    return f"this machine's clock is {how} of those of {others} of {len(clocks)} peers"
+
+
+def _off(ahead_s: float) -> str:
+    return f"{duration_text(abs(ahead_s))} {'ahead' if ahead_s > 0 else 'behind'}"
+
+
+def _kept_in_step() -> bool | None:
+    """Whether the kernel's clock is disciplined, by ``adjtimex`` without a change."""
+    try:
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_SIZE_BYTES))
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else state != _CLOCK_UNSYNCHRONISED
