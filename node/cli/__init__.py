@@ -59,6 +59,7 @@ _COMMANDS = (
     ("job", "jobs:app", _WORK),
     ("receipt", "receipts:app", _WORK),
     ("doctor", "doctor:doctor", _HELP),
+    ("bugreport", "bugreport:bugreport", _HELP),
     ("demo", "about:demo", _HELP),
     ("completion", "about:completion", _HELP),
     ("version", "about:version", _HELP),

@@ -16,7 +16,7 @@ from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import EXIT_FAILED, EXIT_OK, print_json, printable, runnable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from shoal.compute.devices import Inventory
 
@@ -29,8 +29,9 @@ def doctor(*, daemon: Daemon | None = None) -> int:
     Exits with 1 where something fails; warnings are things that you may have meant.
     """
     daemon = daemon or Daemon()
+    patient = meet(daemon.home, daemon.socket, daemon.quiet_client)
     found = []
-    for finding in findings_of(daemon, meet(daemon.home, daemon.socket, daemon.quiet_client)):
+    for finding in findings_of(patient, looking(daemon, patient)):
         found.append(finding)
         if not daemon.as_json:
             _show(finding)
@@ -43,8 +44,14 @@ def doctor(*, daemon: Daemon | None = None) -> int:
     return EXIT_FAILED if failed else EXIT_OK
 
 
-def findings_of(daemon: Daemon, patient: Patient) -> "Iterator[Finding]":
+def findings_of(patient: Patient, look: "Callable[[], Inventory]") -> "Iterator[Finding]":
     """The findings as they come, with hints that can be run as they stand."""
+    for finding in examine(patient, look):
+        yield msgspec.structs.replace(finding, hint=runnable(finding.hint))
+
+
+def looking(daemon: Daemon, patient: Patient) -> "Callable[[], Inventory]":
+    """How to find the devices: by the daemon where one answers, else by this process."""
 
     def look() -> "Inventory":
         if patient.status is None:
@@ -52,8 +59,7 @@ def findings_of(daemon: Daemon, patient: Patient) -> "Iterator[Finding]":
         with daemon.quiet_client() as client:
             return client.inventory()
 
-    for finding in examine(patient, look):
-        yield msgspec.structs.replace(finding, hint=runnable(finding.hint))
+    return look
 
 
 def _show(finding: Finding) -> None:

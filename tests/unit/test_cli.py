@@ -32,7 +32,7 @@ COMMANDS = [
     *("init", "up", "down", "status", "peers", "devices", "identity"),
     *("invite", "join", "leave"),
     *("run", "map", "jobs", "job", "receipt"),
-    *("doctor", "demo", "completion", "version"),
+    *("doctor", "bugreport", "demo", "completion", "version"),
 ]
 JOB = Job(
     id=JobId("1a20"),

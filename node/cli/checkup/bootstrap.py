@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from shoal.node.private_network import PrivateNetwork
     from shoal.protocol.messages import RequestBody, ResponseBody
 
-ALL_LIMIT_S: Final = 8.0
+ALL_LIMIT_S: Final = 10.0
 """For all of them together; they are asked at once."""
 
-STAGE_LIMIT_S: Final = 3.0
+STAGE_LIMIT_S: Final = 4.0
 LOOK_LIMIT_S: Final = 1.5
 """For what a port says by itself, once its handshake has failed."""
 

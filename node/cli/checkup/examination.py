@@ -57,7 +57,7 @@ def examine(patient: Patient, look: Callable[[], Inventory]) -> Iterator[Finding
 
 def _visits(patient: Patient) -> tuple[list[Visit], list[Finding]]:
     """What bootstrap peers say, and why some were not asked."""
-    own = patient.status.peer if patient.status else None
+    own = patient.peer()  # an address of its own may be among them: an invitation goes round
     wanted = [text for text in patient.bootstrap() if not (own and text.endswith(own))]
     try:
         key = patient.swarm_key()

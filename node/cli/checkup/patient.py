@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.crypto import identity
 from shoal.crypto.errors import ShoalError
+from shoal.crypto.peer_id import PeerId
 from shoal.node.config import Config, Location, load, locate
 from shoal.node.settings_view import settings_view
 from shoal.node.swarm_key import SwarmKey, load_key
@@ -59,6 +61,15 @@ class Patient:
     def setting(self, name: str) -> object:
         """The value in force of one setting; None where no settings can be read."""
         return next((each.value for each in self.effective if each.name == name), None)
+
+    def peer(self) -> PeerId | None:
+        """The node's own id, where that can be told."""
+        if self.status is not None:
+            return self.status.peer
+        try:
+            return identity.load(self.home / "identity.key").peer_id
+        except ShoalError:
+            return None
 
     def swarm_key(self) -> SwarmKey | None:
         """The private network that the home is in; raises ConfigError as `load_key`."""

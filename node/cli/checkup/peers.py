@@ -108,7 +108,7 @@ def clock(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
         if view.advert_issued_at is not None:
             ahead_s = time.time() - view.advert_issued_at - view.advert_age_s
             clocks.setdefault(view.peer, Clock(view.peer, ahead_s))
-    own = patient.status.peer if patient.status else None
+    own = patient.peer()
     yield judge_clock([each for each in clocks.values() if each.peer != own], _kept_in_step())
 
 
