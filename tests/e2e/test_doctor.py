@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -193,14 +194,14 @@ def test_a_port_that_another_process_has_is_named_with_that_process(home):
     assert said.startswith(f"failure: /ip4/127.0.0.1/tcp/{port} is taken by {me}; next: end")
 
 
-@pytest.mark.parametrize(("offset", "how"), [("+3600", "ahead"), ("-3600", "behind")])
+@pytest.mark.parametrize(("offset", "how"), [("+3600", "ahead of"), ("-3600", "behind")])
 def test_a_clock_that_is_off_by_an_hour_is_named(swarm, home, offset, how):
     home.set(bootstrap=[swarm.nodes[0].address], listen=[LOOPBACK])
     told = home.diagnose(**AN_HOUR_AHEAD | {"FAKETIME": offset})
     said = told.of("clock")
     hour = "1 h 0 min" if "1 h" in said else "59 min 5"  # some seconds go by in between
     assert said.startswith(f"failure: this machine's clock is {hour}")
-    assert f"{how} of those of 3 of 3 peers" in said
+    assert f"{how} those of 3 of 3 peers" in said
     assert "NTP" in said
 
 
@@ -394,6 +395,20 @@ async def test_a_peer_that_sends_no_advert_of_its_own_is_named(home):
         home.set(bootstrap=list(peer.addresses()), listen=[LOOPBACK])
         told = await trio.to_thread.run_sync(home.diagnose)
     assert "advert failed: its answer does not hold its own advert" in told.of("bootstrap")
+
+
+def test_a_daemon_that_is_stopped_is_named(swarm):
+    node = swarm.nodes[1]
+    node.signal(signal.SIGSTOP)
+    try:
+        told = diagnosis(shoal("doctor", "--json", node=node))
+    finally:
+        node.signal(signal.SIGCONT)
+    pid = node.process.pid
+    assert told.of("daemon").startswith(f"failure: the daemon (process {pid}) is stopped")
+    assert f"`kill -CONT {pid}`" in told.of("daemon")
+    # of what it holds nothing is said as if no daemon were there
+    assert not {"port", "peers"} & {each["check"] for each in told.checks}
 
 
 def test_settings_beyond_the_machine_are_named(home):

@@ -54,6 +54,7 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
+from shoal.node.settings_view import SettingView
 
 PEER = PeerId("12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M")
 MISSING = BlobId("00" * 32)
@@ -136,6 +137,9 @@ class MemoryDaemon:
             blob_bytes=0,
             blob_quota_bytes=QUOTA_BYTES,
         )
+
+    def settings(self):
+        return (SettingView("listen", ["/ip4/127.0.0.1/tcp/4711"], "flag"),)
 
     def peers(self):
         return [
@@ -369,6 +373,7 @@ async def test_a_client_sees_status_peers_and_devices(daemon, socket_path):
         with Client(socket_path) as client:
             assert client.status() == daemon.status()
             assert client.peers() == daemon.peers()
+            assert client.settings() == [*daemon.settings()]
             assert [device.id for device in client.devices()] == ["cpu"]
             assert client.inventory().missing == (Missing("amd", "absent", "none"),)
 

@@ -64,12 +64,19 @@ def test_a_clock_that_the_peers_agree_with_is_well_whoever_else_is_off():
 def test_a_clock_that_most_peers_contradict_is_wrong(ahead_s, verdict, how):
     found = judge_clock(clocks(ahead_s, ahead_s, 0), None)
     assert found.verdict == verdict
-    assert found.message == f"this machine's clock is {how} of those of 2 of 3 peers"
+    how += " of" if ahead_s > 0 else ""
+    assert found.message == f"this machine's clock is {how} those of 2 of 3 peers"
     assert "NTP" in found.hint
 
 
-def test_with_one_peer_it_is_not_known_whose_clock_is_wrong():
-    assert "one of the two is wrong" in judge_clock(clocks(3600), None).message
+def test_with_one_peer_only_the_system_can_tell_whose_clock_is_wrong():
+    unknown = judge_clock(clocks(-3600), None)
+    assert unknown.verdict == "failure"
+    assert "clock is 1 h 0 min behind that of …00000000, the one peer" in unknown.message
+    assert unknown.message.endswith("one of the two is wrong")
+    kept = judge_clock(clocks(-3600), True)
+    assert kept.verdict == "warning"
+    assert "likely the peer's that is wrong" in kept.message
 
 
 def test_without_peers_it_is_said_whether_the_clock_is_kept_in_step():

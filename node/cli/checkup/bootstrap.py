@@ -212,7 +212,8 @@ async def _meet(
         raise _StoppedError(
             Stage.HANDSHAKE,
             f"it is not in this node's private network: {reason}",
-            "have a member of its network make an invitation, and `shoal join TOKEN` here",
+            "take that address away; or be where it is: `shoal join TOKEN` here with an "
+            "invitation of its network, or `shoal leave` here where it is in none",
         ) from None
     except ShoalError as error:
         reason = error.message.partition(f"{bare}: ")[2] or error.message

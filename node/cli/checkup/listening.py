@@ -26,6 +26,8 @@ def ports(patient: Patient) -> Iterator[Finding]:
     if patient.status is not None:
         yield from _of_the_daemon(patient.status.addresses, patient.status.pid)
         return
+    if patient.holder() is not None:
+        return  # a daemon that does not answer has them, on which ones it would have to say
     listen = patient.setting("listen")
     for text in listen if isinstance(listen, list) else []:
         try:

@@ -14,6 +14,8 @@ from shoal.crypto import identity
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.config import Config, Location, load, locate
+from shoal.node.errors import DaemonUnreachableError
+from shoal.node.home import Holder, holder_of
 from shoal.node.settings_view import settings_view
 from shoal.node.swarm_key import SwarmKey, load_key
 
@@ -71,6 +73,10 @@ class Patient:
         except ShoalError:
             return None
 
+    def holder(self) -> Holder | None:
+        """The daemon that holds the home, whether it answers or not."""
+        return holder_of(self.home)
+
     def swarm_key(self) -> SwarmKey | None:
         """The private network that the home is in; raises ConfigError as `load_key`."""
         return load_key(self.home / "swarm.key")
@@ -105,6 +111,9 @@ def meet(home: Path | None, socket: Path | None, client: Callable[[], Client]) -
         complaint = error
     status = unreachable = running = None
     peers: tuple[PeerView, ...] = ()
+    holder = holder_of(place.home)
+    if holder is not None and _stopped(holder.pid):  # it would be waited for in vain
+        return Patient(place, config, complaint, unreachable=_is_stopped(holder.pid))
     try:
         with client() as daemon:
             status = daemon.status()
@@ -115,3 +124,19 @@ def meet(home: Path | None, socket: Path | None, client: Callable[[], Client]) -
     except ShoalError as error:
         unreachable = error
     return Patient(place, config, complaint, status, unreachable, running, peers)
+
+
+def _stopped(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in "Tt"
+
+
+def _is_stopped(pid: int) -> DaemonUnreachableError:
+    return DaemonUnreachableError(
+        f"the daemon (process {pid}) is stopped, by SIGSTOP or by a debugger",
+        code="daemon_stopped",
+        hint=f"`kill -CONT {pid}` lets it go on",
+    )

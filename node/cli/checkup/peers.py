@@ -57,7 +57,7 @@ def links(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
     """Whether the daemon has joined the network, or could."""
     status = patient.status
     if status is None:
-        if not visits and patient.effective:
+        if not visits and patient.effective and patient.holder() is None:
             yield warning(
                 "peers",
                 "a daemon started here would be alone: no bootstrap peer is set",
@@ -126,9 +126,12 @@ def judge_clock(clocks: Sequence[Clock], kept_in_step: bool | None) -> Finding:
         return ok("clock", f"{now}{told}; no peer was there to compare it with")
     ahead_s = statistics.median(each.ahead_s for each in clocks)
     agreeing = [each for each in clocks if abs(each.ahead_s) <= CLOCK_WARNING_S]
+    if abs(ahead_s) > CLOCK_WARNING_S and len(clocks) == 1:
+        return _one_of_two(clocks[0], kept_in_step)
     if abs(ahead_s) > CLOCK_WARNING_S:
         found = failure if abs(ahead_s) > CLOCK_FAILURE_S else warning
-        return found("clock", _apart(clocks, ahead_s, len(clocks) - len(agreeing)), _NTP)
+        others = f"those of {len(clocks) - len(agreeing)} of {len(clocks)} peers"
+        return found("clock", f"this machine's clock is {_off(ahead_s, others)}", _NTP)
     odd = "".join(
         f"; …{each.peer[-8:]}'s is {_off(-each.ahead_s)}"
         for each in clocks
@@ -137,18 +140,27 @@ def judge_clock(clocks: Sequence[Clock], kept_in_step: bool | None) -> Finding:
     return ok("clock", f"{now}, as with {len(agreeing)} of {len(clocks)} peers{odd[:200]}")
 
 
-def _apart(clocks: Sequence[Clock], ahead_s: float, others: int) -> str:
-    how = _off(ahead_s)
-    if len(clocks) == 1:
-        return (
-            f"this machine's clock is {how} of that of the one peer that was asked, "
-            f"…{clocks[0].peer[-8:]}: one of the two is wrong"
+def _one_of_two(clock: Clock, kept_in_step: bool | None) -> Finding:
+    """With one peer to compare with, the kernel's word is all that tells whose is wrong."""
+    other = f"that of …{clock.peer[-8:]}, the one peer that was asked"
+    message = f"this machine's clock is {_off(clock.ahead_s, other)}"
+    if kept_in_step:
+        return warning(
+            "clock",
+            f"{message}; the system keeps this one in step, so that it is likely the peer's "
+            "that is wrong",
+            "tell its operator",
         )
-    return f"this machine's clock is {how} of those of {others} of {len(clocks)} peers"
+    found = failure if abs(clock.ahead_s) > CLOCK_FAILURE_S else warning
+    return found("clock", f"{message}: one of the two is wrong", _NTP)
 
 
-def _off(ahead_s: float) -> str:
-    return f"{duration_text(abs(ahead_s))} {'ahead' if ahead_s > 0 else 'behind'}"
+def _off(ahead_s: float, other: str = "") -> str:
+    """How far off: ``1 h 0 min ahead``; with ``other``, of whom."""
+    apart = duration_text(abs(ahead_s))
+    if ahead_s > 0:
+        return f"{apart} ahead of {other}" if other else f"{apart} ahead"
+    return f"{apart} behind {other}".rstrip()
 
 
 def _kept_in_step() -> bool | None:
