@@ -143,6 +143,7 @@ def test_of_a_healthy_node_doctor_says_nothing_but_what_is_true_of_the_machine(s
     assert said.startswith(f"ok: {swarm.nodes[0].address}: resolved, connected, handshake")
     assert f"protocol {PROTOCOL_MAJOR}." in said
     assert "its advert is" in said
+    assert "it lists 3 nodes, this one among them" in said
     assert "as with 2 of 2 peers" in told.of("clock")
 
 

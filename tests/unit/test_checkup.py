@@ -1,5 +1,7 @@
 """What is said of what was found; the checks themselves are tested end to end."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from shoal.node.cli.checkup.bootstrap import Clock, Stage, Visit
@@ -101,6 +103,19 @@ def test_a_peer_that_is_off_is_a_warning_while_another_answers_and_a_wrong_id_ne
     assert verdicts([wrong, well]) == ["failure", "ok"]
 
 
+def test_a_bootstrap_peer_that_does_not_list_this_node_is_told_once_it_should():
+    visit = Visit(ADDRESS, nodes=1, clocks=tuple(clocks(0.0)))
+    for uptime_s, verdict in ((3600.0, "warning"), (1.0, "ok")):
+        (found,) = bootstrap(patient(status(uptime_s=uptime_s, peer="other")), [visit])
+        assert found.verdict == verdict
+    assert (
+        "this one is not among them"
+        in next(bootstrap(patient(status(uptime_s=3600.0, peer="other")), [visit])).message
+    )
+    (found,) = bootstrap(patient(status(uptime_s=3600.0, peer=clocks(0.0)[0].peer)), [visit])
+    assert found.message.endswith("it lists 1 node, this one among them")
+
+
 def test_a_daemon_of_another_version_is_to_be_restarted():
     (_, version) = daemon(patient(status(version="0.0.1", protocol_version=1)))
     assert version.verdict == "warning"
@@ -115,6 +130,22 @@ def test_a_daemon_without_links_is_told_by_whether_a_bootstrap_peer_answers():
     assert "though a bootstrap peer answers" in next(links(alone, [well])).message
     bad = Visit(ADDRESS, Stage.CONNECT, ".", ".")
     assert "no bootstrap peer can be joined" in next(links(alone, [bad])).message
+
+
+def test_what_the_daemon_says_of_joining_and_of_being_reached_is_shown():
+    seed = SimpleNamespace(text="/dnsaddr/x", source="setting", linked=False, error="no record")
+    told = SimpleNamespace(
+        joining=SimpleNamespace(sentence="alone: …", seeds=[seed], lan="2 heard"),
+        reachability=SimpleNamespace(
+            verdict="blocked", sentence="blocked: …", evidence=["a"] * 9
+        ),
+    )
+    assert [(each.check, each.verdict, each.message) for each in views(patient(told))] == [
+        ("joining", "warning", "alone: …"),
+        ("joining", "warning", "/dnsaddr/x (setting): no record"),
+        ("lan", "ok", "2 heard"),
+        ("reached", "warning", "blocked: …; a; a; a"),
+    ]
 
 
 def test_views_that_a_daemon_does_not_give_are_left_out():

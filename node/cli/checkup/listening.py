@@ -57,6 +57,8 @@ def _trial(address: Address) -> Finding:
     kind = socket.AF_INET6 if address.kind == "ip6" else socket.AF_INET
     with contextlib.closing(socket.socket(kind)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind is socket.AF_INET6:  # as the daemon does, so that both families fit one port
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             probe.bind((address.host, address.port))
             probe.listen(1)

@@ -250,8 +250,8 @@ def files(patient: Patient) -> Iterator[Finding]:
     found = failure if soft < FILES_LEAST else warning
     yield found(
         "files",
-        f"the file limit is too low: {whose} may open {soft} files, and with its connections "
-        f"it may need {FILES_WANTED}",
+        f"the file limit is too low: {whose} may open {soft} files, and connections, blobs "
+        f"and workers want {FILES_WANTED}",
         "`ulimit -n 4096` in the shell that starts it, or LimitNOFILE=4096 in its unit",
     )
 

@@ -85,6 +85,10 @@ class Patient:
         """Where this node looks for its network: as set, and as its invitation said."""
         found = self.setting("bootstrap")
         addresses = [str(each) for each in found] if isinstance(found, list) else []
+        # The daemon knows, too, where names that stand for several addresses lead.
+        joining = getattr(self.status, "joining", None)
+        seeds = joining.seeds if joining else ()
+        addresses += [seed.text for seed in seeds if seed.source == "dnsaddr"]
         with suppress(ShoalError):
             key = self.swarm_key()
             addresses += key.bootstrap if key else ()

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from shoal.node.cli.checkup.bootstrap import Clock, Stage
-from shoal.node.cli.checkup.findings import Finding, Verdict, failure, ok, warning
+from shoal.node.cli.checkup.findings import Finding, failure, ok, warning
 from shoal.node.cli.output import duration_text
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ CLOCK_WARNING_S: Final = 30.0
 
 CLOCK_FAILURE_S: Final = 1800.0
 """A quarter of what peers tolerate, and hours of a schedule are wrong by then."""
+
+LISTED_AFTER_S: Final = 60.0
+"""A node is known everywhere by then; see `membership.advert_interval_s`."""
+
+EVIDENCE_SHOWN: Final = 3
+"""Of what peers found when they dialled back; `shoal status --json` has all of it."""
 
 _NTP: Final = "set it, best by NTP (`timedatectl set-ntp true`), and restart the daemon"
 _LOST_ON_THE_WAY: Final = (Stage.RESOLVE, Stage.CONNECT)
@@ -37,13 +43,7 @@ def bootstrap(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
     joined = reached or bool(patient.status and patient.status.peers_linked)
     for visit in visits:
         if visit.failed is None:
-            yield ok(
-                "bootstrap",
-                f"{visit.address}: resolved, connected, handshake, protocol "
-                f"{visit.protocol[0]}.{visit.protocol[1]} ({visit.agent}), its advert is "
-                f"{duration_text(visit.advert_age_s)} old; it knows {visit.nodes} "
-                f"node{'s' if visit.nodes != 1 else ''}",
-            )
+            yield _passed(patient, visit)
             continue
         off = visit.failed in _LOST_ON_THE_WAY and joined
         yield (warning if off else failure)(
@@ -51,6 +51,28 @@ def bootstrap(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
             f"{visit.address}: {visit.failed} failed: {visit.reason}",
             visit.hint,
         )
+
+
+def _passed(patient: Patient, visit: Visit) -> Finding:
+    """A bootstrap peer that all stages went well with; does it list the daemon, too?"""
+    message = (
+        f"{visit.address}: resolved, connected, handshake, protocol "
+        f"{visit.protocol[0]}.{visit.protocol[1]} ({visit.agent}), its advert is "
+        f"{duration_text(visit.advert_age_s)} old; it lists {visit.nodes} "
+        f"node{'s' if visit.nodes != 1 else ''}"
+    )
+    status = patient.status
+    if status is None:
+        return ok("bootstrap", message)
+    if any(each.peer == status.peer for each in visit.clocks):
+        return ok("bootstrap", f"{message}, this one among them")
+    if status.uptime_s < LISTED_AFTER_S or visit.nodes > len(visit.clocks):
+        return ok("bootstrap", message)
+    return warning(
+        "bootstrap",
+        f"{message}, and this one is not among them",
+        "if that lasts: see clock (peers refuse adverts of far away times), and the daemon's log",
+    )
 
 
 def links(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
@@ -89,16 +111,22 @@ def links(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
 def views(patient: Patient) -> Iterator[Finding]:
     """What the daemon itself says of joining, and of being reached.
 
-    Fields of Status that a daemon of an older version has not: hence `getattr`.
+    By `getattr`, for a daemon of another version than this command may not say it.
     """
-    for check in ("joining", "reachability"):
-        view = getattr(patient.status, check, None)
-        if not view:
-            continue
-        sentence = getattr(view, "sentence", "") or str(view)
-        hint = getattr(view, "hint", "")
-        verdict = Verdict.WARNING if hint else Verdict.OK
-        yield Finding(check, verdict, sentence, hint)
+    joining = getattr(patient.status, "joining", None)
+    if joining is not None:
+        if joining.sentence:
+            yield warning("joining", joining.sentence)
+        for seed in joining.seeds:
+            if seed.error and not seed.linked:
+                yield warning("joining", f"{seed.text} ({seed.source}): {seed.error}")
+        if joining.lan:
+            yield ok("lan", joining.lan)
+    reached = getattr(patient.status, "reachability", None)
+    if reached is not None:
+        evidence = "".join(f"; {line}" for line in reached.evidence[:EVIDENCE_SHOWN])
+        found = warning if reached.verdict == "blocked" else ok
+        yield found("reached", f"{reached.sentence}{evidence}")
 
 
 def clock(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:

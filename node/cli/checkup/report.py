@@ -214,7 +214,8 @@ def _log(patient: Patient) -> Iterator[str]:
     path = patient.home / "daemon.log"
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LOG_LIMIT_BYTES))
+            before = max(0, path.stat().st_size - LOG_LIMIT_BYTES)
+            file.seek(before)
             lines = file.read(LOG_LIMIT_BYTES).decode(errors="replace").splitlines()
     except FileNotFoundError:
         yield (
@@ -222,6 +223,8 @@ def _log(patient: Patient) -> Iterator[str]:
             "`journalctl -u shoal` shows, and read it first)"
         )
         return
+    if before:
+        del lines[:1]  # half a line, of which a secret might not be told by its other half
     yield from lines[-LOG_LINES_LIMIT:]
 
 
