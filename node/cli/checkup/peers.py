@@ -71,7 +71,7 @@ def _passed(patient: Patient, visit: Visit) -> Finding:
     return warning(
         "bootstrap",
         f"{message}, and this one is not among them",
-        "if that lasts: see clock (peers refuse adverts of far away times), and the daemon's log",
+        "if that lasts: see clock, for peers refuse adverts of far away times, and the log",
     )
 
 
