@@ -39,7 +39,7 @@ NEXT_STEP = {
     ),
     Reason.NO_DEVICE: (
         "has no working device",
-        "its operator can look with `shoal devices` and `shoal doctor`",
+        "its operator can look there, with “shoal devices” and “shoal doctor”",
     ),
     Reason.NO_ROOM: (
         "has no room on its disk for the program, an input or an output",
@@ -47,7 +47,7 @@ NEXT_STEP = {
     ),
     Reason.PAUSED: (
         "takes no work for now, as its owner wishes",
-        "wait, or connect to more nodes; `shoal status` tells its owner why",
+        "wait, or connect to more nodes; “shoal status” there tells its owner why",
     ),
     Reason.PRICE: (
         "takes only units that are worth more",

@@ -46,6 +46,7 @@ from shoal.node.records import (
     UnitState,
 )
 from shoal.node.setting_values import read_level
+from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.swarm_key import PUBLIC
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
@@ -160,6 +161,10 @@ class Daemon:
             settings_error=str(settings.complaint or ""),
             needs_restart=settings.needs_restart,
         )
+
+    def settings(self) -> tuple[SettingView, ...]:
+        """What the operator set, and where."""
+        return settings_view(self.config)
 
     def peers(self) -> list[PeerView]:
         """The other nodes whose adverts are valid now."""

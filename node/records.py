@@ -190,6 +190,8 @@ class PeerView(msgspec.Struct, frozen=True):
     providing: bool = True
     """Whether it takes work now, by its own words: not in a pause."""
     claims: tuple[Claim, ...] = ()
+    advert_issued_at: float | None = None
+    """When the peer issued it by its own clock, in seconds since the epoch."""
     protocol: tuple[int, int] = (0, 0)
     """The (major, minor) that it speaks, by its advert."""
     standing: StandingView | None = None

@@ -107,6 +107,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
     api = _Api(daemon)
     routes = (
         ("GET", "/v1/status", api.status),
+        ("GET", "/v1/settings", api.settings),
         ("GET", "/v1/peers", api.peers),
         ("POST", "/v1/forgive", api.forgive),
         ("GET", "/v1/devices", api.devices),
@@ -171,6 +172,9 @@ class _Api:
 
     async def status(self, _request: Request) -> Response:
         return answer(msgspec.structs.asdict(self._daemon.status()))
+
+    async def settings(self, _request: Request) -> Response:
+        return answer({"settings": self._daemon.settings()})
 
     async def peers(self, _request: Request) -> Response:
         return answer(

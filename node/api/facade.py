@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Status,
         Unit,
     )
+    from shoal.node.settings_view import SettingView
 
 
 class BlobStore(Protocol):
@@ -78,6 +79,10 @@ class DaemonFacade(Protocol):
 
     def status(self) -> Status:
         """How the daemon is."""
+        ...
+
+    def settings(self) -> tuple[SettingView, ...]:
+        """The settings that the daemon runs with, and where each came from."""
         ...
 
     def peers(self) -> list[PeerView]:

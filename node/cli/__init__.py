@@ -61,6 +61,7 @@ _COMMANDS = (
     ("receipt", "receipts:app", _WORK),
     ("log-level", "running:log_level", _HELP),
     ("doctor", "doctor:doctor", _HELP),
+    ("bugreport", "bugreport:bugreport", _HELP),
     ("demo", "about:demo", _HELP),
     ("completion", "about:completion", _HELP),
     ("version", "about:version", _HELP),

@@ -50,17 +50,17 @@ def devices(*, daemon: Daemon | None = None) -> None:
     _print(found, claimed, owner)
 
 
-def look_here() -> "Inventory":
+def look_here(limit_s: float = _CANARY_LIMIT_S) -> "Inventory":
     """Look at this machine and run the canaries in a worker that ends with this call."""
     import trio
 
     from shoal.compute.devices import detect
     from shoal.compute.devices.abilities import with_abilities
 
-    return with_abilities(detect(), trio.run(_canaries))
+    return with_abilities(detect(), trio.run(_canaries, limit_s))
 
 
-async def _canaries() -> "Canaries":
+async def _canaries(limit_s: float) -> "Canaries":
     import trio
 
     from shoal.compute.devices import Lack
@@ -68,14 +68,14 @@ async def _canaries() -> "Canaries":
     from shoal.compute.supervisor import open_worker
 
     try:
-        with trio.fail_after(_CANARY_LIMIT_S):
+        with trio.fail_after(limit_s):
             async with open_worker(threads=1) as worker:
                 probes = await worker.probe()
                 lacks = [*map(failed, worker.missing)]
     except ShoalError as error:
         return Canaries((), (failed(error.message, error.hint),))
     except trio.TooSlowError:
-        return Canaries((), (failed(f"no canary ended within {_CANARY_LIMIT_S:.0f} s"),))
+        return Canaries((), (failed(f"no canary ended within {limit_s:.0f} s"),))
     not_asked = Lack(
         "not_probed",
         "the class exact was not looked at: a daemon compiles its kernels, and offers it "

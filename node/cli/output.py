@@ -105,7 +105,10 @@ def remember_place(tokens: Sequence[str]) -> None:
 
 
 def runnable(text: str) -> str:
-    """``text`` with each `shoal …` that it quotes meaning the same daemon as this command."""
+    """``text`` with each `shoal …` that it quotes meaning the same daemon as this command.
+
+    A command that is to be given on another machine stands in “…” and stays as it is.
+    """
 
     def complete(quoted: re.Match[str]) -> str:
         command, name = quoted.groups()

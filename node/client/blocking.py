@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         Status,
         Unit,
     )
+    from shoal.node.settings_view import SettingView
 
 
 class Client:
@@ -87,6 +88,10 @@ class Client:
     def status(self) -> Status:
         """How the daemon is."""
         return self._drive(flows.status())
+
+    def settings(self) -> list[SettingView]:
+        """The settings that the daemon runs with, and where each came from."""
+        return self._drive(flows.settings())
 
     def peers(self) -> list[PeerView]:
         """The nodes whose adverts are valid now."""

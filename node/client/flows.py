@@ -42,6 +42,7 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
+from shoal.node.settings_view import SettingView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -96,6 +97,11 @@ def status() -> Flow[Status]:
     """How the daemon is."""
     request = Request("GET", "/v1/status", answer_limit_s=_STATUS_LIMIT_S)
     return msgspec.convert((yield from _json(request)), Status)
+
+
+def settings() -> Flow[list[SettingView]]:
+    """The settings that the daemon runs with."""
+    return (yield from _get("/v1/settings", "settings", list[SettingView]))
 
 
 def peers() -> Flow[list[PeerView]]:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Status,
         Unit,
     )
+    from shoal.node.settings_view import SettingView
 
 
 class AsyncClient:
@@ -89,6 +90,10 @@ class AsyncClient:
     async def status(self) -> Status:
         """How the daemon is."""
         return await self._drive(flows.status())
+
+    async def settings(self) -> list[SettingView]:
+        """The settings that the daemon runs with, and where each came from."""
+        return await self._drive(flows.settings())
 
     async def peers(self) -> list[PeerView]:
         """The nodes whose adverts are valid now."""

@@ -61,6 +61,7 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
+from shoal.node.settings_view import SettingView
 
 PEER = PeerId("12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M")
 MISSING = BlobId("00" * 32)
@@ -149,6 +150,9 @@ class MemoryDaemon:
 
     def misfits(self):
         return [MisfitView(PEER, "speaks protocol 2: upgrade this node")]
+
+    def settings(self):
+        return (SettingView("listen", ["/ip4/127.0.0.1/tcp/4711"], "flag"),)
 
     def peers(self):
         return [
@@ -409,6 +413,7 @@ async def test_a_client_sees_status_peers_and_devices(daemon, socket_path):
             assert client.status() == daemon.status()
             assert client.peers() == daemon.peers()
             assert client.misfits() == daemon.misfits()
+            assert client.settings() == [*daemon.settings()]
             assert [device.id for device in client.devices()] == ["cpu"]
             assert client.inventory().missing == (Missing("amd", "absent", "none"),)
 

@@ -7,9 +7,11 @@ import stat
 
 import pytest
 
-from shoal.node.cli import doctor, main, private
+from shoal.node.cli import main, private
+from shoal.node.cli.checkup import machine
+from shoal.node.cli.checkup.patient import Patient
 from shoal.node.cli.options import Daemon
-from shoal.node.config import load
+from shoal.node.config import load, locate
 from shoal.node.invitation import read_token
 from shoal.node.records import Status
 from shoal.node.swarm_key import SwarmKey, load_key, make_key, save_new_key
@@ -247,8 +249,8 @@ def status(home, **fields):
 
 
 def diagnosis(home, running=None):
-    patient = doctor._Patient(load({"home": home}), Daemon(home=home), running, None)
-    (finding,) = doctor._network(patient)
+    flags = {"home": home}
+    (finding,) = machine.network(Patient(locate(flags), load(flags), status=running))
     return finding.verdict.value, finding.message, finding.hint
 
 
