@@ -1,0 +1,45 @@
+"""Why a dial failed, in a few words that a person can act on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from shoal.node.errors import ConfigError, NetworkError
+from shoal.node.libp2p_compat.connections import PeerIDMismatchesPubkey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def why_not(error: BaseException, share_s: float) -> str:
+    """Give the first cause that a person can act on.
+
+    Args:
+        error: What the dial failed with.
+        share_s: The time that the dial was given.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        match cause:
+            case ConfigError() | NetworkError():
+                return cause.message
+            case trio.TooSlowError():
+                return f"no answer within {share_s:.1f} s"
+            case ConnectionRefusedError():
+                return "connection refused"
+            case PeerIDMismatchesPubkey():
+                return "another peer answers there"
+            case OSError(strerror=str(reason)):
+                return reason
+    return f"no libp2p handshake ({str(causes[-1])[:80] or type(causes[-1]).__name__})"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for member in error.exceptions:
+                yield from _causes(member)
+        error = error.__cause__ or error.__context__
