@@ -174,6 +174,8 @@ def place_of(host: str) -> str:
     """The place that an address belongs to, as the limits count."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
+        if address.is_loopback:
+            return str(address)
         if address.ipv4_mapped is None:
             return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
         address = address.ipv4_mapped

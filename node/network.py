@@ -4,7 +4,7 @@ This is what the rest of the daemon reaches libp2p through. It opens and answers
 streams, pings and publishes when it is asked to; which peers to link with, what
 is said over a stream, and how often to ping are decided elsewhere.
 
-The libp2p host under it (`node.host`) is supervised: where something that nobody
+The libp2p host under it (`node.supervision`) is supervised: where something that nobody
 foresaw ends it, it is started again on the same sockets, with the same identity,
 handlers and topics. Callers see connections end and come again, as after a
 network's hiccup; the `Network` that they hold stays.
@@ -24,29 +24,31 @@ import trio
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node import admission
-from shoal.node.addresses import dialable, parse_address
+from shoal.node.addresses import parse_address
 from shoal.node.errors import (
     ConfigError,
     NetworkError,
     OtherNetworkError,
     StreamClosedError,
 )
-from shoal.node.host import CLOSING_LIMIT_S, Gates, Host, RefusedError
+from shoal.node.host import Gates, RefusedError
 from shoal.node.libp2p_compat.streams import (
     PING_PROTOCOL,
     TRANSPORT_ERRORS,
     ProtocolNotSupportedError,
     agree,
 )
-from shoal.node.listening import bind, bind_again
-from shoal.node.network_statistics import Counts, NetworkStatistics
+from shoal.node.listening import bind
+from shoal.node.network_statistics import NetworkStatistics
 from shoal.node.streams import ByteStream, translated
-from shoal.node.why_not import why_not
+from shoal.node.supervision import SupervisedHost
+from shoal.node.why_not import unreachable, why_not
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from shoal.crypto.identity import Identity
+    from shoal.node.host import Host
     from shoal.node.private_network import PrivateNetwork
 
     Handler = Callable[[ByteStream], Awaitable[None]]
@@ -58,11 +60,6 @@ __all__ = ["ByteStream", "Network", "NetworkStatistics", "open_network"]
 log = structlog.get_logger()
 
 _PING_SIZE_BYTES = 32
-_OTHER_NETWORK_HINT = (
-    "it belongs to another private network, or to none: compare `shoal status` on both "
-    "machines; an invitation made there and `shoal join TOKEN` here bring this node into its "
-    "network"
-)
 
 
 class Network:
@@ -79,20 +76,13 @@ class Network:
         gates: Gates,
     ) -> None:
         self.peer_id = identity.peer_id
-        self._identity = identity
-        self._private = private
         self._gates = gates
-        self._listeners = listeners
-        self._bound = [listener.socket.getsockname()[:2] for listener in listeners]
-        self._counts = Counts()
-        self._handlers: dict[str, Any] = {}
-        self._topics: dict[str, tuple[Validate, Receive]] = {}
         self._ping_streams: dict[PeerId, ByteStream] = {}
         self._dials: dict[PeerId, trio.Event] = {}
         self._changed = trio.Event()
-        self._up = trio.Event()
-        self._closing = False
-        self._life = self._new_life()
+        self._supervised = SupervisedHost(
+            identity, listeners, private, gates, self._connections_changed
+        )
 
     # -- connections --
 
@@ -101,7 +91,7 @@ class Network:
 
         A wildcard is expanded to the interfaces that the machine has now.
         """
-        return dialable(self._bound, self.peer_id)
+        return self._supervised.addresses()
 
     def connected(self) -> frozenset[PeerId]:
         """The peers with a live connection."""
@@ -164,7 +154,7 @@ class Network:
             try:
                 address = parse_address(text)
                 with trio.fail_after(max(0.0, share_s)):
-                    await self._up.wait()
+                    await self._supervised.up.wait()
                     await self._life.dial(peer, address.host, address.port)
             except (
                 ConfigError,
@@ -176,15 +166,7 @@ class Network:
                 elsewhere = elsewhere or isinstance(error, OtherNetworkError)
             else:
                 return
-        message = f"{peer} cannot be reached: {'; '.join(failures) or 'no address is known'}"
-        if elsewhere:
-            raise OtherNetworkError(message, hint=_OTHER_NETWORK_HINT)
-        raise NetworkError(
-            message,
-            code="unreachable",
-            hint="check that its daemon runs, that the address is right, that no firewall is "
-            "between and that it is in the same network, as `shoal status` shows it",
-        )
+        raise unreachable(peer, failures, elsewhere=elsewhere)
 
     async def disconnect(self, peer: PeerId) -> None:
         """End every connection to ``peer`` at once, whether it still answers or not."""
@@ -247,8 +229,7 @@ class Network:
             except Exception:  # root of a stream's task: the fault must not end the others
                 log.exception("stream_handler_failed", peer=stream.remote, protocol=protocol)
 
-        self._handlers[protocol] = serve
-        self._life.libp2p.set_stream_handler(protocol, serve)
+        self._supervised.handle(protocol, serve)
 
     async def open_stream(self, peer: PeerId, protocol: str, timeout_s: float) -> ByteStream:
         """Open a stream to a connected peer; cancel-safe.
@@ -305,13 +286,11 @@ class Network:
                 is told by raising a ShoalError, and held against the peer.
             receive: Given each valid message of others, once.
         """
-        self._topics[topic] = (validate, receive)
-        if self._up.is_set():
-            await self._life.gossip.receive(topic, validate, receive)
+        await self._supervised.subscribe(topic, validate, receive)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Gossip ``data``; it reaches the peers in the mesh of the topic, if there are any."""
-        if self._up.is_set():
+        if self._supervised.up.is_set():
             await self._life.gossip.publish(topic, data)
 
     # -- life --
@@ -320,7 +299,7 @@ class Network:
         """The connections of this moment, and what was counted since the start."""
         live = list(self._life.live())
         inbound = sum(not one.muxed_conn.is_initiator for one in live)
-        counts = self._counts
+        counts = self._supervised.counts
         return NetworkStatistics(
             connections_in=inbound,
             connections_out=len(live) - inbound,
@@ -337,19 +316,6 @@ class Network:
             tasks=trio.lowlevel.current_statistics().tasks_living,
         )
 
-    def _new_life(self) -> Host:
-        life = Host(
-            self._identity,
-            self.addresses(),
-            self._private,
-            self._gates,
-            self._counts,
-            self._connections_changed,
-        )
-        for protocol, serve in self._handlers.items():
-            life.libp2p.set_stream_handler(protocol, serve)
-        return life
-
     def _connections_changed(self) -> None:
         connected = self.connected()
         for peer in self._ping_streams.keys() - connected:
@@ -357,53 +323,17 @@ class Network:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def _started(self) -> None:
-        for topic, (validate, receive) in self._topics.items():
-            await self._life.gossip.receive(topic, validate, receive)
-        self._up.set()
-
     async def run(self) -> None:
-        """Keep the libp2p host running; `open_network` starts and cancels it.
-
-        Raises:
-            NetworkError: ``host_failed``: it failed again and again.
-        """
-        failures_s: list[float] = []
-        while True:
-            try:
-                await self._life.run(self._listeners, self._started)
-            except Exception as error:  # noqa: BLE001  # root of all that libp2p runs: nobody foresaw this one
-                failure = error
-            finally:
-                self._up = trio.Event()
-                self._life.abort()
-            if self._closing:
-                return
-            self._connections_changed()
-            failures_s.append(trio.current_time())
-            del failures_s[: -admission.FAILURES_LIMIT]
-            delay_s = admission.restart_delay_s(failures_s, trio.current_time())
-            if delay_s is None:
-                raise _gave_up(failure)
-            log.error(
-                "the libp2p host failed and is started again",
-                restarts=self._counts.restarts + 1,
-                after_s=round(delay_s, 1),
-                exc_info=failure,
-            )
-            await trio.sleep(delay_s)
-            try:
-                self._listeners = await bind_again(self._listeners, self._bound)
-            except NetworkError as error:
-                log.warning("the port is not to be had again yet", error=str(error))
-            self._counts.restarts += 1
-            self._life = self._new_life()
+        """Keep the libp2p host running; `open_network` starts and cancels it."""
+        await self._supervised.run()
 
     async def close(self) -> None:
-        """End every connection in order, and what runs."""
-        self._closing = True
-        with trio.move_on_after(CLOSING_LIMIT_S, shield=True):
-            await self._life.close()
+        """End every connection in order, and what runs; `open_network` does."""
+        await self._supervised.close()
+
+    @property
+    def _life(self) -> Host:
+        return self._supervised.life
 
     # What tests look at and plant faults in.
     _host = property(lambda self: self._life.libp2p)
@@ -454,30 +384,16 @@ async def open_network(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run, nursery.cancel_scope)
-            await network._up.wait()  # noqa: SLF001  # this function is its constructor
+            await network._supervised.up.wait()  # noqa: SLF001  # this function is its constructor
             try:
                 yield network
             finally:
                 await network.close()
                 nursery.cancel_scope.cancel()
     finally:
-        for listener in network._listeners:  # noqa: SLF001
-            listener.socket.close()
+        network._supervised.stop_listening()  # noqa: SLF001
     if failed is not None:
         raise failed
-
-
-def _gave_up(failure: BaseException) -> NetworkError:
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    error = NetworkError(
-        f"the libp2p host failed {admission.FAILURES_LIMIT} times within "
-        f"{admission.FAILURES_WINDOW_S / 60:.0f} minutes, at last of {failure!r}",
-        code="host_failed",
-        hint="start the daemon again, and jobs are resumed; if it fails again, report its log",
-    )
-    error.__cause__ = failure
-    return error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Why a dial failed, in a few words that a person can act on."""
+"""Why a peer was not reached, in words that a person can act on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,38 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shoal.node.errors import ConfigError, NetworkError
+from shoal.node.errors import ConfigError, NetworkError, OtherNetworkError
 from shoal.node.libp2p_compat.connections import PeerIDMismatchesPubkey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from shoal.crypto.peer_id import PeerId
+
+
+_OTHER_NETWORK_HINT = (
+    "it belongs to another private network, or to none: compare `shoal status` on both "
+    "machines; an invitation made there and `shoal join TOKEN` here bring this node into its "
+    "network"
+)
+_HINT = (
+    "check that its daemon runs, that the address is right, that no firewall is "
+    "between and that it is in the same network, as `shoal status` shows it"
+)
+
+
+def unreachable(peer: PeerId, failures: Sequence[str], *, elsewhere: bool) -> NetworkError:
+    """Make the error of a peer that none of its addresses led to.
+
+    Args:
+        peer: Who was looked for.
+        failures: Each address with what failed there.
+        elsewhere: Whether one of them leads to a node of another network.
+    """
+    message = f"{peer} cannot be reached: {'; '.join(failures) or 'no address is known'}"
+    if elsewhere:
+        return OtherNetworkError(message, hint=_OTHER_NETWORK_HINT)
+    return NetworkError(message, code="unreachable", hint=_HINT)
 
 
 def why_not(error: BaseException, share_s: float) -> str:

@@ -20,7 +20,7 @@ and nobody outside imports libp2p.
 | an accepted connection holds its slot for ever | `node.host` serves it to its end |
 | each step of a handshake has a limit of its own | `connections.secure`: one, its caller's |
 | private networks nobody else understands | `transport.PrivateTCPStream`, as specified |
-| a message in over 100 pieces counts as cut short | `transport.BufferedTCPStream` gathers |
+| a message in over 100 pieces is cut short | `transport.BufferedTCPStream` gathers |
 | a cancelled write breaks the connection | `muxing.SafeYamux` finishes each frame |
 | a writer polls for credit, and is reset after 5 s | `muxing.SafeStream` waits for the event |
 | a full stream table blocks `open_stream` for ever | `muxing.SafeYamux` refuses |
@@ -32,7 +32,7 @@ and nobody outside imports libp2p.
 | a listener that breaks the handshake ends the dialler | `connections.dial` names it |
 | whoever is in the address book is dialled by and by | `host.NoAutoConnector` never starts |
 | every peer is asked who it is, in a task nobody guards | `host.SturdyHost` asks nobody |
-| what a peer was outlives its connection in ten tables | `host.forget`, `gossip.Gossip.forget` |
+| what a peer was is kept for ever in ten tables | `host.forget`, `gossip.Gossip.forget` |
 | SO_REUSEPORT lets two daemons share a port | listening sockets are trio's |
 | gossip drops above 10 messages/s and 32 queued | `gossip.Gossip` and its limits |
 | gossip keeps whatever control messages name | `gossip.Gossip` reads what concerns it |

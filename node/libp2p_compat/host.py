@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-swarm_connection.logging = logging.getLogger("libp2p")  # root's
+swarm_connection.logging = logging.getLogger("libp2p")  # stock: root
 
 _RESTART_DELAY_S = 1.0
 _STOCK_LIMIT = 1 << 20
@@ -69,7 +69,7 @@ class SturdyHost(BasicHost):
             net_stream.muxed_conn.abandon(net_stream.muxed_stream)
 
     def set_stream_handler(self, protocol_id: Any, stream_handler: Any) -> None:
-        """Let ``stream_handler`` serve a protocol, to so many streams of a connection at once."""
+        """Let ``stream_handler`` serve a protocol, for so many streams of a connection."""
 
         async def serve(stream: INetStream) -> None:
             open_now = Counter(
