@@ -10,13 +10,14 @@ its units go to other providers, and those that run here for it are ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
+from shoal.node.admission import Breach
 from shoal.node.errors import NetworkError, PeerError
 from shoal.node.records import CutView, StandingView
 from shoal.node.standing import FULL, Offence, Standing
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 SWEEP_INTERVAL_S = 1.0
 """How long a cut peer that connected all the same may stay: the network refuses it at
 the door, but for one that was at the door when it was cut."""
+
+_OFFENCES: Mapping[str, Offence] = {
+    Breach.STREAM_FLOOD: Offence.TOO_MANY_STREAMS,
+    Breach.DRIBBLING: Offence.SLOW_FRAME,
+    Breach.BAD_FRAME: Offence.BAD_FRAME,
+    Breach.GOSSIP_FLOOD: Offence.GOSSIP_FLOOD,
+    Breach.GOSSIP_OVERSIZED: Offence.BAD_FRAME,
+    Breach.GOSSIP_MALFORMED: Offence.BAD_FRAME,
+    Breach.GOSSIP_INVALID: Offence.BAD_ADVERT,
+}
+"""What the network's breaches count as; the others break the protocol."""
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +93,10 @@ class Conduct:
             detail=detail,
         )
         self._cut.set()
+
+    def breached(self, peer: PeerId, what: str) -> None:
+        """Note what the network saw a peer do; ``what`` is a `node.admission.Breach`."""
+        self.broke(peer, _OFFENCES.get(what, Offence.PROTOCOL_BROKEN), what)
 
     def refused(self, peer: PeerId) -> str | None:
         """Why no connection of a peer is taken or opened now; None where one may be."""

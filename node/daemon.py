@@ -112,9 +112,16 @@ async def serve(
         blobs = await stack.enter_async_context(
             open_store(config.home / "blobs", config.blob_quota_bytes)
         )
+        places = await find_seeds(config, swarm_key, journal)
+        seeds = places.seeds()
+        conduct = Conduct(identity.peer_id, config.allow, seeds.bootstrap)
         network = await stack.enter_async_context(
             open_network(
-                identity, config.listen, PrivateNetwork(swarm_key) if swarm_key else None
+                identity,
+                config.listen,
+                PrivateNetwork(swarm_key) if swarm_key else None,
+                refused=conduct.refused,
+                broke=conduct.breached,
             )
         )
         worker = await stack.enter_async_context(
@@ -125,9 +132,6 @@ async def serve(
                 niceness=config.niceness,
             )
         )
-        places = await find_seeds(config, swarm_key, journal)
-        seeds = places.seeds()
-        conduct = Conduct(identity.peer_id, config.allow, seeds.bootstrap)
         control = await stack.enter_async_context(open_control(network, AGENT, conduct))
         membership = Membership(
             identity,

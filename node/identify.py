@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
-from google.protobuf.message import DecodeError
-from libp2p.identity.identify.pb.identify_pb2 import Identify
 
 from shoal.node.errors import NetworkError
+from shoal.node.libp2p_compat.identify import DecodeError, read
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
@@ -60,6 +59,6 @@ async def _receive(stream: ByteStream) -> bytes:
 
 
 def _read(data: bytes) -> Identified:
-    said = Identify.FromString(data)
-    agent = "".join(c for c in said.agent_version[:_AGENT_LIMIT] if c.isprintable())
-    return Identified(agent, tuple(said.protocols[:_PROTOCOLS_LIMIT]))
+    agent, protocols = read(data)
+    agent = "".join(c for c in agent[:_AGENT_LIMIT] if c.isprintable())
+    return Identified(agent, tuple(protocols[:_PROTOCOLS_LIMIT]))

@@ -1,10 +1,13 @@
 """Connections, streams and gossip: how the daemon speaks with its peers.
 
-This is the only module that the rest of the daemon reaches libp2p through (its
-patches are in `node.libp2p_compat`), and the place where libp2p's exceptions
-become `NetworkError`. It opens and answers streams, pings and publishes when it
-is asked to; which peers to link with, what is said over a stream, and how often
-to ping are decided elsewhere.
+This is what the rest of the daemon reaches libp2p through. It opens and answers
+streams, pings and publishes when it is asked to; which peers to link with, what
+is said over a stream, and how often to ping are decided elsewhere.
+
+The libp2p host under it (`node.supervision`) is supervised: where something that nobody
+foresaw ends it, it is started again on the same sockets, with the same identity,
+handlers and topics. Callers see connections end and come again, as after a
+network's hiccup; the `Network` that they hold stays.
 
 A peer that stops without a word (SIGSTOP, a pulled cable) is not noticed by
 libp2p: ping it and `Network.disconnect` it when it does not answer.
@@ -12,180 +15,52 @@ libp2p: ping it and `Network.disconnect` it when it does not answer.
 
 from __future__ import annotations
 
-import errno
 import secrets
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any
 
-from shoal.node import libp2p_compat  # checks the version of libp2p: first
-
-# isort: split
 import structlog
 import trio
-from libp2p.abc import INotifee
-from libp2p.exceptions import BaseLibp2pError
-from libp2p.host.ping import ID as PING_PROTOCOL
-from libp2p.network.stream.exceptions import StreamEOF, StreamReset
-from libp2p.peer.id import ID
-from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
-from libp2p.protocol_muxer.multiselect_client import MultiselectClient
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
-from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 
 from shoal.crypto.peer_id import PeerId
-from shoal.node.addresses import Address, dialable, parse_address
-from shoal.node.dial_back import answer_dial_backs, dial_back
+from shoal.node import admission
+from shoal.node.addresses import parse_address
 from shoal.node.dialing import Dialing
 from shoal.node.errors import (
-    ConfigError,
     NetworkError,
     OtherNetworkError,
     StreamClosedError,
 )
+from shoal.node.host import Gates, RefusedError
+from shoal.node.libp2p_compat.streams import (
+    PING_PROTOCOL,
+    TRANSPORT_ERRORS,
+    ProtocolNotSupportedError,
+    agree,
+)
+from shoal.node.listening import bind
+from shoal.node.network_statistics import NetworkStatistics
+from shoal.node.streams import ByteStream, translated
+from shoal.node.supervision import SupervisedHost
+from shoal.node.why_not import unreachable, why_not
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-    from types import TracebackType
-
-    from libp2p.abc import INetConn, INetStream, INetwork
-    from multiaddr import Multiaddr
 
     from shoal.crypto.identity import Identity
+    from shoal.node.host import Host
     from shoal.node.private_network import PrivateNetwork
     from shoal.protocol.messages import Outcome
 
-    Handler = Callable[["ByteStream"], Awaitable[None]]
+    Handler = Callable[[ByteStream], Awaitable[None]]
+    Validate = Callable[[PeerId, bytes], bool]
+    Receive = Callable[[bytes], None]
+
+__all__ = ["ByteStream", "Network", "NetworkStatistics", "open_network"]
 
 log = structlog.get_logger()
 
-READ_SIZE_BYTES = 64 * 1024
-GOODBYE_LIMIT_S = 1.0
-"""For closing or resetting one stream; a peer that hangs does not get longer."""
-
-CLOSING_LIMIT_S = 5.0
-"""For closing everything when the network stops."""
-
-GOSSIP_RATE_PER_S = 20.0
-GOSSIP_BURST = 200.0
-"""Unseen gossip messages taken from one linked peer: 2 ms of CPU each."""
-
 _PING_SIZE_BYTES = 32
-_OTHER_NETWORK_HINT = (
-    "it belongs to another private network, or to none: compare `shoal status` on both "
-    "machines; an invitation made there and `shoal join TOKEN` here bring this node into its "
-    "network"
-)
-_TRANSPORT_ERRORS = (
-    BaseLibp2pError,
-    OSError,
-    UnicodeDecodeError,  # a peer's name of a protocol, which libp2p takes for text
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-)
-
-
-class ByteStream:
-    """One stream to one peer: bytes in order, in both directions, each closed by itself.
-
-    One task may receive while another sends; two senders must take turns. A call
-    that was cancelled leaves the stream between two unknown bytes: reset it. As a
-    context manager it is closed at the end, and reset if that is an exception.
-
-    A frame that is going out when its sender is cancelled goes out whole: to a
-    peer that takes nothing, that lasts `libp2p_compat.FRAME_LIMIT_S`.
-    """
-
-    def __init__(self, stream: INetStream) -> None:
-        self.remote = PeerId(str(stream.muxed_conn.peer_id))
-        self._stream = stream
-        self._unread = memoryview(b"")
-
-    async def receive_some(self, limit: int) -> bytes:
-        """Wait for 1 to ``limit`` bytes; b"" means that the peer closed its side.
-
-        Raises:
-            NetworkError: The stream was reset, or its connection has ended.
-        """
-        if not self._unread:
-            self._unread = memoryview(await self._read())
-        taken, self._unread = self._unread[:limit], self._unread[limit:]
-        return bytes(taken)
-
-    async def receive_exactly(self, count: int) -> bytes:
-        """Wait for ``count`` bytes.
-
-        Raises:
-            StreamClosedError: The peer closed its side before the first of them.
-            NetworkError: It did so after, or the stream has failed.
-        """
-        received = bytearray()
-        while len(received) < count:
-            some = await self.receive_some(count - len(received))
-            if not some and not received:
-                message = f"{self.remote} closed the stream"
-                raise StreamClosedError(message)
-            if not some:
-                message = f"{self.remote} closed the stream {count - len(received)} bytes early"
-                raise NetworkError(message, code="stream_truncated")
-            received += some
-        return bytes(received)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Hand all of ``data`` to the connection.
-
-        Raises:
-            NetworkError: The stream or its connection has ended, or the peer
-                read nothing for 5 s.
-        """
-        rest = memoryview(data)
-        with _translated(self.remote, "takes no more data"):
-            while rest:
-                frame = rest[: libp2p_compat.MAX_FRAME_PAYLOAD_BYTES]
-                await self._stream.write(bytes(frame))
-                rest = rest[len(frame) :]
-
-    async def aclose(self) -> None:
-        """Tell the peer that nothing more comes; what it sends can still be received.
-
-        Never raises, and does its work even when the task is cancelled.
-        """
-        await self._end(self._stream.close)
-
-    async def reset(self) -> None:
-        """End both directions at once. Never raises, as `aclose`."""
-        await self._end(self._stream.reset)
-
-    async def _read(self) -> bytes:
-        with _translated(self.remote, "sends no more data"):
-            try:
-                return await self._stream.read(READ_SIZE_BYTES)
-            except StreamReset:
-                code: str | None = "stream_reset"
-            except StreamEOF:
-                code = None
-        code = libp2p_compat.why_it_ended(self._stream) or code
-        if code is None:
-            return b""
-        message = f"{self.remote} sends no more data: {code.replace('_', ' ')}"
-        raise NetworkError(message, code=code)
-
-    async def _end(self, how: Callable[[], Awaitable[None]]) -> None:
-        with trio.move_on_after(GOODBYE_LIMIT_S, shield=True):
-            try:
-                await how()
-            except _TRANSPORT_ERRORS as error:
-                log.debug("stream_end_unsaid", peer=self.remote, error=repr(error))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await (self.aclose() if error is None else self.reset())
 
 
 class Network:
@@ -197,26 +72,23 @@ class Network:
     def __init__(
         self,
         identity: Identity,
-        listeners: Sequence[trio.SocketListener] = (),
-        private: PrivateNetwork | None = None,
+        listeners: list[trio.SocketListener],
+        private: PrivateNetwork | None,
+        gates: Gates,
     ) -> None:
         self.peer_id = identity.peer_id
-        self._private = private
-        self._bound = [listener.socket.getsockname()[:2] for listener in listeners]
-        self._expects: Callable[[PeerId, bytes], bool] = lambda _peer, _token: False
-        self._host = libp2p_compat.make_host(identity, self.addresses())
-        answer_dial_backs(self._host, self._is_expected)
-        self._swarm = self._host.get_network()
-        self._gossip_rates: dict[PeerId, _Rate] = {}
-        self._gossip = libp2p_compat.Gossip(self._host, self._admits_gossip)
+        self._gates = gates
         self._ping_streams: dict[PeerId, ByteStream] = {}
-        self._changed = trio.Event()
+        self._dials: dict[PeerId, trio.Event] = {}
         self.dialing = Dialing(
             self._dial,
-            foreseen=(OtherNetworkError, *_TRANSPORT_ERRORS),
+            foreseen=(NetworkError, *TRANSPORT_ERRORS),
             connected=lambda peer: peer in self.connected(),
         )
-        self._swarm.register_notifee(_Watcher(self._connections_changed))
+        self._changed = trio.Event()
+        self._supervised = SupervisedHost(
+            identity, listeners, private, gates, self._connections_changed
+        )
 
     # -- connections --
 
@@ -225,15 +97,11 @@ class Network:
 
         A wildcard is expanded to the interfaces that the machine has now.
         """
-        return dialable(self._bound, self.peer_id)
+        return self._supervised.addresses()
 
     def connected(self) -> frozenset[PeerId]:
         """The peers with a live connection."""
-        return frozenset(
-            PeerId(str(peer))
-            for peer, connections in self._swarm.connections.items()
-            if any(not connection.is_closed for connection in connections)
-        )
+        return frozenset(PeerId(str(one.muxed_conn.peer_id)) for one in self._life.live())
 
     async def next_change(self, known: frozenset[PeerId]) -> frozenset[PeerId]:
         """Wait until `connected` differs from ``known``, and give it.
@@ -258,42 +126,53 @@ class Network:
         """Connect to ``peer`` by whichever of ``addrs`` leads to it.
 
         They are dialled in the order and at the moments of `node.dial_plan`. A peer
-        that is connected already is left as it is.
+        that is connected already is left as it is, and one that another task dials
+        is waited for: two dials would end one another.
 
         Raises:
             NetworkError: ``unreachable``, saying for each address what failed;
+                ``peer_is_cut`` where this node takes no connection with it;
                 OtherNetworkError where one of them leads to a node that is not in
                 this one's private network.
         """
+        deadline = trio.current_time() + timeout_s
+        while peer in self._dials and trio.current_time() < deadline:
+            with trio.move_on_at(deadline):
+                await self._dials[peer].wait()
         if peer in self.connected():
             return
-        failures = await self.dialing.reach(peer, addrs, timeout_s)
+        if (why := self._gates.refused(peer)) is not None:
+            refusal = admission.Refusal.PEER_CUT
+            raise RefusedError(f"this node has cut {peer}: {why}", refusal)
+        ended = self._dials.setdefault(peer, trio.Event())
+        try:
+            await self._connect(peer, addrs, deadline)
+        finally:
+            if self._dials.get(peer) is ended:
+                del self._dials[peer]
+            ended.set()
+
+    async def _connect(self, peer: PeerId, addrs: Sequence[str], deadline: float) -> None:
+        failures = await self.dialing.reach(peer, addrs, deadline - trio.current_time())
         if failures is None:
             return
-        reasons = [f"{each.text}: {_why_not(each.error, each.limit_s)}" for each in failures]
+        reasons = [f"{each.text}: {why_not(each.error, each.limit_s)}" for each in failures]
         why = "; ".join(reasons) or "no address is known"
         self.dialing.book.failed(peer, why, trio.current_time())
-        message = f"{peer} cannot be reached: {why}"
         elsewhere = any(isinstance(each.error, OtherNetworkError) for each in failures)
-        if elsewhere:
-            raise OtherNetworkError(message, hint=_OTHER_NETWORK_HINT)
-        raise NetworkError(
-            message,
-            code="unreachable",
-            hint="check that its daemon runs, that the address is right, that no firewall is "
-            "between and that it is in the same network, as `shoal status` shows it",
-        )
+        raise unreachable(peer, why, elsewhere=elsewhere)
 
     async def _dial(
         self, peer: PeerId, host: str, port: int, answered: Callable[[], Awaitable[None]]
     ) -> None:
-        await libp2p_compat.dial(self._host, peer, host, port, self._private, answered)
+        await self._supervised.up.wait()
+        await self._life.dial(peer, host, port, answered)
 
     async def disconnect(self, peer: PeerId) -> None:
         """End every connection to ``peer`` at once, whether it still answers or not."""
         self._ping_streams.pop(peer, None)
-        with trio.move_on_after(CLOSING_LIMIT_S, shield=True):
-            await self._swarm.close_peer(ID.from_base58(peer))
+        for connection in list(self._life.live(peer)):
+            await self._life.end(connection)
 
     async def ping(self, peer: PeerId, timeout_s: float) -> float:
         """Measure a round trip to ``peer``, in seconds.
@@ -332,18 +211,13 @@ class Network:
 
     def expect_dial_backs(self, expects: Callable[[PeerId, bytes], bool]) -> None:
         """Answer the dial-backs whose peer and token ``expects`` knows, and no others."""
-        self._expects = expects
-
-    def _is_expected(self, peer: PeerId, token: bytes) -> bool:
-        return self._expects(peer, token)
+        self._supervised.expects = expects
 
     async def dial_back(
         self, peer: PeerId, ip: str, port: int, token: bytes, timeout_s: float
     ) -> Outcome:
         """See whether ``peer`` answers at ``port``, beside any connection to it."""
-        return await dial_back(
-            self._host, peer, ip, port, token, timeout_s=timeout_s, private=self._private
-        )
+        return await self._life.dial_back(peer, ip, port, token, timeout_s)
 
     # -- streams --
 
@@ -354,7 +228,8 @@ class Network:
         and resets that stream only.
         """
 
-        async def serve(net_stream: INetStream) -> None:
+        async def serve(net_stream: Any) -> None:
+            net_stream.muxed_conn.used_s = trio.current_time()
             stream = ByteStream(net_stream)
             try:
                 async with stream:
@@ -366,7 +241,7 @@ class Network:
             except Exception:  # root of a stream's task: the fault must not end the others
                 log.exception("stream_handler_failed", peer=stream.remote, protocol=protocol)
 
-        self._host.set_stream_handler(protocol, serve)
+        self._supervised.handle(protocol, serve)
 
     async def open_stream(self, peer: PeerId, protocol: str, timeout_s: float) -> ByteStream:
         """Open a stream to a connected peer; cancel-safe.
@@ -383,17 +258,14 @@ class Network:
         if connection is None:
             message = f"{peer} is not connected"
             raise NetworkError(message, code="not_connected")
-        with _translated(peer, "opens no stream"):
+        with translated(peer, "opens no stream"):
             # A stream whose opening is cancelled would stay open with nobody to
             # close it. libp2p_compat bounds the time that this takes.
             with trio.CancelScope(shield=True):
                 net_stream = await connection.new_stream()
             stream = ByteStream(net_stream)
-            negotiator = MultiselectClient()
-            communicator = MultiselectCommunicator(net_stream)
             try:
-                await negotiator.handshake(communicator)
-                await negotiator.try_select(communicator, protocol)
+                await agree(net_stream, protocol)
             except ProtocolNotSupportedError as error:
                 await stream.reset()
                 message = f"{peer} does not speak {protocol}"
@@ -403,21 +275,16 @@ class Network:
             except BaseException:
                 await stream.reset()
                 raise
-            net_stream.set_protocol(protocol)
+            if protocol != PING_PROTOCOL:
+                connection.muxed_conn.used_s = trio.current_time()
             return stream
 
-    def _live_connection(self, peer: PeerId) -> INetConn | None:
-        connections = self._swarm.get_connections(ID.from_base58(peer))
-        return next((one for one in connections if not one.is_closed), None)
+    def _live_connection(self, peer: PeerId) -> Any:
+        return next(self._life.live(peer), None)
 
     # -- gossip --
 
-    async def subscribe(
-        self,
-        topic: str,
-        validate: Callable[[PeerId, bytes], bool],
-        receive: Callable[[bytes], None],
-    ) -> None:
+    async def subscribe(self, topic: str, validate: Validate, receive: Receive) -> None:
         """Take part in the gossip about ``topic``.
 
         Both callbacks run on libp2p's path: they must be quick and not block.
@@ -426,160 +293,119 @@ class Network:
         Args:
             topic: Its name, the same on every node.
             validate: Given the peer that passed it on, and the message: whether
-                it may be delivered and passed on. Asked once per message.
+                it may be delivered and passed on. Asked once per message. False
+                is for what is no news; a message that no honest peer passes on
+                is told by raising a ShoalError, and held against the peer.
             receive: Given each valid message of others, once.
         """
-        await self._gossip.receive(topic, validate, receive)
+        await self._supervised.subscribe(topic, validate, receive)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Gossip ``data``; it reaches the peers in the mesh of the topic, if there are any."""
-        await self._gossip.publish(topic, data)
-
-    def _admits_gossip(self, peer: PeerId) -> bool:
-        rate = self._gossip_rates.setdefault(peer, _Rate(trio.current_time()))
-        return rate.admits(trio.current_time())
+        if self._supervised.up.is_set():
+            await self._life.gossip.publish(topic, data)
 
     # -- life --
 
+    def statistics(self) -> NetworkStatistics:
+        """The connections of this moment, and what was counted since the start."""
+        live = list(self._life.live())
+        inbound = sum(not one.muxed_conn.is_initiator for one in live)
+        counts = self._supervised.counts
+        return NetworkStatistics(
+            connections_in=inbound,
+            connections_out=len(live) - inbound,
+            half_open=self._life.half_open,
+            streams=sum(len(one.muxed_conn.streams) for one in live),
+            unread_bytes=sum(one.muxed_conn.unread_bytes() for one in live),
+            refused={str(cause): count for cause, count in counts.refused.items()},
+            evicted=counts.evicted,
+            breaches=dict(counts.breaches),
+            gossip_in=counts.gossip_in,
+            gossip_out=counts.gossip_out,
+            gossip_dropped=counts.gossip_dropped,
+            restarts=counts.restarts,
+            tasks=trio.lowlevel.current_statistics().tasks_living,
+        )
+
     def _connections_changed(self) -> None:
         connected = self.connected()
-        for table in (self._ping_streams, self._gossip_rates):
-            for peer in table.keys() - connected:
-                del table[peer]
+        for peer in self._ping_streams.keys() - connected:
+            del self._ping_streams[peer]
         self._changed.set()
         self._changed = trio.Event()
 
-    async def _run(
-        self,
-        nursery: trio.Nursery,
-        listeners: Sequence[trio.SocketListener],
-    ) -> None:
-        for service in (self._swarm, self._gossip, self._gossip.router):
-            await libp2p_compat.start(nursery, service)
+    async def run(self) -> None:
+        """Keep the libp2p host running; `open_network` starts and cancels it."""
+        await self._supervised.run()
 
-        async def accept(stream: trio.SocketStream) -> None:
-            await libp2p_compat.accept(self._host, stream, self._private)
+    async def close(self) -> None:
+        """End every connection in order, and what runs; `open_network` does."""
+        await self._supervised.close()
 
-        for listener in listeners:
-            nursery.start_soon(trio.serve_listeners, accept, [listener])
+    @property
+    def _life(self) -> Host:
+        return self._supervised.life
 
-    async def _close(self) -> None:
-        """Close connections while their tasks still run.
-
-        Cancelled instead, they leak descriptors and the peers notice nothing.
-        libp2p takes 0.2 s for each, so it is done for all at once.
-        """
-        async with trio.open_nursery() as closing:
-            for peer in self.connected():
-                closing.start_soon(self.disconnect, peer)
-        await self._host.close()
-
-
-class _Watcher(INotifee):
-    """Hears of connections from libp2p, and calls ``changed`` for each that came or went."""
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-
-    async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
-        self._changed()
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
-        self._changed()
-
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
-        pass
-
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
-        pass
-
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        pass
-
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        pass
-
-
-class _Rate:
-    """A token bucket: `GOSSIP_RATE_PER_S` on average, `GOSSIP_BURST` at once."""
-
-    def __init__(self, now: float) -> None:
-        self._tokens = GOSSIP_BURST
-        self._at = now
-
-    def admits(self, now: float) -> bool:
-        earned = (now - self._at) * GOSSIP_RATE_PER_S
-        self._tokens = min(GOSSIP_BURST, self._tokens + earned)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+    # What tests look at and plant faults in.
+    _host = property(lambda self: self._life.libp2p)
+    _swarm = property(lambda self: self._life.swarm)
+    _gossip = property(lambda self: self._life.gossip)
 
 
 @asynccontextmanager
 async def open_network(
-    identity: Identity, listen: Sequence[str], private: PrivateNetwork | None = None
+    identity: Identity,
+    listen: Sequence[str],
+    private: PrivateNetwork | None = None,
+    *,
+    refused: Callable[[PeerId], str | None] = lambda peer: None,  # noqa: ARG005
+    broke: Callable[[PeerId, str], None] = lambda peer, what: None,  # noqa: ARG005
 ) -> AsyncIterator[Network]:
     """Listen on ``listen``, multiaddrs such as ``/ip4/0.0.0.0/tcp/4711``, and run a network.
 
     Port 0 takes any free one: see `Network.addresses`. At the end every
     connection is closed, also when the task is cancelled.
 
-    With ``private`` every connection, of either direction, is one of that network.
+    Args:
+        identity: Who this node is.
+        listen: Where peers are accepted; nowhere is fine.
+        private: Every connection, of either direction, is one of that network.
+        refused: Asked once it is sure who a peer is: why this node takes no
+            connection with it now, or None.
+        broke: Told of a peer that broke a rule, and of which: a sentence without
+            its subject. It must be quick and not block.
 
     Raises:
         ConfigError: An address that cannot be understood.
-        NetworkError: ``port_taken``, or the address is not to be had here.
+        NetworkError: ``port_taken``, or the address is not to be had here; or,
+            later, ``host_failed``.
     """
-    listeners = await _bind([parse_address(text) for text in listen])
-    network = Network(identity, listeners, private)
-    async with trio.open_nursery() as nursery:
-        await network._run(nursery, listeners)  # noqa: SLF001  # this function is its constructor
+    listeners = await bind([parse_address(text) for text in listen])
+    network = Network(identity, listeners, private, Gates(refused, broke))
+    failed: NetworkError | None = None
+
+    async def run(scope: trio.CancelScope) -> None:
+        nonlocal failed
         try:
-            yield network
-        finally:
-            with trio.move_on_after(CLOSING_LIMIT_S, shield=True):
-                await network._close()  # noqa: SLF001
-            nursery.cancel_scope.cancel()
+            await network.run()
+        except NetworkError as error:
+            failed = error
+            scope.cancel()
 
-
-async def _bind(addresses: Sequence[Address]) -> list[trio.SocketListener]:
-    listeners: list[trio.SocketListener] = []
-    for address in addresses:
-        try:
-            listeners += await trio.open_tcp_listeners(address.port, host=address.host)
-        except OSError as error:
-            for listener in listeners:
-                await listener.aclose()
-            raise _cannot_listen(address, error) from None
-    return listeners
-
-
-def _cannot_listen(address: Address, error: OSError) -> NetworkError:
-    if error.errno == errno.EADDRINUSE:
-        return NetworkError(
-            f"another process listens on {address}",
-            code="port_taken",
-            hint="choose another port with --listen; or, if that is a daemon of yours, "
-            "end it with `shoal down --home ITS_HOME`",
-        )
-    return NetworkError(
-        f"cannot listen on {address}: {error.strerror or error}",
-        code="cannot_listen",
-        hint="choose an address of this machine and a port above 1023 with --listen",
-    )
-
-
-@contextmanager
-def _translated(peer: PeerId, what: str) -> Iterator[None]:
-    """Let libp2p's exceptions leave this module as ``NetworkError``."""
     try:
-        yield
-    except _TRANSPORT_ERRORS as error:
-        reason = str(error) or type(error).__name__
-        message = f"{peer} {what}: {reason}"
-        raise NetworkError(message, code="stream_failed") from error
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, nursery.cancel_scope)
+            await network._supervised.up.wait()  # noqa: SLF001  # this function is its constructor
+            try:
+                yield network
+            finally:
+                await network.close()
+                nursery.cancel_scope.cancel()
+    finally:
+        network._supervised.stop_listening()  # noqa: SLF001
+    if failed is not None:
+        raise failed
 
 
 @contextmanager
@@ -590,30 +416,3 @@ def _limited(peer: PeerId, what: str, timeout_s: float) -> Iterator[None]:
     except trio.TooSlowError:
         message = f"{peer} {what} within {timeout_s:g} s"
         raise NetworkError(message, code="timed_out") from None
-
-
-def _why_not(error: BaseException, share_s: float) -> str:
-    """Say in a few words why a dial failed: the first cause that a person can act on."""
-    causes = list(_causes(error))
-    for cause in causes:
-        match cause:
-            case ConfigError() | NetworkError():
-                return cause.message
-            case trio.TooSlowError():
-                return f"no answer within {share_s:.1f} s"
-            case ConnectionRefusedError():
-                return "connection refused"
-            case PeerIDMismatchesPubkey():
-                return "another peer answers there"
-            case OSError(strerror=str(reason)):
-                return reason
-    return f"no libp2p handshake ({str(causes[-1])[:80] or type(causes[-1]).__name__})"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        if isinstance(error, BaseExceptionGroup):
-            for member in error.exceptions:
-                yield from _causes(member)
-        error = error.__cause__ or error.__context__

@@ -118,7 +118,7 @@ def said(node):
 
 async def test_hundreds_of_random_frames_over_every_protocol_are_survived(victim, attacker):
     protocols = {str(each) for each in attacker._host.get_mux().get_protocols() if each}
-    assert {"/ipfs/ping/1.0.0", "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0"} <= protocols
+    assert {"/ipfs/ping/1.0.0", "/ipfs/id/1.0.0"} <= protocols
     assert any(name.startswith("/meshsub/") for name in protocols)
     protocols |= {CONTROL_PROTOCOL, BLOB_PROTOCOL}
     sent = dict.fromkeys(sorted(protocols), 0)

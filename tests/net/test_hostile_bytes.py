@@ -15,7 +15,6 @@ FRAMES, FRAMES_PER_STREAM = 1000, 4
 REGISTERED = [
     "/meshsub/1.1.0",
     "/ipfs/id/1.0.0",
-    "/ipfs/id/push/1.0.0",
     "/ipfs/ping/1.0.0",
     SHOAL_PROTOCOL,
 ]

@@ -5,9 +5,10 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import structlog
 import trio
+from libp2p.peer.id import ID
 
 from shoal.crypto.identity import generate
-from shoal.node import network
+from shoal.node import admission
 from shoal.node.errors import ConfigError, NetworkError, StreamClosedError
 from shoal.node.network import open_network
 
@@ -237,7 +238,7 @@ async def test_pings_share_a_stream_and_survive_its_end():
         await b.ping(a.peer_id, 5)
         assert b._ping_streams[a.peer_id] is kept
         for stream in list(a._live_connection(b.peer_id).get_streams()):
-            if stream.get_protocol() == network.PING_PROTOCOL:
+            if stream.get_protocol() == "/ipfs/ping/1.0.0":
                 await stream.close()  # as libp2p does after 10 s without a ping
         assert await b.ping(a.peer_id, 5) < 5
 
@@ -267,12 +268,12 @@ async def test_gossip_is_validated_and_delivered_to_others_once():
 
 
 def b_sees(peer_network):
-    return network.ID.from_base58(peer_network.peer_id)
+    return ID.from_base58(peer_network.peer_id)
 
 
 async def test_a_peer_that_floods_gossip_is_cut_to_its_rate(monkeypatch):
-    monkeypatch.setattr(network, "GOSSIP_BURST", 10.0)
-    monkeypatch.setattr(network, "GOSSIP_RATE_PER_S", 0.0)
+    monkeypatch.setattr(admission, "GOSSIP_BURST", 10.0)
+    monkeypatch.setattr(admission, "GOSSIP_PER_S", 0.0)
     async with linked() as (a, b):
         received = []
         await a.subscribe("t", lambda _peer, _data: True, received.append)

@@ -9,7 +9,7 @@ import trio
 from libp2p.peer.id import ID
 
 from shoal.crypto.identity import generate
-from shoal.node import membership
+from shoal.node import admission, membership
 from shoal.node.blob_transfer import BLOB_PROTOCOL
 from shoal.node.control import CONTROL_PROTOCOL
 from shoal.node.errors import NetworkError, OtherNetworkError
@@ -23,6 +23,11 @@ UPGRADE_LIMIT_S = 0.3
 NONCE_SIZE = 24
 
 
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    monkeypatch.setattr(admission, "HANDSHAKE_LIMIT_S", UPGRADE_LIMIT_S)
+
+
 async def echo(stream):
     while data := await stream.receive_some(65536):
         await stream.send_all(data)
@@ -33,7 +38,6 @@ async def open_node(key=KEY, listen=LOOPBACK):
     """A node that answers on shoal's protocols and gossips; cuts who is slow, soon."""
     private = PrivateNetwork(key) if key else None
     async with open_network(generate(), [listen], private) as node:
-        node._swarm.connection_config.inbound_upgrade_timeout = UPGRADE_LIMIT_S
         for protocol in (CONTROL_PROTOCOL, BLOB_PROTOCOL):
             node.handle(protocol, echo)
         note, node.heard = trio.open_memory_channel(100)

@@ -16,10 +16,10 @@ from shoal.crypto.errors import VerificationError
 from shoal.node import introductions, reachability
 from shoal.node.blob_transfer import BLOB_PROTOCOL
 from shoal.node.control import CONTROL_PROTOCOL, open_control
-from shoal.node.dial_back import DIAL_BACK_PROTOCOL
 from shoal.node.errors import NetworkError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.introductions import Introductions
+from shoal.node.libp2p_compat.dial_back import DIAL_BACK_PROTOCOL
 from shoal.node.membership import Link
 from shoal.node.network import open_network
 from shoal.node.private_network import MULTISTREAM_HEADER, PrivateNetwork

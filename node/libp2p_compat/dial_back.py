@@ -17,9 +17,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.node import libp2p_compat  # checks the version of libp2p: first
-
-# isort: split
 import structlog
 import trio
 from libp2p.abc import ISecureTransport
@@ -31,6 +28,7 @@ from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 
 from shoal.crypto.peer_id import PeerId
+from shoal.node.libp2p_compat.connections import wrap
 from shoal.protocol.messages import Outcome
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 
     from libp2p.abc import IRawConnection, ISecureConn
 
-    from shoal.node.libp2p_compat import SturdyHost
+    from shoal.node.libp2p_compat.host import SturdyHost
     from shoal.node.private_network import PrivateNetwork
 
 log = structlog.get_logger(__name__)
@@ -130,11 +128,7 @@ async def _ask(
     token: bytes,
     private: PrivateNetwork | None,
 ) -> Outcome:
-    tcp = (
-        libp2p_compat.PrivateTCPStream(stream, private.protect(), initiator=True)
-        if private
-        else libp2p_compat.BufferedTCPStream(stream)
-    )
+    tcp = wrap(stream, private.protect() if private else None, initiator=True)
     raw = RawConnection(tcp, initiator=True)
     noise = host.get_network().upgrader.security_multistream.transports[NOISE]
     try:
