@@ -6,11 +6,11 @@ import pytest
 import trio
 
 from shoal.crypto import identity
-from shoal.node import membership
 from shoal.node.control import open_control
 from shoal.node.membership import Membership, Seeds, open_membership
 from shoal.node.network import open_network
 from shoal.node.state import open_state
+from shoal.protocol import dialling
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import Adverts
 from shoal.protocol.statements import Advert
@@ -86,7 +86,7 @@ async def test_a_peer_that_was_starting_when_it_was_greeted_becomes_a_link(tmp_p
 async def test_a_node_alone_finds_its_bootstrap_peer_soon_after_that_has_started(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(membership, "BACK_OFF_FIRST_S", 60.0)  # as after a minute of failures
+    monkeypatch.setattr(dialling, "BACK_OFF_FIRST_S", 60.0)  # as after a minute of failures
     key = identity.generate()
     async with open_network(key, ["/ip4/127.0.0.1/tcp/0"]) as passing:
         place = passing.addresses()[0].rpartition("/p2p/")[0]
