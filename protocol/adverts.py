@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from struct import Struct
 
 from shoal.crypto.peer_id import PeerId, public_key_of
@@ -154,7 +155,7 @@ class AdvertTable:
         renewal: tuple[bytes, Renewal] | None,
     ) -> Verdict:
         peer = PeerId(advert.peer)
-        prefix = self._prefixes.get(peer) or public_key_of(peer)[:8]
+        prefix = _prefix_of(peer)
         number, stated = 0, (advert.issued_at_ms, advert.lifetime_s)
         if renewal is not None and renewal[1].sequence == advert.sequence:
             number, stated = renewal[1].number, (renewal[1].issued_at_ms, renewal[1].lifetime_s)
@@ -282,7 +283,7 @@ class AdvertTable:
     def meet(self, peer: PeerId) -> None:
         """Note that this node is linked to ``peer``: no grave and no hearsay any more."""
         if self._graves:
-            self._graves.pop(public_key_of(peer)[:8], None)
+            self._graves.pop(_prefix_of(peer), None)
         self._vouch(peer, peer)
 
     # -- comparing --
@@ -430,6 +431,12 @@ class AdvertTable:
             del self._by_prefix[self._prefixes.pop(peer)]
             self._forget_hearsay(peer)
         return entry
+
+
+@lru_cache(DIGEST_LIMIT)
+def _prefix_of(peer: PeerId) -> bytes:
+    """How the node's public key begins."""
+    return public_key_of(peer)[:8]
 
 
 def _born_at_s(
