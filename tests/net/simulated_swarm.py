@@ -316,9 +316,8 @@ class Swarm:
     def _graft(self, node):
         """The mesh of gossipsub, after its heartbeat: 6 each, 4 to 12."""
         node.mesh = {other for other in node.mesh if self._linked(node, other)}
-        if not node.alive or len(node.mesh) >= MESH_LOW:
-            if len(node.mesh) >= MESH_DEGREE:
-                return
+        if not node.alive or len(node.mesh) >= MESH_DEGREE:
+            return
         others = [
             other
             for other in sorted(node.connected, key=lambda other: other.number)
@@ -337,9 +336,7 @@ class Swarm:
                 continue
             self._charge(node, other, "gossip", GOSSIP_BYTES + len(envelope), COPY_CPU_S)
             if self.random.random() >= self.loss and self._linked(node, other):
-                self._after(
-                    self._latency(), self._hear, other, node, envelope, rumour
-                )
+                self._after(self._latency(), self._hear, other, node, envelope, rumour)
         for other in node.connected - node.mesh:  # IHAVE, in three heartbeats
             self._charge(node, other, "gossip", 3 * IHAVE_BYTES, 3 * COPY_CPU_S, 3)
 
@@ -450,7 +447,7 @@ class Measured:
     by_kind: dict[str, float]
 
 
-def measure(  # noqa: PLR0915  # one experiment, told in order
+def measure(
     nodes, *, warm_s, churn_s, churn_share=0.1, churn_period_s=600.0, seed=1, settle_s=0.0
 ):
     """Start ``nodes``, let a share of them crash and others join, and count.
@@ -534,14 +531,21 @@ def mean(values):
 
 def table(results):
     """The results as a table in Markdown."""
-    lines = [
-        "| nodes | sent B/s mean (worst) | received B/s mean (worst) | messages/s mean (worst) "
-        "| CPU % mean (worst) | links mean (least, most) | known to 99 % after s, median "
-        "(worst) | gone from 99 % after s, median (worst) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = (
+        "nodes",
+        "sent B/s mean (worst)",
+        "received B/s mean (worst)",
+        "messages/s mean (worst)",
+        "CPU % mean (worst)",
+        "links mean (least, most)",
+        "known to 99 % after s, median (worst)",
+        "gone from 99 % after s, median (worst)",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in results:
-        known = f"{r.known_s[len(r.known_s) // 2]:.0f} ({r.known_s[-1]:.0f})" if r.known_s else "-"
+        known = (
+            f"{r.known_s[len(r.known_s) // 2]:.0f} ({r.known_s[-1]:.0f})" if r.known_s else "-"
+        )
         gone = f"{r.gone_s[len(r.gone_s) // 2]:.0f} ({r.gone_s[-1]:.0f})" if r.gone_s else "-"
         lines.append(
             f"| {r.nodes:,} | {r.sent_mean:.0f} ({r.sent_worst:.0f}) "

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from msgspec import inspect
-from strategies import ALICE, INPUT, signed_renewal
+from strategies import INPUT, signed_renewal
 
 from shoal.crypto import envelope
 from shoal.protocol import limits
