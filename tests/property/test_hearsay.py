@@ -16,7 +16,7 @@ from shoal.protocol import adverts
 from shoal.protocol.adverts import AdvertTable, Verdict
 from shoal.protocol.statements import Advert
 
-TABLE_LIMIT, HEARSAY_LIMIT = 40, 10
+TABLE_LIMIT, HEARSAY_LIMIT = 32, 10
 HONEST_LINKS = [peer_id_of(bytes([k]) * 32) for k in range(1, 4)]
 LIARS = [peer_id_of(bytes([k]) * 32) for k in range(4, 7)]
 WALL_MS = 1_800_000_000_000
@@ -42,7 +42,7 @@ class Besieged(RuleBasedStateMachine):
 
     def make(self):
         self.count += 1
-        peer = peer_id_of(b"%32d" % self.count)
+        peer = peer_id_of(b"%08d" % self.count * 4)
         envelope = b"%d" % self.count
         self.signed[envelope] = Advert(
             peer=peer,
@@ -76,7 +76,7 @@ class Besieged(RuleBasedStateMachine):
     @rule(first=st.sampled_from(HONEST_LINKS), second=st.sampled_from(HONEST_LINKS))
     def honest_node(self, first, second):
         """A node joins, and two honest links tell of it, one after the other."""
-        if first == second or len(self.settled) >= TABLE_LIMIT - HEARSAY_LIMIT * len(LIARS):
+        if first == second or len(self.settled) >= TABLE_LIMIT:
             return
         peer, envelope = self.make()
         assert self.tell(envelope, first) is Verdict.NEW
@@ -86,7 +86,7 @@ class Besieged(RuleBasedStateMachine):
     @rule()
     def met_node(self):
         """A node that this one is linked to gives its own advert."""
-        if len(self.settled) >= TABLE_LIMIT - HEARSAY_LIMIT * len(LIARS):
+        if len(self.settled) >= TABLE_LIMIT:
             return
         peer, envelope = self.make()
         assert self.tell(envelope, peer) is Verdict.NEW
