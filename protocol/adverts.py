@@ -29,10 +29,12 @@ bounded, honest nodes in it stay, and new ones enter by being met.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
+from itertools import starmap
 from struct import Struct
 
 from shoal.crypto.peer_id import PeerId, public_key_of
@@ -102,10 +104,12 @@ class AdvertTable:
     open_renewal: Callable[[bytes], tuple[Renewal, PeerId]] = open_renewal
     changes: int = 0
     """How often something new was taken in."""
+    next_expiry_s: float = math.inf
+    """When an entry may expire next: never later than when one does."""
     _entries: dict[PeerId, Entry] = field(default_factory=dict)
     _by_envelope: dict[bytes, PeerId] = field(default_factory=dict)
     _by_prefix: dict[bytes, PeerId] = field(default_factory=dict)
-    _prefixes: dict[PeerId, bytes] = field(default_factory=dict)
+    _marks: dict[bytes, int] = field(default_factory=dict)
     _graves: dict[bytes, int] = field(default_factory=dict)
     _hearsay: dict[PeerId, dict[PeerId, None]] = field(default_factory=dict)
     """Whose adverts each link alone has told of, the newest last."""
@@ -172,16 +176,17 @@ class AdvertTable:
             del self._by_envelope[held.envelope]
             self._vouch(peer, source)
         self._by_envelope[envelope] = peer
-        self._by_prefix[prefix], self._prefixes[peer] = peer, prefix
-        self._entries[peer] = Entry(
-            advert,
-            envelope,
-            born_at_s,
-            born_at_s + stated[1],
-            renewal[0] if number and renewal else b"",
-            number,
+        self._by_prefix[prefix] = peer
+        self._hold(
+            Entry(
+                advert,
+                envelope,
+                born_at_s,
+                born_at_s + stated[1],
+                renewal[0] if number and renewal else b"",
+                number,
+            )
         )
-        self.changes += 1
         self._graves.pop(prefix, None)
         return Verdict.NEW
 
@@ -215,15 +220,16 @@ class AdvertTable:
         born_at_s = _born_at_s(renewal.issued_at_ms, renewal.lifetime_s, age_s, now_s, wall_ms)
         if born_at_s is None:
             return Verdict.EXPIRED
-        self._entries[peer] = Entry(
-            held.advert,
-            held.envelope,
-            born_at_s,
-            born_at_s + renewal.lifetime_s,
-            envelope,
-            renewal.number,
+        self._hold(
+            Entry(
+                held.advert,
+                held.envelope,
+                born_at_s,
+                born_at_s + renewal.lifetime_s,
+                envelope,
+                renewal.number,
+            )
         )
-        self.changes += 1
         return Verdict.NEW
 
     def take(
@@ -264,20 +270,24 @@ class AdvertTable:
 
     def expire(self, now_s: float) -> tuple[Entry, ...]:
         """Drop what has outlived its lifetime; gives the entries that went."""
+        if now_s < self.next_expiry_s:
+            return ()
         gone = tuple(e for e in self._entries.values() if e.expires_at_s <= now_s)
         for entry in gone:
             self.bury(PeerId(entry.advert.peer))
+        self.next_expiry_s = min(
+            (entry.expires_at_s for entry in self._entries.values()), default=math.inf
+        )
         return gone
 
     def bury(self, peer: PeerId) -> bool:
         """Drop a peer found dead; only a newer word of its own brings it back."""
-        prefix = self._prefixes.get(peer)
         entry = self._remove(peer)
-        if entry is None or prefix is None:
+        if entry is None:
             return False
         while len(self._graves) >= GRAVE_LIMIT:
             del self._graves[next(iter(self._graves))]
-        self._graves[prefix] = entry.mark
+        self._graves[_prefix_of(peer)] = entry.mark
         return True
 
     def meet(self, peer: PeerId) -> None:
@@ -290,36 +300,34 @@ class AdvertTable:
 
     def digest(self) -> Digest:
         """What this table holds, for a peer to compare with its own."""
-        return Digest(
-            held=b"".join(
-                _MARK.pack(self._prefixes[peer], entry.mark)
-                for peer, entry in self._entries.items()
-            )
-        )
+        return Digest(held=b"".join(starmap(_MARK.pack, self._marks.items())))
 
     def answer(self, digest: Digest, now_s: float, source: PeerId | None = None) -> Adverts:
         """What the sender of ``digest`` lacks, and what this table wants of it."""
-        theirs = _marks(digest.held)
+        theirs = _read_marks(digest.held)
+        for peer in [peer for peer in self._told_by if _prefix_of(peer) in theirs]:
+            self._vouch(peer, source)
         room = HEARSAY_LIMIT - len(self._hearsay.get(source, ())) if source else HEARSAY_LIMIT
         wanted = []
-        for prefix, mark in theirs.items():
-            peer = self._by_prefix.get(prefix)
-            if peer is not None:
-                self._vouch(peer, source)
-                held = self._entries[peer].mark
-                if mark > held:
-                    wanted.append(_MARK.pack(prefix, held))
-            elif mark > self._graves.get(prefix, _NOTHING) and room > 0:
+        # Sorted, so that a run of the simulator is the same each time.
+        for prefix, mark in sorted(theirs.items() - self._marks.items()):
+            held = self._marks.get(prefix)
+            if held is not None and mark > held:
+                wanted.append(_MARK.pack(prefix, held))
+            elif held is None and mark > self._graves.get(prefix, _NOTHING) and room > 0:
                 wanted.append(_MARK.pack(prefix, 0))
                 room -= 1
-        lacking = ((peer, theirs.get(self._prefixes[peer], _NOTHING)) for peer in self._entries)
-        return self._give(lacking, now_s, b"".join(wanted))
+        lacking = {
+            self._by_prefix[prefix]: theirs.get(prefix, _NOTHING)
+            for prefix, _ in sorted(self._marks.items() - theirs.items())
+        }
+        return self._give(lacking.items(), now_s, b"".join(wanted))
 
     def give(self, wanted: bytes, now_s: float) -> Adverts:
         """What an answer's ``wanted`` asks for, as far as it is held and newer."""
         lacking = (
             (self._by_prefix[prefix], mark or _NOTHING)
-            for prefix, mark in _marks(wanted).items()
+            for prefix, mark in _read_marks(wanted).items()
             if prefix in self._by_prefix
         )
         return self._give(lacking, now_s)
@@ -411,6 +419,13 @@ class AdvertTable:
             self._told_by[peer] = source
         return True
 
+    def _hold(self, entry: Entry) -> None:
+        peer = PeerId(entry.advert.peer)
+        self._entries[peer] = entry
+        self._marks[_prefix_of(peer)] = entry.mark
+        self.next_expiry_s = min(self.next_expiry_s, entry.expires_at_s)
+        self.changes += 1
+
     def _vouch(self, peer: PeerId, source: PeerId | None) -> None:
         """Note that ``source`` tells of a node that is held: of two, it is no hearsay."""
         told_by = self._told_by.get(peer)
@@ -428,7 +443,8 @@ class AdvertTable:
         entry = self._entries.pop(peer, None)
         if entry is not None:
             del self._by_envelope[entry.envelope]
-            del self._by_prefix[self._prefixes.pop(peer)]
+            prefix = _prefix_of(peer)
+            del self._by_prefix[prefix], self._marks[prefix]
             self._forget_hearsay(peer)
         return entry
 
@@ -450,7 +466,7 @@ def _born_at_s(
     return now_s - age_s if age_s < lifetime_s else None
 
 
-def _marks(held: bytes) -> Mapping[bytes, int]:
+def _read_marks(held: bytes) -> dict[bytes, int]:
     """Marks by the beginnings of their keys; a remainder that is no mark is dropped."""
     whole = len(held) - len(held) % _MARK.size
     return dict(_MARK.iter_unpack(held[:whole]))

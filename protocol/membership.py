@@ -328,7 +328,6 @@ class Member:
         self._plan_at_s = now_s
         self._issue_at_s = self._gossip_at_s = self._renew_at_s = math.inf
         self._compare_at_s = now_s + self._comparing_pause_s()
-        self._expire_at_s = now_s
 
     # -- what happened --
 
@@ -392,7 +391,7 @@ class Member:
             self._renew_at_s,
             self._gossip_at_s,
             self._compare_at_s,
-            self._expire_at_s,
+            self.table.next_expiry_s,
             self._plan_at_s,
             greeting_s,
         )
@@ -651,7 +650,7 @@ class Member:
     def _act(self, now_s: float, wall_ms: int) -> list[Effect]:
         """Do what is due by now, whatever event was the occasion."""
         effects: list[Effect] = []
-        if now_s >= self._expire_at_s:
+        if now_s >= self.table.next_expiry_s:
             effects += self._expire(now_s)
         if now_s >= self._renew_at_s:
             self._renew(now_s, wall_ms)
@@ -674,7 +673,6 @@ class Member:
         return effects
 
     def _expire(self, now_s: float) -> list[Effect]:
-        self._expire_at_s = now_s + max(1.0, pace.comparing_interval_s(len(self.table)) / 10)
         effects: list[Effect] = []
         for entry in self.table.expire(now_s):
             peer = PeerId(entry.advert.peer)
