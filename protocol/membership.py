@@ -45,7 +45,12 @@ from shoal.protocol.dialling import (
     Places,
     choose_dials,
 )
-from shoal.protocol.limits import DIGEST_LIMIT, RENEWALS_LIMIT, TOLD_WHEN_FULL_LIMIT
+from shoal.protocol.limits import (
+    ADVERTS_PER_MESSAGE_LIMIT,
+    DIGEST_LIMIT,
+    RENEWALS_LIMIT,
+    TOLD_WHEN_FULL_LIMIT,
+)
 from shoal.protocol.messages import Adverts, Digest, Done
 from shoal.protocol.statements import Renewal
 
@@ -63,6 +68,10 @@ GREETINGS_AT_ONCE = 3
 SETTLING_S = 3.0
 """From the first link to the gossip of this node's advert: a gossip mesh needs a
 heartbeat or two to take a peer in, and a message to an empty mesh is lost."""
+
+ROUNDS_LIMIT = DIGEST_LIMIT // ADVERTS_PER_MESSAGE_LIMIT
+"""Comparisons with one peer that follow at once on each other, because it has more: so
+many bring a full table, and a peer that always has more is asked at the usual pace."""
 
 MISSED_LIMIT = 128
 """Peers that were links and are none, to whom this node is to show that it lives."""
@@ -290,6 +299,7 @@ class Member:
         sign: Gives the envelope of a statement of this node's.
         draw: Gives numbers in [0, 1); it spreads and chooses, and guards nothing.
         now_s: The monotonic clock, as in every call.
+        links_limit: How many links it takes.
         table: What to hold adverts in, if not an empty table.
     """
 
@@ -301,9 +311,11 @@ class Member:
         sign: Callable[[Statement, bytes], bytes],
         draw: Callable[[], float],
         now_s: float,
+        links_limit: int = LINKS_LIMIT,
         table: AdvertTable | None = None,
     ) -> None:
         self.own = own
+        self.links_limit = links_limit
         self.places = places
         self.table = AdvertTable() if table is None else table
         self.links: dict[PeerId, Link] = {}
@@ -314,6 +326,7 @@ class Member:
         self._chosen: set[PeerId] = set()  # connections that this machine dialled
         self._greetings: dict[PeerId, _Greeting] = {}
         self._comparing: set[PeerId] = set()
+        self._rounds: dict[PeerId, int] = {}
         self._dialling: set[PeerId] = set()
         self._redialling: set[PeerId] = set()
         self._back_off: dict[PeerId, BackOff] = {}
@@ -466,7 +479,7 @@ class Member:
         self._connected.add(peer)
         if peer in self._chosen or peer in self._needed:
             self._greetings[peer] = _Greeting(now_s)
-        elif len(self.links) < LINKS_LIMIT:
+        elif len(self.links) < self.links_limit:
             self._greetings[peer] = _Greeting(now_s + GREETING_DELAY_S)
 
     def _on_lost(self, peer: PeerId, now_s: float) -> list[Effect]:
@@ -474,6 +487,7 @@ class Member:
         for held in (self._needed, self._chosen, self._comparing):
             held.discard(peer)
         self._greetings.pop(peer, None)
+        self._rounds.pop(peer, None)
         self._plan_at_s = now_s
         if self.links.pop(peer, None) is None:
             return []
@@ -559,7 +573,9 @@ class Member:
             effects.append(Give(peer, self.table.give(answer.wanted, now_s)))
         if self._greetings.pop(peer, None) is not None:
             effects += self._link(peer, now_s, wall_ms)
-        if answer.more and self.table.changes > before:
+        rounds = self._rounds.pop(peer, 0)
+        if answer.more and self.table.changes > before and rounds < ROUNDS_LIMIT:
+            self._rounds[peer] = rounds + 1
             effects.append(self._compare(peer))
             if self._first_link_at_s is not None and self._gossip_at_s < math.inf:
                 self._gossip_at_s = min(
@@ -604,7 +620,7 @@ class Member:
 
     def _has_room_for(self, peer: PeerId) -> bool:
         return (
-            len(self.links) < LINKS_LIMIT
+            len(self.links) < self.links_limit
             or peer in self.links
             or peer in self._needed
             or peer in self._chosen
@@ -706,6 +722,10 @@ class Member:
         wanting = LINKS_WANTED - len(self.links) - hoped_for - len(self._dialling)
         known: list[PeerId] = []
         if wanting > 0:
+            # Who had no room, or found none here, may be connected still.
+            for peer in self._connected - self.links.keys() - self._greetings.keys():
+                if self._has_room_for(peer) and self._is_ready(peer, now_s, BACK_OFF_LIMIT_S):
+                    self._greetings[peer] = _Greeting(now_s)
             known = [
                 peer
                 for peer in self.table.some(4 * LINKS_WANTED, taken, self._draw)

@@ -13,6 +13,7 @@ from shoal.protocol.dialling import LINKS_WANTED, Places
 from shoal.protocol.limits import RENEWALS_LIMIT, TOLD_WHEN_FULL_LIMIT
 from shoal.protocol.membership import (
     GREETING_DELAY_S,
+    ROUNDS_LIMIT,
     SETTLING_S,
     Blame,
     Changed,
@@ -176,6 +177,29 @@ def test_while_there_is_more_tables_are_compared_again_at_once_and_not_for_ever(
     assert node.tell(Compared(BOB.peer_id, more), Compare) == []  # nothing new came
 
 
+def test_a_peer_that_always_has_more_is_asked_at_the_usual_pace_in_the_end():
+    node = Driven()
+    node.link(BOB, of(BOB))
+    node.wait(3.1)
+    for number in range(1, 1000):
+        renewal = signed_renewal(BOB, number=number)
+        answer = Adverts(adverts=(), renewals=((renewal, 0.0),), more=True)
+        if not node.tell(Compared(BOB.peer_id, answer), Compare):
+            break
+    assert number == ROUNDS_LIMIT + 1
+    assert node.wait(3.1, Compare) != []
+
+
+def test_a_connection_that_is_no_link_is_tried_again_while_links_are_wanting():
+    node = full()
+    node.tell(Connected(BOB.peer_id))
+    node.wait(2)
+    assert BOB.peer_id not in [e.peer for _, e in node.log if isinstance(e, Compare)]
+    node.tell(Lost(CROWD[0].peer_id))
+    node.wait(2)
+    assert BOB.peer_id in [e.peer for _, e in node.log if isinstance(e, Compare)]
+
+
 def test_the_tables_of_links_are_compared_from_time_to_time():
     node = Driven()
     node.link(BOB)
@@ -231,16 +255,16 @@ def test_a_node_that_a_call_does_not_reach_is_gone_for_the_caller_and_scouted_fo
 # --- a node that is full ----------------------------------------------------------------
 
 
-def full(monkeypatch):
-    monkeypatch.setattr("shoal.protocol.membership.LINKS_LIMIT", 2)
+def full():
     node = Driven()
+    node.member.links_limit = 2
     for other in CROWD[:2]:
         node.link(other, of(other))
     return node
 
 
-def test_a_full_node_takes_no_link_and_tells_of_others(monkeypatch):
-    node = full(monkeypatch)
+def test_a_full_node_takes_no_link_and_tells_of_others():
+    node = full()
     node.hold(*CROWD)
     asked = Digest(held=b"")
     answer = node.member.answer(BOB.peer_id, asked, node.now_s, node.wall_ms)
@@ -252,8 +276,8 @@ def test_a_full_node_takes_no_link_and_tells_of_others(monkeypatch):
     assert answer.room
 
 
-def test_a_full_node_keeps_the_links_that_its_work_needs(monkeypatch):
-    node = full(monkeypatch)
+def test_a_full_node_keeps_the_links_that_its_work_needs():
+    node = full()
     node.tell(Needed(BOB.peer_id))
     assert [e.peer for e in node.tell(Connected(BOB.peer_id), Compare)] == [BOB.peer_id]
     assert node.tell(Compared(BOB.peer_id, Adverts(adverts=(), room=False)), Linked) != []
