@@ -25,8 +25,8 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import NetworkError, StoreError
 from shoal.protocol.codec import encode
 from shoal.protocol.dialling import Places
-from shoal.protocol.membership import (
-    DIAL_TIME_LIMIT_S,
+from shoal.protocol.membership import DIAL_TIME_LIMIT_S, Link, Member
+from shoal.protocol.membership_events import (
     Blame,
     Changed,
     Compare,
@@ -44,10 +44,8 @@ from shoal.protocol.membership import (
     Heard,
     Issue,
     Issued,
-    Link,
     Linked,
     Lost,
-    Member,
     Needed,
     NotCompared,
     NotIssued,

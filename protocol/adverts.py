@@ -15,16 +15,7 @@ calls a dead one in the meantime buries it.
 A node that is found dead is *buried*: its advert goes, and only a newer mark brings
 it back, whatever slower peers still believe; or a connection to it (`exhume`).
 
-Keys cost nothing, so a peer can sign adverts of a thousand nodes that do not exist.
-An advert that one link alone has told of, and whose node this one never met, is
-*hearsay*. One link may fill a quarter of the table with hearsay; and in a full table
-a newcomer takes the place of the newest hearsay of whichever link told most of it,
-if that is more than its own link told. So each link gets a fair share of what is
-left, and nodes that were met, or that two links told of, stay until they expire
-(after Bitcoin's addrman, which buckets addresses by their source). What remains:
-honest peers repeat what they were told, so that an attacker with patience, or with
-several links, turns its inventions into what two links tell; the table then stays
-bounded, honest nodes in it stay, and new ones enter by being met.
+Whose place a newcomer takes in a full table is `protocol.hearsay`'s.
 """
 
 from __future__ import annotations
@@ -38,6 +29,7 @@ from itertools import starmap
 from struct import Struct
 
 from shoal.crypto.peer_id import PeerId, public_key_of
+from shoal.protocol.hearsay import Hearsay
 from shoal.protocol.limits import (
     ADVERTS_PER_MESSAGE_LIMIT,
     CLOCK_TOLERANCE_MS,
@@ -49,9 +41,6 @@ from shoal.protocol.statements import Advert, Renewal, open_advert, open_renewal
 
 GRAVE_LIMIT = 4 * DIGEST_LIMIT
 """Marks kept of nodes that are gone; the oldest graves are forgotten first."""
-
-HEARSAY_LIMIT = DIGEST_LIMIT // 4
-"""Adverts held on the word of one link alone: one liar leaves three quarters free."""
 
 _MARK = Struct(">8sQ")
 _NUMBER_BITS = 16
@@ -111,9 +100,7 @@ class AdvertTable:
     _by_prefix: dict[bytes, PeerId] = field(default_factory=dict)
     _marks: dict[bytes, int] = field(default_factory=dict)
     _graves: dict[bytes, int] = field(default_factory=dict)
-    _hearsay: dict[PeerId, dict[PeerId, None]] = field(default_factory=dict)
-    """Whose adverts each link alone has told of, the newest last."""
-    _told_by: dict[PeerId, PeerId] = field(default_factory=dict)
+    _hearsay: Hearsay = field(default_factory=Hearsay)
 
     # -- taking in --
 
@@ -305,9 +292,9 @@ class AdvertTable:
     def answer(self, digest: Digest, now_s: float, source: PeerId | None = None) -> Adverts:
         """What the sender of ``digest`` lacks, and what this table wants of it."""
         theirs = _read_marks(digest.held)
-        for peer in [peer for peer in self._told_by if _prefix_of(peer) in theirs]:
+        for peer in [p for p in self._hearsay.told_by if _prefix_of(p) in theirs]:
             self._vouch(peer, source)
-        room = HEARSAY_LIMIT - len(self._hearsay.get(source, ())) if source else HEARSAY_LIMIT
+        room = self._hearsay.room(source) if source is not None else DIGEST_LIMIT
         wanted = []
         # Sorted, so that a run of the simulator is the same each time.
         for prefix, mark in sorted(theirs.items() - self._marks.items()):
@@ -402,21 +389,19 @@ class AdvertTable:
         )
 
     def _make_room(self, peer: PeerId, prefix: bytes, source: PeerId | None) -> bool:
-        """Whether a node that is not in the table may enter it; see the module's docstring."""
+        """Whether a node that is not in the table may enter it."""
         if prefix in self._by_prefix:  # two keys that begin alike: nobody finds such by chance
             return False
-        hearsay = source is not None and source != peer
-        own = len(self._hearsay.get(source, ())) if source is not None and hearsay else 0
-        if own >= HEARSAY_LIMIT:
+        teller = source if source != peer else None  # its own word comes with meeting it
+        if teller is not None and self._hearsay.room(teller) <= 0:
             return False
         if len(self._entries) >= DIGEST_LIMIT:
-            most = max(self._hearsay.values(), key=len, default={})
-            if len(most) <= own:
+            leaving = self._hearsay.replaceable(teller)
+            if leaving is None:
                 return False
-            self._remove(next(reversed(most)))
-        if source is not None and hearsay:
-            self._hearsay.setdefault(source, {})[peer] = None
-            self._told_by[peer] = source
+            self._remove(leaving)
+        if teller is not None:
+            self._hearsay.note(peer, teller)
         return True
 
     def _hold(self, entry: Entry) -> None:
@@ -427,17 +412,8 @@ class AdvertTable:
         self.changes += 1
 
     def _vouch(self, peer: PeerId, source: PeerId | None) -> None:
-        """Note that ``source`` tells of a node that is held: of two, it is no hearsay."""
-        told_by = self._told_by.get(peer)
-        if told_by is not None and source is not None and source != told_by:
-            self._forget_hearsay(peer)
-
-    def _forget_hearsay(self, peer: PeerId) -> None:
-        told_by = self._told_by.pop(peer, None)
-        if told_by is not None:
-            del self._hearsay[told_by][peer]
-            if not self._hearsay[told_by]:
-                del self._hearsay[told_by]
+        if source is not None:
+            self._hearsay.vouch(peer, source)
 
     def _remove(self, peer: PeerId) -> Entry | None:
         entry = self._entries.pop(peer, None)
@@ -445,7 +421,7 @@ class AdvertTable:
             del self._by_envelope[entry.envelope]
             prefix = _prefix_of(peer)
             del self._by_prefix[prefix], self._marks[prefix]
-            self._forget_hearsay(peer)
+            self._hearsay.forget(peer)
         return entry
 
 

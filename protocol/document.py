@@ -156,7 +156,7 @@ def document() -> str:
         ),
         _reasons(messages.Reason),
         DISCOVERY,
-        _passage(adverts, "An advert's *age*"),
+        _passage(adverts, "An advert's *age*", "Whose place"),
         NEGOTIATION,
         _passage(negotiation, "A bid binds for", "Prior art"),
         "### The requester\n",

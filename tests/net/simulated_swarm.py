@@ -20,7 +20,7 @@ from itertools import count
 
 from shoal.crypto.envelope import Statement
 from shoal.crypto.peer_id import peer_id_of
-from shoal.protocol import membership as m
+from shoal.protocol import membership_events as m
 from shoal.protocol import pace
 from shoal.protocol.adverts import AdvertTable
 from shoal.protocol.codec import decode

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal.crypto.peer_id import peer_id_of
-from shoal.protocol import adverts
+from shoal.protocol import adverts, hearsay
 from shoal.protocol.adverts import AdvertTable, Verdict
 from shoal.protocol.statements import Advert
 
@@ -31,7 +31,7 @@ class Besieged(RuleBasedStateMachine):
         self.settled = set()
         self.patches = [
             mock.patch.object(adverts, "DIGEST_LIMIT", TABLE_LIMIT),
-            mock.patch.object(adverts, "HEARSAY_LIMIT", HEARSAY_LIMIT),
+            mock.patch.object(hearsay, "HEARSAY_LIMIT", HEARSAY_LIMIT),
         ]
         for patch in self.patches:
             patch.start()
@@ -109,8 +109,8 @@ class Besieged(RuleBasedStateMachine):
 
     @invariant()
     def what_is_remembered_of_hearsay_is_of_nodes_that_are_held(self):
-        noted = {peer for told in self.table._hearsay.values() for peer in told}
-        assert noted == set(self.table._told_by) <= {e.advert.peer for e in self.table}
+        noted = {peer for told in self.table._hearsay._of.values() for peer in told}
+        assert noted == set(self.table._hearsay.told_by) <= {e.advert.peer for e in self.table}
 
 
 Besieged.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -11,7 +11,7 @@ from strategies import (
 
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.identity import generate
-from shoal.protocol import adverts
+from shoal.protocol import adverts, hearsay
 from shoal.protocol.adverts import AdvertTable, Verdict
 from shoal.protocol.limits import ADVERTS_PER_MESSAGE_LIMIT, CLOCK_TOLERANCE_MS
 from shoal.protocol.messages import Adverts, Digest
@@ -317,7 +317,7 @@ def tell(table, node, source):
 
 
 def test_one_link_fills_no_more_than_its_share_with_hearsay(table, monkeypatch):
-    monkeypatch.setattr(adverts, "HEARSAY_LIMIT", 2)
+    monkeypatch.setattr(hearsay, "HEARSAY_LIMIT", 2)
     verdicts = [tell(table, node, MALLORY) for node in INVENTED[:3]]
     assert verdicts == [Verdict.NEW, Verdict.NEW, Verdict.FULL]
     assert tell(table, ALICE, BOB) is Verdict.NEW
@@ -326,7 +326,7 @@ def test_one_link_fills_no_more_than_its_share_with_hearsay(table, monkeypatch):
 
 
 def test_what_two_links_tell_of_is_hearsay_no_more(table, monkeypatch):
-    monkeypatch.setattr(adverts, "HEARSAY_LIMIT", 1)
+    monkeypatch.setattr(hearsay, "HEARSAY_LIMIT", 1)
     tell(table, INVENTED[0], MALLORY)
     table.answer(holding((INVENTED[0], 1)).digest(), 0.0, BOB.peer_id)
     assert tell(table, INVENTED[1], MALLORY) is Verdict.NEW
@@ -336,7 +336,7 @@ def test_a_full_table_takes_a_newcomer_for_the_newest_hearsay_of_who_told_most(
     table, monkeypatch
 ):
     monkeypatch.setattr(adverts, "DIGEST_LIMIT", 4)
-    monkeypatch.setattr(adverts, "HEARSAY_LIMIT", 4)
+    monkeypatch.setattr(hearsay, "HEARSAY_LIMIT", 4)
     tell(table, CAROL, BOB)
     for node in INVENTED[:3]:
         tell(table, node, MALLORY)

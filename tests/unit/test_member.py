@@ -11,10 +11,8 @@ from shoal.protocol import dialling, pace
 from shoal.protocol.adverts import AdvertTable
 from shoal.protocol.dialling import LINKS_WANTED, Places
 from shoal.protocol.limits import RENEWALS_LIMIT, TOLD_WHEN_FULL_LIMIT
-from shoal.protocol.membership import (
-    GREETING_DELAY_S,
-    ROUNDS_LIMIT,
-    SETTLING_S,
+from shoal.protocol.membership import GREETING_DELAY_S, ROUNDS_LIMIT, SETTLING_S, Member
+from shoal.protocol.membership_events import (
     Blame,
     Changed,
     Compare,
@@ -32,7 +30,6 @@ from shoal.protocol.membership import (
     Issued,
     Linked,
     Lost,
-    Member,
     Needed,
     NotCompared,
     NotIssued,
