@@ -285,7 +285,8 @@ class Membership:
                     f"{compare.peer} did not answer a digest", code="unfitting_answer"
                 )
         except ShoalError as error:
-            log.info(
+            tell = log.debug if compare.peer in self.links else log.info
+            tell(
                 "tables were not compared",
                 peer=compare.peer,
                 code=error.code,

@@ -87,6 +87,9 @@ PLAN_INTERVAL_S = 0.5
 GREETING_DELAY_S = 1.0
 """Before this node compares with a peer that dialled it, which does so itself first."""
 
+PAUSE_GROWTH = 1.5
+"""By how much one pause between comparisons is longer than the last at most."""
+
 GREETINGS_AT_ONCE = 3
 """Comparisons with new peers under way: a joining node gets its table once, not six times."""
 
@@ -174,6 +177,7 @@ class Member:
         self._scouted_at_s = -math.inf
         self._plan_at_s = now_s
         self._issue_at_s = self._gossip_at_s = self._renew_at_s = math.inf
+        self._pause_s = pace.comparing_interval_s(1)
         self._compare_at_s = now_s + self._comparing_pause_s()
 
     # -- what happened --
@@ -450,7 +454,15 @@ class Member:
         return Compare(peer, self.table.digest())
 
     def _comparing_pause_s(self) -> float:
-        return pace.comparing_interval_s(len(self.table)) * (0.5 + self._draw())
+        """How long until the next comparison; it grows slower than the table may.
+
+        In a network that grows fast, adverts of when it was small are to be renewed
+        at the pace of a small one, or they would die first.
+        """
+        self._pause_s = min(
+            pace.comparing_interval_s(len(self.table)), PAUSE_GROWTH * self._pause_s
+        )
+        return self._pause_s * (0.5 + self._draw())
 
     def _has_room_for(self, peer: PeerId) -> bool:
         return (
