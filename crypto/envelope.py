@@ -38,6 +38,7 @@ class Statement(Enum):
     RECEIPT = "shoal-receipt-v1"
     COMMITMENT = "shoal-commitment-v1"
     CAPABILITY = "shoal-capability-v1"
+    RENEWAL = "shoal-renewal-v1"
 
     @property
     def payload_type(self) -> bytes:

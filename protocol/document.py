@@ -101,13 +101,20 @@ VERSIONS = """\
 ## Versions
 """
 
-DISCOVERY = """\
+DISCOVERY = f"""\
 ## Discovery
 
-A node signs an advert again before the last one dies, and gossips it. As gossip loses
-messages, peers also compare: one sends a `Digest` of what it holds, and the `Adverts`
-that answer it hold what it lacks, each with its age, and name the peers whose newer
-adverts are wanted in return.
+A node gossips its [`Advert`](#advert) when it joins. While nothing in it changes it
+issues a [`Renewal`](#renewal) three times in the advert's lifetime. As gossip loses
+messages and renewals are not gossiped, linked peers compare: one sends a `Digest` of what
+it holds, and the `Adverts` that answer it hold what it lacks, each with its age, and say
+what is wanted in return, which is given by a second `Adverts`. How often each of this
+happens grows with the network: see [MEMBERSHIP.md](MEMBERSHIP.md).
+
+A *mark* stands for an advert that is held: the first 8 bytes of its node's public key, its
+`sequence` in 6 bytes and the `number` of its newest renewal in 2 (0 if there is none), both
+big-endian. The greater of two marks with the same first 8 bytes is the newer one. A node
+holds {limits.DIGEST_LIMIT} adverts at most.
 """
 
 REACHABILITY = """\
@@ -186,7 +193,7 @@ def document() -> str:
         VERSIONS,
         _passage(versions, "A version is"),
         DISCOVERY,
-        _passage(adverts, "An advert's *age*"),
+        _passage(adverts, "An advert's *age*", "Whose place"),
         REACHABILITY,
         _passage(reachability, "A node asks a few peers", "A report counts"),
         DIAL_BACK,
@@ -210,6 +217,7 @@ def document() -> str:
         _structs(
             [
                 statements.Advert,
+                statements.Renewal,
                 statements.DeviceOffer,
                 statements.ClassRate,
                 statements.Award,

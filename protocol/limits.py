@@ -44,10 +44,22 @@ What does not fit is left out by a fixed order; see "What fits into an advert".
 """
 
 DIGEST_LIMIT = 4096
-"""Entries in one anti-entropy digest: (peer, sequence), about 64 bytes each."""
+"""Nodes in a table, and so entries of 16 bytes in one anti-entropy digest."""
 
-ADVERTS_PER_MESSAGE_LIMIT = 256
-"""Adverts in one answer to a digest: half a frame at their largest."""
+ADVERTS_PER_MESSAGE_LIMIT = 128
+"""Adverts in one answer to a digest: 20 ms of the taker's one thread, for signatures."""
+
+RENEWALS_PER_MESSAGE_LIMIT = 384
+"""Renewals in one answer to a digest: 40 ms of the taker's one thread."""
+
+RENEWAL_LIMIT_BYTES = 256
+"""One signed renewal; it has about 160."""
+
+RENEWALS_LIMIT = 65_000
+"""Renewals of one advert, so that their number fits 2 bytes of a digest: 15 days at least."""
+
+TOLD_WHEN_FULL_LIMIT = 32
+"""Adverts that a node without room for a link tells its caller: enough to choose 6 of."""
 
 REQUESTS_IN_FLIGHT_LIMIT = 256
 """Unanswered requests on one control stream; more would only queue at the peer."""
@@ -67,14 +79,14 @@ UNIT_TIME_LIMIT_S = 7 * 86400.0
 PORTS_LIMIT = 256
 """Inputs or outputs of a program; the largest exported models have some dozens."""
 
-LIST_LIMIT = DIGEST_LIMIT
-"""Items in any one list: those of a digest are the longest."""
+LIST_LIMIT = 512
+"""Items in any one list: the renewals of one message are the most."""
 
 MAP_LIMIT = 32
 """Keys in any one map; the largest struct has half as many fields."""
 
 CONTAINERS_LIMIT = 8192
-"""Lists and maps in one message, in all; a full digest has 4,100.
+"""Lists and maps in one message, in all; the fullest answer to a digest has 520.
 
 A byte can hold an empty list: without this bound a frame of them costs half a
 second of the daemon's one thread.
@@ -91,7 +103,7 @@ CLOCK_TOLERANCE_MS = 2 * 3600 * 1000
 """How wrong two clocks may be before a statement of now looks like a replay."""
 
 ADVERT_LIFETIME_LIMIT_S = 3600.0
-"""Longest life of an advert, reached in networks of about a thousand nodes."""
+"""Longest life of an advert, reached at 3,300 nodes; at 1,000 it is 18 minutes."""
 
 RATES_LIMIT = 4
 """Rates of one device in an advert: each is a line of it, about 25 bytes."""
@@ -172,8 +184,14 @@ ByteCount = Annotated[int, Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, Meta(ge=0, le=1 << 31)]
 """How many of something."""
 
-Sequence = Annotated[int, Meta(ge=0, le=1 << 62)]
-"""Grows with each advert of one node."""
+Sequence = Annotated[int, Meta(ge=0, le=(1 << 48) - 1)]
+"""Grows with each advert of one node; as milliseconds since 1970 it lasts 8,900 years."""
+
+RenewalNumber = Annotated[int, Meta(ge=1, le=RENEWALS_LIMIT)]
+"""Which renewal of one advert: 1, 2, 3, …"""
+
+Lifetime = Annotated[float, Meta(ge=1.0, le=ADVERT_LIFETIME_LIMIT_S)]
+"""Seconds after which an advert that was not renewed is dropped."""
 
 Rate = Annotated[float, Meta(ge=0.0, le=1e18)]
 """Multiply-adds or bytes per second; a thousand of the fastest devices there are."""
@@ -192,6 +210,12 @@ PortName = Annotated[str, Meta(min_length=1, max_length=256)]
 
 InlineBytes = Annotated[bytes, Meta(max_length=INLINE_LIMIT_BYTES)]
 """The bytes of a small blob."""
+
+RenewalBytes = Annotated[bytes, Meta(min_length=1, max_length=RENEWAL_LIMIT_BYTES)]
+"""The envelope of a renewal."""
+
+HeldBytes = Annotated[bytes, Meta(max_length=16 * DIGEST_LIMIT)]
+"""Marks of adverts, 16 bytes each: see "Discovery"."""
 
 EnvelopeBytes = Annotated[bytes, Meta(min_length=1, max_length=192 << 10)]
 """A signed envelope; see `crypto.envelope.ENVELOPE_LIMIT_BYTES`."""

@@ -19,6 +19,7 @@ from shoal.protocol.limits import (
     ByteCount,
     Count,
     EnvelopeBytes,
+    HeldBytes,
     HexId,
     IdleSeconds,
     InlineBytes,
@@ -29,8 +30,8 @@ from shoal.protocol.limits import (
     Port,
     Price,
     ProofBytes,
+    RenewalBytes,
     Seconds,
-    Sequence,
     ShortText,
     Text,
     UnitId,
@@ -76,22 +77,39 @@ class Hello(_Message, frozen=True, tag="hello"):
 # --- anti-entropy: what gossip lost -----------------------------------------
 
 AgedAdvert = tuple[EnvelopeBytes, Seconds]
-"""A signed advert and how old it is, in seconds since its node issued it."""
+"""A signed advert and how old it is, in seconds since its node issued it or last renewed it."""
+
+AgedRenewal = tuple[RenewalBytes, Seconds]
+"""A signed renewal and how old it is, in seconds since its node issued it."""
 
 
 class Digest(_Message, frozen=True, tag="digest"):
-    """The adverts this node holds, as (peer, sequence)."""
+    """The adverts this node holds, as marks: see "Discovery"."""
 
-    held: Annotated[tuple[tuple[PeerText, Sequence], ...], Meta(max_length=limits.DIGEST_LIMIT)]
+    held: HeldBytes
 
 
 class Adverts(_Message, frozen=True, tag="adverts"):
-    """Adverts the other side lacks, and the peers whose newer adverts are wanted."""
+    """What the other side lacks, and what is wanted of it.
+
+    Attributes:
+        renewals: Of adverts that are held there, or come in this message.
+        wanted: Marks of what is held here where the other's are newer; the number
+            0 where nothing is held.
+        more: Not all that is lacking fitted; compare again at once.
+        room: Whether this node takes the asker as a link. If not, the adverts are
+            of some other nodes to ask instead.
+    """
 
     adverts: Annotated[
         tuple[AgedAdvert, ...], Meta(max_length=limits.ADVERTS_PER_MESSAGE_LIMIT)
     ]
-    wanted: Annotated[tuple[PeerText, ...], Meta(max_length=limits.DIGEST_LIMIT)] = ()
+    renewals: Annotated[
+        tuple[AgedRenewal, ...], Meta(max_length=limits.RENEWALS_PER_MESSAGE_LIMIT)
+    ] = ()
+    wanted: HeldBytes = b""
+    more: bool = False
+    room: bool = True
 
 
 # --- negotiation --------------------------------------------------------------

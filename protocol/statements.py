@@ -29,11 +29,13 @@ from shoal.protocol.limits import (
     EpochMs,
     HexId,
     IdleSeconds,
+    Lifetime,
     Nonce,
     PeerText,
     PortName,
     Price,
     Rate,
+    RenewalNumber,
     Seconds,
     Sequence,
     ShortText,
@@ -236,6 +238,23 @@ class CapabilityProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issued_at_ms: EpochMs
 
 
+class Renewal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A node's word that it lives, and that what its advert says still holds.
+
+    Its signer is the node. On the wire it is an array of its fields, in this order:
+    some 160 bytes with the envelope, where an advert has 700.
+
+    Attributes:
+        sequence: Of the advert.
+        lifetime_s: How long the advert is good for from now on.
+    """
+
+    sequence: Sequence
+    number: RenewalNumber
+    issued_at_ms: EpochMs
+    lifetime_s: Lifetime
+
+
 def statement_id(envelope: bytes) -> BlobId:
     """The id of a signed statement: the content id of its envelope."""
     return blob_id_of(envelope)
@@ -255,6 +274,20 @@ def open_advert(envelope: bytes) -> Advert:
     advert, signer = _open(envelope, Statement.ADVERT, Advert)
     _check_signer(signer, advert.peer, "advert")
     return advert
+
+
+def open_renewal(envelope: bytes) -> tuple[Renewal, PeerId]:
+    """Check and read a renewal; gives the node that signed it, too.
+
+    Raises:
+        VerificationError: Not a renewal, or not well formed.
+    """
+    if len(envelope) > limits.RENEWAL_LIMIT_BYTES:
+        raise VerificationError(
+            f"a renewal of {len(envelope)} bytes is over {limits.RENEWAL_LIMIT_BYTES}",
+            code="renewal_too_large",
+        )
+    return _open(envelope, Statement.RENEWAL, Renewal)
 
 
 def open_award(envelope: bytes) -> Award:

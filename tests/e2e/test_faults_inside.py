@@ -73,7 +73,7 @@ async def test_an_exception_in_answering_is_a_problem_without_details(daemon, at
     daemon.membership._control.answer_with(broken)
     stream = await open_greeted(attacker, daemon.network.peer_id)
     for _ in range(3):
-        answer = await ask(stream, Digest(held=()))
+        answer = await ask(stream, Digest(held=b""))
         assert isinstance(answer, Problem)
         assert answer.code == "internal"
         assert "BrokenPart" not in answer.message
@@ -88,7 +88,7 @@ async def test_an_exception_in_the_check_of_gossip_costs_that_message(
         heard.set()
         raise BrokenPartError
 
-    monkeypatch.setattr(daemon.membership, "_accept", fails)
+    monkeypatch.setattr(daemon.membership._member, "hear_gossip", fails)
     await attacker.subscribe(ADVERT_TOPIC, lambda *_: True, lambda _: None)
     with trio.fail_after(10):
         while not heard.is_set():

@@ -209,7 +209,7 @@ async def test_a_frame_that_breaks_the_protocol_ends_its_stream_and_no_more(
     await send_raw(stream, frame)
     assert await is_cut(stream)
     await said(why)
-    assert isinstance(await ask(other, Digest(held=())), Adverts)
+    assert isinstance(await ask(other, Digest(held=b"")), Adverts)
 
 
 async def test_a_frame_over_its_limit_is_cut_before_it_is_read(victim, attacker, said):
@@ -221,7 +221,7 @@ async def test_a_frame_over_its_limit_is_cut_before_it_is_read(victim, attacker,
 
 async def test_a_stream_that_does_not_begin_with_hello_is_told_so_and_closed(victim, attacker):
     stream = await open_control_stream(attacker, victim.peer)
-    answer = await ask(stream, Digest(held=()))
+    answer = await ask(stream, Digest(held=b""))
     assert isinstance(answer, Problem)
     assert answer.code == "out_of_turn"
     assert await is_cut(stream)

@@ -1,16 +1,20 @@
 """Which links a node has, while peers start late, hang, and disks fill up."""
 
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
 
 from shoal.crypto import identity
-from shoal.node import membership
+from shoal.crypto.envelope import Statement
 from shoal.node.control import open_control
+from shoal.node.errors import NetworkError
 from shoal.node.membership import Membership, Seeds, open_membership
 from shoal.node.network import open_network
 from shoal.node.state import open_state
+from shoal.protocol import dialling
+from shoal.protocol.codec import encode
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import Adverts
 from shoal.protocol.statements import Advert
@@ -86,7 +90,7 @@ async def test_a_peer_that_was_starting_when_it_was_greeted_becomes_a_link(tmp_p
 async def test_a_node_alone_finds_its_bootstrap_peer_soon_after_that_has_started(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(membership, "BACK_OFF_FIRST_S", 60.0)  # as after a minute of failures
+    monkeypatch.setattr(dialling, "BACK_OFF_FIRST_S", 60.0)  # as after a minute of failures
     key = identity.generate()
     async with open_network(key, ["/ip4/127.0.0.1/tcp/0"]) as passing:
         place = passing.addresses()[0].rpartition("/p2p/")[0]
@@ -127,3 +131,74 @@ async def test_a_peer_that_answers_with_nonsense_becomes_no_link(tmp_path):
         await odd.linked(good.peer)
         await trio.sleep(0.3)
         assert odd.peer not in good.members.links
+
+
+async def test_a_peer_that_is_heard_of_becomes_a_link(tmp_path):
+    async with open_node(tmp_path / "here") as here, open_node(tmp_path / "there") as there:
+        here.answer()
+        there.answer()
+        here.members.hear_of(there.peer, there.addresses, "lan")
+        await here.linked(there.peer)
+        await there.linked(here.peer)
+
+
+async def test_what_is_heard_and_changed_before_the_start_is_not_forgotten(tmp_path):
+    async with open_node(tmp_path / "there") as there:
+        there.answer()
+        key = identity.generate()
+        (tmp_path / "here").mkdir()
+        async with AsyncExitStack() as stack:
+            enter = stack.enter_async_context
+            journal = await enter(open_state(tmp_path / "here" / "state.sqlite"))
+            network = await enter(open_network(key, ["/ip4/127.0.0.1/tcp/0"]))
+            control = await enter(open_control(network, "test/1"))
+            here = Node(key, network, control, journal, Seeds())
+            here.members.announce()
+            here.members.hear_of(there.peer, there.addresses, "bootstrap")
+            here.answer()
+            await enter(open_membership(here.members))
+            assert here.members.table.get(here.peer) is not None
+            await here.linked(there.peer)
+
+
+async def test_a_full_node_sends_its_callers_to_others(tmp_path):
+    async with open_node(tmp_path / "first") as first:
+        first.answer()
+        first.members._member.links_limit = 1
+        seeds = {first.peer: first.addresses}
+        async with open_node(tmp_path / "second", bootstrap=seeds) as second:
+            second.answer()
+            await first.linked(second.peer)
+            async with open_node(tmp_path / "third", bootstrap=seeds) as third:
+                third.answer()
+                await third.linked(second.peer)
+                assert third.peer not in first.members.links
+                assert first.peer in third.members.table
+
+
+async def test_a_node_that_a_call_does_not_reach_is_gone_at_once_for_the_caller(tmp_path):
+    async with open_node(tmp_path / "caller") as caller, open_node(tmp_path / "other") as other:
+        caller.answer()
+        other.answer()
+        dead = identity.generate()
+        caller.members.hear_of(other.peer, other.addresses, "told")
+        await caller.linked(other.peer)
+        advert = Advert(
+            peer=dead.peer_id,
+            sequence=1,
+            issued_at_ms=time.time_ns() // 1_000_000,
+            lifetime_s=60.0,
+            protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
+            agent="test/1",
+            addresses=("/ip4/127.0.0.1/tcp/1",),
+            devices=(),
+            numeric_classes=(),
+            providing=False,
+        )
+        envelope = dead.sign(Statement.ADVERT, encode(advert))
+        for node in (caller, other):
+            await node.members.answer(other.peer, Adverts(adverts=((envelope, 0.0),)))
+        with pytest.raises(NetworkError):
+            await caller.members.reach(dead.peer_id)
+        assert dead.peer_id not in caller.members.table
+        assert dead.peer_id in other.members.table

@@ -19,7 +19,7 @@ from shoal.crypto.envelope import Statement
 from shoal.crypto.identity import Identity
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import AwardOffer, Bid, Call, Frame, UnitRequest, UnitResult
-from shoal.protocol.statements import Advert, Award, DeviceOffer, Receipt
+from shoal.protocol.statements import Advert, Award, DeviceOffer, Receipt, Renewal
 
 ALICE, BOB, CAROL, MALLORY = (
     Identity(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in range(4)
@@ -141,6 +141,12 @@ def signed_advert(
     )
     advert = msgspec.structs.replace(advert, **changes)
     return (signer or node).sign(Statement.ADVERT, encode(advert))
+
+
+def signed_renewal(node: Identity = ALICE, **changes: Any) -> bytes:
+    renewal = Renewal(sequence=1, number=1, issued_at_ms=WALL_MS, lifetime_s=60.0)
+    renewal = msgspec.structs.replace(renewal, **changes)
+    return node.sign(Statement.RENEWAL, encode(renewal))
 
 
 # --- strategies -----------------------------------------------------------------

@@ -58,18 +58,20 @@ class Network(RuleBasedStateMachine):
         self.now_s += TRANSIT_S
         if lost == "answer":
             return
-        for envelope, age_s in answer.adverts:
-            self.take(asker, envelope, age_s)
+        wall_ms = WALL_MS + int(self.now_s * 1000)
+        self.tables[asker].take(answer, now_s=self.now_s, wall_ms=wall_ms)
         if lost != "wanted":
-            for envelope, age_s in self.tables[asker].aged(list(answer.wanted), self.now_s):
-                self.take(asked, envelope, age_s)
+            given = decode(encode(self.tables[asker].give(answer.wanted, self.now_s)), Adverts)
+            self.tables[asked].take(given, now_s=self.now_s, wall_ms=wall_ms)
 
     @rule(seconds=st.floats(0.1, 40.0))
     def wait(self, seconds):
         self.now_s += seconds
         for at, table in enumerate(self.tables):
             held = {entry.advert.peer: entry.advert.sequence for entry in table}
-            self.gone[at] |= {peer: held[peer] for peer in table.expire(self.now_s)}
+            self.gone[at] |= {
+                e.advert.peer: held[e.advert.peer] for e in table.expire(self.now_s)
+            }
 
     @rule(node=nodes)
     def die(self, node):

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from msgspec import inspect
-from strategies import ALICE, INPUT
+from strategies import INPUT, signed_renewal
 
 from shoal.crypto import envelope
 from shoal.protocol import limits
@@ -23,10 +23,11 @@ from shoal.protocol.statements import (
     CapabilityProof,
     Commitment,
     Receipt,
+    Renewal,
 )
 
 KINDS = (
-    *(Frame, Advert, Award, Receipt, Commitment, CapabilityProof),
+    *(Frame, Advert, Renewal, Award, Receipt, Commitment, CapabilityProof),
     *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
 )
 
@@ -96,17 +97,31 @@ def test_every_pattern_is_about_the_whole_text(path):
 
 def test_the_fullest_answer_to_a_digest_fits_into_a_frame():
     advert = (bytes(limits.ADVERT_LIMIT_BYTES), 3599.123)
+    renewal = (bytes(limits.RENEWAL_LIMIT_BYTES), 3599.123)
     answer = Adverts(
         adverts=(advert,) * limits.ADVERTS_PER_MESSAGE_LIMIT,
-        wanted=(ALICE.peer_id,) * limits.DIGEST_LIMIT,
+        renewals=(renewal,) * limits.RENEWALS_PER_MESSAGE_LIMIT,
+        wanted=bytes(16 * limits.DIGEST_LIMIT),
+        more=True,
+        room=False,
     )
     encode(Response(id=1 << 31, body=answer))
+    containers = limits.ADVERTS_PER_MESSAGE_LIMIT + limits.RENEWALS_PER_MESSAGE_LIMIT
+    assert containers + 5 <= limits.CONTAINERS_LIMIT
 
 
-def test_the_fullest_digest_fits_into_a_frame_and_its_containers():
-    digest = Digest(held=((ALICE.peer_id, 1 << 62),) * limits.DIGEST_LIMIT)
-    encode(Request(id=1 << 31, body=digest))
-    assert limits.DIGEST_LIMIT + 3 <= limits.CONTAINERS_LIMIT
+def test_the_fullest_digest_fits_into_a_frame():
+    encode(Request(id=1 << 31, body=Digest(held=bytes(16 * limits.DIGEST_LIMIT))))
+
+
+def test_the_largest_renewal_fits_its_field():
+    largest = signed_renewal(
+        sequence=(1 << 48) - 1,
+        number=limits.RENEWALS_LIMIT,
+        issued_at_ms=1 << 48,
+        lifetime_s=limits.ADVERT_LIFETIME_LIMIT_S - 0.1,
+    )
+    assert len(largest) <= limits.RENEWAL_LIMIT_BYTES
 
 
 def test_the_fullest_unit_fits_into_a_frame():
