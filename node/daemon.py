@@ -215,6 +215,7 @@ async def serve(
             rates=lambda: measured.rates,
             belied=measured.belie,
             proven=membership.announce,
+            gives=measured.to_give,
         )
         challenger = Challenger(
             house,
