@@ -54,7 +54,7 @@ ROUND_INTERVAL_S = 10.0
 """Between two rounds, while there is no verdict or links are new."""
 
 SETTLED_INTERVAL_S = 900.0
-"""Between two rounds once there is a verdict. Three dial-backs, some 10 ms of CPU each."""
+"""Between two rounds once there is a verdict. A dial-back costs both sides 5 ms of CPU."""
 
 PEER_INTERVAL_S = 120.0
 """Between two requests to one peer; it admits about as many (`DIAL_BACKS_PER_S`)."""

@@ -43,6 +43,7 @@ from shoal.protocol.messages import (
     Request,
     Response,
 )
+from shoal.protocol.rates import Rates
 from shoal.protocol.reachability import DIAL_BACK_BURST, Scope, Verdict
 from shoal.protocol.statements import Advert
 
@@ -164,6 +165,15 @@ async def link(dialler, listener, *, ip=None, by=None):
         one.known.take(other.advert())
 
 
+def stop_refills(*nodes):
+    """Let rates give their bursts alone, however long a busy machine takes for a test."""
+    for node in nodes:
+        for part in (node.reached, node.introductions):
+            for rates in vars(part).values():
+                if isinstance(rates, Rates):
+                    rates.per_s = 0.0
+
+
 @asynccontextmanager
 async def open_service(ip, port, *, answers=b""):
     """Another service on a port: gives what each connection sent, once it has ended."""
@@ -264,7 +274,7 @@ async def test_another_node_on_the_port_is_told_apart():
 async def test_another_service_is_sent_the_constant_opening_and_not_a_byte_more(
     answers, monkeypatch
 ):
-    monkeypatch.setattr(reachability, "DIAL_TIME_LIMIT_S", 0.3)
+    monkeypatch.setattr(reachability, "DIAL_TIME_LIMIT_S", 1.0)
     async with (
         open_node() as asker,
         open_node() as helper,
@@ -282,7 +292,7 @@ async def test_another_service_is_sent_the_constant_opening_and_not_a_byte_more(
 async def test_in_a_private_network_another_service_is_sent_nothing_that_can_be_read(
     monkeypatch,
 ):
-    monkeypatch.setattr(reachability, "DIAL_TIME_LIMIT_S", 0.3)
+    monkeypatch.setattr(reachability, "DIAL_TIME_LIMIT_S", 1.0)
     private = PrivateNetwork(make_key("friends"))
     async with (
         open_node(private=private) as asker,
@@ -337,6 +347,7 @@ async def test_only_where_the_asker_comes_from_is_dialled():
 async def test_a_flood_of_requests_is_dialled_for_a_few_times_and_answered_for_all():
     async with open_node() as asker, open_node() as helper:
         await link(asker, helper)
+        stop_refills(helper)
         at_once = most = dials = 0
 
         async def dial_back(*_):
@@ -375,6 +386,7 @@ async def test_keys_made_up_at_one_address_share_its_dial_backs():
             return Outcome.REFUSED
 
         helper.network.dial_back = dial_back
+        stop_refills(helper)
         for _ in range(5):
             asker = await stack.enter_async_context(open_node())
             await link(asker, helper)
@@ -467,7 +479,7 @@ async def test_a_node_comes_to_a_verdict_and_its_advert_follows(listen, verdict,
             place = f"/ip4/127.0.{number}.1/tcp/0"
             helpers.append(await stack.enter_async_context(open_node(place)))
             await link(node, helpers[-1], ip="127.0.9.9")
-        with trio.move_on_after(10) as running:
+        with trio.move_on_after(30) as running:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(node.reached.run)
                 while not node.known.announced:  # noqa: ASYNC110
@@ -624,6 +636,7 @@ async def test_who_is_not_linked_introduces_nobody():
 async def test_a_flood_of_introductions_is_passed_on_and_dialled_a_few_times():
     async with three() as (requester, introducer, hidden):
         await requester.introductions.reach(introducer.peer)
+        stop_refills(introducer, hidden)
         passed_on = dials = 0
         stock = introducer.control.request
 
@@ -655,7 +668,7 @@ async def test_a_flood_of_introductions_is_passed_on_and_dialled_a_few_times():
 
 
 async def test_introductions_that_hang_are_bounded(monkeypatch):
-    monkeypatch.setattr(introductions, "PASS_ON_TIME_LIMIT_S", 0.3)
+    monkeypatch.setattr(introductions, "PASS_ON_TIME_LIMIT_S", 1.0)
     monkeypatch.setattr(introductions, "AT_ONCE_LIMIT", 2)
     async with three() as (requester, introducer, hidden):
         await requester.introductions.reach(introducer.peer)
