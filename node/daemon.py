@@ -307,7 +307,7 @@ async def serve(
             )
         )
         control = await stack.enter_async_context(open_control(network, AGENT))
-        ways = await find_seeds(config, swarm_key, journal)
+        places = await find_seeds(config, swarm_key, journal)
         membership = Membership(
             identity,
             network,
@@ -316,10 +316,10 @@ async def serve(
             lambda sequence, lifetime_s: measured.claimed(
                 make_advert(config, network, capacity, owner, sequence, lifetime_s)
             ),
-            ways.seeds(),
+            places.seeds(),
         )
         joining = Joining(
-            ways,
+            places,
             network,
             membership,
             journal,

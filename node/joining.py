@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.joining_plan import Entry
-    from shoal.node.known_peers import WaysIn
+    from shoal.node.known_peers import Places
     from shoal.node.membership import Membership
     from shoal.node.network import Network
     from shoal.node.state import State
@@ -64,14 +64,14 @@ class Joining:
     """The ways into the network. `run` is its task.
 
     Args:
-        ways: Where to look, from `node.known_peers.find_seeds`.
+        places: Where to look, from `node.known_peers.find_seeds`.
         fingerprint: Of the private network that this node is in, or "".
         lan: Whether to be found on the local network, and to look there.
     """
 
     def __init__(
         self,
-        ways: WaysIn,
+        places: Places,
         network: Network,
         membership: Membership,
         journal: State,
@@ -80,8 +80,8 @@ class Joining:
         lan: bool = True,
     ) -> None:
         own = membership.own
-        self._entries = [one for one in ways.entries if one.place.peer != own]
-        self._remembered = [row for row in ways.remembered if row.peer != own]
+        self._entries = [one for one in places.entries if one.place.peer != own]
+        self._remembered = [row for row in places.remembered if row.peer != own]
         self._network = network
         self._membership = membership
         self._journal = journal

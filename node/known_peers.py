@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class WaysIn:
+class Places:
     """Where this node looks for its network, as it was set and as it is remembered."""
 
     entries: tuple[Entry, ...]
@@ -51,7 +51,7 @@ class WaysIn:
         return Seeds(bootstrap, {row.peer: row.places for row in self.remembered})
 
 
-async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State) -> WaysIn:
+async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State) -> Places:
     """Where this node looks for its network: as configured, and as remembered.
 
     Raises:
@@ -73,7 +73,7 @@ async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State)
         for text in texts:
             entries.setdefault(text, Entry(text, source, parse_bootstrap(text)))
     remembered = await remembered_peers.remembered(journal, REMEMBERED_LIMIT)
-    return WaysIn(tuple(entries.values()), tuple(remembered))
+    return Places(tuple(entries.values()), tuple(remembered))
 
 
 def providers(membership: Membership, numeric_class: str) -> list[PeerId]:

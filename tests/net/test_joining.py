@@ -14,7 +14,7 @@ from shoal.node.addresses import parse_bootstrap
 from shoal.node.errors import ConfigError, NetworkError, StoreError
 from shoal.node.joining import Joining
 from shoal.node.joining_plan import Entry, Source
-from shoal.node.known_peers import WaysIn
+from shoal.node.known_peers import Places
 from shoal.node.remembered_peers import RememberedPeer, remembered
 
 NOBODY = f"/ip4/127.0.0.1/tcp/1/p2p/{generate().peer_id}"
@@ -24,16 +24,16 @@ NOBODY = f"/ip4/127.0.0.1/tcp/1/p2p/{generate().peer_id}"
 async def joining_node(home, *texts, zone=None, remembered=()):
     """A node that joins by ``texts``, with its joining and its DNS zone."""
     entries = tuple(Entry(text, Source.SETTING, parse_bootstrap(text)) for text in texts)
-    ways = WaysIn(entries, tuple(remembered))
+    places = Places(entries, tuple(remembered))
     zone = {} if zone is None else zone
     async with AsyncExitStack() as stack:
         resolver, _ = await stack.enter_async_context(dns_server(zone))
         node = await stack.enter_async_context(
-            open_node(home, bootstrap=ways.seeds().bootstrap)
+            open_node(home, bootstrap=places.seeds().bootstrap)
         )
         node.answer()
         node.network.dialing.names = resolver
-        node.joining = Joining(ways, node.network, node.members, node.journal, lan=False)
+        node.joining = Joining(places, node.network, node.members, node.journal, lan=False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.joining.run)
             yield node
@@ -121,8 +121,8 @@ async def test_a_person_links_to_a_peer_by_address_or_by_name(tmp_path):
 async def test_a_node_is_never_its_own_way_in(tmp_path):
     async with joining_node(tmp_path / "n") as node:
         own = node.network.addresses()[0]
-        ways = WaysIn((Entry(own, Source.SETTING, parse_bootstrap(own)),), ())
-        again = Joining(ways, node.network, node.members, node.journal, lan=False)
+        places = Places((Entry(own, Source.SETTING, parse_bootstrap(own)),), ())
+        again = Joining(places, node.network, node.members, node.journal, lan=False)
         assert again.view().seeds == ()
 
 
