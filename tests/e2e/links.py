@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from shoal.node.demo.swarm import Swarm
+
 
 class Link:
     """Network namespaces that share a bridge, each with an address ``10.79.0.N``."""
@@ -71,3 +73,33 @@ def link_or_skip(count):
         if link is None:
             pytest.skip("network namespaces are not to be had: root and iproute2 are needed")
         yield link
+
+
+class Machines(Swarm):
+    """Daemons that are told of nobody, each on a machine of its own."""
+
+    def __init__(self, link, count=3):
+        super().__init__(count, settings=["--provide=no", "--lan=yes"])
+        self.link = link
+
+    def _before(self, node):
+        return self.link.inside(node.number - 1)
+
+    def _listen(self, node):
+        return "/ip4/0.0.0.0/tcp/4711"
+
+    def _bootstrap(self, node):
+        return ()
+
+
+def lan_state(node):
+    """What a daemon does on its local network."""
+    with node.client() as client:
+        return client.status().joining.lan
+
+
+def near(node):
+    """The peers that a daemon has heard of on its local network."""
+    with node.client() as client:
+        seeds = client.status().joining.seeds
+    return {seed.peer for seed in seeds if seed.source == "lan"}
