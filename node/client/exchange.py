@@ -19,6 +19,8 @@ from shoal.node.home import holder_of
 from shoal.node.records import Failure
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from shoal.node.daemon_place import DaemonPlace
 
 CONNECT_LIMIT_S = 5.0
@@ -80,7 +82,7 @@ def refusal_of(status: int, body: bytes) -> DaemonError:
 def unreachable(place: DaemonPlace) -> DaemonUnreachableError:
     """The error for a socket that nobody answers on."""
     socket = place.socket
-    if socket.exists() and not os.access(socket, os.W_OK):
+    if _forbidden(socket):
         return DaemonUnreachableError(
             f"this user may not use the daemon's socket {socket}",
             code="socket_forbidden",
@@ -103,6 +105,17 @@ def unreachable(place: DaemonPlace) -> DaemonUnreachableError:
         code="daemon_silent",
         hint="it may be starting or ending: try again in some seconds, and see its log",
     )
+
+
+def _forbidden(socket: Path) -> bool:
+    """Whether this user may not use it, or not even enter the directory that it is in."""
+    try:
+        socket.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(socket, os.W_OK)
 
 
 def too_slow(request: Request) -> WaitTimeoutError:

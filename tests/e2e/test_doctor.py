@@ -15,6 +15,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import as_nobody
 import libfaketime
@@ -25,6 +26,7 @@ from daemons import SHOAL, clean_environment, eventually, shoal
 
 from shoal.compute.sandbox import features
 from shoal.crypto import identity
+from shoal.node.cli.checkup.listening import ports
 from shoal.node.control import CONTROL_PROTOCOL
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
@@ -195,6 +197,18 @@ def test_a_port_that_another_process_has_is_named_with_that_process(home):
     assert said.startswith(f"failure: /ip4/127.0.0.1/tcp/{port} is taken by {me}; next: end")
 
 
+def test_a_port_of_the_daemon_that_another_process_listens_on_is_named():
+    with listening() as port:
+        status = SimpleNamespace(addresses=[f"/ip4/127.0.0.1/tcp/{port}"], pid=1)
+        (found,) = ports(SimpleNamespace(status=status))
+        status.pid = os.getpid()
+        (own,) = ports(SimpleNamespace(status=status))
+    assert (
+        f"and that port is {psutil.Process().name()} (process {os.getpid()})'s" in found.message
+    )
+    assert (found.verdict, own.verdict) == ("failure", "ok")
+
+
 @pytest.mark.parametrize(("offset", "how"), [("+3600", "ahead of"), ("-3600", "behind")])
 def test_a_clock_that_is_off_by_an_hour_is_named(swarm, home, offset, how):
     home.set(bootstrap=[swarm.nodes[0].address], listen=[LOOPBACK])
@@ -221,6 +235,14 @@ def test_a_full_disk_is_named(home):
     )
     assert "next: make room there" in said
     assert "disk" in told.summary
+
+
+def test_a_disk_that_is_mounted_read_only_is_named(home):
+    mounted = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && { shift; exec "$@"; }'
+    alone = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-Urm"]
+    told = home.diagnose([*alone, "sh", "-c", mounted, home.path, "-", *home.command])
+    assert "is mounted read-only; next: mount it writable" in told.of("disk")
+    assert told.of("home").startswith("ok: ")
 
 
 def test_a_kernel_without_landlock_is_named(home):
@@ -265,6 +287,16 @@ def test_a_key_that_this_user_cannot_read_is_named(home):
     said = home.diagnose(run=run, HOME="/tmp").of("key")
     assert f"failure: the key at {home.path}/identity.key cannot be read: Permission" in said
     assert "next: make it readable: chmod 600" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone has a home that others cannot enter")
+def test_a_home_that_this_user_may_not_enter_is_named(home):
+    for directory in home.path.parents:
+        if directory.is_relative_to("/tmp/pytest-of-root"):
+            directory.chmod(0o755)
+    told = home.diagnose(run=as_nobody.run, HOME="/tmp")
+    assert f"failure: {home.path} is not to be reached" in told.of("home")
+    assert told.summary.partition(": ")[2].startswith("begin with home")
 
 
 OLDER, NEWER = PROTOCOL_MAJOR - 1, PROTOCOL_MAJOR + 1

@@ -26,8 +26,8 @@ CANARY_LIMIT_S: Final = 12.0
 
 _HERE: Final = (
     machine.user,
-    machine.settings,
     machine.home,
+    machine.settings,
     machine.key,
     machine.network,
     machine.disk,

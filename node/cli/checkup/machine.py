@@ -127,13 +127,19 @@ def _edited(patient: Patient) -> list[SettingView]:
 def home(patient: Patient) -> Iterator[Finding]:
     """Whether the home is there and this user's to write."""
     place = patient.home
-    if not place.exists():
+    if not os.access(_nearest(place), os.X_OK):
+        yield failure(
+            "home",
+            f"{place} is not to be reached: this user may not enter {_nearest(place)}",
+            "choose another with --home or SHOAL_HOME, or ask as the daemon's user",
+        )
+    elif not place.exists():
         yield warning("home", f"{place} is not there yet", "run `shoal init`")
     elif not place.is_dir():
         yield failure(
             "home", f"{place} is no directory", "choose another with --home or SHOAL_HOME"
         )
-    elif not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+    elif not os.access(place, os.R_OK | os.W_OK | os.X_OK) and not _read_only(place):
         yield failure(
             "home",
             f"{place} is not writable for this user",
@@ -186,10 +192,9 @@ def network(patient: Patient) -> Iterator[Finding]:
 
 def disk(patient: Patient) -> Iterator[Finding]:
     """Whether the home's disk takes what is written, and has the room that was promised."""
-    place = next((d for d in (patient.home, *patient.home.parents) if d.is_dir()), Path("/"))
+    place = _nearest(patient.home)
     try:
-        free_bytes = shutil.disk_usage(place).free
-        read_only = bool(os.statvfs(place).f_flag & os.ST_RDONLY)
+        free_bytes, read_only = shutil.disk_usage(place).free, _read_only(place)
     except OSError as error:
         yield failure("disk", f"{place} cannot be looked at: {error.strerror}")
         return
@@ -220,6 +225,16 @@ def disk(patient: Patient) -> Iterator[Finding]:
         )
     else:
         yield ok("disk", f"{size_text(free_bytes)} free on {there}")
+
+
+def _nearest(place: Path) -> Path:
+    """The directory nearest to ``place``, on the way to it, of those that can be seen."""
+    return next((d for d in (place, *place.parents) if os.path.isdir(d)), Path("/"))  # noqa: PTH112  # Path.is_dir raises where this user may not look
+
+
+def _read_only(place: Path) -> bool:
+    """Whether nobody can write there, the disk being mounted so."""
+    return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
 
 
 def _refuses(place: Path) -> str | None:

@@ -40,6 +40,7 @@ LOG_LIMIT_BYTES: Final = 64 << 10
 LOG_LINES_LIMIT: Final = 300
 PEERS_LIMIT: Final = 100
 _SECRET_FILE_LIMIT_BYTES: Final = 64 << 10
+_SECRET_FILES_LIMIT: Final = 64
 _PACKAGES: Final = (
     *("libp2p", "trio", "multiaddr", "msgspec", "msgpack", "cryptography", "hypercorn"),
     *("numpy", "numba", "onnx", "onnxruntime", "torch", "psutil", "zeroconf", "dnspython"),
@@ -84,8 +85,9 @@ def scrubber_of(patient: Patient, *, with_addresses: bool) -> Scrubber:
     """What knows the secrets of this home, and the words that are personal on this machine."""
     secrets: list[bytes] = []
     for directory in {patient.home, patient.place.home}:
-        for pattern in _SECRET_FILES:
-            for path in sorted(directory.glob(pattern))[:32]:
+        with suppress(OSError):  # a home that this user may not enter
+            found = [path for each in _SECRET_FILES for path in sorted(directory.glob(each))]
+            for path in found[:_SECRET_FILES_LIMIT]:
                 with suppress(OSError):
                     secrets += _secrets_in(path.read_bytes()[:_SECRET_FILE_LIMIT_BYTES])
     user = ""
