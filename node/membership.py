@@ -174,7 +174,11 @@ class Membership:
         Raises:
             VerificationError: It sent an advert that is forged or malformed.
         """
-        return self._member.answer(peer, message, trio.current_time(), _wall_ms())
+        try:
+            return self._member.answer(peer, message, trio.current_time(), _wall_ms())
+        except VerificationError as error:
+            log.warning("a peer sent a bad advert", peer=peer, error=str(error))
+            raise
 
     # -- tasks --
 

@@ -191,7 +191,7 @@ A_BID = Bid(
             as_request({"type": "digest", "held": 3}), "$.body.held", id="a wrong-typed field"
         ),
         pytest.param(
-            as_request({"type": "digest", "held": [], "more": 1}),
+            as_request({"type": "digest", "held": b"", "more": 1}),
             "unknown field",
             id="an unknown field",
         ),

@@ -336,6 +336,18 @@ def test_a_peer_of_old_that_is_not_in_the_table_is_dialled_whatever_links_there_
     assert max(b - a for a, b in pairwise([*node.dialled(BOB), node.now_s])) <= 80
 
 
+def test_a_bootstrap_peer_in_the_table_is_left_to_others_once_there_are_links_enough():
+    node = Driven(bootstrap={BOB.peer_id: HERE})
+    node.tell(DialFailed(BOB.peer_id))
+    node.link(CROWD[0], of(BOB, *CROWD))
+    for other in CROWD[1:LINKS_WANTED]:
+        node.link(other)
+    node.refuse(10)
+    since = len(node.dialled(BOB))
+    node.refuse(40)  # its advert has not expired yet
+    assert len(node.dialled(BOB)) == since
+
+
 def test_a_peer_that_is_heard_of_is_dialled_and_one_in_the_table_is_not():
     node = Driven()
     node.link(CAROL, of(CAROL))
@@ -406,7 +418,10 @@ def test_after_very_many_renewals_a_new_advert_is_issued():
 def test_a_node_whose_own_advert_expired_issues_one():
     node = Driven()
     node.now_s = 500.0
-    assert len(node.tell(Tick(), Issue)) == 1
+    assert [type(effect) for effect in node.tell(Tick()) if not isinstance(effect, Dial)] == [
+        Issue
+    ]
+    assert ALICE.peer_id not in node.member.places.absent
 
 
 def test_what_changes_quickly_is_issued_no_faster_than_the_gap():
