@@ -43,7 +43,7 @@ async def daemon(attacker, nursery, tmp_path):
         "listen": "/ip4/127.0.0.1/tcp/0",
         "allow": attacker.peer_id,
     }
-    daemon = await nursery.start(serve, load(flags, environment={}))
+    daemon = await nursery.start(serve, load(flags, environment={"SHOAL_STEP_BACK": "off"}))
     places = [address.rpartition("/p2p/")[0] for address in daemon.network.addresses()]
     await attacker.connect(daemon.network.peer_id, places, STREAM_LIMIT_S)
     yield daemon

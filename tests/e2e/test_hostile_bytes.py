@@ -116,25 +116,28 @@ async def test_a_thousand_random_frames_over_every_protocol_are_survived(victim,
     sent = dict.fromkeys(sorted(protocols), 0)
     async with trio.open_nursery() as nursery:
         for protocol in sent:
-            nursery.start_soon(send_random_frames, attacker, victim, protocol, sent)
-    assert min(sent.values()) > RANDOM_FRAMES // 2, sent  # the rest met a cut connection
+            nursery.start_soon(send_random_frames, victim, protocol, sent)
+    assert min(sent.values()) > RANDOM_FRAMES // 5, sent  # the rest came too fast
 
 
-async def send_random_frames(attacker, victim, protocol, sent):
+async def send_random_frames(victim, protocol, sent):
+    """Over a connection of its own; a stream that comes too fast is refused."""
     dice = random.Random(protocol)
-    for _ in range(RANDOM_FRAMES):
-        payload = dice.randbytes(dice.choice((1, 7, 60, 500, 4000)))
-        try:
-            await attacker.connect(victim.peer, [place_of(victim)], STREAM_LIMIT_S)
-            stream = await attacker.open_stream(victim.peer, protocol, STREAM_LIMIT_S)
-            if dice.random() < 0.5:  # what looks like a frame comes further than noise
-                await send_raw(stream, payload)
-            else:
-                await stream.send_all(payload)
-            await (stream.aclose() if dice.random() < 0.5 else stream.reset())
-        except NetworkError:
-            continue
-        sent[protocol] += 1
+    async with open_network(identity.generate(), []) as network:
+        for _ in range(RANDOM_FRAMES):
+            payload = dice.randbytes(dice.choice((1, 7, 60, 500, 4000)))
+            try:
+                await network.connect(victim.peer, [place_of(victim)], STREAM_LIMIT_S)
+                stream = await network.open_stream(victim.peer, protocol, STREAM_LIMIT_S)
+                if dice.random() < 0.5:  # what looks like a frame comes further than noise
+                    await send_raw(stream, payload)
+                else:
+                    await stream.send_all(payload)
+                await (stream.aclose() if dice.random() < 0.5 else stream.reset())
+            except NetworkError:
+                await trio.sleep(0.01)
+                continue
+            sent[protocol] += 1
 
 
 async def test_random_bytes_on_the_port_are_survived(victim):
