@@ -13,8 +13,11 @@ from libp2p.abc import INotifee
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
 from libp2p.host.basic_host import BasicHost
+from libp2p.host.ping import ID as PING
 from libp2p.identity.identify import identify
 from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH
+from libp2p.io.exceptions import IOException
+from libp2p.io.utils import read_exactly
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection import swarm_connection
@@ -23,6 +26,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.tools.anyio_service.trio_manager import TrioManager
 from libp2p.transport.upgrader import TransportUpgrader
@@ -43,6 +47,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 swarm_connection.logging = logging.getLogger("libp2p")  # stock: root
+
+PING_SIZE_BYTES = 32
+PING_IDLE_LIMIT_S = 10.0
+"""Between two pings of a peer on one stream; as in stock. Links ping every 2 s."""
 
 _RESTART_DELAY_S = 1.0
 _STOCK_LIMIT = 1 << 20
@@ -207,11 +215,29 @@ def make_host(
         disable_identify_address_discovery=True,
     )
     host.get_mux().remove_handler(IDENTIFY_PUSH)  # nobody here reads what it would store
+    host.get_mux().add_handler(PING, answer_pings)
     for protocol, handler in list(host.get_mux().handlers.items()):
         host.set_stream_handler(protocol, handler)
     # Stock ones tag peers, for a pruner that has nothing to prune here, and identify them.
     swarm.notifees[:] = [_Watcher(changed)]
     return host
+
+
+async def answer_pings(stream: INetStream) -> None:
+    """Send back each ping, until the peer ends or says nothing for long.
+
+    Stock notes each peer that ever pinged, and raises at the end of every stream.
+    """
+    while True:
+        with trio.move_on_after(PING_IDLE_LIMIT_S) as limit:
+            try:
+                payload = await read_exactly(stream, PING_SIZE_BYTES)
+            except (IOException, MuxedStreamError):
+                break
+            await stream.write(payload)
+        if limit.cancelled_caught:
+            break
+    await stream.close()
 
 
 def forget(host: SturdyHost, peer: ID) -> None:

@@ -131,7 +131,7 @@ async def make_bid(stream, program):
     """Call for bids; gives the call and the bid."""
     call = make_call(program, secrets.token_hex(16))
     bid = await ask(stream, call)
-    assert isinstance(bid, Bid)
+    assert isinstance(bid, Bid), bid
     return call, bid
 
 

@@ -44,7 +44,7 @@ async def daemon(attacker, nursery, tmp_path):
         "allow": attacker.peer_id,
         "step_back": "off",  # whatever else runs on the machine
     }
-    daemon = await nursery.start(serve, load(flags, environment={}))
+    daemon = await nursery.start(serve, load(flags, environment={"SHOAL_STEP_BACK": "off"}))
     places = [address.rpartition("/p2p/")[0] for address in daemon.network.addresses()]
     await attacker.connect(daemon.network.peer_id, places, STREAM_LIMIT_S)
     yield daemon

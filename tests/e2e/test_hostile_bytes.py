@@ -125,7 +125,9 @@ async def test_hundreds_of_random_frames_over_every_protocol_are_survived(victim
     async with trio.open_nursery() as nursery:
         for protocol in sent:
             nursery.start_soon(send_random_frames, victim, protocol, sent)
-    assert min(sent.values()) > RANDOM_FRAMES // 2, sent  # the rest met a cut connection
+    assert min(sent.values()) > RANDOM_FRAMES // 5, (
+        sent
+    )  # the rest met a cut connection, or came too fast
 
 
 async def send_random_frames(victim, protocol, sent):

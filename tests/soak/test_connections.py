@@ -21,6 +21,7 @@ from shoal.crypto.identity import generate
 from shoal.node.client import AsyncClient
 from shoal.node.demo.swarm import Swarm
 from shoal.node.errors import NetworkError
+from shoal.node.libp2p_compat.streams import TRANSPORT_ERRORS
 from shoal.node.network import open_network
 
 LONG = float(os.environ.get("SHOAL_SOAK_S", "60")) >= 600
@@ -132,7 +133,7 @@ async def reset_handshakes(node):
 
 async def open_streams(node):
     async with open_network(generate(), []) as network:
-        with suppress(NetworkError):
+        with suppress(NetworkError, *TRANSPORT_ERRORS):  # it is cut for it
             await network.connect(node.peer, [place(node)], 10)
             muxed = network._live_connection(node.peer).muxed_conn
             for number in range(1001, 1001 + 2 * STREAMS, 2):
