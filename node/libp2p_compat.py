@@ -103,7 +103,7 @@ _libp2p_log.handlers = [logging.NullHandler()]
 _libp2p_log.propagate = False
 swarm_connection.logging = _libp2p_log
 
-identify.PROTOCOL_VERSION = f"shoal/{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+identify.PROTOCOL_VERSION = f"/shoal/{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 identify.AGENT_VERSION = f"shoal/{shoal.__version__}"
 
 MAX_CONNECTIONS = 512

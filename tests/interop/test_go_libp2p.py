@@ -47,7 +47,7 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.statements import Advert
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 VERSION = (PROTOCOL_MAJOR, PROTOCOL_MINOR)
 PING, IDENTIFY = "/ipfs/ping/1.0.0", "/ipfs/id/1.0.0"
 
@@ -179,7 +179,7 @@ async def test_go_dials_identifies_and_pings_a_daemon(node, place):
             size = await receive_varint(stream)
             said = Identify.FromString(await receive_exactly(stream, size))
         assert said.agent_version == f"shoal/{shoal.__version__}"
-        assert said.protocol_version == f"shoal/{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+        assert said.protocol_version == f"/shoal/{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
         assert {CONTROL_PROTOCOL, BLOB_PROTOCOL, PING} <= set(said.protocols)
         listening = node.address.partition("/p2p/")[0]
         assert listening in {str(Multiaddr(each)) for each in said.listen_addrs}
