@@ -29,6 +29,7 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
 	$(BIN)/python tests/bench/challenge.py
+	$(BIN)/python tests/bench/advert_sizes.py
 
 interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) and js-libp2p; needs Node.js and npm
 	npm install --prefix tests/interop --no-audit --no-fund --no-package-lock
