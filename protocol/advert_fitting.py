@@ -42,10 +42,10 @@ def fitted(advert: Advert, limit_bytes: int = ADVERT_LIMIT_BYTES) -> Advert:
         advert: All that its node would say.
         limit_bytes: Of the signed envelope.
     """
-    advert = replace(advert, devices=grouped(advert.devices))
+    advert = _with_groups(advert)
     for step in _STEPS:
         while size_bytes(advert) > limit_bytes:
-            shorter = step(advert)
+            shorter = _with_groups(step(advert))  # without their rates, more are equal
             if shorter == advert:
                 break
             advert = shorter
@@ -55,6 +55,10 @@ def fitted(advert: Advert, limit_bytes: int = ADVERT_LIMIT_BYTES) -> Advert:
 def size_bytes(advert: Advert) -> int:
     """How large it is at most once it is signed."""
     return len(encode(advert)) + ENVELOPE_BYTES
+
+
+def _with_groups(advert: Advert) -> Advert:
+    return replace(advert, devices=grouped(advert.devices))
 
 
 def grouped(devices: tuple[DeviceOffer, ...]) -> tuple[DeviceOffer, ...]:

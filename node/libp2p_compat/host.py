@@ -176,7 +176,7 @@ class _Watcher(INotifee):
         pass
 
 
-identify.PROTOCOL_VERSION = f"shoal/{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+identify.PROTOCOL_VERSION = f"/shoal/{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 identify.AGENT_VERSION = f"shoal/{shoal.__version__}"
 
 

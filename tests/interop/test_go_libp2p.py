@@ -47,7 +47,7 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.statements import Advert
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 VERSION = (PROTOCOL_MAJOR, PROTOCOL_MINOR)
 PING, IDENTIFY = "/ipfs/ping/1.0.0", "/ipfs/id/1.0.0"
 
@@ -160,6 +160,10 @@ def opened_by_the_specification(envelope, domain, payload_type):
     return base58.b58encode(identity_hash).decode(), fields[3]
 
 
+def advert_parts(key):
+    return make_advert(key), b"shoal-advert-v1", b"/shoal/advert"
+
+
 def said_in_advert(envelope):
     signer, payload = opened_by_the_specification(
         envelope, b"shoal-advert-v1", b"/shoal/advert"
@@ -179,7 +183,7 @@ async def test_go_dials_identifies_and_pings_a_daemon(node, place):
             size = await receive_varint(stream)
             said = Identify.FromString(await receive_exactly(stream, size))
         assert said.agent_version == f"shoal/{shoal.__version__}"
-        assert said.protocol_version == f"shoal/{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+        assert said.protocol_version == f"/shoal/{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
         assert {CONTROL_PROTOCOL, BLOB_PROTOCOL, PING} <= set(said.protocols)
         listening = node.address.partition("/p2p/")[0]
         assert listening in {str(Multiaddr(each)) for each in said.listen_addrs}
@@ -295,6 +299,30 @@ async def test_an_advert_that_go_gossips_is_listed_and_one_that_is_forged_is_not
     assert found[maker.peer_id].agent == "made-up/1"
     assert victim.peer_id not in found
     assert "a peer gossiped a bad advert" in node.log_path.read_text()
+
+
+async def test_an_advert_of_a_newer_minor_is_listed_and_passed_on_as_it_came(node, place):
+    maker = generate()
+    newer = (PROTOCOL_MAJOR, PROTOCOL_MINOR + 1)
+    tree = msgpack.unpackb(opened_by_the_specification(*advert_parts(maker))[1])
+    tree |= {"protocol": list(newer), "new_field": {"of": ["a newer minor"]}}
+    envelope = maker.sign(Statement.ADVERT, msgpack.packb(tree))
+    too_new = generate()
+    refused = too_new.sign(Statement.ADVERT, msgpack.packb(tree | {"protocol": [9, 0]}))
+    async with connected(place, node) as go, go.subscribed(ADVERT_TOPIC):
+        with trio.move_on_after(LIMIT_S):
+            while maker.peer_id not in (found := await trio.to_thread.run_sync(views, node)):
+                await go.publish(ADVERT_TOPIC, refused)
+                await go.publish(ADVERT_TOPIC, envelope)
+                await trio.sleep(0.2)
+        assert found[maker.peer_id].protocol == newer
+        async with await go.open_stream(node.peer, CONTROL_PROTOCOL) as stream:
+            await say(stream, 1, Hello(protocol=VERSION, agent="go/1"))
+            await hear(stream)
+            await say(stream, 2, Digest(held=()))
+            adverts = (await hear(stream)).body.adverts
+        assert envelope in {each for each, _age_s in adverts}
+    assert "speaks protocol 9: upgrade this node" in node.log_path.read_text()
 
 
 # --- our control protocol, from Go ---------------------------------------------------------

@@ -70,8 +70,21 @@ def all_different(count):
 NODES = {
     "CPU only": an_advert(),
     "CPU and 8 equal GPUs": an_advert(devices=(CPU, *gpus(8))),
-    "the same, GPUs measured": an_advert(
-        devices=(CPU, *gpus(8, executors=("exact", "torch"), rates=RATES, memory_rate=3.35e12))
+    "the same, each measured": an_advert(
+        devices=(
+            CPU,
+            *(
+                msgspec.structs.replace(
+                    gpu,
+                    executors=("exact", "torch"),
+                    rates=tuple(
+                        ClassRate(r.numeric_class, r.precision, r.rate + n) for r in RATES
+                    ),
+                    memory_rate=3.35e12 + n,
+                )
+                for n, gpu in enumerate(gpus(8))
+            ),
+        )
     ),
     "CPU and 15 other kinds": an_advert(devices=(CPU, *all_different(15))),
     "8 addresses of IPv6": an_advert(addresses=(ADDRESSES[2],) * 8),

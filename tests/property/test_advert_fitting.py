@@ -81,6 +81,14 @@ def test_things_are_left_out_in_their_order_and_only_as_far_as_they_must():
     assert short.devices[0].rates == CPU.rates
 
 
+def test_devices_that_only_their_rates_tell_apart_share_a_line_once_those_must_go():
+    advert = NODES["the same, each measured"]
+    assert len(grouped(advert.devices)) == 9
+    short = fitted(advert)
+    assert sum(device.count for device in short.devices) == 9
+    assert len(short.devices) < 9
+
+
 def test_peers_to_be_introduced_by_go_late_and_one_stays():
     via = (ALICE.peer_id, CAROL.peer_id, BOB.peer_id)
     advert = an_advert(devices=all_different(2), addresses=(), via=via)
