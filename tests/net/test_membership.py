@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from shoal.crypto import identity
+from shoal.crypto.envelope import Statement
 from shoal.node import membership
 from shoal.node.control import open_control
 from shoal.node.membership import Membership, Seeds, open_membership
@@ -24,7 +25,13 @@ class Node:
     def __init__(self, key, network, control, journal, seeds):
         self.key, self.network, self.control, self.journal = key, network, control, journal
         self.peer = key.peer_id
-        self.members = Membership(key, network, control, journal, self.describe, seeds)
+        self.offences = []
+        self.members = Membership(
+            key, network, control, journal, self.describe, seeds, self.broke
+        )
+
+    def broke(self, peer, offence, _detail):
+        self.offences.append((peer, str(offence)))
 
     def describe(self, sequence, lifetime_s):
         return Advert(
@@ -127,3 +134,17 @@ async def test_a_peer_that_answers_with_nonsense_becomes_no_link(tmp_path):
         await odd.linked(good.peer)
         await trio.sleep(0.3)
         assert odd.peer not in good.members.links
+        assert set(good.offences) == {(odd.peer, "bad_advert")}
+
+
+async def test_who_gossips_what_nobody_signed_is_reported_and_who_gossips_news_is_not(
+    tmp_path,
+):
+    forged = bytearray(identity.generate().sign(Statement.ADVERT, b"not even an advert"))
+    newer = bytes(forged)  # well signed; perhaps a newer node understands it
+    forged[-1] ^= 1
+    async with open_node(tmp_path / "one") as one:
+        assert not one.members._validate("mallory", bytes(forged))
+        assert one.offences == [("mallory", "bad_advert")]
+        assert not one.members._validate("bob", newer)
+        assert len(one.offences) == 1
