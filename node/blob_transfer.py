@@ -126,7 +126,7 @@ class BlobServer:
         own: PeerId,
         store: BlobStore,
         rights: Rights,
-        broke: Callable[[PeerId, str, str], None] = lambda _peer, _offence, _detail: None,
+        broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None,
     ) -> None:
         self._own = own
         self._broke = broke

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -30,6 +30,21 @@ if TYPE_CHECKING:
 SWEEP_INTERVAL_S = 1.0
 """How long a cut peer that connected all the same may stay: the network refuses it at
 the door, but for one that was at the door when it was cut."""
+
+BREACHES: Final = {
+    "sent more than the window it was given": Offence.BAD_FRAME,
+    "sent a frame that the muxer does not know": Offence.BAD_FRAME,
+    "opened streams without end": Offence.TOO_MANY_STREAMS,
+    "gossips faster than its rate": Offence.GOSSIP_FLOOD,
+    "gossiped a message over the limit": Offence.GOSSIP_FLOOD,
+    "sent gossip that cannot be read": Offence.BAD_FRAME,
+    "gossiped a message that is not valid": Offence.BAD_ADVERT,
+}
+"""What the network ends a connection or drops a message for, where no honest node does it.
+
+The others are none: unread bytes and data for streams that are over come of this node's
+own slowness too, and a frame that does not end of a link's.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -51,22 +66,26 @@ class Conduct:
         self._standing = Standing({*friends, *seeds})
         self._cut = trio.Event()
 
-    def broke(self, peer: PeerId, offence: str, detail: str = "") -> None:
+    def breach(self, peer: PeerId, what: str) -> None:
+        """Note what the network saw a peer do: an offence only where `BREACHES` says so."""
+        offence = BREACHES.get(what)
+        if offence is None:
+            log.debug("a peer was cut off, and that is no offence", peer=peer, what=what)
+        else:
+            self.broke(peer, offence, what)
+
+    def broke(self, peer: PeerId, offence: Offence, detail: str = "") -> None:
         """Note an offence.
 
         It does not block and never raises, so that it can be called from anywhere.
 
         Args:
             peer: Who.
-            offence: One of `Offence`; any other word counts as the protocol broken.
-            detail: What exactly, for the log.
+            offence: What.
+            detail: The same more exactly, for the log.
         """
         if peer == self._own:
             return
-        try:
-            offence = Offence(offence)
-        except ValueError:
-            offence, detail = Offence.PROTOCOL_BROKEN, f"{offence} {detail}".strip()
         now_s = trio.current_time()
         cut = self._standing.note(peer, offence, now_s)
         if cut is None:
