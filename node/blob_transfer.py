@@ -128,7 +128,7 @@ class BlobServer:
         store: BlobStore,
         rights: Rights,
         newer: Callable[[PeerId], bool] = lambda _peer: False,
-        broke: Callable[[PeerId, str, str], None] = lambda _peer, _offence, _detail: None,
+        broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None,
     ) -> None:
         self._own = own
         self._broke = broke

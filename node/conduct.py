@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -32,16 +32,20 @@ SWEEP_INTERVAL_S = 1.0
 """How long a cut peer that connected all the same may stay: the network refuses it at
 the door, but for one that was at the door when it was cut."""
 
-_OFFENCES: Mapping[str, Offence] = {
-    Breach.STREAM_FLOOD: Offence.TOO_MANY_STREAMS,
-    Breach.DRIBBLING: Offence.SLOW_FRAME,
+BREACHES: Final[Mapping[str, Offence]] = {
+    Breach.FLOW_CONTROL: Offence.BAD_FRAME,
     Breach.BAD_FRAME: Offence.BAD_FRAME,
+    Breach.STREAM_FLOOD: Offence.TOO_MANY_STREAMS,
     Breach.GOSSIP_FLOOD: Offence.GOSSIP_FLOOD,
-    Breach.GOSSIP_OVERSIZED: Offence.BAD_FRAME,
+    Breach.GOSSIP_OVERSIZED: Offence.GOSSIP_FLOOD,
     Breach.GOSSIP_MALFORMED: Offence.BAD_FRAME,
     Breach.GOSSIP_INVALID: Offence.BAD_ADVERT,
 }
-"""What the network's breaches count as; the others break the protocol."""
+"""What the network ends a connection or drops a message for, where no honest node does it.
+
+The others are none: unread bytes and data for streams that are over come of this node's
+own slowness too, and a frame that does not end of a link's.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -63,22 +67,26 @@ class Conduct:
         self._standing = Standing({*friends, *seeds})
         self._cut = trio.Event()
 
-    def broke(self, peer: PeerId, offence: str, detail: str = "") -> None:
+    def breach(self, peer: PeerId, what: str) -> None:
+        """Note what the network saw a peer do: an offence only where `BREACHES` says so."""
+        offence = BREACHES.get(what)
+        if offence is None:
+            log.debug("a peer was cut off, and that is no offence", peer=peer, what=what)
+        else:
+            self.broke(peer, offence, what)
+
+    def broke(self, peer: PeerId, offence: Offence, detail: str = "") -> None:
         """Note an offence.
 
         It does not block and never raises, so that it can be called from anywhere.
 
         Args:
             peer: Who.
-            offence: One of `Offence`; any other word counts as the protocol broken.
-            detail: What exactly, for the log.
+            offence: What.
+            detail: The same more exactly, for the log.
         """
         if peer == self._own:
             return
-        try:
-            offence = Offence(offence)
-        except ValueError:
-            offence, detail = Offence.PROTOCOL_BROKEN, f"{offence} {detail}".strip()
         now_s = trio.current_time()
         cut = self._standing.note(peer, offence, now_s)
         if cut is None:
@@ -93,10 +101,6 @@ class Conduct:
             detail=detail,
         )
         self._cut.set()
-
-    def breached(self, peer: PeerId, what: str) -> None:
-        """Note what the network saw a peer do; ``what`` is a `node.admission.Breach`."""
-        self.broke(peer, _OFFENCES.get(what, Offence.PROTOCOL_BROKEN), what)
 
     def refused(self, peer: PeerId) -> str | None:
         """Why no connection of a peer is taken or opened now; None where one may be."""

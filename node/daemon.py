@@ -121,7 +121,7 @@ async def serve(
                 config.listen,
                 PrivateNetwork(swarm_key) if swarm_key else None,
                 refused=conduct.refused,
-                broke=conduct.breached,
+                broke=conduct.breach,
             )
         )
         worker = await stack.enter_async_context(

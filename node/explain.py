@@ -130,6 +130,11 @@ def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> str:
             says, step = UNREACHED[answer.verdict]
             detail = f" ({answer.detail})" if answer.verdict == "not_introduced" else ""
             lines.append(f"{who} {says}{detail}: {step}.")
+        elif answer.verdict == "peer_cut":
+            lines.append(
+                f"{answer.detail}; other nodes are asked, and "
+                f"`shoal peers --forgive {peer}` lets it back in before."
+            )
         elif answer.verdict != "awarded":
             lines.append(
                 f"{who} could not be used ({answer.detail or answer.verdict}): "

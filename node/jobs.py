@@ -68,6 +68,7 @@ COOL_DOWN_TOO_MANY_S = 30.0
 
 OFFENCES = {
     "unfitting_answer": Offence.UNFITTING_ANSWER,
+    "unknown_call": Offence.UNFITTING_ANSWER,
     "unknown_award": Offence.UNFITTING_ANSWER,
     "unknown_unit": Offence.UNFITTING_ANSWER,
 }

@@ -98,7 +98,7 @@ class Membership:
         journal: State,
         describe: Callable[[int, float], Advert],
         seeds: Seeds,
-        broke: Callable[[PeerId, str, str], None] = lambda _peer, _offence, _detail: None,
+        broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None,
     ) -> None:
         self._identity = identity
         self._network = network

@@ -3,6 +3,8 @@
 It bids nothing, so each job's only unit goes to it first.
 """
 
+from contextlib import suppress
+
 import models
 import numpy as np
 import onnxruntime
@@ -14,6 +16,7 @@ from daemons import eventually, peers_of
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.node.control import CONTROL_PROTOCOL, open_control
+from shoal.node.errors import DaemonError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
 from shoal.protocol.messages import Call, Done, Hello, Request, Response
@@ -183,13 +186,32 @@ async def test_a_provider_that_talks_garbage_is_named_and_an_honest_one_does_the
 
 
 async def assert_named_and_replaced(node, liar, code):
-    """Run a unit, which goes to the liar first; `job why` tells, and the result is right."""
+    """Run a unit, which goes to the liar first; `job why` tells, and the result is right.
+
+    What no honest provider does costs it standing; that it cannot serve a blob does not.
+    """
+    await trio.to_thread.run_sync(forgive, node, liar.peer_id)
     await liar.connect(node.peer, [node.address.rpartition("/p2p/")[0]], 5.0)
     answers, found = await trio.to_thread.run_sync(run_one_unit, node, liar.peer_id)
     assert (liar.peer_id, code) in answers
+    offences = await trio.to_thread.run_sync(offences_of, node, liar.peer_id)
+    assert bool(offences) == (code != "protocol_unknown"), offences
     session = onnxruntime.InferenceSession(models.dense())
     (wanted,) = session.run(None, {"x": models.rows(3)})
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def forgive(node, peer):
+    """Let a peer back in that an earlier test may have had cut."""
+    with node.client() as client, suppress(DaemonError):
+        client.forgive(peer)
+
+
+def offences_of(node, peer):
+    """What a peer that is known did against the rules."""
+    with node.client() as client:
+        (view,) = [view for view in client.peers() if view.peer == peer]
+    return view.standing and view.standing.offences
 
 
 def run_one_unit(node, liar):

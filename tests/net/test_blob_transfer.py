@@ -11,7 +11,14 @@ from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_task
 
 from shoal.crypto.content import blob_id_of, chunk_list_of
 from shoal.crypto.identity import generate
-from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
+from shoal.node import blob_transfer
+from shoal.node.blob_transfer import (
+    BLOB_PROTOCOL,
+    REQUEST_TIME_LIMIT_S,
+    SERVED_LIMIT,
+    BlobServer,
+    Rights,
+)
 from shoal.node.blob_transfer import fetch_blob as fetch_for
 from shoal.node.blobs import open_store
 from shoal.node.errors import NetworkError, StoreError
@@ -366,3 +373,79 @@ async def test_a_blob_crosses_a_real_network_and_one_that_is_cut_resumes(stores,
                 taking,
                 limit_bytes=MIB,
             )
+
+
+# --- what a peer may ask, and what it may not ------------------------------------------
+
+
+class Told(list):
+    """What the server reported of its peers."""
+
+    def __call__(self, peer, offence, _detail):
+        self.append((peer, str(offence)))
+
+
+async def test_a_stream_on_which_nothing_is_asked_is_ended_and_no_offence(
+    stores, rights, autojump_clock
+):
+    told = Told()
+    async with giver(BlobServer(GIVER, stores[0], rights, told).serve) as peer:
+        stream = await peer.open_stream()
+        with pytest.raises(NetworkError):
+            await stream.receive_exactly(1)
+        assert trio.current_time() <= REQUEST_TIME_LIMIT_S + 1.0
+    assert not told
+
+
+@pytest.mark.parametrize("words", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1"])
+async def test_nonsense_on_a_blob_stream_is_an_offence(stores, rights, words):
+    told = Told()
+    async with giver(BlobServer(GIVER, stores[0], rights, told).serve) as peer:
+        stream = await peer.open_stream()
+        await stream.send_all(words)
+        with pytest.raises(NetworkError):
+            await stream.receive_exactly(1)
+    assert told == [(TAKER, "bad_frame")]
+
+
+async def test_one_stream_too_many_is_reset_and_the_others_are_served(
+    stores, rights, monkeypatch
+):
+    monkeypatch.setattr(blob_transfer, "STREAMS_LIMIT", 3)
+    told = Told()
+    giving, taking = stores
+    blob_id = await giving.put_bytes(b"small")
+    rights.grant("a lease", TAKER, [blob_id])
+    async with giver(BlobServer(GIVER, giving, rights, told).serve) as peer:
+        held = [await peer.open_stream() for _ in range(3)]
+        await wait_all_tasks_blocked()
+        fourth = await peer.open_stream()
+        with pytest.raises(NetworkError):
+            await fourth.receive_exactly(1)
+        assert told == [(TAKER, "too_many_streams")]
+        await held[0].reset()
+        await wait_all_tasks_blocked()
+        await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=MIB)
+        assert await taking.get_bytes(blob_id) == b"small"
+
+
+async def test_so_many_chunks_are_in_memory_for_one_peer_and_the_other_streams_wait(
+    stores, rights
+):
+    giving, _ = stores
+    data = os.urandom(2 * MIB)
+    blob_id = await giving.put_bytes(data)
+    rights.grant("a lease", TAKER, [blob_id])
+    server = BlobServer(GIVER, giving, rights)
+    async with giver(server.serve, pair=lockstep_stream_pair) as peer:
+        streams = [await peer.open_stream() for _ in range(SERVED_LIMIT + 5)]
+        for stream in streams:
+            await send_frame(stream, BlobRequest(blob=blob_id))
+        await wait_all_tasks_blocked(0.1)
+        (of_taker,) = server._open.values()
+        assert of_taker.served.borrowed_tokens == SERVED_LIMIT
+        assert of_taker.served.statistics().tasks_waiting == 5
+        for stream in streams[:5]:
+            await stream.reset()
+        await wait_all_tasks_blocked(0.1)
+        assert of_taker.served.statistics().tasks_waiting == 0

@@ -97,11 +97,16 @@ async def test_a_peer_that_is_forgiven_is_let_in_and_one_that_did_nothing_is_not
     assert unknown.value.code == "no_such_offender"
 
 
-async def test_a_word_that_is_no_offence_counts_as_the_protocol_broken(autojump_clock):
+async def test_of_what_the_network_saw_only_what_no_honest_node_does_is_an_offence(
+    autojump_clock,
+):
     conduct = Conduct(generate().peer_id)
     peer = generate().peer_id
-    conduct.broke(peer, "sang on the line")
-    assert conduct.standing_of(peer).offences == {"protocol_broken": 1}
+    for what in ("took too long to finish a frame", "made this node hold too many bytes"):
+        conduct.breach(peer, what)
+    assert conduct.standing_of(peer) is None
+    conduct.breach(peer, "opened streams without end")
+    assert conduct.standing_of(peer).offences == {"too_many_streams": 1}
 
 
 async def test_a_friend_is_cut_for_a_shorter_time(autojump_clock):

@@ -28,7 +28,13 @@ class Node:
     def __init__(self, key, network, control, journal, seeds):
         self.key, self.network, self.control, self.journal = key, network, control, journal
         self.peer = key.peer_id
-        self.members = Membership(key, network, control, journal, self.describe, seeds)
+        self.offences = []
+        self.members = Membership(
+            key, network, control, journal, self.describe, seeds, self.broke
+        )
+
+    def broke(self, peer, offence, _detail):
+        self.offences.append((peer, str(offence)))
 
     def describe(self, sequence, lifetime_s):
         return Advert(
@@ -131,6 +137,20 @@ async def test_a_peer_that_answers_with_nonsense_becomes_no_link(tmp_path):
         await odd.linked(good.peer)
         await trio.sleep(0.3)
         assert odd.peer not in good.members.links
+        assert set(good.offences) == {(odd.peer, "bad_advert")}
+
+
+async def test_who_gossips_what_nobody_signed_is_reported_and_who_gossips_news_is_not(
+    tmp_path,
+):
+    forged = bytearray(identity.generate().sign(Statement.ADVERT, b"not even an advert"))
+    newer = bytes(forged)  # well signed; perhaps a newer node understands it
+    forged[-1] ^= 1
+    async with open_node(tmp_path / "one") as one:
+        assert not one.members._validate("mallory", bytes(forged))
+        assert one.offences == [("mallory", "bad_advert")]
+        assert not one.members._validate("bob", newer)
+        assert len(one.offences) == 1
 
 
 async def test_a_peer_that_is_heard_of_becomes_a_link(tmp_path):

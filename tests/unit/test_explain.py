@@ -45,6 +45,12 @@ def test_a_refusal_is_told_with_its_peer_its_detail_and_what_would_change_it(rea
         assert part in text
 
 
+def test_a_peer_that_is_cut_is_told_with_the_reason_and_how_to_let_it_back_in():
+    text = explain(JOB, [answer("peer_cut", detail="peer is cut: it flooded")], 1, 0)
+    assert "peer is cut: it flooded; other nodes are asked" in text
+    assert "`shoal peers --forgive peer`" in text
+
+
 def test_a_peer_whose_advert_takes_no_work_is_told_though_it_was_never_asked():
     around = Surroundings("own", 2, frozenset({"fp32"}), 0, closed=frozenset({"peer", "own"}))
     text = explain_in(JOB, [answer("awarded")], around)
