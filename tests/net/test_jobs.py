@@ -681,13 +681,14 @@ async def test_a_drain_waits_for_a_unit_and_then_for_its_requester_to_let_go(nod
         nursery.start_soon(unit_of_a_friend, node, SLOW, answers)
         await until(lambda: it_runs(node))
         node.draining = True
-        nursery.start_soon(drain)
 
         async def it_is_answered():
             return answers
 
         await until(it_is_answered)
         assert isinstance(answers[0], UnitResult)
+        nursery.start_soon(drain)
+        await trio.testing.wait_all_tasks_blocked(0.01)
         assert not over.is_set()  # the outputs may not have been fetched yet
         ((_, call),) = node.provider._conversations
         late = await node.provider.answer(
