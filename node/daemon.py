@@ -7,6 +7,7 @@ connections after them, the state and the blobs last.
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -67,6 +68,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
         config: The settings.
         reread: Reads them again from where they came from, when that is asked for.
     """
+    faulthandler.enable()  # where it hung, when a watchdog ends it with SIGABRT
     logs = set_up_logs(config.log_level, file=config.log_file)
     settings = LiveConfig(config, reread)
     lifecycle = Lifecycle(settings, ServiceManager(), logs)

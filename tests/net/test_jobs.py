@@ -22,7 +22,7 @@ from shoal.node.bidding import IN_FLIGHT, Terms
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights
 from shoal.node.blobs import open_store
 from shoal.node.control import open_control
-from shoal.node.errors import StoreError
+from shoal.node.errors import JobError, StoreError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
 from shoal.node.owner import OPEN, Cause, Stance
@@ -665,3 +665,90 @@ async def test_what_a_pausing_provider_still_has_in_hand_is_waited_for_and_taken
     assert [unit.provider for unit in units] == [pausing.key.peer_id, node.key.peer_id]
     verdicts = [a.verdict for a in await node.journal.answers(job.id)]
     assert "paused" in verdicts
+
+
+# --- when the daemon drains -----------------------------------------------------------------
+
+
+async def test_a_drain_waits_for_a_unit_and_then_for_its_requester_to_let_go(node):
+    answers, over = [], trio.Event()
+
+    async def drain():
+        await node.provider.idle()
+        over.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(unit_of_a_friend, node, SLOW, answers)
+        await until(lambda: it_runs(node))
+        node.draining = True
+
+        async def it_is_answered():
+            return answers
+
+        await until(it_is_answered)
+        assert isinstance(answers[0], UnitResult)
+        nursery.start_soon(drain)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not over.is_set()  # the outputs may not have been fetched yet
+        ((_, call),) = node.provider._conversations
+        late = await node.provider.answer(
+            FRIEND.peer_id, UnitRequest(call=call, unit="late", inputs=(("x", blob_id_of(X)),))
+        )
+        assert late.reason is Reason.DRAINING
+        await node.provider.answer(FRIEND.peer_id, Release(call=call))
+        with trio.fail_after(5):
+            await over.wait()
+    assert node.provider.refused[Reason.DRAINING] == 1
+
+
+async def test_a_unit_that_outlasts_a_drain_is_handed_back_by_it_and_by_nothing_before(node):
+    answers = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(unit_of_a_friend, node, ENDLESS, answers)
+        await until(lambda: it_runs(node))
+        node.draining = True
+        (conversation,) = node.provider._conversations.values()
+        (running,) = conversation.running.values()
+        for at_s in (0.0, 1e6):
+            node.provider._hand_back(conversation, trio.current_time() + at_s)
+        assert not running.scope.cancel_called
+        node.provider.hand_back(Reason.DRAINING, "for a test")
+    assert (answers[0].reason, answers[0].detail) == (Reason.DRAINING, "for a test")
+    assert node.provider.units_waiting == 0
+
+
+async def test_a_draining_requester_waits_for_what_is_out_and_keeps_the_rest(node):
+    job = await node.jobs.submit(await node.spec(*[X] * 8, program=SLOW))
+
+    async def one_is_done():
+        return (await node.journal.job(job.id)).units_done
+
+    await until(one_is_done)
+    node.jobs.drain()
+    with trio.fail_after(LIMIT_S):
+        await node.jobs.idle()
+    assert (node.jobs.units_out, node.jobs.leases(job.id)) == (0, 0)
+    kept = await node.journal.job(job.id)
+    assert (kept.state, kept.units_failed) == (JobState.RUNNING, 0)
+    assert 1 <= kept.units_done < 8
+    assert node.jobs.units_waiting == 8 - kept.units_done
+    assert node.jobs.units_ended == {UnitState.DONE: kept.units_done}
+    assert len(await node.journal.open_units(job.id)) == 8 - kept.units_done
+    with pytest.raises(JobError) as caught:
+        await node.jobs.submit(await node.spec(X))
+    assert caught.value.code == "draining"
+    node.jobs._draining = False  # the next start takes it up
+    assert (await node.ended(job.id)).state is JobState.DONE
+    assert node.jobs.jobs_ended == {JobState.DONE: 1}
+
+
+async def test_a_job_that_is_cancelled_while_its_node_drains_is_not_waited_for(node):
+    job = await node.jobs.submit(await node.spec(X, program=ENDLESS))
+    await until(lambda: it_runs(node))
+    node.jobs.drain()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.jobs.idle)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await node.jobs.cancel(job.id)
+        nursery.cancel_scope.deadline = trio.current_time() + 10
+    assert not nursery.cancel_scope.cancelled_caught
