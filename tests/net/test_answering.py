@@ -306,6 +306,17 @@ async def test_a_message_that_stops_half_way_ends_its_stream_and_is_bad_luck(clo
     assert not node.offences()
 
 
+async def test_a_large_message_that_comes_too_slowly_in_large_pieces_is_bad_luck(clock, node):
+    async with stream_to(node) as stream:
+        await stream.send_all((500_000).to_bytes(4, "big"))
+        with suppress(NetworkError):
+            for _ in range(50):
+                await stream.send_all(bytes(4_000))
+                await trio.sleep(2.0)
+        assert await is_cut(stream)
+    assert not node.offences()
+
+
 async def test_a_large_message_over_a_slow_link_arrives(clock, node):
     data = encode(Request(id=1, body=Adverts(adverts=((bytes(2000), 0.0),) * 200)))
     async with stream_to(node) as stream:
