@@ -24,6 +24,7 @@ from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node.allowance import (
     STRANGERS_BURST_MS,
     STRANGERS_MS_PER_S,
+    STREAM_MS,
     Allowance,
     Bucket,
     cost_ms,
@@ -131,7 +132,7 @@ class Answers:
         asker.streams += 1
         try:
             async with trio.open_nursery() as nursery:
-                if await self._greet_back(stream):
+                if await self._greet_back(stream, asker):
                     await self._serve_requests(stream, asker, nursery)
                 nursery.cancel_scope.cancel()
         except* StreamClosedError:
@@ -158,8 +159,10 @@ class Answers:
         self._askers[peer] = asker
         return asker
 
-    async def _greet_back(self, stream: ByteStream) -> bool:
+    async def _greet_back(self, stream: ByteStream, asker: _Asker) -> bool:
         """Take the peer's hello and say this node's; gives whether there is more to say."""
+        await self._until_welcome(asker)
+        self._charge(asker, STREAM_MS)
         with within(GREETING_TIME_LIMIT_S, stream.remote):
             request: Request = await receive_frame(stream, Request)
         answer = self._greet(request.body)
