@@ -60,6 +60,9 @@ leaves a peer alone for half a minute with each of its jobs."""
 FRAME_MS: Final = 1.0
 """A message in and one out, through libp2p."""
 
+STREAM_MS: Final = 5.0
+"""A stream that is opened: libp2p agrees on its protocol, and the two ends greet."""
+
 MS_PER_KIB: Final = 0.05
 """Encryption and msgpack, either way."""
 

@@ -24,6 +24,7 @@ from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node.allowance import (
     STRANGERS_BURST_MS,
     STRANGERS_MS_PER_S,
+    STREAM_MS,
     Allowance,
     Bucket,
     cost_ms,
@@ -133,7 +134,7 @@ class Answers:
         asker.streams += 1
         try:
             async with trio.open_nursery() as nursery:
-                theirs = await self._greet_back(stream)
+                theirs = await self._greet_back(stream, asker)
                 if theirs is not None:
                     await self._serve_requests(stream, theirs, asker, nursery)
                 nursery.cancel_scope.cancel()
@@ -161,8 +162,10 @@ class Answers:
         self._askers[peer] = asker
         return asker
 
-    async def _greet_back(self, stream: ByteStream) -> Version | None:
+    async def _greet_back(self, stream: ByteStream, asker: _Asker) -> Version | None:
         """Take the peer's hello and say this node's; None where there is no more to say."""
+        await self._until_welcome(asker)
+        self._charge(asker, STREAM_MS)
         with within(GREETING_TIME_LIMIT_S, stream.remote):
             request = read_greeting(await receive_message(stream), Request)
         answer = self._greet(stream.remote, request.body)

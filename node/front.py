@@ -369,6 +369,7 @@ class Daemon:
             worker_processes=len(self.worker.pids),
             workers_started=self.worker.processes_started,
             tasks=trio.lowlevel.current_statistics().tasks_living,
+            network=self.network.statistics(),
             threads=threading.active_count(),
             log_lines_lost=self.lifecycle.logs.lines_lost,
             settings_ok=self.lifecycle.settings.complaint is None,

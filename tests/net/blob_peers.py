@@ -30,7 +30,7 @@ class Pipe:
     def __init__(self, remote, stream):
         self.remote = remote
         self.received_bytes = 0
-        self.sent = b""
+        self.sent = bytearray()
         self._stream = stream
 
     async def receive_some(self, limit):

@@ -28,6 +28,7 @@ OTHERS = {
     "cores": "1",
     "memory": '"1GB"',
     "niceness": "7",
+    "lan": "false",
     "blob_quota": '"3GB"',
     "log_level": '"error"',
     "drain": '"7s"',
