@@ -137,7 +137,14 @@ class Evidence:
     _reports: dict[PeerId, Report] = field(default_factory=dict)
 
     def note(self, report: Report) -> None:
-        """Take a report in, in place of the peer's last one."""
+        """Take a report in, in place of the peer's last one.
+
+        One without a dial leaves the last one standing, if nothing else has changed.
+        """
+        held = self._reports.get(report.peer)
+        idle = all(outcome is Outcome.NOT_DIALLED for _, outcome in report.outcomes)
+        if idle and held is not None and held.seen_as == report.seen_as:
+            return
         self._reports.pop(report.peer, None)
         while len(self._reports) >= REPORTS_LIMIT:
             del self._reports[next(iter(self._reports))]

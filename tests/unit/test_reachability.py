@@ -210,6 +210,16 @@ def test_reports_age_out_and_a_peers_newer_one_takes_the_place_of_its_last():
     assert evidence.at(3.0) == ()
 
 
+def test_a_peer_that_spares_itself_a_dial_takes_back_nothing_that_it_found():
+    evidence = Evidence()
+    evidence.note(report(WITNESSES[0], at_s=0.0))
+    evidence.note(report(WITNESSES[0], Outcome.NOT_DIALLED, at_s=1.0))
+    assert [each.at_s for each in evidence.at(2.0)] == [0.0]
+    moved = report(WITNESSES[0], Outcome.NOT_DIALLED, seen_as="203.0.113.8", at_s=2.0)
+    evidence.note(moved)
+    assert evidence.at(3.0) == (moved,)
+
+
 def test_evidence_is_bounded_and_the_oldest_goes_first():
     evidence = Evidence()
     for number in range(reachability.REPORTS_LIMIT + 3):
