@@ -5,6 +5,7 @@ from shoal.crypto.envelope import Statement
 from shoal.crypto.peer_id import PeerId
 from shoal.node.introductions import may_dial
 from shoal.protocol import reachability
+from shoal.protocol.advertising import advertise, choose_introducers
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR, VIA_LIMIT
 from shoal.protocol.messages import Outcome
@@ -15,8 +16,6 @@ from shoal.protocol.reachability import (
     Report,
     Scope,
     Verdict,
-    advertise,
-    choose_introducers,
     describe,
     group_of,
     judge,
