@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shoal.node.config import Config
     from shoal.node.owner_watch import OwnerWatch
     from shoal.node.provider import Provider
-    from shoal.protocol.reachability import Advertised
+    from shoal.protocol.advertising import Advertised
 
 AGENT: Final = f"shoal/{shoal.__version__}"
 

@@ -1,10 +1,11 @@
 """Finds out how others reach this node, by asking peers to dial it back, and answers theirs.
 
-What reports come to is decided in `protocol.reachability`; here are the asking, the
-dialling and the clock. A dial-back goes to the IP address that this node sees the
-asker's connection come from, and nowhere else; it is made apart from all connections
-(`node.dial_back`), for `DIAL_TIME_LIMIT_S` at most, and within limits for each peer,
-for each IP address and for all together. What one peer tells is a vote among others.
+What reports come to is decided in `protocol.reachability`, and what the advert says of
+it in `protocol.advertising`; here are the asking, the dialling and the clock. A dial-back
+goes to the IP address that this node sees the asker's connection come from, and nowhere
+else; it is made apart from all connections (`node.dial_back`), for `DIAL_TIME_LIMIT_S` at
+most, and within limits for each peer, for each IP address and for all together. What one
+peer tells is a vote among others.
 
 The verdict decides what the advert says of addresses (`Reachability.advertised`); the
 nodes that an advert then names under ``via`` introduce others (`node.introductions`).
@@ -22,7 +23,7 @@ import trio
 from shoal.crypto.errors import ShoalError
 from shoal.node.addresses import parse_address
 from shoal.node.records import ReachabilityView
-from shoal.protocol import reachability
+from shoal.protocol import advertising, reachability
 from shoal.protocol.limits import DIAL_BACK_PORTS_LIMIT
 from shoal.protocol.messages import DialBack, DialedBack, Outcome, Problem
 from shoal.protocol.rates import Rates
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from shoal.node.control import Control
     from shoal.node.membership import Membership
     from shoal.node.network import Network
-    from shoal.protocol.reachability import Advertised, Place
+    from shoal.protocol.advertising import Advertised
+    from shoal.protocol.reachability import Place
 
 TICK_S = 2.0
 DIAL_TIME_LIMIT_S = 4.0
@@ -80,10 +82,10 @@ class Reachability:
     def advertised(self) -> Advertised:
         """Where this node's advert says that it is reached."""
         linked = self._linked()
-        self._introducers = reachability.choose_introducers(
-            linked, filter(self._dialled, linked), self._introducers
+        self._introducers = advertising.choose_introducers(
+            linked, filter(self._dialled, self._askable()), self._introducers
         )
-        return reachability.advertise(
+        return advertising.advertise(
             self.judgement(), self._reports(), self._listening, linked, self._introducers
         )
 

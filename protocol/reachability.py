@@ -1,7 +1,8 @@
 """How others reach this node, judged by what peers found when they dialled it back.
 
-Pure: reports and times go in, a verdict and what to advertise come out. Who is
-asked, the dialling and the clock are `node.reachability`'s.
+Pure: reports and times go in, a verdict comes out, and whom to ask next. The asking,
+the dialling and the clock are `node.reachability`'s; what a verdict means for the
+node's advert is `protocol.advertising`'s.
 
 A node asks a few peers to dial it. Each tells under which IP address it sees the
 node, and what became of dialling the node's ports there. That is one peer's word, so
@@ -38,7 +39,6 @@ from itertools import groupby
 from typing import NewType
 
 from shoal.crypto.peer_id import PeerId
-from shoal.protocol.limits import VIA_LIMIT
 from shoal.protocol.messages import Outcome
 
 Place = tuple[str, int]
@@ -135,7 +135,14 @@ class Evidence:
     _reports: dict[PeerId, Report] = field(default_factory=dict)
 
     def note(self, report: Report) -> None:
-        """Take a report in, in place of the peer's last one."""
+        """Take a report in, in place of the peer's last one.
+
+        One without a dial leaves the last one standing, if nothing else has changed.
+        """
+        held = self._reports.get(report.peer)
+        idle = all(outcome is Outcome.NOT_DIALLED for _, outcome in report.outcomes)
+        if idle and held is not None and held.seen_as == report.seen_as:
+            return
         self._reports.pop(report.peer, None)
         while len(self._reports) >= REPORTS_LIMIT:
             del self._reports[next(iter(self._reports))]
@@ -340,77 +347,7 @@ _SAYS = {
 }
 
 
-# --- what follows ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Advertised:
-    """What an advert says of how its node is reached."""
-
-    places: tuple[Place, ...]
-    via: tuple[PeerId, ...] = ()
-
-
-def advertise(
-    judgement: Judgement,
-    reports: Iterable[Report],
-    listening: Iterable[Place],
-    linked: Mapping[PeerId, str],
-    introducers: Iterable[PeerId],
-) -> Advertised:
-    """What to advertise under a judgement.
-
-    Unknown: everything it listens on, as before it was judged. Public: what worked.
-    Private and blocked: what has not failed, where there is anything. Loopback is left
-    out once there is a verdict, and links, and none of them is on this machine.
-
-    Args:
-        judgement: From `judge`, of the same reports, places and links.
-        reports: Those that count now.
-        listening: Where it listens.
-        linked: Its links, and where each of them is.
-        introducers: Linked peers that can be dialled, the preferred ones first.
-    """
-    listening = tuple(listening)
-    scopes = {scope_of(ip) for ip in linked.values()}
-    near = [place for place in listening if scope_of(place[0]) is Scope.LOOPBACK]
-    kept = near if not scopes or Scope.LOOPBACK in scopes else []
-    match judgement.verdict:
-        case Verdict.UNKNOWN:
-            places: Iterable[Place] = listening
-        case Verdict.PUBLIC:
-            shown = [
-                (report.seen_as, port)
-                for report in reports
-                for port in report.shown
-                if (report.seen_as, port) in listening
-            ]
-            places = (*judgement.working, *shown, *kept)
-        case Verdict.PRIVATE | Verdict.BLOCKED:
-            far = (place for place in listening if scope_of(place[0]) is not Scope.LOOPBACK)
-            places = (*far, *kept)
-    failing = set(judgement.failing) if judgement.verdict is not Verdict.UNKNOWN else set()
-    lasting = tuple(place for place in dict.fromkeys(places) if place not in failing)
-    via = tuple(introducers)[:VIA_LIMIT] if judgement.suspect else ()
-    return Advertised(lasting, via)
-
-
-def choose_introducers(
-    linked: Mapping[PeerId, str], dialled: Iterable[PeerId], current: Iterable[PeerId]
-) -> tuple[PeerId, ...]:
-    """Through whom others may be introduced to this node: those it dialled itself.
-
-    Current ones stay as long as they are linked, so that the advert does too. Others
-    come from far away first: who needs one is not in this network.
-    """
-    able = [
-        peer
-        for peer in dialled
-        if peer in linked and scope_of(linked[peer]) is not Scope.LOOPBACK
-    ]
-    kept = [peer for peer in current if peer in able]
-    able.sort(key=lambda peer: -scope_of(linked[peer]))
-    return tuple(dict.fromkeys((*kept, *able)))[:VIA_LIMIT]
+# --- whom to ask ---------------------------------------------------------------------
 
 
 @dataclass(slots=True)

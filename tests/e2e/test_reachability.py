@@ -63,7 +63,7 @@ class Daemons:
 
     def wait_ready(self):
         for node in self.nodes:
-            eventually(lambda node=node: answers(node), START_LIMIT_S, node.last_words)
+            eventually(lambda node=node: answers(node), START_LIMIT_S, f"{node.log_path} ready")
 
     def end(self):
         for node in self.nodes:
@@ -107,7 +107,7 @@ def judged(node, verdict, limit_s=JUDGED_LIMIT_S):
         view = answers(node).reachability
         return view if view.verdict == verdict else None
 
-    return eventually(found, limit_s, lambda: answers(node).reachability)
+    return eventually(found, limit_s, f"{node.home} is {verdict}")
 
 
 def view_of(node, other):

@@ -25,6 +25,7 @@ from shoal.node.network import open_network
 from shoal.node.private_network import MULTISTREAM_HEADER, PrivateNetwork
 from shoal.node.reachability import Reachability
 from shoal.node.swarm_key import make_key
+from shoal.protocol import advertising
 from shoal.protocol import reachability as protocol_reachability
 from shoal.protocol.adverts import AdvertTable
 from shoal.protocol.codec import encode
@@ -121,13 +122,13 @@ class Node:
     def port(self):
         return int(self.places[0].rpartition("/")[2])
 
-    def advert(self, *, via=(), addresses=None, peer=None, sequence=1):
+    def advert(self, *, via=(), addresses=None, peer=None, sequence=1, minor=PROTOCOL_MINOR):
         advert = Advert(
             peer=peer or self.peer,
             sequence=sequence,
             issued_at_ms=WALL_MS,
             lifetime_s=600.0,
-            protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
+            protocol=(PROTOCOL_MAJOR, minor),
             agent="test/1",
             addresses=self.places if addresses is None else addresses,
             devices=(),
@@ -472,7 +473,8 @@ async def test_the_advert_of_a_swarm_on_loopback_stays_as_it_is_and_nobody_is_as
 async def test_a_node_comes_to_a_verdict_and_its_advert_follows(listen, verdict, monkeypatch):
     """As on the internet, played by the networks 127.0.1.0/24 and on."""
     monkeypatch.setattr(reachability, "TICK_S", 0.02)
-    monkeypatch.setattr(protocol_reachability, "scope_of", lambda ip: Scope.INTERNET)
+    for module in (protocol_reachability, advertising):
+        monkeypatch.setattr(module, "scope_of", lambda ip: Scope.INTERNET)
     async with open_node(f"/ip4/{listen}/tcp/0") as node, AsyncExitStack() as stack:
         helpers = []
         for number in (1, 2, 3):
@@ -494,6 +496,20 @@ async def test_a_node_comes_to_a_verdict_and_its_advert_follows(listen, verdict,
         else:
             assert found.places == ((listen, node.port),)  # nobody has tried that
             assert set(found.via) == {helper.peer for helper in helpers}
+
+
+@pytest.mark.parametrize("minor", [PROTOCOL_MINOR, 1])
+async def test_a_peer_too_old_for_it_is_neither_asked_nor_named_as_introducer(
+    minor, monkeypatch
+):
+    monkeypatch.setattr(advertising, "scope_of", lambda ip: Scope.INTERNET)
+    async with open_node() as node, open_node() as helper:
+        await link(node, helper)
+        node.known.take(helper.advert(sequence=2, minor=minor))
+        node.reached.advertised()
+        able = (helper.peer,) if minor == PROTOCOL_MINOR else ()
+        assert node.reached._introducers == able
+        assert tuple(node.reached._askable()) == able
 
 
 # --- introductions ---------------------------------------------------------------------

@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.crypto.peer_id import PeerId
+from shoal.protocol.advertising import advertise
 from shoal.protocol.messages import Outcome
 from shoal.protocol.reachability import (
     Report,
     Scope,
     Verdict,
-    advertise,
     group_of,
     judge,
     scope_of,

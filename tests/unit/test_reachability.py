@@ -5,6 +5,7 @@ from shoal.crypto.envelope import Statement
 from shoal.crypto.peer_id import PeerId
 from shoal.node.introductions import may_dial
 from shoal.protocol import reachability
+from shoal.protocol.advertising import advertise, choose_introducers
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR, VIA_LIMIT
 from shoal.protocol.messages import Outcome
@@ -15,8 +16,6 @@ from shoal.protocol.reachability import (
     Report,
     Scope,
     Verdict,
-    advertise,
-    choose_introducers,
     describe,
     group_of,
     judge,
@@ -208,6 +207,16 @@ def test_reports_age_out_and_a_peers_newer_one_takes_the_place_of_its_last():
     assert [each.at_s for each in evidence.at(1.0 + reachability.REPORT_LIFETIME_S)] == [2.0]
     evidence.forget()
     assert evidence.at(3.0) == ()
+
+
+def test_a_peer_that_spares_itself_a_dial_takes_back_nothing_that_it_found():
+    evidence = Evidence()
+    evidence.note(report(WITNESSES[0], at_s=0.0))
+    evidence.note(report(WITNESSES[0], Outcome.NOT_DIALLED, at_s=1.0))
+    assert [each.at_s for each in evidence.at(2.0)] == [0.0]
+    moved = report(WITNESSES[0], Outcome.NOT_DIALLED, seen_as="203.0.113.8", at_s=2.0)
+    evidence.note(moved)
+    assert evidence.at(3.0) == (moved,)
 
 
 def test_evidence_is_bounded_and_the_oldest_goes_first():
