@@ -152,20 +152,21 @@ class Race:
                 self._seen.add(address)
                 self._waiting.append(address)
 
-    @property
-    def over(self) -> bool:
-        """Whether every address has failed."""
-        return not self._waiting and not self._running
+    def over(self, now_s: float) -> bool:
+        """Whether every address has failed, or those that have not come too late."""
+        return not self._running and (not self._waiting or now_s >= self._until_s)
 
     def due(self, now_s: float) -> tuple[Address, float] | None:
         """The address to dial now and its limit in seconds; None while one is waited for."""
-        if not self._waiting or self._running >= ATTEMPTS_AT_ONCE or now_s < self._next_at_s:
+        if not self._waiting or self._running >= ATTEMPTS_AT_ONCE:
+            return None
+        if not self._next_at_s <= now_s < self._until_s:
             return None
         # All that wait must get their turn: those at once share the time that is left.
         rounds = math.ceil(len(self._waiting) / ATTEMPTS_AT_ONCE)
         self._running += 1
         self._next_at_s = now_s + STAGGER_S
-        return self._waiting.popleft(), max(0.0, self._until_s - now_s) / rounds
+        return self._waiting.popleft(), (self._until_s - now_s) / rounds
 
     def answered(self, now_s: float) -> None:
         """Somebody answered: let it prove who it is before others are bothered."""
@@ -176,10 +177,10 @@ class Race:
         self._running -= 1
         self._next_at_s = now_s
 
-    def wake_at_s(self) -> float:
-        """When to ask `due` again, if nothing fails before."""
-        if not self._waiting or self._running >= ATTEMPTS_AT_ONCE:
-            return self._until_s
+    def wake_at_s(self, now_s: float) -> float:
+        """When to ask `due` again, if nothing fails before; it has been asked for now."""
+        if not self._waiting or self._running >= ATTEMPTS_AT_ONCE or now_s >= self._until_s:
+            return math.inf
         return min(self._next_at_s, self._until_s)
 
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Dial = Callable[[PeerId, str, int, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
+GRACE_S = 0.25
+"""For attempts that have met their limit to say so, on a busy machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why one address did not lead to a peer, and how long it was given."""
@@ -108,6 +112,7 @@ class _Attempt:
         self._peer = peer
         self._until_s = until_s
         self._resolving = 0
+        self._resolved: set[Address] = set()
         self._changed = trio.Event()
         self._reached = False
         self._speaking = trio.Lock()
@@ -118,21 +123,31 @@ class _Attempt:
         hosts = self._ordered([a for a in addresses if a.kind in ("ip4", "ip6")])
         names = [a for a in addresses if a.kind not in ("ip4", "ip6")][:ADDRESSES_LIMIT]
         race = Race(hosts, trio.current_time(), self._until_s)
-        with trio.move_on_at(self._until_s + 0.01):  # after the attempts' own limits
+        began_s = trio.current_time()
+        with trio.move_on_at(self._until_s + GRACE_S):
             async with trio.open_nursery() as nursery:
                 self._resolving = len(names)
                 for name in names:
                     nursery.start_soon(self._resolve, name, race)
-                while not self._reached and (self._resolving or not race.over):
-                    now_s = trio.current_time()
+                now_s = began_s
+                while not self._reached and (self._resolving or not race.over(now_s)):
                     while due := race.due(now_s):
                         nursery.start_soon(self._try, race, *due)
                     changed = self._changed
-                    with trio.move_on_at(race.wake_at_s()):
+                    with trio.move_on_at(race.wake_at_s(now_s)):
                         await changed.wait()
+                    now_s = trio.current_time()
                     self._reached = self._reached or self._dialing.is_connected(self._peer)
                 nursery.cancel_scope.cancel()
-        return None if self._reached else self.failures
+        if self._reached:
+            return None
+        limit_s = self._until_s - began_s
+        told = {failure.text for failure in self.failures}
+        # What has not come to its end, or never got its turn, is told of too.
+        for address in (*hosts, *names):
+            if str(address) not in told and address not in self._resolved:
+                self.failures.append(Failure(str(address), trio.TooSlowError(), limit_s))
+        return self.failures
 
     def _ordered(self, addresses: Sequence[Address]) -> list[Address]:
         return order(addresses, self._own, self._dialing.book.of(self._peer).tried)
@@ -141,6 +156,7 @@ class _Attempt:
         limit_s = min(LOOKUP_LIMIT_S, 0.8 * (self._until_s - trio.current_time()))
         try:
             race.add(self._ordered(await self._dialing.names.hosts(name, limit_s)))
+            self._resolved.add(name)
         except NetworkError as error:
             self.failures.append(Failure(str(name), error, limit_s))
         self._resolving -= 1

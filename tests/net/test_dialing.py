@@ -144,6 +144,16 @@ async def test_a_name_that_resolves_late_joins_and_one_that_does_not_is_told(
     assert "no name gone.example" in str(failure.error)
 
 
+async def test_an_address_that_got_no_turn_is_told_of_too(autojump_clock, monkeypatch):
+    world = World(monkeypatch, **{f"p{port}": BLACK_HOLE for port in range(1, 9)})
+    failures, _ = await world.reach(range(1, 9), timeout_s=0.2)
+    assert len(world.dialled) < 8
+    assert {failure.text for failure in failures} == {
+        f"/ip4/8.8.8.8/tcp/{port}" for port in range(1, 9)
+    }
+    assert all(isinstance(failure.error, trio.TooSlowError) for failure in failures)
+
+
 async def test_no_address_is_no_success(autojump_clock, monkeypatch):
     failures, _ = await World(monkeypatch).reach([])
     assert failures == []

@@ -96,7 +96,7 @@ def test_the_next_attempt_begins_while_the_first_is_not_answered():
     race = Race(places(2), 0.0, 5.0)
     assert race.due(0.0) == (places(2)[0], 5.0)
     assert race.due(0.0) is None
-    assert race.wake_at_s() == STAGGER_S
+    assert race.wake_at_s(0.0) == STAGGER_S
     assert race.due(STAGGER_S) == (places(2)[1], 5.0 - STAGGER_S)
 
 
@@ -109,11 +109,20 @@ def test_a_failure_lets_the_next_begin_at_once():
 
 def test_a_race_is_over_when_the_last_attempt_has_failed():
     race = Race(places(1), 0.0, 5.0)
-    assert not race.over
+    assert not race.over(0.0)
     race.due(0.0)
-    assert not race.over
+    assert not race.over(0.0)
     race.failed(1.0)
-    assert race.over
+    assert race.over(1.0)
+
+
+def test_nothing_is_begun_when_the_time_is_over():
+    race = Race(places(2), 0.0, 5.0)
+    race.due(0.0)
+    assert race.due(5.0) is None
+    assert not race.over(5.0), "one is dialled still"
+    race.failed(5.0)
+    assert race.over(5.0)
 
 
 def test_attempts_at_once_are_few_and_all_addresses_get_their_turn():
