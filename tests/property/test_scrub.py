@@ -3,7 +3,7 @@
 import base64
 
 import base58
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.node.cli.checkup.scrub import Scrubber
@@ -23,6 +23,7 @@ WRITERS = (
 )
 
 
+@settings(deadline=None)
 @given(SECRETS, st.sampled_from(WRITERS), WORDS, WORDS)
 def test_a_known_secret_is_gone_in_every_form(secret, write, before, after):
     written = write(secret)
@@ -32,6 +33,7 @@ def test_a_known_secret_is_gone_in_every_form(secret, write, before, after):
     assert kernel[4:-4] not in scrubbed
 
 
+@settings(deadline=None)
 @given(SECRETS, st.binary(max_size=9), st.binary(max_size=9))
 def test_a_known_secret_is_gone_where_it_is_part_of_longer_base64(secret, before, after):
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
@@ -41,6 +43,7 @@ def test_a_known_secret_is_gone_where_it_is_part_of_longer_base64(secret, before
         assert written[first:last] not in scrubbed
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_can_be_scrubbed_and_scrubbing_again_changes_nothing(text):
     scrubber = Scrubber(secrets=(bytes(range(32)),), words={"alice": "[user]"})
