@@ -569,7 +569,7 @@ class Member:
         known: list[PeerId] = []
         if wanting > 0:
             # Who had no room, or found none here, may be connected still.
-            for peer in self._connected - self.links.keys() - self._greetings.keys():
+            for peer in sorted(self._connected - self.links.keys() - self._greetings.keys()):
                 if self._has_room_for(peer) and self._is_ready(peer, now_s, BACK_OFF_LIMIT_S):
                     self._greetings[peer] = _Greeting(now_s)
             known = [

@@ -81,8 +81,9 @@ class Node:
     def __init__(self, number, peer, clock_ms):
         self.number, self.peer, self.clock_ms = number, peer, clock_ms
         self.alive, self.silent, self.side = True, False, 0
-        self.connected: set[Node] = set()
-        self.mesh: set[Node] = set()
+        # Ordered, so that a run is the same each time.
+        self.connected: dict[Node, None] = {}
+        self.mesh: dict[Node, None] = {}
         self.seen: set[int] = set()
         self.cost = Cost()
         self.tick_at_s = float("inf")
@@ -243,8 +244,7 @@ class Swarm:
         if other not in node.connected:
             self._charge(node, other, "connections", HANDSHAKE_BYTES, HANDSHAKE_CPU_S, 4)
             self._charge(other, node, "connections", HANDSHAKE_BYTES, HANDSHAKE_CPU_S, 4)
-            node.connected.add(other)
-            other.connected.add(node)
+            node.connected[other] = other.connected[node] = None
             self._after(self.random.random() * HEARTBEAT_S, self._graft, node)
             self._after(self.random.random() * HEARTBEAT_S, self._graft, other)
             self.tell(node, m.Dialled(other.peer))
@@ -255,13 +255,13 @@ class Swarm:
 
     def _lose(self, node, other, delay_s):
         """``node`` notices after ``delay_s`` that its connection to ``other`` has ended."""
-        node.mesh.discard(other)
+        node.mesh.pop(other, None)
         self._after(delay_s, self._lost, node, other)
 
     def _lost(self, node, other):
         if other in node.connected:
-            node.connected.discard(other)
-            node.mesh.discard(other)
+            del node.connected[other]
+            node.mesh.pop(other, None)
             self._after(self.random.random() * HEARTBEAT_S, self._graft, node)
             self.tell(node, m.Lost(other.peer))
 
@@ -315,7 +315,7 @@ class Swarm:
 
     def _graft(self, node):
         """The mesh of gossipsub, after its heartbeat: 6 each, 4 to 12."""
-        node.mesh = {other for other in node.mesh if self._linked(node, other)}
+        node.mesh = {other: None for other in node.mesh if self._linked(node, other)}
         if not node.alive or len(node.mesh) >= MESH_DEGREE:
             return
         others = [
@@ -327,8 +327,7 @@ class Swarm:
         ]
         self.random.shuffle(others)
         for other in others[: MESH_DEGREE - len(node.mesh)]:
-            node.mesh.add(other)
-            other.mesh.add(node)
+            node.mesh[other] = other.mesh[node] = None
 
     def _pass_on(self, node, envelope, rumour, forwarder):
         for other in node.mesh:
@@ -337,7 +336,7 @@ class Swarm:
             self._charge(node, other, "gossip", GOSSIP_BYTES + len(envelope), COPY_CPU_S)
             if self.random.random() >= self.loss and self._linked(node, other):
                 self._after(self._latency(), self._hear, other, node, envelope, rumour)
-        for other in node.connected - node.mesh:  # IHAVE, in three heartbeats
+        for other in node.connected.keys() - node.mesh.keys():  # IHAVE, in three heartbeats
             self._charge(node, other, "gossip", 3 * IHAVE_BYTES, 3 * COPY_CPU_S, 3)
 
     def _hear(self, node, forwarder, envelope, rumour):
