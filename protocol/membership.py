@@ -280,7 +280,7 @@ class Member:
         while len(self._relayed_at_s) >= 2 * DIGEST_LIMIT:  # of nodes that are gone as well
             del self._relayed_at_s[next(iter(self._relayed_at_s))]
         self._relayed_at_s[peer] = now_s
-        return True
+        return self._draw() < pace.relay_share(len(self.table))
 
     def answer(
         self, peer: PeerId, message: Digest | Adverts, now_s: float, wall_ms: int
