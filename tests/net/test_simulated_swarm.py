@@ -95,7 +95,7 @@ def test_a_machine_that_restarts_alone_is_found_by_what_others_remember():
 def test_a_network_that_changes_all_the_time_stays_known_and_cheap():
     results = [
         measure(10, warm_s=60, churn_s=600, churn_share=1.0),
-        measure(100, warm_s=120, churn_s=600),
+        measure(100, warm_s=120, churn_s=450),
     ]
     print("\n" + table(results))
     for result in results:

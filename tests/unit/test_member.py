@@ -485,6 +485,14 @@ def test_gossip_beyond_the_budget_is_taken_in_and_not_passed_on(monkeypatch):
     assert [node.hear(other) for other in CROWD[5:7]] == [True, False]
 
 
+def test_in_a_large_network_a_part_of_the_nodes_passes_news_on(monkeypatch):
+    monkeypatch.setattr(pace, "relay_share", lambda nodes: 0.4 if nodes > 2 else 0.6)
+    node = Driven()  # which always draws 0.5
+    assert node.hear(BOB)
+    assert not node.hear(CAROL)
+    assert CAROL.peer_id in node.member.table
+
+
 # --- answering ------------------------------------------------------------------------------
 
 
