@@ -139,17 +139,18 @@ class Membership:
         Raises:
             NetworkError: It is unknown here, or none of its addresses answers.
         """
-        if peer == self._network.peer_id or peer in self._network.connected():
+        if peer == self._network.peer_id or peer in self.links:
             return
-        addresses = self._member.addresses(peer)
-        if not addresses:
-            raise NetworkError(f"no address of {peer} is known", code="peer_unknown")
-        try:
-            await self._network.connect(peer, addresses, DIAL_TIME_LIMIT_S)
-        except NetworkError as error:
-            if error.code == "unreachable" and peer not in self._network.connected():
-                self._tell(Unreached(peer))
-            raise
+        if peer not in self._network.connected():
+            addresses = self._member.addresses(peer)
+            if not addresses:
+                raise NetworkError(f"no address of {peer} is known", code="peer_unknown")
+            try:
+                await self._network.connect(peer, addresses, DIAL_TIME_LIMIT_S)
+            except NetworkError as error:
+                if error.code == "unreachable" and peer not in self._network.connected():
+                    self._tell(Unreached(peer))
+                raise
         self._tell(Needed(peer))
 
     def announce(self) -> None:
@@ -174,6 +175,7 @@ class Membership:
         Raises:
             VerificationError: It sent an advert that is forged or malformed.
         """
+        self._woken.set()  # what it brings may expire before anything else is due
         try:
             return self._member.answer(peer, message, trio.current_time(), _wall_ms())
         except VerificationError as error:
@@ -324,6 +326,7 @@ class Membership:
 
     def _validate(self, peer: PeerId, message: bytes) -> bool:
         """Gossip's question: is this advert good, news, and within what is passed on?"""
+        self._woken.set()
         try:
             return self._member.hear_gossip(peer, message, trio.current_time(), _wall_ms())
         except VerificationError as error:

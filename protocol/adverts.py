@@ -13,7 +13,7 @@ for as long as that tolerance and one lifetime, and no longer; and a node that
 calls a dead one in the meantime buries it.
 
 A node that is found dead is *buried*: its advert goes, and only a newer mark brings
-it back, whatever slower peers still believe; or a connection to it (`exhume`).
+it back, whatever slower peers still believe; or a connection to it.
 
 Whose place a newcomer takes in a full table is `protocol.hearsay`'s.
 """

@@ -280,7 +280,7 @@ class Member:
         while len(self._relayed_at_s) >= 2 * DIGEST_LIMIT:  # of nodes that are gone as well
             del self._relayed_at_s[next(iter(self._relayed_at_s))]
         self._relayed_at_s[peer] = now_s
-        return True
+        return self._draw() < pace.relay_share(len(self.table))
 
     def answer(
         self, peer: PeerId, message: Digest | Adverts, now_s: float, wall_ms: int
@@ -569,7 +569,7 @@ class Member:
         known: list[PeerId] = []
         if wanting > 0:
             # Who had no room, or found none here, may be connected still.
-            for peer in self._connected - self.links.keys() - self._greetings.keys():
+            for peer in sorted(self._connected - self.links.keys() - self._greetings.keys()):
                 if self._has_room_for(peer) and self._is_ready(peer, now_s, BACK_OFF_LIMIT_S):
                     self._greetings[peer] = _Greeting(now_s)
             known = [

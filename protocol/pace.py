@@ -48,12 +48,21 @@ def gossip_gap_s(nodes: int) -> float:
     return max(1.0, 8.0 * (nodes - 10))
 
 
+def relay_share(nodes: int) -> float:
+    """Of the gossip that may be passed on, how much a node does pass on, drawn at random.
+
+    In a mesh in which each has 6 neighbours, six nodes in ten that pass on reach 99.5 %
+    with six tenths of the copies; comparing brings the rest. Small networks can afford all.
+    """
+    return 1.0 if nodes <= 100 else 0.6
+
+
 def comparing_interval_s(nodes: int) -> float:
     """How long between two comparisons of tables that one node begins.
 
-    A digest has 16 bytes for each node: 267 bytes a second, however many there are.
+    A digest has 16 bytes for each node: 200 bytes a second, however many there are.
     """
-    return max(2.0, 0.06 * nodes)
+    return max(2.0, 0.08 * nodes)
 
 
 def ping_interval_s(links: int) -> float:

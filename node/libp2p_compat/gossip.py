@@ -135,6 +135,7 @@ class Gossip(Pubsub):
             degree_low=4,
             degree_high=12,
             heartbeat_interval=GOSSIP_HEARTBEAT_S,  # stock: 120 s until a mesh is mended
+            gossip_window=0,  # stock: each heartbeat tells 6 peers what it has; tables do that
             spam_protection_enabled=False,  # stock: drops above 10/s without a word
             eclipse_protection_enabled=False,  # counts addresses, which NAT and loopback share
             adaptive_gossip_enabled=False,  # moves the degrees set above

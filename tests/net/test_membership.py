@@ -222,3 +222,16 @@ async def test_a_node_that_a_call_does_not_reach_is_gone_at_once_for_the_caller(
             await caller.members.reach(dead.peer_id)
         assert dead.peer_id not in caller.members.table
         assert dead.peer_id in other.members.table
+
+
+async def test_a_connection_that_work_needs_is_a_link_however_full_both_nodes_are(tmp_path):
+    async with open_node(tmp_path / "a") as a, open_node(tmp_path / "b") as b:
+        for node in (a, b):
+            node.answer()
+            node.members._member.links_limit = 0
+        await a.network.connect(b.peer, b.addresses, 5)
+        await trio.sleep(1.5)  # each would have greeted the other by now
+        assert b.peer not in a.members.links
+        await a.members.reach(b.peer)
+        await a.linked(b.peer)
+        assert a.peer not in b.members.links

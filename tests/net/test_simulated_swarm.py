@@ -58,8 +58,10 @@ def test_a_star_becomes_a_mesh_that_outlives_its_centre():
     until(swarm, lambda: swarm.listed_by(newcomer) == 1, 60)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("sizes", [(10, 10), (1, 3), (1, 1), (60, 40)])
+@pytest.mark.parametrize(
+    ("sizes", "seed"),
+    [((60, 40), 1), *((sizes, k) for sizes in [(10, 10), (1, 3), (1, 1)] for k in range(3))],
+)
 def test_halves_that_were_cut_apart_for_two_minutes_merge_within_one(sizes, seed):
     swarm, _ = star(sum(sizes), seed=seed, pause_s=0.5)
     until(swarm, lambda: all_list_all(swarm), 120)
@@ -73,9 +75,9 @@ def test_halves_that_were_cut_apart_for_two_minutes_merge_within_one(sizes, seed
 
 
 def test_halves_that_were_cut_apart_for_an_hour_meet_again():
-    swarm, _ = star(20, pause_s=0.5)
+    swarm, _ = star(10, pause_s=0.5)
     until(swarm, lambda: all_list_all(swarm), 60)
-    swarm.cut([swarm.living[:10], swarm.living[10:]])
+    swarm.cut([swarm.living[:5], swarm.living[5:]])
     swarm.run(3600)
     swarm.heal()
     until(swarm, lambda: all_list_all(swarm), 180)
@@ -93,7 +95,7 @@ def test_a_machine_that_restarts_alone_is_found_by_what_others_remember():
 def test_a_network_that_changes_all_the_time_stays_known_and_cheap():
     results = [
         measure(10, warm_s=60, churn_s=600, churn_share=1.0),
-        measure(100, warm_s=120, churn_s=600),
+        measure(100, warm_s=120, churn_s=450),
     ]
     print("\n" + table(results))
     for result in results:
@@ -105,6 +107,19 @@ def test_a_network_that_changes_all_the_time_stays_known_and_cheap():
         assert max(result.sent_mean, result.received_mean) <= 2048
         assert result.cpu_mean <= 0.01
         assert result.completeness > 0.99
+
+
+def test_a_run_can_be_repeated():
+    def what_became(seed):
+        swarm, first = star(15, seed=seed)
+        swarm.kill(first)
+        swarm.run(60)
+        return [
+            (node.cost.sent, node.cost.messages, sorted(node.member.links))
+            for node in swarm.living
+        ]
+
+    assert what_became(1) == what_became(1) != what_became(2)
 
 
 def is_connected(swarm):

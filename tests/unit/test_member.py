@@ -344,7 +344,9 @@ def test_a_bootstrap_peer_in_the_table_is_left_to_others_once_there_are_links_en
         node.link(other)
     node.refuse(10)
     since = len(node.dialled(BOB))
-    node.refuse(40)  # its advert has not expired yet
+    for _ in range(10):  # its advert has not expired yet
+        node.tell(Lost(MALLORY.peer_id))  # look whom to dial
+        node.refuse(4)
     assert len(node.dialled(BOB)) == since
 
 
@@ -481,6 +483,14 @@ def test_gossip_beyond_the_budget_is_taken_in_and_not_passed_on(monkeypatch):
     assert len(node.member.table) == 6
     node.now_s = 1.0 / pace.RELAYS_PER_S
     assert [node.hear(other) for other in CROWD[5:7]] == [True, False]
+
+
+def test_in_a_large_network_a_part_of_the_nodes_passes_news_on(monkeypatch):
+    monkeypatch.setattr(pace, "relay_share", lambda nodes: 0.4 if nodes > 2 else 0.6)
+    node = Driven()  # which always draws 0.5
+    assert node.hear(BOB)
+    assert not node.hear(CAROL)
+    assert CAROL.peer_id in node.member.table
 
 
 # --- answering ------------------------------------------------------------------------------
