@@ -200,7 +200,7 @@ def _reduce_sum_square(attributes, x, axes) -> Results:
 def _matmul_integer(_, a, b, a_zero, b_zero) -> Results:
     a, b = a.astype(np.int64), b.astype(np.int64)
     if a_zero is not None:
-        a = a - (a_zero.astype(np.int64)[:, None] if a_zero.size > 1 else int(a_zero.item()))
+        a = a - (int(a_zero.item()) if a_zero.size == 1 else a_zero.astype(np.int64)[:, None])
     if b_zero is not None:
         b = b - b_zero.astype(np.int64)
     return [np.asarray(np.matmul(a, b)).astype(np.int32)]
