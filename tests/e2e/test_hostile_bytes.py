@@ -55,8 +55,9 @@ from shoal.protocol.messages import (
 
 STATUS_LIMIT_S = 2.0
 STREAM_LIMIT_S = 5.0
-RANDOM_FRAMES = 300
+RANDOM_FRAMES = 100
 """On each protocol id; the soak sends more."""
+RANDOM_FRAMES_LIMIT_S = 120.0
 NEVER_MADE = "ab" * 16
 
 
@@ -116,33 +117,29 @@ def said(node):
 # --- bytes ------------------------------------------------------------------------
 
 
-async def test_hundreds_of_random_frames_over_every_protocol_are_survived(victim, attacker):
+async def test_a_hundred_random_frames_over_every_protocol_are_survived(victim, attacker):
     protocols = {str(each) for each in attacker._host.get_mux().get_protocols() if each}
     assert {"/ipfs/ping/1.0.0", "/ipfs/id/1.0.0"} <= protocols
     assert any(name.startswith("/meshsub/") for name in protocols)
     protocols |= {CONTROL_PROTOCOL, BLOB_PROTOCOL}
     sent = dict.fromkeys(sorted(protocols), 0)
-    async with trio.open_nursery() as nursery:
-        for protocol in sent:
-            nursery.start_soon(send_random_frames, victim, protocol, sent)
-    assert min(sent.values()) > RANDOM_FRAMES // 5, (
-        sent
-    )  # the rest met a cut connection, or came too fast
+    with trio.fail_after(RANDOM_FRAMES_LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            for protocol in sent:
+                nursery.start_soon(send_random_frames, victim, protocol, sent)
 
 
 async def send_random_frames(victim, protocol, sent):
     """Send them under one key after another: each is cut before long."""
-    dice, left = random.Random(protocol), RANDOM_FRAMES
-    while left > 0:
+    dice = random.Random(protocol)
+    while sent[protocol] < RANDOM_FRAMES:
         async with open_network(identity.generate(), []) as attacker:
             with suppress(NetworkError):
                 await attacker.connect(victim.peer, [place_of(victim)], STREAM_LIMIT_S)
-            while left > 0 and attacker.connected():
-                left -= 1
+            while sent[protocol] < RANDOM_FRAMES and attacker.connected():
                 with suppress(NetworkError):
                     await send_random_frame(attacker, victim, protocol, dice)
                     sent[protocol] += 1
-            left -= not sent[protocol]  # it must end, should nothing get through
 
 
 async def send_random_frame(attacker, victim, protocol, dice):
