@@ -31,7 +31,7 @@ and nobody outside imports libp2p.
 | one address per dial, 250 ms late, then 60 s ban | `connections.dial` takes one address, now |
 | a listener that breaks the handshake ends the dialler | `connections.dial` names it |
 | whoever is in the address book is dialled by and by | `host.NoAutoConnector` never starts |
-| every peer is asked who it is, in a task nobody guards | `host.SturdyHost` asks nobody |
+| every peer is asked who it is, in a task nobody guards | nobody is: `host.make_host` |
 | answering pings keeps whoever has pinged | `host.answer_pings` |
 | what a peer was is kept for ever in ten tables | `host.forget`, `gossip.Gossip.forget` |
 | SO_REUSEPORT lets two daemons share a port | listening sockets are trio's |

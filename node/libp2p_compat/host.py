@@ -59,7 +59,7 @@ class HostEndedError(Exception):
 
 
 class SturdyHost(BasicHost):
-    """A host that outlives its stream handlers, serves so many, and asks nobody who it is."""
+    """A host that outlives its stream handlers, and serves so many streams at once."""
 
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
         try:
@@ -91,9 +91,6 @@ class SturdyHost(BasicHost):
                 await stream_handler(stream)
 
         super().set_stream_handler(protocol_id, serve)
-
-    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
-        """Ask nobody: nothing here is decided by it, and an error would end the program."""
 
 
 class NoAutoConnector(AutoConnector):
@@ -211,7 +208,8 @@ def make_host(
     host.get_mux().add_handler(PING, answer_pings)
     for protocol, handler in list(host.get_mux().handlers.items()):
         host.set_stream_handler(protocol, handler)
-    # Stock ones tag peers, for a pruner that has nothing to prune here, and identify them.
+    # Stock ones tag peers, for a pruner that prunes nothing here, and ask each who it is,
+    # in a task whose failure ends the program; nothing here is decided by the answer.
     swarm.notifees[:] = [_Watcher(changed)]
     return host
 
