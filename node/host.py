@@ -23,7 +23,7 @@ from shoal.node.admission import Breach, HalfOpen, Held, Refusal
 from shoal.node.errors import NetworkError, OtherNetworkError
 from shoal.node.libp2p_compat import connections
 from shoal.node.libp2p_compat.gossip import GOSSIP_PROTOCOL, Gossip
-from shoal.node.libp2p_compat.host import forget, make_host, start
+from shoal.node.libp2p_compat.host import make_host, start
 from shoal.node.libp2p_compat.streams import PING_PROTOCOL, TRANSPORT_ERRORS
 
 if TYPE_CHECKING:
@@ -205,7 +205,6 @@ class Host:
 
     def _connection_changed(self, peer: Any) -> None:
         if not any(self.live(PeerId(str(peer)))):
-            forget(self.libp2p, peer)
             self.gossip.forget(peer)
             self._muxed = {muxed for muxed in self._muxed if not muxed.event_closed.is_set()}
         self._changed()

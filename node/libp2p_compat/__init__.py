@@ -33,7 +33,8 @@ and nobody outside imports libp2p.
 | whoever is in the address book is dialled by and by | `host.NoAutoConnector` never starts |
 | every peer is asked who it is, in a task nobody guards | nobody is: `host.make_host` |
 | answering pings keeps whoever has pinged | `host.answer_pings` |
-| what a peer was is kept for ever in ten tables | `host.forget`, `gossip.Gossip.forget` |
+| what a peer gossiped is kept for ever in ten tables | `gossip.Gossip.forget` |
+| a peer that comes again at once loses its topics | `gossip.Gossip._handle_dead_peer` |
 | SO_REUSEPORT lets two daemons share a port | listening sockets are trio's |
 | gossip drops above 10 messages/s and 32 queued | `gossip.Gossip` and its limits |
 | gossip keeps whatever control messages name | `gossip.Gossip` reads what concerns it |

@@ -1,4 +1,4 @@
-"""A libp2p host whose parts fail one by one, and that remembers nobody who is gone."""
+"""A libp2p host whose parts fail one by one, and that writes down nothing of its peers."""
 
 from __future__ import annotations
 
@@ -229,15 +229,6 @@ async def answer_pings(stream: INetStream) -> None:
         if limit.cancelled_caught:
             break
     await stream.close()
-
-
-def forget(host: SturdyHost, peer: ID) -> None:
-    """Drop what libp2p keeps of a peer that has no connection any more."""
-    swarm = host.get_network()
-    host.get_peerstore().peer_data_map.pop(peer, None)
-    host.get_peerstore().peer_record_map.pop(peer, None)
-    swarm._round_robin_index.pop(peer, None)  # noqa: SLF001  # no other way
-    swarm._negative_peer_cache.evict(str(peer))  # noqa: SLF001
 
 
 async def start(nursery: trio.Nursery, service: Any, may_end: Callable[[], bool]) -> None:
