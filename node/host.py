@@ -24,7 +24,7 @@ from shoal.node.errors import NetworkError, OtherNetworkError
 from shoal.node.libp2p_compat import connections
 from shoal.node.libp2p_compat.dial_back import DialBackAnswered, answer_dial_backs, dial_back
 from shoal.node.libp2p_compat.gossip import GOSSIP_PROTOCOL, Gossip
-from shoal.node.libp2p_compat.host import forget, make_host, start
+from shoal.node.libp2p_compat.host import make_host, start
 from shoal.node.libp2p_compat.streams import PING_PROTOCOL, TRANSPORT_ERRORS
 
 if TYPE_CHECKING:
@@ -210,7 +210,6 @@ class Host:
 
     def _connection_changed(self, peer: Any) -> None:
         if not any(self.live(PeerId(str(peer)))):
-            forget(self.libp2p, peer)
             self.gossip.forget(peer)
             self._muxed = {muxed for muxed in self._muxed if not muxed.event_closed.is_set()}
         self._changed()

@@ -31,9 +31,10 @@ and nobody outside imports libp2p.
 | one address per dial, 250 ms late, then 60 s ban | `connections.dial` takes one address, now |
 | a listener that breaks the handshake ends the dialler | `connections.dial` names it |
 | whoever is in the address book is dialled by and by | `host.NoAutoConnector` never starts |
-| every peer is asked who it is, in a task nobody guards | `host.SturdyHost` asks nobody |
+| every peer is asked who it is, in a task nobody guards | nobody is: `host.make_host` |
 | answering pings keeps whoever has pinged | `host.answer_pings` |
-| what a peer was is kept for ever in ten tables | `host.forget`, `gossip.Gossip.forget` |
+| what a peer gossiped is kept for ever in ten tables | `gossip.Gossip.forget` |
+| a peer that comes again at once loses its topics | `gossip.Gossip._handle_dead_peer` |
 | SO_REUSEPORT lets two daemons share a port | listening sockets are trio's |
 | gossip drops above 10 messages/s and 32 queued | `gossip.Gossip` and its limits |
 | identify speaks of py-libp2p | it names shoal and its protocol's version: `host` |

@@ -285,11 +285,36 @@ class Gossip(Pubsub):
 
     # -- what goes out --
 
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        """Forget a peer; of one that has come again already, the broken stream only.
+
+        Stock forgets as well what it has said on its new connection, and says it once.
+        """
+        if not self._peer_is_connected(peer_id):
+            super()._handle_dead_peer(peer_id)
+            return
+        self._drop_stream(peer_id)
+        self._schedule_peer_stream_retry(peer_id)
+
+    def _drop_stream(self, peer_id: ID) -> None:
+        self.peers.pop(peer_id, None)
+        if (queue := self.peer_queues.pop(peer_id, None)) is not None:
+            queue.close()
+
     async def _handle_new_peer(self, peer_id: ID) -> None:
+        stream = self.peers.get(peer_id)
+        if stream is not None and stream.muxed_conn.event_shutting_down.is_set():
+            self._drop_stream(peer_id)
         await super()._handle_new_peer(peer_id)
         queue = self.peer_queues.get(peer_id)
         if queue is not None:
             queue._queue.max_size = GOSSIP_QUEUE_LENGTH  # noqa: SLF001  # stock: 32, then it drops
+
+    def get_hello_packet(self) -> rpc_pb2.RPC:
+        """Give the first envelope for a peer, without the sender's record as well."""
+        packet = super().get_hello_packet()
+        packet.ClearField("senderRecord")
+        return packet
 
     async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> Any:
         """Send an envelope without the sender's record: long, and read by nobody."""

@@ -1,4 +1,4 @@
-"""A libp2p host whose parts fail one by one, and that remembers nobody who is gone."""
+"""A libp2p host whose parts fail one by one, and that writes down nothing of its peers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class HostEndedError(Exception):
 
 
 class SturdyHost(BasicHost):
-    """A host that outlives its stream handlers, serves so many, and asks nobody who it is."""
+    """A host that outlives its stream handlers, and serves so many streams at once."""
 
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
         try:
@@ -94,9 +94,6 @@ class SturdyHost(BasicHost):
                 await stream_handler(stream)
 
         super().set_stream_handler(protocol_id, serve)
-
-    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
-        """Ask nobody: nothing here is decided by it, and an error would end the program."""
 
 
 class NoAutoConnector(AutoConnector):
@@ -218,7 +215,8 @@ def make_host(
     host.get_mux().add_handler(PING, answer_pings)
     for protocol, handler in list(host.get_mux().handlers.items()):
         host.set_stream_handler(protocol, handler)
-    # Stock ones tag peers, for a pruner that has nothing to prune here, and identify them.
+    # Stock ones tag peers, for a pruner that prunes nothing here, and ask each who it is,
+    # in a task whose failure ends the program; nothing here is decided by the answer.
     swarm.notifees[:] = [_Watcher(changed)]
     return host
 
@@ -238,15 +236,6 @@ async def answer_pings(stream: INetStream) -> None:
         if limit.cancelled_caught:
             break
     await stream.close()
-
-
-def forget(host: SturdyHost, peer: ID) -> None:
-    """Drop what libp2p keeps of a peer that has no connection any more."""
-    swarm = host.get_network()
-    host.get_peerstore().peer_data_map.pop(peer, None)
-    host.get_peerstore().peer_record_map.pop(peer, None)
-    swarm._round_robin_index.pop(peer, None)  # noqa: SLF001  # no other way
-    swarm._negative_peer_cache.evict(str(peer))  # noqa: SLF001
 
 
 async def start(nursery: trio.Nursery, service: Any, may_end: Callable[[], bool]) -> None:

@@ -15,7 +15,8 @@ from shoal.crypto.identity import generate
 from shoal.node import admission, host
 from shoal.node.admission import Breach
 from shoal.node.errors import NetworkError
-from shoal.node.libp2p_compat.gossip import GOSSIP_PROTOCOL, of_concern
+from shoal.node.libp2p_compat.gossip import GOSSIP_PROTOCOL, _Seen, of_concern
+from shoal.node.libp2p_compat.streams import TRANSPORT_ERRORS
 from shoal.node.network import open_network
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
@@ -227,6 +228,23 @@ async def test_a_peer_that_comes_and_goes_leaves_nothing_in_any_table():
         await eventually(lambda: size() <= before)
 
 
+async def test_a_peer_is_not_asked_who_it_is():
+    asked = []
+    async with linked() as (a, b):
+
+        async def note(stream):
+            asked.append(stream.remote)
+
+        a.handle("/ipfs/id/1.0.0", note)
+        await b.ping(a.peer_id, 5)
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        await b.disconnect(a.peer_id)
+        await b.connect(a.peer_id, a.addresses(), 5)
+        await b.ping(a.peer_id, 5)
+        await trio.testing.wait_all_tasks_blocked(0.2)
+    assert asked == []
+
+
 # --- one connection ---------------------------------------------------------------
 
 
@@ -251,7 +269,7 @@ async def test_a_thousand_streams_of_one_peer_cost_a_bounded_number_of_tasks():
     async with linked(broke=lambda *what: told.append(what)) as (a, b):
         before = a.statistics().tasks
         most = 0
-        with suppress(NetworkError):
+        with suppress(*TRANSPORT_ERRORS):  # as soon as it is cut
             connection = b._live_connection(a.peer_id).muxed_conn
             for number in range(1001, 3001, 2):
                 await connection._say(number, 1)
@@ -393,6 +411,49 @@ async def test_topics_that_a_peer_invents_are_not_kept():
         kept = [gossip.peer_topics, router.back_off, router.mesh]
         kept += [router.graft_flood_tracking[peer], router.ihave_message_limits[peer]]
         assert set().union(*kept) <= {"t"}
+
+
+async def test_a_gossip_stream_that_broke_costs_a_connected_peer_nothing_else():
+    """As when a peer has come again before the loss of its old connection is noticed."""
+    async with linked() as (a, b):
+        for one in (a, b):
+            await one.subscribe("t", lambda *_: True, lambda _: None)
+        peer, gossip = ID.from_base58(a.peer_id), b._gossip
+        await gossip.router.wait_for_mesh(peer, "t")
+        broken = gossip.peers[peer]
+        gossip._handle_dead_peer(peer)
+        assert peer in gossip.peer_topics["t"]  # it says so once on each of its streams
+        await eventually(lambda: gossip.peers.get(peer) not in {None, broken})
+
+
+async def test_no_record_of_the_sender_goes_with_what_is_gossiped(monkeypatch):
+    """It is as long as an advert, is signed, and would be verified with each envelope."""
+    came = []
+    real = rpc_pb2.RPC.ParseFromString
+    async with linked() as (a, b):
+
+        async def take(_self, _peer, data):
+            rpc = rpc_pb2.RPC()
+            real(rpc, data)
+            came.append(rpc)
+
+        monkeypatch.setattr(type(a._gossip), "_take_envelope", take)
+        await b.subscribe("t", lambda *_: True, lambda _: None)
+        await b._gossip.wait_for_peer(ID.from_base58(a.peer_id))
+        await b.subscribe("u", lambda *_: True, lambda _: None)
+        await eventually(lambda: "u" in str(came))
+        assert not any(rpc.HasField("senderRecord") for rpc in came)
+
+
+def test_ids_of_messages_are_remembered_for_a_time_and_up_to_a_number(monkeypatch):
+    monkeypatch.setattr(admission, "GOSSIP_SEEN_LIMIT", 3)
+    seen = _Seen()
+    for message_id in (b"1", b"2", b"3", b"4"):
+        seen.add(message_id)
+    assert [seen.has(one) for one in (b"1", b"2", b"4")] == [False, True, True]
+    monkeypatch.setattr(admission, "GOSSIP_SEEN_S", -1.0)
+    seen.add(b"5")
+    assert not seen.has(b"5")
 
 
 def test_a_control_message_is_cut_down_to_what_concerns_this_node():

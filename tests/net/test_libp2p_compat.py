@@ -649,6 +649,23 @@ async def test_a_stream_that_was_served_and_that_the_peer_keeps_open_is_swept(
         assert (b.streams == {}) == patched
 
 
+@PITFALL
+async def test_a_window_grows_for_a_fast_reader_and_to_a_limit(patched, monkeypatch):
+    if not patched:
+        monkeypatch.delattr(muxing.SafeStream, "_apply_autotune_epoch")
+    async with muxers() as (a, b), trio.open_nursery() as nursery:
+        sent = await a.open_stream()
+        received = await b.accept_stream()
+        b._rtt = 10.0  # all reads come within a few of these
+        nursery.start_soon(sent.write, bytes(32 << 20))
+        left = 32 << 20
+        while left:
+            left -= len(await received.read(1 << 20))
+        assert received.target_recv_window > muxing.DEFAULT_WINDOW_SIZE
+        within = received.target_recv_window <= admission.STREAM_WINDOW_LIMIT_BYTES
+        assert within == patched
+
+
 async def test_data_for_streams_that_are_over_is_dropped_and_then_cut(autojump_clock):
     async with muxers() as (a, b):
         size = muxing.DEFAULT_WINDOW_SIZE
