@@ -62,6 +62,7 @@ def test_domain_strings_and_payload_types_never_change_and_never_repeat():
         "shoal-receipt-v1": b"/shoal/receipt",
         "shoal-commitment-v1": b"/shoal/commitment",
         "shoal-capability-v1": b"/shoal/capability",
+        "shoal-renewal-v1": b"/shoal/renewal",
     }
 
 
