@@ -51,6 +51,7 @@ def test_there_is_no_advert_that_cannot_be_made_to_fit(advert, devices, addresse
     assert all(getattr(short, name) == getattr(whole, name) for name in kept)
 
 
+@settings(deadline=None)
 @given(structs_of(Advert))
 def test_what_fits_stays_as_it_is_but_for_equal_devices(advert):
     whole = msgspec.structs.replace(advert, devices=(), numeric_classes=(), addresses=())

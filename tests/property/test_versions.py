@@ -87,6 +87,7 @@ def test_a_newer_minor_may_leave_nothing_out_and_change_nothing(data, frame):
         decode(msgpack.packb(tree), Frame, newer=True)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([Request, Response]),
     st.text(max_size=100),
@@ -118,6 +119,7 @@ def test_a_receipt_of_a_newer_minor_is_read_and_its_bytes_stay_as_they_came(data
         open_receipt(BOB.sign(Statement.RECEIPT, old))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 31), st.integers(0, 1 << 31))
 def test_a_statement_of_another_major_is_refused_by_name_whatever_else_it_says(major, minor):
     assume(major != OWN[0])
