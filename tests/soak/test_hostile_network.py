@@ -28,6 +28,8 @@ FRAMES = 10_000 if SOAK_S >= 600 else int(SOAK_S * 5)
 STATUS_LIMIT_S = 1.0
 RECOVERY_S = 30.0
 POLL_S = 0.2
+ATTACK_LIMIT_S = 300.0
+"""Attackers have the lowest priority: on a busy machine they get little of it."""
 HOSTILE_PEER = Path(__file__).parent / "hostile_peer.py"
 MODEL = parser.parse_model(
     '<ir_version: 8, opset_import: ["" : 18]>g (float[n] x) => (float[n] y) { y = Add(x, x) }'
@@ -134,21 +136,19 @@ def test_the_daemon_answers_and_works_through_all_of_it_and_is_then_as_it_was():
             time.sleep(8.0)
             before = Figures.of(victim)
             did = {}
-            for name, count, limit_s in (
-                ("resets", 50, 60),
-                ("garbage", 1000, 120),
-                ("streams", 1000, 180),
-            ):
+            for name, count in (("resets", 50), ("garbage", 1000), ("streams", 1000)):
                 watch.phase = name
                 processes.append(attack(victim, name, count))
-                did[name] = told(processes[-1], limit_s)
+                did[name] = told(processes[-1], ATTACK_LIMIT_S)
             watch.phase = "silent, dribble, fuzz"
             together = {
                 name: attack(victim, name, count)
                 for name, count in (("silent", 400), ("dribble", 25), ("fuzz", FRAMES))
             }
             processes += together.values()
-            did |= {name: told(each, 60 + FRAMES / 5) for name, each in together.items()}
+            did |= {
+                name: told(each, ATTACK_LIMIT_S + FRAMES / 4) for name, each in together.items()
+            }
             peak = Figures.of(victim)
             watch.phase = "after"
             time.sleep(RECOVERY_S)
