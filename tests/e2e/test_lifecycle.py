@@ -193,7 +193,9 @@ def test_settings_read_again_count_at_once_and_bad_ones_change_nothing(swarm):
             found = client.status()
             assert (found.owner.min_price, client.log_level().level) == (7.0, "debug")
         assert "drain in " in found.settings_error
-        assert "settings    in error" in shoal("status", node=node).stdout
+        assert re.search(
+            r"^settings +in error", shoal("status", node=node).stdout, re.MULTILINE
+        )
         assert '"message": "the settings stay as they are"' in log_of(node)
         settings.write_text('name = "attic"\n')
         told = shoal("reload", "--json", node=node).json["reload"]

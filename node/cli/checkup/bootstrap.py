@@ -12,10 +12,8 @@ it leave. Reading adverts it learns what their clocks show (`peers.clock`).
 
 from __future__ import annotations
 
-import socket
 import time
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -24,13 +22,15 @@ import shoal
 from shoal.crypto import identity
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.crypto.peer_id import PeerId
-from shoal.node.addresses import Address, parse_address
-from shoal.node.errors import OtherNetworkError
-from shoal.node.frames import receive_frame, send_frame
+from shoal.node.addresses import Address, DnsAddress, parse_address, parse_bootstrap
+from shoal.node.cli.checkup.meeting import STAGE_LIMIT_S, Stage, StoppedError, meet, resolve
+from shoal.node.errors import NetworkError
+from shoal.node.frames import receive_message, send_frame
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import Adverts, Digest, Hello, Problem, Request, Response
 from shoal.protocol.statements import open_advert
+from shoal.protocol.vocabulary import UnknownWord, read_frame, read_greeting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
 ALL_LIMIT_S: Final = 10.0
 """For all of them together; they are asked at once."""
 
-STAGE_LIMIT_S: Final = 4.0
-LOOK_LIMIT_S: Final = 1.5
-"""For what a port says by itself, once its handshake has failed."""
-
 ASKED_LIMIT: Final = 32
 """Bootstrap addresses that are asked; a node is given a few."""
 
@@ -53,22 +49,6 @@ CLOCKS_LIMIT: Final = 64
 """Adverts of one answer whose signatures are checked, at 0.1 ms each."""
 
 _AGENT: Final = f"shoal-doctor/{shoal.__version__}"
-_NONCE_SIZE_BYTES: Final = 24
-_ANOTHER_PEER: Final = "another peer answers"
-"""How `Network.connect` words a handshake with a peer that is not the one expected."""
-
-_MULTISTREAM: Final = b"\x13/multistream/1.0.0\n"
-
-
-class Stage(StrEnum):
-    """How far one got; each needs the one before."""
-
-    ADDRESS = "address"
-    RESOLVE = "resolve"
-    CONNECT = "connect"
-    HANDSHAKE = "handshake"
-    PROTOCOL = "protocol"
-    ADVERT = "advert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +86,6 @@ class Visit:
     clocks: tuple[Clock, ...] = ()
 
 
-class _StoppedError(Exception):
-    """A stage failed; ends the visit."""
-
-    def __init__(self, stage: Stage, reason: str, hint: str) -> None:
-        super().__init__(reason)
-        self.stage, self.reason, self.hint = stage, reason, hint
-
-
 def visit_all(addresses: Sequence[str], private: PrivateNetwork | None) -> list[Visit]:
     """Ask every bootstrap peer; takes `ALL_LIMIT_S` at most.
 
@@ -136,7 +108,7 @@ async def _visit_all(addresses: list[str], private: PrivateNetwork | None) -> li
         f"it was not done after {ALL_LIMIT_S:.0f} s",
         "ask again; is this machine, or the way there, very busy?",
     )
-    found = {address: replace(unfinished, address=address) for address in addresses}
+    found: dict[str, Visit] = {}
     async with (
         open_network(identity.generate(), [], private) as network,
         open_control(network, _AGENT) as control,
@@ -144,14 +116,49 @@ async def _visit_all(addresses: list[str], private: PrivateNetwork | None) -> li
         assert isinstance(control, Control)
         control.answer_with(_decline)
 
-        async def visit(address: str) -> None:
+        async def visit(text: str) -> None:
+            found[text] = replace(unfinished, address=text)
+            try:
+                addresses = await _unfolded(network, text)
+            except StoppedError as stop:
+                found[text] = Visit(text, stop.stage, stop.reason, stop.hint)
+                return
+            del found[text]
+            for address in addresses:
+                found.setdefault(address, replace(unfinished, address=address))
+                nursery.start_soon(visit_one, address)
+
+        async def visit_one(address: str) -> None:
             found[address] = await _visit(network, address, private, CONTROL_PROTOCOL)
 
         with trio.move_on_after(ALL_LIMIT_S):
             async with trio.open_nursery() as nursery:
-                for address in addresses:
-                    nursery.start_soon(visit, address)
+                for text in addresses:
+                    nursery.start_soon(visit, text)
     return list(found.values())
+
+
+async def _unfolded(network: Network, text: str) -> list[str]:
+    """What a ``/dnsaddr`` name stands for; any other address is itself."""
+    try:
+        place = parse_bootstrap(text)
+    except ShoalError:
+        return [text]  # told by the visit
+    if not isinstance(place, DnsAddress):
+        return [text]
+    try:
+        with trio.fail_after(STAGE_LIMIT_S):
+            return [str(address) for address in await network.dialing.names.peers(place)]
+    except trio.TooSlowError:
+        reason = f"no name server said within {STAGE_LIMIT_S:.0f} s what {text} stands for"
+    except NetworkError as error:
+        reason = error.message
+    raise StoppedError(
+        Stage.RESOLVE,
+        reason,
+        "is the name spelled right, has it a TXT record, and does this machine reach its "
+        "name server?",
+    )
 
 
 async def _decline(peer: PeerId, body: RequestBody) -> ResponseBody:  # noqa: ARG001
@@ -163,10 +170,10 @@ async def _visit(
 ) -> Visit:
     try:
         place, peer = _read(address)
-        await _resolve(place)
-        await _meet(network, place, peer, private)
+        await resolve(place)
+        await meet(network, place, peer, private)
         return await _ask(network, peer, address, protocol)
-    except _StoppedError as stop:
+    except StoppedError as stop:
         return Visit(address, stop.stage, stop.reason, stop.hint)
 
 
@@ -174,134 +181,12 @@ def _read(text: str) -> tuple[Address, PeerId]:
     try:
         place = parse_address(text)
     except ShoalError as error:
-        raise _StoppedError(Stage.ADDRESS, error.message, error.hint) from None
+        raise StoppedError(Stage.ADDRESS, error.message, error.hint) from None
     if place.peer is None:
-        raise _StoppedError(
+        raise StoppedError(
             Stage.ADDRESS, "it names no peer", "end it with /p2p/ and the peer's id"
         )
     return place, place.peer
-
-
-async def _resolve(place: Address) -> None:
-    try:
-        with trio.fail_after(STAGE_LIMIT_S):
-            await trio.socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        raise _StoppedError(
-            Stage.RESOLVE,
-            f"the name {place.host} leads nowhere: {error.strerror}",
-            "is the name spelled right, and does this machine reach its name server?",
-        ) from None
-    except trio.TooSlowError:
-        raise _StoppedError(
-            Stage.RESOLVE,
-            f"no name server said within {STAGE_LIMIT_S:.0f} s where {place.host} is",
-            "does this machine reach its name server?",
-        ) from None
-
-
-async def _meet(
-    network: Network, place: Address, peer: PeerId, private: PrivateNetwork | None
-) -> None:
-    """Connect and shake hands; where that fails, look which of the two it was."""
-    bare = str(replace(place, peer=None))
-    try:
-        await network.connect(peer, [bare], STAGE_LIMIT_S)
-    except OtherNetworkError as error:
-        reason = error.message.partition(f"{bare}: ")[2] or error.message
-        raise _StoppedError(
-            Stage.HANDSHAKE,
-            f"it is not in this node's private network: {reason}",
-            "take that address away; or be where it is: `shoal join TOKEN` here with an "
-            "invitation of its network, or `shoal leave` here where it is in none",
-        ) from None
-    except ShoalError as error:
-        reason = error.message.partition(f"{bare}: ")[2] or error.message
-        said = b"" if _ANOTHER_PEER in reason else await _look(place)
-        raise _why_no_handshake(peer, reason, said, private=private is not None) from None
-
-
-async def _look(place: Address) -> bytes:
-    """What a port says first to somebody who speaks libp2p in the clear."""
-    try:
-        with trio.fail_after(STAGE_LIMIT_S):
-            stream = await trio.open_tcp_stream(place.host, place.port)
-    except trio.TooSlowError:
-        raise _StoppedError(
-            Stage.CONNECT,
-            f"no answer within {STAGE_LIMIT_S:.0f} s",
-            "is that machine up, is the address still its own, and does a firewall between "
-            "let the port through?",
-        ) from None
-    except OSError as error:
-        raise _not_connected(error, place.port) from None
-    said = b""
-    async with stream:
-        with trio.move_on_after(LOOK_LIMIT_S):
-            try:
-                await stream.send_all(_MULTISTREAM)
-                while len(said) < _NONCE_SIZE_BYTES:
-                    some = await stream.receive_some(256)
-                    if not some:
-                        break
-                    said += some
-            except trio.BrokenResourceError:
-                pass
-    return said
-
-
-def _not_connected(error: OSError, port: int) -> _StoppedError:
-    causes = [error.__cause__, error, *getattr(error.__cause__, "exceptions", ())]
-    refused = any(isinstance(cause, ConnectionRefusedError) for cause in causes)
-    if refused:
-        return _StoppedError(
-            Stage.CONNECT,
-            f"connection refused: nobody listens on port {port} there",
-            "is the daemon up on that machine, and is the port still the one it listens on?",
-        )
-    known = next((c for c in reversed(causes) if isinstance(c, OSError) and c.strerror), error)
-    return _StoppedError(
-        Stage.CONNECT,
-        known.strerror or str(known),
-        "is this machine online, and the address right?",
-    )
-
-
-def _why_no_handshake(
-    peer: PeerId, reason: str, said: bytes, *, private: bool
-) -> _StoppedError:
-    """Tell what answers on a port by what it says first."""
-    if _ANOTHER_PEER in reason:
-        return _StoppedError(
-            Stage.HANDSHAKE,
-            f"another peer answers there, not …{peer[-8:]}",
-            "the end of the address, /p2p/ and an id, is not that node's, or the address has "
-            "been given to another machine: ask its operator for the one its daemon shows",
-        )
-    if said.startswith(_MULTISTREAM) or said[:1] == _MULTISTREAM[:1]:
-        return _StoppedError(
-            Stage.HANDSHAKE,
-            f"a libp2p node answers, and the handshake fails: {reason}",
-            "ask its operator which program runs there, and which version",
-        )
-    if said and said[:8].isascii() and said[:8].decode().isprintable():
-        first_line = said[:40].decode("ascii", "replace").splitlines()[0]
-        return _StoppedError(
-            Stage.HANDSHAKE,
-            f"another program answers: {first_line!r}",
-            "is the port right?",
-        )
-    if len(said) >= _NONCE_SIZE_BYTES and not private:
-        return _StoppedError(
-            Stage.HANDSHAKE,
-            "it seems to be in a private network, and this node has no secret of one",
-            "have a member of it make an invitation, and `shoal join TOKEN` here",
-        )
-    return _StoppedError(
-        Stage.HANDSHAKE,
-        f"the port is open, and what listens there ends or says nothing ({reason})",
-        "is that port a shoal daemon's, and is it busy or hung? Its operator can look",
-    )
 
 
 async def _ask(network: Network, peer: PeerId, address: str, protocol: str) -> Visit:
@@ -312,13 +197,13 @@ async def _ask(network: Network, peer: PeerId, address: str, protocol: str) -> V
                 theirs = await _greet(stream)
                 return _told(peer, address, theirs, await _adverts(stream, theirs))
     except trio.TooSlowError:
-        raise _StoppedError(
+        raise StoppedError(
             Stage.PROTOCOL,
             f"it gave no answer within {STAGE_LIMIT_S:.0f} s",
             "its daemon is busy or hung: ask its operator to look at its log",
         ) from None
     except ShoalError as error:
-        raise _StoppedError(
+        raise StoppedError(
             Stage.PROTOCOL,
             error.message,
             "is it a shoal daemon, and of a version near to this one?",
@@ -329,18 +214,18 @@ async def _greet(stream: ByteStream) -> Hello:
     """Exchange hellos; versions that do not fit end the visit."""
     own = Hello(protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR), agent=_AGENT)
     await send_frame(stream, Request(id=0, body=own))
-    response = await receive_frame(stream, Response)
+    response = read_greeting(await receive_message(stream), Response)
     match response.body:
         case Hello(protocol=(major, _)) if major == PROTOCOL_MAJOR:
             return response.body
         case Hello(protocol=(major, _), agent=agent):
-            raise _StoppedError(
+            raise StoppedError(
                 Stage.PROTOCOL,
                 f"it speaks protocol {major} ({agent}), this node {PROTOCOL_MAJOR}",
                 f"upgrade shoal {'there' if major < PROTOCOL_MAJOR else 'on this machine'}",
             )
         case Problem(code="version_unsupported", message=message):
-            raise _StoppedError(
+            raise StoppedError(
                 Stage.PROTOCOL,
                 f"it refuses protocol {PROTOCOL_MAJOR}, which this node speaks, and says: "
                 f"{message!r}",
@@ -355,13 +240,13 @@ async def _greet(stream: ByteStream) -> Hello:
 
 async def _adverts(stream: ByteStream, theirs: Hello) -> Adverts:
     await send_frame(stream, Request(id=1, body=Digest(held=())))
-    response = await receive_frame(stream, Response)
-    if isinstance(response.body, Adverts):
-        return response.body
-    raise _StoppedError(
+    response = read_frame(await receive_message(stream), Response, theirs.protocol)
+    body = response.problem() if isinstance(response, UnknownWord) else response.body
+    if isinstance(body, Adverts):
+        return body
+    raise StoppedError(
         Stage.ADVERT,
-        f"it speaks protocol {theirs.protocol[0]}, and answered a digest with "
-        f"{_words(response.body)}",
+        f"it speaks protocol {theirs.protocol[0]}, and answered a digest with {_words(body)}",
         "ask again in some seconds: it may be starting",
     )
 
@@ -378,14 +263,14 @@ def _told(peer: PeerId, address: str, theirs: Hello, answer: Adverts) -> Visit:
         try:
             advert = open_advert(envelope)
         except VerificationError as error:
-            raise _StoppedError(
+            raise StoppedError(
                 Stage.ADVERT, f"it sent a bad advert: {error.message}", "do not join through it"
             ) from None
         clocks.append(Clock(PeerId(advert.peer), wall_s - advert.issued_at_ms / 1000 - age_s))
         if advert.peer == peer:
             own_age_s = age_s
     if own_age_s is None and len(answer.adverts) <= CLOCKS_LIMIT:
-        raise _StoppedError(
+        raise StoppedError(
             Stage.ADVERT,
             "its answer does not hold its own advert",
             "ask again in some seconds: it may be starting, or its disk is full",

@@ -80,7 +80,7 @@ def settings(patient: Patient) -> Iterator[Finding]:
             "settings",
             f"the daemon still runs with what {', '.join(changed)} was before the settings "
             "were edited",
-            "restart it: `shoal down`, then `shoal up`",
+            "`shoal reload`, and where it says so `shoal down`, then `shoal up`",
         )
 
 

@@ -213,7 +213,7 @@ def _home(patient: Patient) -> Iterator[str]:
 
 
 def _log(patient: Patient) -> Iterator[str]:
-    path = patient.home / "daemon.log"
+    path = Path(str(patient.setting("log_file") or patient.home / "daemon.log"))
     try:
         with path.open("rb") as file:
             before = max(0, path.stat().st_size - LOG_LIMIT_BYTES)
