@@ -280,7 +280,8 @@ class Member:
         while len(self._relayed_at_s) >= 2 * DIGEST_LIMIT:  # of nodes that are gone as well
             del self._relayed_at_s[next(iter(self._relayed_at_s))]
         self._relayed_at_s[peer] = now_s
-        return self._draw() < pace.relay_share(len(self.table))
+        # Straight from its node it may have reached few others, or nobody.
+        return forwarder == peer or self._draw() < pace.relay_share(len(self.table))
 
     def answer(
         self, peer: PeerId, message: Digest | Adverts, now_s: float, wall_ms: int

@@ -491,6 +491,9 @@ def test_in_a_large_network_a_part_of_the_nodes_passes_news_on(monkeypatch):
     assert node.hear(BOB)
     assert not node.hear(CAROL)
     assert CAROL.peer_id in node.member.table
+    assert node.member.hear_gossip(
+        CROWD[0].peer_id, signed_advert(CROWD[0]), node.now_s, node.wall_ms
+    )
 
 
 # --- answering ------------------------------------------------------------------------------
