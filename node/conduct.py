@@ -63,9 +63,15 @@ class Conduct:
         self, own: PeerId, friends: Collection[PeerId] = (), seeds: Collection[PeerId] = ()
     ) -> None:
         self.friends = frozenset(friends)
+        self._seeds = frozenset(seeds)
         self._own = own
         self._standing = Standing({*friends, *seeds})
         self._cut = trio.Event()
+
+    def befriend(self, friends: Collection[PeerId]) -> None:
+        """Take these for the allow list from now on."""
+        self.friends = frozenset(friends)
+        self._standing.spare(self.friends | self._seeds)
 
     def breach(self, peer: PeerId, what: str) -> None:
         """Note what the network saw a peer do: an offence only where `BREACHES` says so."""

@@ -285,6 +285,7 @@ def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
     """Let those follow who keep a live setting; the others ask for it when they need it."""
     config = change.config
     book.allowed = frozenset(config.allow)
+    daemon.conduct.befriend(config.allow)
     daemon.blobs.set_quota(config.blob_quota_bytes)
     daemon.owner.follow(config.schedule, _step_back(config))
     daemon.lifecycle.logs.configure(config.log_level)

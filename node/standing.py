@@ -167,6 +167,15 @@ class Standing:
         """In order of the last offence."""
         self._spared_accounts: dict[PeerId, _Account] = {}
 
+    def spare(self, peers: Collection[PeerId]) -> None:
+        """Spare these from now on, and no others; what was noted stays noted."""
+        noted = self._accounts | self._spared_accounts
+        self._spared = frozenset(peers)
+        self._spared_accounts = {p: one for p, one in noted.items() if p in self._spared}
+        self._accounts = type(self._accounts)(
+            (p, one) for p, one in noted.items() if p not in self._spared
+        )
+
     def note(self, peer: PeerId, offence: Offence, now_s: float) -> Record | None:
         """Note an offence; gives the record of a peer that is cut by this one.
 

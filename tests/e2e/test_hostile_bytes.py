@@ -392,7 +392,7 @@ async def test_a_peer_that_breaks_rules_is_cut_with_the_reason_in_shoal_peers(vi
     assert ended.json["cut"] == []
     await attacker.connect(victim.peer, [place_of(victim)], STREAM_LIMIT_S)
     stream = await open_greeted(attacker, victim.peer)
-    assert isinstance(await ask(stream, Digest(held=())), Adverts)
+    assert isinstance(await ask(stream, Digest(held=b"")), Adverts)
 
 
 async def test_with_a_cut_its_leases_end_and_it_is_told_so_when_it_is_back(

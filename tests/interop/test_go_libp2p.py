@@ -319,7 +319,7 @@ async def test_an_advert_of_a_newer_minor_is_listed_and_passed_on_as_it_came(nod
         async with await go.open_stream(node.peer, CONTROL_PROTOCOL) as stream:
             await say(stream, 1, Hello(protocol=VERSION, agent="go/1"))
             await hear(stream)
-            await say(stream, 2, Digest(held=()))
+            await say(stream, 2, Digest(held=b""))
             adverts = (await hear(stream)).body.adverts
         assert envelope in {each for each, _age_s in adverts}
     assert "speaks protocol 9: upgrade this node" in node.log_path.read_text()
@@ -344,7 +344,7 @@ async def test_go_says_hello_and_asks_for_adverts(node, place):
         assert hello == Response(
             id=1, body=Hello(protocol=VERSION, agent=f"shoal/{shoal.__version__}")
         )
-        await say(stream, 2, Digest(held=()))
+        await say(stream, 2, Digest(held=b""))
         answer = await hear(stream)
         assert answer.id == 2
         said = [said_in_advert(envelope) for envelope, _age_s in answer.body.adverts]

@@ -44,7 +44,7 @@ from shoal.protocol.messages import (
 OWN, MALLORY, BOB = PeerId("own"), PeerId("mallory"), PeerId("bob")
 HELLO = Hello(protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR), agent="test/1")
 CALL = "ab" * 16
-EMPTY = Digest(held=())
+EMPTY = Digest(held=b"")
 UNIT = UnitRequest(call=CALL, unit="j/0", inputs=())
 
 

@@ -30,7 +30,7 @@ from shoal.protocol.messages import (
 from shoal.protocol.versions import OWN
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
-EMPTY = Digest(held=())
+EMPTY = Digest(held=b"")
 NEWER, NEWER_MAJOR, OLDER_MAJOR = (OWN[0], OWN[1] + 1), (OWN[0] + 1, 0), (OWN[0] - 1, 9)
 OLD = (OWN[0], 0)
 

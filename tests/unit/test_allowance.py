@@ -78,7 +78,7 @@ def test_adverts_pay_for_their_signatures_and_digests_for_their_bytes():
     one = Adverts(adverts=((b"e", 0.0),))
     many = Adverts(adverts=((b"e", 0.0),) * 200)
     assert cost_ms(many, 100, Done(), 10) > 20 * cost_ms(one, 100, Done(), 10)
-    empty = Digest(held=())
+    empty = Digest(held=b"")
     large, small = cost_ms(empty, 1 << 18, one, 100), cost_ms(empty, 100, one, 100)
     assert large > 5 * small
 
@@ -148,7 +148,7 @@ def test_one_that_is_told_so_and_asks_again_in_half_a_minute_never_offends():
 def test_what_belongs_to_a_lease_is_not_refused_for_the_sake_of_other_requests():
     for body in (UNIT, Cancel(call=CALL, unit="j/0"), Release(call=CALL)):
         assert not is_refusable(body)
-    for body in (CALL_FOR_BIDS, Digest(held=()), Adverts(adverts=())):
+    for body in (CALL_FOR_BIDS, Digest(held=b""), Adverts(adverts=())):
         assert is_refusable(body)
 
 

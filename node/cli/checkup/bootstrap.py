@@ -12,10 +12,12 @@ it leave. Reading adverts it learns what their clocks show (`peers.clock`).
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import structlog
 import trio
 
 import shoal
@@ -95,6 +97,8 @@ def visit_all(addresses: Sequence[str], private: PrivateNetwork | None) -> list[
     """
     if not addresses:
         return []
+    # What the network's modules log is for a daemon's operator.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     return trio.run(_visit_all, list(addresses[:ASKED_LIMIT]), private)
 
 
@@ -239,7 +243,7 @@ async def _greet(stream: ByteStream) -> Hello:
 
 
 async def _adverts(stream: ByteStream, theirs: Hello) -> Adverts:
-    await send_frame(stream, Request(id=1, body=Digest(held=())))
+    await send_frame(stream, Request(id=1, body=Digest(held=b"")))
     response = read_frame(await receive_message(stream), Response, theirs.protocol)
     body = response.problem() if isinstance(response, UnknownWord) else response.body
     if isinstance(body, Adverts):
