@@ -481,9 +481,9 @@ class Member:
         self.table.accept(envelope, age_s=0.0, now_s=now_s, wall_ms=wall_ms)
         self._renew_at_s = now_s + self._renewing_pause_s()
         gap_s = pace.gossip_gap_s(len(self.table))
-        if not self.links or not (self._joining or now_s - self._gossiped_at_s >= gap_s):
+        if not self._connected or not (self._joining or now_s - self._gossiped_at_s >= gap_s):
             return []
-        self._joining = False
+        self._joining = self._joining and not self.links  # others than nodes may listen, too
         self._gossiped_at_s = self._relayed_at_s[self.own] = now_s
         return [Gossip(envelope)]
 

@@ -447,7 +447,7 @@ def test_a_daemon_that_is_stopped_is_named(swarm):
 def test_settings_beyond_the_machine_are_named(home):
     home.set(cores=4000, memory="800TB", listen=[LOOPBACK])
     said = [e["message"] for e in home.diagnose().bad() if e["check"] == "settings"]
-    assert said[0].startswith("cores = 4000, and this machine lets the daemon use ")
+    assert said[0].startswith("cores is 4000, and this process may use ")
     assert said[1].startswith("memory = 800.0 TB, and this machine lets the daemon use ")
 
 

@@ -298,7 +298,7 @@ async def test_an_advert_that_go_gossips_is_listed_and_one_that_is_forged_is_not
     found = await trio.to_thread.run_sync(views, node)
     assert found[maker.peer_id].agent == "made-up/1"
     assert victim.peer_id not in found
-    assert "a peer gossiped a bad advert" in node.log_path.read_text()
+    assert "a peer passed on a bad advert" in node.log_path.read_text()
 
 
 async def test_an_advert_of_a_newer_minor_is_listed_and_passed_on_as_it_came(node, place):

@@ -65,7 +65,7 @@ async def say_hello(stream, version, **more):
 
 
 def digest(number, **more):
-    body = {"type": "digest", "held": []} | more
+    body = {"type": "digest", "held": b""} | more
     return {"type": "request", "id": number, "body": body}
 
 

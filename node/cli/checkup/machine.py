@@ -16,7 +16,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.node.cli.checkup.findings import Finding, failure, failure_of, ok, warning
 from shoal.node.cli.output import network_text, size_text
 from shoal.node.config import unknown_variables
-from shoal.node.shares import usable_cores, usable_memory_bytes
+from shoal.node.shares import usable_memory_bytes
 from shoal.node.swarm_key import PUBLIC
 
 if TYPE_CHECKING:
@@ -85,15 +85,9 @@ def settings(patient: Patient) -> Iterator[Finding]:
 
 
 def _beyond_the_machine(patient: Patient) -> Iterator[Finding]:
-    cores, memory_bytes = patient.setting("cores"), patient.setting("memory")
-    here = usable_cores()
-    if isinstance(cores, int) and cores > here:
-        yield warning(
-            "settings",
-            f"cores = {cores}, and this machine lets the daemon use {here}: units slow "
-            "each other down",
-            f"set `cores` to {here} or less, or to a share such as 50%",
-        )
+    for said in patient.config.warnings if patient.config else ():
+        yield warning("settings", said)
+    memory_bytes = patient.setting("memory")
     there_bytes = usable_memory_bytes()
     if isinstance(memory_bytes, int) and memory_bytes > there_bytes:
         yield warning(
