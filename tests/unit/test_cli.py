@@ -414,7 +414,7 @@ def test_doctor_says_that_strangers_work_is_possible_where_the_kernel_offers_all
 
 def test_doctor_names_a_variable_that_nothing_reads(capsys, monkeypatch):
     monkeypatch.setenv("SHOAL_BOOTSTRP", "x")
-    assert "nothing reads the variable SHOAL_BOOTSTRP" in shoal(capsys, "doctor")[1]
+    assert "no setting reads the variable SHOAL_BOOTSTRP" in shoal(capsys, "doctor")[1]
 
 
 # --- arrays ----------------------------------------------------------------------

@@ -15,7 +15,6 @@ from shoal.crypto import identity
 from shoal.crypto.errors import ShoalError
 from shoal.node.cli.checkup.findings import Finding, failure, failure_of, ok, warning
 from shoal.node.cli.output import network_text, size_text
-from shoal.node.config import unknown_variables
 from shoal.node.shares import usable_memory_bytes
 from shoal.node.swarm_key import PUBLIC
 
@@ -67,12 +66,6 @@ def settings(patient: Patient) -> Iterator[Finding]:
     elif patient.config is not None:
         path = patient.config.file_path
         yield ok("settings", str(path) if path.exists() else "defaults; no settings file")
-    for variable in unknown_variables():
-        yield warning(
-            "settings",
-            f"nothing reads the variable {variable}",
-            "`shoal up --help` lists those that are read",
-        )
     yield from _beyond_the_machine(patient)
     changed = [each.name for each in _edited(patient)]
     if changed:
@@ -86,7 +79,7 @@ def settings(patient: Patient) -> Iterator[Finding]:
 
 def _beyond_the_machine(patient: Patient) -> Iterator[Finding]:
     for said in patient.config.warnings if patient.config else ():
-        yield warning("settings", said)
+        yield warning("settings", said, "`shoal up --help` lists the settings")
     memory_bytes = patient.setting("memory")
     there_bytes = usable_memory_bytes()
     if isinstance(memory_bytes, int) and memory_bytes > there_bytes:
