@@ -254,6 +254,7 @@ class Network:
             return await self._open(peer, protocol)
 
     async def _open(self, peer: PeerId, protocol: str) -> ByteStream:
+        await trio.lowlevel.checkpoint()  # whoever tries again and again lets others work
         connection = self._live_connection(peer)
         if connection is None:
             message = f"{peer} is not connected"
