@@ -289,8 +289,18 @@ class AdvertTable:
         """What this table holds, for a peer to compare with its own."""
         return Digest(held=b"".join(starmap(_MARK.pack, self._marks.items())))
 
-    def answer(self, digest: Digest, now_s: float, source: PeerId | None = None) -> Adverts:
-        """What the sender of ``digest`` lacks, and what this table wants of it."""
+    def answer(
+        self,
+        digest: Digest,
+        now_s: float,
+        source: PeerId | None = None,
+        *,
+        wanting: bool = True,
+    ) -> Adverts:
+        """What the sender of ``digest`` lacks, and what this table wants of it.
+
+        ``wanting``: without it nothing is wanted, for now.
+        """
         theirs = _read_marks(digest.held)
         for peer in [p for p in self._hearsay.told_by if _prefix_of(p) in theirs]:
             self._vouch(peer, source)
@@ -308,7 +318,7 @@ class AdvertTable:
             self._by_prefix[prefix]: theirs.get(prefix, _NOTHING)
             for prefix, _ in sorted(self._marks.items() - theirs.items())
         }
-        return self._give(lacking.items(), now_s, b"".join(wanted))
+        return self._give(lacking.items(), now_s, b"".join(wanted) if wanting else b"")
 
     def give(self, wanted: bytes, now_s: float) -> Adverts:
         """What an answer's ``wanted`` asks for, as far as it is held and newer."""

@@ -91,7 +91,8 @@ PAUSE_GROWTH = 1.5
 """By how much one pause between comparisons is longer than the last at most."""
 
 GREETINGS_AT_ONCE = 3
-"""Comparisons with new peers under way: a joining node gets its table once, not six times."""
+"""Comparisons with new peers under way; one while this node's table is still coming in,
+or each would bring the same."""
 
 SETTLING_S = 3.0
 """From the first link to the gossip of this node's advert: a gossip mesh needs a
@@ -173,6 +174,7 @@ class Member:
         self._relays_at_s = now_s
         self._issuing = self._joining = False
         self._issued_at_s = self._gossiped_at_s = -math.inf
+        self._stated_lifetime_s = math.inf
         self._first_link_at_s: float | None = None
         self._scouted_at_s = -math.inf
         self._plan_at_s = now_s
@@ -214,6 +216,7 @@ class Member:
                 effects += self._on_compared(peer, answer, now_s, wall_ms)
             case NotCompared(peer):
                 self._comparing.discard(peer)
+                self._rounds.pop(peer, None)
                 self._greet_later(peer, now_s)
             case Changed():
                 gap_s = pace.advert_gap_s(len(self.table))
@@ -232,7 +235,7 @@ class Member:
     def next_deadline_s(self) -> float:
         """When the next `Tick` is due, if nothing happens before."""
         greeting_s = math.inf
-        if len(self._comparing) < GREETINGS_AT_ONCE:
+        if len(self._comparing) < self._greetings_at_once:
             greeting_s = min(
                 (g.due_at_s for p, g in self._greetings.items() if p not in self._comparing),
                 default=math.inf,
@@ -295,9 +298,12 @@ class Member:
             case Digest():
                 self.table.meet(peer)
                 if self._has_room_for(peer):
-                    return self.table.answer(message, now_s, peer)
-                some = self.table.some(TOLD_WHEN_FULL_LIMIT, {peer, self.own}, self._draw)
-                told = self.table.aged(some, now_s)
+                    # What is coming in from one link is not asked of another as well.
+                    wanting = not self._rounds
+                    return self.table.answer(message, now_s, peer, wanting=wanting)
+                # Itself too: who scouted for this node has found it.
+                some = self.table.some(TOLD_WHEN_FULL_LIMIT - 1, {peer, self.own}, self._draw)
+                told = self.table.aged((self.own, *some), now_s)
                 return Adverts(adverts=told.adverts, renewals=told.renewals, room=False)
             case Adverts():
                 for advert in self.table.take(
@@ -367,8 +373,10 @@ class Member:
         self.table.bury(peer)
         return [Gone(peer, why)]
 
-    def _part_with(self, peer: PeerId, addresses: Sequence[str], now_s: float) -> None:
-        self.places.lost(peer, addresses, now_s)
+    def _part_with(
+        self, peer: PeerId, addresses: Sequence[str], now_s: float, spread_s: float = 0.0
+    ) -> None:
+        self.places.lost(peer, addresses, now_s, spread_s)
         self._plan_at_s = min(self._plan_at_s, self.places.next_due_s())
         self._relayed_at_s.pop(peer, None)
         if peer not in self.places.bootstrap:
@@ -395,6 +403,7 @@ class Member:
         self, peer: PeerId, answer: Adverts, now_s: float, wall_ms: int
     ) -> list[Effect]:
         self._comparing.discard(peer)
+        rounds = self._rounds.pop(peer, 0)
         if peer not in self._connected:
             return []
         self.table.meet(peer)
@@ -412,7 +421,6 @@ class Member:
             effects.append(Give(peer, self.table.give(answer.wanted, now_s)))
         if self._greetings.pop(peer, None) is not None:
             effects += self._link(peer, now_s, wall_ms)
-        rounds = self._rounds.pop(peer, 0)
         if answer.more and self.table.changes > before and rounds < ROUNDS_LIMIT:
             self._rounds[peer] = rounds + 1
             effects.append(self._compare(peer))
@@ -478,7 +486,8 @@ class Member:
     def _on_issued(self, envelope: bytes, now_s: float, wall_ms: int) -> list[Effect]:
         self._issuing = False
         self._issued_at_s = now_s
-        self.table.accept(envelope, age_s=0.0, now_s=now_s, wall_ms=wall_ms)
+        _, advert = self.table.accept(envelope, age_s=0.0, now_s=now_s, wall_ms=wall_ms)
+        self._stated_lifetime_s = advert.lifetime_s
         self._renew_at_s = now_s + self._renewing_pause_s()
         gap_s = pace.gossip_gap_s(len(self.table))
         if not self.links or not (self._joining or now_s - self._gossiped_at_s >= gap_s):
@@ -498,9 +507,15 @@ class Member:
             issued_at_ms=wall_ms,
             lifetime_s=self._lifetime_s(),
         )
+        self._stated_lifetime_s = renewal.lifetime_s
         envelope = self._sign(Statement.RENEWAL, encode(renewal))
         self.table.renew(envelope, (renewal, self.own), age_s=0.0, now_s=now_s, wall_ms=wall_ms)
         self._renew_at_s = now_s + self._renewing_pause_s()
+
+    def _has_outgrown_its_lifetime(self) -> bool:
+        if not self.links or self._rounds or self._gossip_at_s < math.inf or self._issuing:
+            return False  # it is joining: its advert is about to be issued anew
+        return self._lifetime_s() > pace.GROWTH_RENEWED * self._stated_lifetime_s
 
     def _lifetime_s(self) -> float:
         return pace.advert_lifetime_s(len(self.table))
@@ -515,7 +530,7 @@ class Member:
         effects: list[Effect] = []
         if now_s >= self.table.next_expiry_s:
             effects += self._expire(now_s)
-        if now_s >= self._renew_at_s:
+        if now_s >= self._renew_at_s or self._has_outgrown_its_lifetime():
             self._renew(now_s, wall_ms)
         if now_s >= self._gossip_at_s:
             self._gossip_at_s, self._joining = math.inf, True
@@ -542,15 +557,20 @@ class Member:
             if peer == self.own:  # this node's clock stood still, or its disk was full
                 self._issue_at_s = min(self._issue_at_s, now_s)
                 continue
-            self._part_with(peer, entry.advert.addresses, now_s)
+            spread_s = pace.scouting_spread_s(len(self.table))
+            self._part_with(peer, entry.advert.addresses, now_s, spread_s)
             self._missed.pop(peer, None)
             effects.append(Gone(peer, "its advert expired"))
         return effects
 
+    @property
+    def _greetings_at_once(self) -> int:
+        return GREETINGS_AT_ONCE if self.links and not self._rounds else 1
+
     def _greet(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         for peer, greeting in list(self._greetings.items()):
-            if len(self._comparing) >= GREETINGS_AT_ONCE:
+            if len(self._comparing) >= self._greetings_at_once:
                 break
             if greeting.due_at_s > now_s or peer in self._comparing:
                 continue
