@@ -29,7 +29,7 @@ from shoal.protocol.membership import Member
 from shoal.protocol.statements import Advert, Renewal
 
 ADVERT_BYTES = (500, 900)
-"""From a node that measured nothing to 8 GPUs, each measured (`tests/bench/advert_sizes.py`)."""
+"""From nothing measured to 8 GPUs, each measured: see `tests/bench/advert_sizes.py`."""
 
 LARGEST_ADVERT_BYTES = (1000, 1000)
 """Every advert as large as adverts may be."""
