@@ -9,9 +9,10 @@ from shoal.crypto.errors import VerificationError
 from shoal.crypto.identity import generate
 from shoal.protocol import dialling, pace
 from shoal.protocol.adverts import AdvertTable
+from shoal.protocol.announcing import SETTLING_S
 from shoal.protocol.dialling import LINKS_WANTED, Places
 from shoal.protocol.limits import RENEWALS_LIMIT, TOLD_WHEN_FULL_LIMIT
-from shoal.protocol.membership import GREETING_DELAY_S, ROUNDS_LIMIT, SETTLING_S, Member
+from shoal.protocol.membership import GREETING_DELAY_S, ROUNDS_LIMIT, Member
 from shoal.protocol.membership_events import (
     Blame,
     Changed,
