@@ -10,7 +10,7 @@ from shoal.crypto.identity import generate
 from shoal.protocol import dialling, pace
 from shoal.protocol.adverts import AdvertTable
 from shoal.protocol.announcing import SETTLING_S
-from shoal.protocol.dialling import LINKS_WANTED, Places
+from shoal.protocol.dialling import LINKS_WANTED, SCOUT_FIRST_S, Places
 from shoal.protocol.limits import RENEWALS_LIMIT, TOLD_WHEN_FULL_LIMIT
 from shoal.protocol.membership import GREETING_DELAY_S, ROUNDS_LIMIT, Member
 from shoal.protocol.membership_events import (
@@ -391,6 +391,17 @@ def test_a_bootstrap_peer_may_be_heard_of_later():
     node = Driven()
     effects = node.tell(Heard(BOB.peer_id, HERE, "bootstrap"), Dial)
     assert [(e.peer, e.addresses) for e in effects] == [(BOB.peer_id, HERE)]
+
+
+def test_a_node_whose_advert_expired_everywhere_is_not_dialled_by_all_at_once(monkeypatch):
+    monkeypatch.setattr(pace, "scouting_spread_s", lambda nodes: 100.0)
+    node = Driven()  # which always draws 0.5
+    node.link(CAROL)
+    node.hear(BOB, lifetime_s=20.0)
+    node.refuse(80)
+    assert BOB.peer_id not in node.member.table
+    dialled_at_s = [at_s for at_s in node.dialled(BOB) if at_s > GREETING_DELAY_S + 20]
+    assert dialled_at_s[0] == pytest.approx(GREETING_DELAY_S + 20 + SCOUT_FIRST_S + 50, abs=1)
 
 
 def test_scouting_is_done_one_by_one_however_many_are_lost():
