@@ -94,6 +94,10 @@ ROUNDS_LIMIT = DIGEST_LIMIT // ADVERTS_PER_MESSAGE_LIMIT
 """Comparisons with one peer that follow at once on each other, because it has more: so
 many bring a full table, and a peer that always has more is asked at the usual pace."""
 
+COMING_IN_LIMIT_S = 10.0
+"""How long a table comes in from one peer alone: a full one takes 7 s from an honest
+peer, and one that answers slowly and always has more keeps nobody from the others."""
+
 MISSED_LIMIT = 128
 """Peers that were links and are none, to whom this node is to show that it lives."""
 
@@ -153,6 +157,7 @@ class Member:
         self._greetings: dict[PeerId, _Greeting] = {}
         self._comparing: set[PeerId] = set()
         self._rounds: dict[PeerId, int] = {}
+        self._coming_in_until_s = math.inf  # if the table is coming in from one peer alone
         self._dialling: set[PeerId] = set()
         self._redialling: set[PeerId] = set()
         self._back_off: dict[PeerId, BackOff] = {}
@@ -228,6 +233,7 @@ class Member:
             self._compare_at_s,
             self.table.next_expiry_s,
             self._plan_at_s,
+            self._coming_in_until_s,
             greeting_s,
         )
 
@@ -269,7 +275,7 @@ class Member:
                 self.table.meet(peer)
                 if self._has_room_for(peer):
                     # What is coming in from one link is not asked of another as well.
-                    wanting = not self._rounds
+                    wanting = not self._is_coming_in
                     return self.table.answer(message, now_s, peer, wanting=wanting)
                 # Itself too: who scouted for this node has found it.
                 some = self.table.some(TOLD_WHEN_FULL_LIMIT - 1, {peer, self.own}, self._draw)
@@ -392,6 +398,8 @@ class Member:
         if self._greetings.pop(peer, None) is not None:
             effects += self._link(peer, now_s, wall_ms)
         if answer.more and self.table.changes > before and rounds < ROUNDS_LIMIT:
+            if not self._rounds and rounds == 0:
+                self._coming_in_until_s = now_s + COMING_IN_LIMIT_S
             self._rounds[peer] = rounds + 1
             effects.append(self._compare(peer))
             self._announcing.more_came(now_s)
@@ -452,9 +460,11 @@ class Member:
     def _act(self, now_s: float, wall_ms: int) -> list[Effect]:
         """Do what is due by now, whatever event was the occasion."""
         effects: list[Effect] = []
+        if not self._rounds or now_s >= self._coming_in_until_s:
+            self._coming_in_until_s = math.inf
         if now_s >= self.table.next_expiry_s:
             effects += self._expire(now_s)
-        effects += self._announcing.act(now_s, wall_ms, coming_in=bool(self._rounds))
+        effects += self._announcing.act(now_s, wall_ms, coming_in=self._is_coming_in)
         effects += self._greet(now_s)
         if now_s >= self._compare_at_s:
             self._compare_at_s = now_s + self._comparing_pause_s()
@@ -480,7 +490,11 @@ class Member:
 
     @property
     def _greetings_at_once(self) -> int:
-        return GREETINGS_AT_ONCE if self.links and not self._rounds else 1
+        return GREETINGS_AT_ONCE if self.links and not self._is_coming_in else 1
+
+    @property
+    def _is_coming_in(self) -> bool:
+        return self._coming_in_until_s < math.inf
 
     def _greet(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []

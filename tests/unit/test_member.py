@@ -12,7 +12,12 @@ from shoal.protocol.adverts import AdvertTable
 from shoal.protocol.announcing import SETTLING_S
 from shoal.protocol.dialling import LINKS_WANTED, SCOUT_FIRST_S, Places
 from shoal.protocol.limits import RENEWALS_LIMIT, TOLD_WHEN_FULL_LIMIT
-from shoal.protocol.membership import GREETING_DELAY_S, ROUNDS_LIMIT, Member
+from shoal.protocol.membership import (
+    COMING_IN_LIMIT_S,
+    GREETING_DELAY_S,
+    ROUNDS_LIMIT,
+    Member,
+)
 from shoal.protocol.membership_events import (
     Blame,
     Changed,
@@ -206,6 +211,13 @@ def test_a_table_comes_in_from_one_link_at_a_time(end):
     assert [e.peer for e in node.tell(end, Compare)] == [CAROL.peer_id]
     answer = node.member.answer(CAROL.peer_id, asked, node.now_s, node.wall_ms)
     assert answer.wanted
+
+
+def test_a_link_that_always_has_more_and_is_slow_keeps_a_node_from_no_other():
+    node = coming_in()
+    more = Adverts(adverts=of(MALLORY).adverts, more=True)
+    assert [e.peer for e in node.tell(Compared(BOB.peer_id, more), Compare)] == [BOB.peer_id]
+    assert [e.peer for e in node.wait(COMING_IN_LIMIT_S, Compare)] == [CAROL.peer_id]
 
 
 def test_a_table_comes_in_from_another_link_when_the_first_is_lost():
