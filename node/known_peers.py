@@ -128,7 +128,7 @@ def peer_views(
                 claims=book.claims(advert, wall_ms()),
                 protocol=advert.protocol,
                 standing=conduct.standing_of(peer),
-                advert_issued_at=advert.issued_at_ms / 1000,
+                advert_issued_at=entry.issued_at_ms / 1000,
             )
         )
     return sorted(views, key=lambda view: view.peer)

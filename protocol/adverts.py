@@ -21,14 +21,11 @@ Whose place a newcomer takes in a full table is `protocol.hearsay`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import lru_cache
-from itertools import starmap
-from struct import Struct
 
-from shoal.crypto.peer_id import PeerId, public_key_of
+from shoal.crypto.peer_id import PeerId
 from shoal.protocol.hearsay import Hearsay
 from shoal.protocol.limits import (
     ADVERTS_PER_MESSAGE_LIMIT,
@@ -36,15 +33,9 @@ from shoal.protocol.limits import (
     DIGEST_LIMIT,
     RENEWALS_PER_MESSAGE_LIMIT,
 )
+from shoal.protocol.marks import NOTHING, Marks, is_of, mark_of, prefix_of, read_marks
 from shoal.protocol.messages import Adverts, Digest
 from shoal.protocol.statements import Advert, Renewal, open_advert, open_renewal
-
-GRAVE_LIMIT = 4 * DIGEST_LIMIT
-"""Marks kept of nodes that are gone; the oldest graves are forgotten first."""
-
-_MARK = Struct(">8sQ")
-_NUMBER_BITS = 16
-_NOTHING = -1
 
 
 class Verdict(Enum):
@@ -64,6 +55,7 @@ class Entry:
     Attributes:
         renewal: The newest renewal's envelope; empty if there is none.
         number: That renewal's number, or 0.
+        issued_at_ms: When it was renewed by its node's own clock.
     """
 
     advert: Advert
@@ -72,11 +64,12 @@ class Entry:
     expires_at_s: float
     renewal: bytes = b""
     number: int = 0
+    issued_at_ms: int = 0
 
     @property
     def mark(self) -> int:
         """Its sequence and its renewal's number: greater is newer."""
-        return self.advert.sequence << _NUMBER_BITS | self.number
+        return mark_of(self.advert.sequence, self.number)
 
 
 @dataclass(slots=True)
@@ -97,9 +90,7 @@ class AdvertTable:
     """When an entry may expire next: never later than when one does."""
     _entries: dict[PeerId, Entry] = field(default_factory=dict)
     _by_envelope: dict[bytes, PeerId] = field(default_factory=dict)
-    _by_prefix: dict[bytes, PeerId] = field(default_factory=dict)
-    _marks: dict[bytes, int] = field(default_factory=dict)
-    _graves: dict[bytes, int] = field(default_factory=dict)
+    _marks: Marks = field(default_factory=Marks)
     _hearsay: Hearsay = field(default_factory=Hearsay)
 
     # -- taking in --
@@ -146,24 +137,22 @@ class AdvertTable:
         renewal: tuple[bytes, Renewal] | None,
     ) -> Verdict:
         peer = PeerId(advert.peer)
-        prefix = _prefix_of(peer)
         number, stated = 0, (advert.issued_at_ms, advert.lifetime_s)
         if renewal is not None and renewal[1].sequence == advert.sequence:
             number, stated = renewal[1].number, (renewal[1].issued_at_ms, renewal[1].lifetime_s)
         held = self._entries.get(peer)
-        newest = held.mark if held else self._graves.get(prefix, _NOTHING)
-        if advert.sequence << _NUMBER_BITS | number <= newest:
+        newest = held.mark if held else self._marks.buried_at(peer)
+        if mark_of(advert.sequence, number) <= newest:
             return Verdict.STALE
         born_at_s = _born_at_s(*stated, age_s, now_s, wall_ms)
         if born_at_s is None:
             return Verdict.EXPIRED
-        if held is None and not self._make_room(peer, prefix, source):
+        if held is None and not self._make_room(peer, source):
             return Verdict.FULL
         if held is not None:
             del self._by_envelope[held.envelope]
             self._vouch(peer, source)
         self._by_envelope[envelope] = peer
-        self._by_prefix[prefix] = peer
         self._hold(
             Entry(
                 advert,
@@ -172,9 +161,9 @@ class AdvertTable:
                 born_at_s + stated[1],
                 renewal[0] if number and renewal else b"",
                 number,
+                stated[0],
             )
         )
-        self._graves.pop(prefix, None)
         return Verdict.NEW
 
     def renew(
@@ -215,6 +204,7 @@ class AdvertTable:
                 born_at_s + renewal.lifetime_s,
                 envelope,
                 renewal.number,
+                renewal.issued_at_ms,
             )
         )
         return Verdict.NEW
@@ -272,52 +262,42 @@ class AdvertTable:
         entry = self._remove(peer)
         if entry is None:
             return False
-        while len(self._graves) >= GRAVE_LIMIT:
-            del self._graves[next(iter(self._graves))]
-        self._graves[_prefix_of(peer)] = entry.mark
+        self._marks.bury(peer, entry.mark)
         return True
 
     def meet(self, peer: PeerId) -> None:
         """Note that this node is linked to ``peer``: no grave and no hearsay any more."""
-        if self._graves:
-            self._graves.pop(_prefix_of(peer), None)
+        self._marks.forgive(peer)
         self._vouch(peer, peer)
 
     # -- comparing --
 
     def digest(self) -> Digest:
         """What this table holds, for a peer to compare with its own."""
-        return Digest(held=b"".join(starmap(_MARK.pack, self._marks.items())))
+        return Digest(held=self._marks.digest())
 
-    def answer(self, digest: Digest, now_s: float, source: PeerId | None = None) -> Adverts:
-        """What the sender of ``digest`` lacks, and what this table wants of it."""
-        theirs = _read_marks(digest.held)
-        for peer in [p for p in self._hearsay.told_by if _prefix_of(p) in theirs]:
+    def answer(
+        self,
+        digest: Digest,
+        now_s: float,
+        source: PeerId | None = None,
+        *,
+        wanting: bool = True,
+    ) -> Adverts:
+        """What the sender of ``digest`` lacks, and what this table wants of it.
+
+        ``wanting``: without it nothing is wanted, for now.
+        """
+        theirs = read_marks(digest.held)
+        for peer in [p for p in self._hearsay.told_by if prefix_of(p) in theirs]:
             self._vouch(peer, source)
         room = self._hearsay.room(source) if source is not None else DIGEST_LIMIT
-        wanted = []
-        # Sorted, so that a run of the simulator is the same each time.
-        for prefix, mark in sorted(theirs.items() - self._marks.items()):
-            held = self._marks.get(prefix)
-            if held is not None and mark > held:
-                wanted.append(_MARK.pack(prefix, held))
-            elif held is None and mark > self._graves.get(prefix, _NOTHING) and room > 0:
-                wanted.append(_MARK.pack(prefix, 0))
-                room -= 1
-        lacking = {
-            self._by_prefix[prefix]: theirs.get(prefix, _NOTHING)
-            for prefix, _ in sorted(self._marks.items() - theirs.items())
-        }
-        return self._give(lacking.items(), now_s, b"".join(wanted))
+        wanted = self._marks.wanted(theirs, room) if wanting else b""
+        return self._give(self._marks.lacking(theirs), now_s, wanted)
 
     def give(self, wanted: bytes, now_s: float) -> Adverts:
         """What an answer's ``wanted`` asks for, as far as it is held and newer."""
-        lacking = (
-            (self._by_prefix[prefix], mark or _NOTHING)
-            for prefix, mark in _read_marks(wanted).items()
-            if prefix in self._by_prefix
-        )
-        return self._give(lacking, now_s)
+        return self._give(self._marks.asked_for(wanted), now_s)
 
     def some(
         self, count: int, leaving_out: Container[PeerId], draw: Callable[[], float]
@@ -333,9 +313,7 @@ class AdvertTable:
 
     def aged(self, peers: Iterable[PeerId], now_s: float) -> Adverts:
         """The adverts of ``peers`` that are held, with their renewals."""
-        return self._give(
-            ((peer, _NOTHING) for peer in dict.fromkeys(peers) if peer in self._entries), now_s
-        )
+        return self._give({peer: NOTHING for peer in peers if peer in self._entries}, now_s)
 
     def get(self, peer: PeerId) -> Entry | None:
         """The entry of one peer, if it is held."""
@@ -353,7 +331,7 @@ class AdvertTable:
     # -- within --
 
     def _give(
-        self, lacking: Iterable[tuple[PeerId, int]], now_s: float, wanted: bytes = b""
+        self, lacking: Mapping[PeerId, int], now_s: float, wanted: bytes = b""
     ) -> Adverts:
         """What is newer here than the marks in ``lacking``, within one message.
 
@@ -362,7 +340,7 @@ class AdvertTable:
         """
         newer = [
             (entry, mark)
-            for peer, mark in lacking
+            for peer, mark in lacking.items()
             if (entry := self._entries[peer]).mark > mark
         ]
         newer.sort(key=lambda pair: pair[0].born_at_s, reverse=True)
@@ -371,7 +349,7 @@ class AdvertTable:
         given = 0
         for entry, mark in newer:
             age_s = max(0.0, now_s - entry.born_at_s)
-            whole = mark >> _NUMBER_BITS != entry.advert.sequence or mark == _NOTHING
+            whole = not is_of(mark, entry.advert.sequence)
             if (whole and len(adverts) >= ADVERTS_PER_MESSAGE_LIMIT) or (
                 entry.renewal and len(renewals) >= RENEWALS_PER_MESSAGE_LIMIT
             ):
@@ -388,9 +366,9 @@ class AdvertTable:
             more=given < len(newer),
         )
 
-    def _make_room(self, peer: PeerId, prefix: bytes, source: PeerId | None) -> bool:
+    def _make_room(self, peer: PeerId, source: PeerId | None) -> bool:
         """Whether a node that is not in the table may enter it."""
-        if prefix in self._by_prefix:  # two keys that begin alike: nobody finds such by chance
+        if self._marks.is_taken(peer):
             return False
         teller = source if source != peer else None  # its own word comes with meeting it
         if teller is not None and self._hearsay.room(teller) <= 0:
@@ -407,7 +385,7 @@ class AdvertTable:
     def _hold(self, entry: Entry) -> None:
         peer = PeerId(entry.advert.peer)
         self._entries[peer] = entry
-        self._marks[_prefix_of(peer)] = entry.mark
+        self._marks.hold(peer, entry.mark)
         self.next_expiry_s = min(self.next_expiry_s, entry.expires_at_s)
         self.changes += 1
 
@@ -419,16 +397,9 @@ class AdvertTable:
         entry = self._entries.pop(peer, None)
         if entry is not None:
             del self._by_envelope[entry.envelope]
-            prefix = _prefix_of(peer)
-            del self._by_prefix[prefix], self._marks[prefix]
+            self._marks.drop(peer)
             self._hearsay.forget(peer)
         return entry
-
-
-@lru_cache(DIGEST_LIMIT)
-def _prefix_of(peer: PeerId) -> bytes:
-    """How the node's public key begins."""
-    return public_key_of(peer)[:8]
 
 
 def _born_at_s(
@@ -440,9 +411,3 @@ def _born_at_s(
         return None
     age_s = max(age_s, (by_clock_ms - CLOCK_TOLERANCE_MS) / 1000)
     return now_s - age_s if age_s < lifetime_s else None
-
-
-def _read_marks(held: bytes) -> dict[bytes, int]:
-    """Marks by the beginnings of their keys; a remainder that is no mark is dropped."""
-    whole = len(held) - len(held) % _MARK.size
-    return dict(_MARK.iter_unpack(held[:whole]))

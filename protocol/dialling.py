@@ -120,15 +120,20 @@ class Places:
         known.addresses = _joined(addresses, known.addresses)
         known.lost_at_s = known.due_at_s = now_s
 
-    def lost(self, peer: PeerId, addresses: Sequence[str], now_s: float) -> None:
-        """Scout for a peer that is not in the table any more, or never was."""
+    def lost(
+        self, peer: PeerId, addresses: Sequence[str], now_s: float, spread_s: float = 0.0
+    ) -> None:
+        """Scout for a peer that is not in the table any more, or never was.
+
+        ``spread_s``: the first time is drawn from so many seconds, if many nodes lose
+        it at once: it may live.
+        """
         if not addresses:
             return
         if peer not in self.absent and len(self.absent) >= ABSENT_LIMIT:
             del self.absent[list(self.absent)[int(self.draw() * len(self.absent))]]
-        self.absent[peer] = Absent(
-            tuple(addresses)[:ADDRESSES_LIMIT], now_s, now_s + SCOUT_FIRST_S
-        )
+        first_s = SCOUT_FIRST_S + spread_s * self.draw()
+        self.absent[peer] = Absent(tuple(addresses)[:ADDRESSES_LIMIT], now_s, now_s + first_s)
 
     def found(self, peer: PeerId) -> None:
         """It is in the table: its advert says where it is."""

@@ -58,7 +58,7 @@ RENEWAL_LIMIT_BYTES = 256
 RENEWALS_LIMIT = 65_000
 """Renewals of one advert, so that their number fits 2 bytes of a digest: 15 days at least."""
 
-TOLD_WHEN_FULL_LIMIT = 32
+TOLD_WHEN_FULL_LIMIT = 16
 """Adverts that a node without room for a link tells its caller: enough to choose 6 of."""
 
 REQUESTS_IN_FLIGHT_LIMIT = 256
@@ -103,7 +103,7 @@ CLOCK_TOLERANCE_MS = 2 * 3600 * 1000
 """How wrong two clocks may be before a statement of now looks like a replay."""
 
 ADVERT_LIFETIME_LIMIT_S = 3600.0
-"""Longest life of an advert, reached at 3,300 nodes; at 1,000 it is 18 minutes."""
+"""Longest life of an advert, reached at 3,600 nodes; at 1,000 it is 17 minutes."""
 
 RATES_LIMIT = 4
 """Rates of one device in an advert: each is a line of it, about 25 bytes."""

@@ -32,7 +32,7 @@ from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol import pace
 from shoal.protocol.adverts import AdvertTable, Verdict
-from shoal.protocol.codec import encode
+from shoal.protocol.announcing import Announcing, Relays
 from shoal.protocol.dialling import (
     ALONE_LIMIT_S,
     BACK_OFF_LIMIT_S,
@@ -47,7 +47,6 @@ from shoal.protocol.dialling import (
 from shoal.protocol.limits import (
     ADVERTS_PER_MESSAGE_LIMIT,
     DIGEST_LIMIT,
-    RENEWALS_LIMIT,
     TOLD_WHEN_FULL_LIMIT,
 )
 from shoal.protocol.membership_events import (
@@ -64,9 +63,7 @@ from shoal.protocol.membership_events import (
     Event,
     Give,
     Gone,
-    Gossip,
     Heard,
-    Issue,
     Issued,
     Linked,
     Lost,
@@ -77,7 +74,6 @@ from shoal.protocol.membership_events import (
     Unreached,
 )
 from shoal.protocol.messages import Adverts, Digest, Done
-from shoal.protocol.statements import Renewal
 
 DIAL_TIME_LIMIT_S = 5.0
 REDIAL_TIME_LIMIT_S = 2.0
@@ -91,21 +87,19 @@ PAUSE_GROWTH = 1.5
 """By how much one pause between comparisons is longer than the last at most."""
 
 GREETINGS_AT_ONCE = 3
-"""Comparisons with new peers under way: a joining node gets its table once, not six times."""
-
-SETTLING_S = 3.0
-"""From the first link to the gossip of this node's advert: a gossip mesh needs a
-heartbeat or two to take a peer in, and a message to an empty mesh is lost."""
+"""Comparisons with new peers under way; one while this node's table is still coming in,
+or each would bring the same."""
 
 ROUNDS_LIMIT = DIGEST_LIMIT // ADVERTS_PER_MESSAGE_LIMIT
 """Comparisons with one peer that follow at once on each other, because it has more: so
 many bring a full table, and a peer that always has more is asked at the usual pace."""
 
+COMING_IN_LIMIT_S = 10.0
+"""How long a table comes in from one peer alone: a full one takes 7 s from an honest
+peer, and one that answers slowly and always has more keeps nobody from the others."""
+
 MISSED_LIMIT = 128
 """Peers that were links and are none, to whom this node is to show that it lives."""
-
-SETTLING_LIMIT_S = 20.0
-"""The same while the table is still coming in: its size decides the advert's lifetime."""
 
 
 @dataclass(slots=True)
@@ -156,7 +150,6 @@ class Member:
         self.places = places
         self.table = AdvertTable() if table is None else table
         self.links: dict[PeerId, Link] = {}
-        self._sign = sign
         self._draw = draw
         self._connected: set[PeerId] = set()
         self._needed: set[PeerId] = set()
@@ -164,19 +157,15 @@ class Member:
         self._greetings: dict[PeerId, _Greeting] = {}
         self._comparing: set[PeerId] = set()
         self._rounds: dict[PeerId, int] = {}
+        self._coming_in_until_s = math.inf  # if the table is coming in from one peer alone
         self._dialling: set[PeerId] = set()
         self._redialling: set[PeerId] = set()
         self._back_off: dict[PeerId, BackOff] = {}
         self._missed: dict[PeerId, None] = {}
-        self._relayed_at_s: dict[PeerId, float] = {}
-        self._relays = float(pace.RELAYS_BURST)
-        self._relays_at_s = now_s
-        self._issuing = self._joining = False
-        self._issued_at_s = self._gossiped_at_s = -math.inf
-        self._first_link_at_s: float | None = None
+        self._announcing = Announcing(own, self.table, sign, draw)
+        self._relays = Relays(now_s)
         self._scouted_at_s = -math.inf
         self._plan_at_s = now_s
-        self._issue_at_s = self._gossip_at_s = self._renew_at_s = math.inf
         self._pause_s = pace.comparing_interval_s(1)
         self._compare_at_s = now_s + self._comparing_pause_s()
 
@@ -214,15 +203,19 @@ class Member:
                 effects += self._on_compared(peer, answer, now_s, wall_ms)
             case NotCompared(peer):
                 self._comparing.discard(peer)
+                self._rounds.pop(peer, None)
                 self._greet_later(peer, now_s)
             case Changed():
-                gap_s = pace.advert_gap_s(len(self.table))
-                self._issue_at_s = min(self._issue_at_s, max(now_s, self._issued_at_s + gap_s))
+                self._announcing.changed(now_s)
             case Issued(envelope):
-                effects += self._on_issued(envelope, now_s, wall_ms)
+                gossip = self._announcing.issued(
+                    envelope, now_s, wall_ms, heard=bool(self._connected)
+                )
+                if gossip:
+                    self._relays.note(self.own, now_s)
+                effects += gossip
             case NotIssued():
-                self._issuing = False
-                self._issue_at_s = now_s + pace.renewal_interval_s(self._lifetime_s())
+                self._announcing.not_issued(now_s)
             case Heard(peer, addresses, source):
                 self._on_heard(peer, addresses, source, now_s)
         effects += self._act(now_s, wall_ms)
@@ -232,18 +225,17 @@ class Member:
     def next_deadline_s(self) -> float:
         """When the next `Tick` is due, if nothing happens before."""
         greeting_s = math.inf
-        if len(self._comparing) < GREETINGS_AT_ONCE:
+        if len(self._comparing) < self._greetings_at_once:
             greeting_s = min(
                 (g.due_at_s for p, g in self._greetings.items() if p not in self._comparing),
                 default=math.inf,
             )
         return min(
-            self._issue_at_s,
-            self._renew_at_s,
-            self._gossip_at_s,
+            self._announcing.next_deadline_s,
             self._compare_at_s,
             self.table.next_expiry_s,
             self._plan_at_s,
+            self._coming_in_until_s,
             greeting_s,
         )
 
@@ -267,19 +259,8 @@ class Member:
         if verdict not in {Verdict.NEW, Verdict.KNOWN}:
             return False
         peer = PeerId(advert.peer)
-        # A quarter of the pace that honest nodes keep: they may know of other sizes.
-        gap_s = pace.gossip_gap_s(len(self.table)) / 4
-        if now_s - self._relayed_at_s.get(peer, -math.inf) < gap_s:
+        if not self._relays.spend(peer, len(self.table), now_s):
             return False
-        earned = (now_s - self._relays_at_s) * pace.RELAYS_PER_S
-        self._relays = min(pace.RELAYS_BURST, self._relays + earned)
-        self._relays_at_s = now_s
-        if self._relays < 1:
-            return False
-        self._relays -= 1
-        while len(self._relayed_at_s) >= 2 * DIGEST_LIMIT:  # of nodes that are gone as well
-            del self._relayed_at_s[next(iter(self._relayed_at_s))]
-        self._relayed_at_s[peer] = now_s
         # Straight from its node it may have reached few others, or nobody.
         return forwarder == peer or self._draw() < pace.relay_share(len(self.table))
 
@@ -295,9 +276,12 @@ class Member:
             case Digest():
                 self.table.meet(peer)
                 if self._has_room_for(peer):
-                    return self.table.answer(message, now_s, peer)
-                some = self.table.some(TOLD_WHEN_FULL_LIMIT, {peer, self.own}, self._draw)
-                told = self.table.aged(some, now_s)
+                    # What is coming in from one link is not asked of another as well.
+                    wanting = not self._is_coming_in
+                    return self.table.answer(message, now_s, peer, wanting=wanting)
+                # Itself too: who scouted for this node has found it.
+                some = self.table.some(TOLD_WHEN_FULL_LIMIT - 1, {peer, self.own}, self._draw)
+                told = self.table.aged((self.own, *some), now_s)
                 return Adverts(adverts=told.adverts, renewals=told.renewals, room=False)
             case Adverts():
                 for advert in self.table.take(
@@ -331,7 +315,7 @@ class Member:
         if self.links.pop(peer, None) is None:
             return []
         if not self.links:
-            self._first_link_at_s = None
+            self._announcing.unlinked()
         while len(self._missed) >= MISSED_LIMIT:
             del self._missed[next(iter(self._missed))]
         self._missed[peer] = None
@@ -367,10 +351,12 @@ class Member:
         self.table.bury(peer)
         return [Gone(peer, why)]
 
-    def _part_with(self, peer: PeerId, addresses: Sequence[str], now_s: float) -> None:
-        self.places.lost(peer, addresses, now_s)
+    def _part_with(
+        self, peer: PeerId, addresses: Sequence[str], now_s: float, spread_s: float = 0.0
+    ) -> None:
+        self.places.lost(peer, addresses, now_s, spread_s)
         self._plan_at_s = min(self._plan_at_s, self.places.next_due_s())
-        self._relayed_at_s.pop(peer, None)
+        self._relays.forget(peer)
         if peer not in self.places.bootstrap:
             self._back_off.pop(peer, None)
 
@@ -395,6 +381,7 @@ class Member:
         self, peer: PeerId, answer: Adverts, now_s: float, wall_ms: int
     ) -> list[Effect]:
         self._comparing.discard(peer)
+        rounds = self._rounds.pop(peer, 0)
         if peer not in self._connected:
             return []
         self.table.meet(peer)
@@ -412,20 +399,19 @@ class Member:
             effects.append(Give(peer, self.table.give(answer.wanted, now_s)))
         if self._greetings.pop(peer, None) is not None:
             effects += self._link(peer, now_s, wall_ms)
-        rounds = self._rounds.pop(peer, 0)
         if answer.more and self.table.changes > before and rounds < ROUNDS_LIMIT:
+            if not self._rounds and rounds == 0:
+                self._coming_in_until_s = now_s + COMING_IN_LIMIT_S
             self._rounds[peer] = rounds + 1
             effects.append(self._compare(peer))
-            if self._first_link_at_s is not None and self._gossip_at_s < math.inf:
-                self._gossip_at_s = min(
-                    now_s + SETTLING_S, self._first_link_at_s + SETTLING_LIMIT_S
-                )
+            self._announcing.more_came(now_s)
         return effects
 
     def _turned_away(self, peer: PeerId, now_s: float) -> list[Effect]:
         """It has no room for this node: ask others, of whom it has told some."""
         self._greetings.pop(peer, None)
-        self.links.pop(peer, None)
+        if self.links.pop(peer, None) is not None and not self.links:
+            self._announcing.unlinked()
         self._back_off[peer] = BackOff(BACK_OFF_LIMIT_S, now_s, 0.75 + 0.5 * self._draw())
         self._plan_at_s = now_s
         return [Disconnect(peer)] if peer in self._chosen else []
@@ -433,12 +419,10 @@ class Member:
     def _link(self, peer: PeerId, now_s: float, wall_ms: int) -> list[Effect]:
         self.links[peer] = Link(since_s=now_s)
         self._found(peer)
-        if self._first_link_at_s is None:
-            self._first_link_at_s = now_s
-            self._gossip_at_s = now_s + SETTLING_S
+        self._announcing.linked(now_s)
         if peer in self._missed:  # others may have buried this node when it did not answer
             del self._missed[peer]
-            self._renew(now_s, wall_ms)
+            self._announcing.renew(now_s, wall_ms)
         entry = self.table.get(peer)
         return [Linked(peer, entry.advert.addresses if entry else ())]
 
@@ -473,58 +457,16 @@ class Member:
             or peer in self._chosen
         )
 
-    # -- this node's own advert --
-
-    def _on_issued(self, envelope: bytes, now_s: float, wall_ms: int) -> list[Effect]:
-        self._issuing = False
-        self._issued_at_s = now_s
-        self.table.accept(envelope, age_s=0.0, now_s=now_s, wall_ms=wall_ms)
-        self._renew_at_s = now_s + self._renewing_pause_s()
-        gap_s = pace.gossip_gap_s(len(self.table))
-        if not self._connected or not (self._joining or now_s - self._gossiped_at_s >= gap_s):
-            return []
-        self._joining = self._joining and not self.links  # others than nodes may listen, too
-        self._gossiped_at_s = self._relayed_at_s[self.own] = now_s
-        return [Gossip(envelope)]
-
-    def _renew(self, now_s: float, wall_ms: int) -> None:
-        entry = self.table.get(self.own)
-        if entry is None or entry.number >= RENEWALS_LIMIT:
-            self._issue_at_s, self._renew_at_s = now_s, math.inf
-            return
-        renewal = Renewal(
-            sequence=entry.advert.sequence,
-            number=entry.number + 1,
-            issued_at_ms=wall_ms,
-            lifetime_s=self._lifetime_s(),
-        )
-        envelope = self._sign(Statement.RENEWAL, encode(renewal))
-        self.table.renew(envelope, (renewal, self.own), age_s=0.0, now_s=now_s, wall_ms=wall_ms)
-        self._renew_at_s = now_s + self._renewing_pause_s()
-
-    def _lifetime_s(self) -> float:
-        return pace.advert_lifetime_s(len(self.table))
-
-    def _renewing_pause_s(self) -> float:
-        return pace.renewal_interval_s(self._lifetime_s()) * (0.9 + 0.2 * self._draw())
-
     # -- what is due --
 
     def _act(self, now_s: float, wall_ms: int) -> list[Effect]:
         """Do what is due by now, whatever event was the occasion."""
         effects: list[Effect] = []
+        if not self._rounds or now_s >= self._coming_in_until_s:
+            self._coming_in_until_s = math.inf
         if now_s >= self.table.next_expiry_s:
             effects += self._expire(now_s)
-        if now_s >= self._renew_at_s:
-            self._renew(now_s, wall_ms)
-        if now_s >= self._gossip_at_s:
-            self._gossip_at_s, self._joining = math.inf, True
-            self._issue_at_s = now_s  # with the lifetime that fits the table as it is now
-        if now_s >= self._issue_at_s:
-            self._issue_at_s = math.inf
-            if not self._issuing:
-                self._issuing = True
-                effects.append(Issue(self._lifetime_s()))
+        effects += self._announcing.act(now_s, wall_ms, coming_in=self._is_coming_in)
         effects += self._greet(now_s)
         if now_s >= self._compare_at_s:
             self._compare_at_s = now_s + self._comparing_pause_s()
@@ -539,18 +481,27 @@ class Member:
         effects: list[Effect] = []
         for entry in self.table.expire(now_s):
             peer = PeerId(entry.advert.peer)
-            if peer == self.own:  # this node's clock stood still, or its disk was full
-                self._issue_at_s = min(self._issue_at_s, now_s)
+            if peer == self.own:
+                self._announcing.expired(now_s)
                 continue
-            self._part_with(peer, entry.advert.addresses, now_s)
+            spread_s = pace.scouting_spread_s(len(self.table))
+            self._part_with(peer, entry.advert.addresses, now_s, spread_s)
             self._missed.pop(peer, None)
             effects.append(Gone(peer, "its advert expired"))
         return effects
 
+    @property
+    def _greetings_at_once(self) -> int:
+        return GREETINGS_AT_ONCE if self.links and not self._is_coming_in else 1
+
+    @property
+    def _is_coming_in(self) -> bool:
+        return self._coming_in_until_s < math.inf
+
     def _greet(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         for peer, greeting in list(self._greetings.items()):
-            if len(self._comparing) >= GREETINGS_AT_ONCE:
+            if len(self._comparing) >= self._greetings_at_once:
                 break
             if greeting.due_at_s > now_s or peer in self._comparing:
                 continue

@@ -28,8 +28,12 @@ from shoal.protocol.dialling import Places
 from shoal.protocol.membership import Member
 from shoal.protocol.statements import Advert, Renewal
 
-ADVERT_BYTES = 1000
-"""The largest that an advert may be; most have some 700."""
+ADVERT_BYTES = (500, 900)
+"""From nothing measured to 8 GPUs, each measured: see `tests/bench/advert_sizes.py`."""
+
+LARGEST_ADVERT_BYTES = (1000, 1000)
+"""Every advert as large as adverts may be."""
+
 RENEWAL_BYTES = 165
 
 # Of each message: yamux, Noise, and TCP/IP; then what the message itself has around it.
@@ -74,8 +78,8 @@ class Node:
     """One member, and the state of its operating system."""
 
     __slots__ = (
-        "alive", "clock_ms", "connected", "cost", "joined_at_s", "member", "mesh",
-        "number", "peer", "seen", "side", "silent", "tick_at_s",
+        "advert_bytes", "alive", "clock_ms", "connected", "cost", "joined_at_s", "member",
+        "mesh", "number", "peer", "seen", "side", "silent", "tick_at_s",
     )  # fmt: skip
 
     def __init__(self, number, peer, clock_ms):
@@ -92,8 +96,17 @@ class Node:
 class Swarm:
     """The nodes, and what is on its way between them."""
 
-    def __init__(self, seed=1, *, loss=0.02, latency_s=(0.02, 0.15), clocks_off_s=1800.0):
+    def __init__(
+        self,
+        seed=1,
+        *,
+        loss=0.02,
+        latency_s=(0.02, 0.15),
+        clocks_off_s=1800.0,
+        advert_bytes=ADVERT_BYTES,
+    ):
         self.random = random.Random(seed)
+        self.advert_bytes = advert_bytes
         self.loss, self.latency_s, self.clocks_off_s = loss, latency_s, clocks_off_s
         self.now_s = 0.0
         self.nodes: dict[str, Node] = {}
@@ -111,6 +124,7 @@ class Swarm:
         off_s = self.random.uniform(-self.clocks_off_s, self.clocks_off_s)
         node = Node(next(self._names), peer, WALL_MS + int(off_s * 1000))
         node.joined_at_s = self.now_s
+        node.advert_bytes = self.random.randint(*self.advert_bytes)
         node.member = Member(
             peer,
             Places(
@@ -363,7 +377,7 @@ class Swarm:
             numeric_classes=(),
             providing=False,
         )
-        envelope = f"{node.number} {sequence}".encode().ljust(ADVERT_BYTES)
+        envelope = f"{node.number} {sequence}".encode().ljust(node.advert_bytes)
         self._signed[envelope] = advert
         return envelope
 
@@ -442,16 +456,25 @@ class Measured:
     lingering: int
     completeness: float
     by_kind: dict[str, float]
+    worst_by_kind: dict[str, float]
 
 
 def measure(
-    nodes, *, warm_s, churn_s, churn_share=0.1, churn_period_s=600.0, seed=1, settle_s=0.0
+    nodes,
+    *,
+    warm_s,
+    churn_s,
+    churn_share=0.1,
+    churn_period_s=600.0,
+    seed=1,
+    settle_s=0.0,
+    advert_bytes=ADVERT_BYTES,
 ):
     """Start ``nodes``, let a share of them crash and others join, and count.
 
     ``churn_s`` is the time that is counted; crashes and joins end ``settle_s`` before it.
     """
-    swarm = Swarm(seed)
+    swarm = Swarm(seed, advert_bytes=advert_bytes)
     first = swarm.join()
     swarm.run(5)
     for number in range(1, nodes):
@@ -520,6 +543,10 @@ def measure(
             for k in sorted(kinds)
         }
         | {"TCP/IP headers": mean([n.cost.headers / seconds for n in counted])},
+        worst_by_kind={
+            kind: size / seconds
+            for kind, size in max(counted, key=lambda n: n.cost.sent).cost.by_kind.items()
+        },
     )
 
 

@@ -11,7 +11,7 @@ from strategies import (
 
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.identity import generate
-from shoal.protocol import adverts, hearsay
+from shoal.protocol import adverts, hearsay, marks
 from shoal.protocol.adverts import AdvertTable, Verdict
 from shoal.protocol.limits import ADVERTS_PER_MESSAGE_LIMIT, CLOCK_TOLERANCE_MS
 from shoal.protocol.messages import Adverts, Digest
@@ -143,7 +143,7 @@ def test_a_full_table_takes_no_new_node_but_renews_the_ones_it_has(table, monkey
 
 
 def test_graves_are_bounded_and_the_oldest_are_forgotten(table, monkeypatch):
-    monkeypatch.setattr(adverts, "GRAVE_LIMIT", 1)
+    monkeypatch.setattr(marks, "GRAVE_LIMIT", 1)
     for node in (ALICE, BOB):
         accept(table, signed_advert(node))
         table.bury(node.peer_id)

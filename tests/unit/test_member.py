@@ -9,9 +9,15 @@ from shoal.crypto.errors import VerificationError
 from shoal.crypto.identity import generate
 from shoal.protocol import dialling, pace
 from shoal.protocol.adverts import AdvertTable
-from shoal.protocol.dialling import LINKS_WANTED, Places
+from shoal.protocol.announcing import SETTLING_S
+from shoal.protocol.dialling import LINKS_WANTED, SCOUT_FIRST_S, Places
 from shoal.protocol.limits import RENEWALS_LIMIT, TOLD_WHEN_FULL_LIMIT
-from shoal.protocol.membership import GREETING_DELAY_S, ROUNDS_LIMIT, SETTLING_S, Member
+from shoal.protocol.membership import (
+    COMING_IN_LIMIT_S,
+    GREETING_DELAY_S,
+    ROUNDS_LIMIT,
+    Member,
+)
 from shoal.protocol.membership_events import (
     Blame,
     Changed,
@@ -187,6 +193,38 @@ def test_a_peer_that_always_has_more_is_asked_at_the_usual_pace_in_the_end():
     assert node.wait(3.1, Compare) != []
 
 
+def coming_in():
+    """A node whose table comes from BOB, who has more, while CAROL is connected."""
+    node = Driven()
+    node.link(BOB, Adverts(adverts=of(BOB).adverts, more=True))
+    node.tell(Connected(CAROL.peer_id))
+    assert node.wait(2 * GREETING_DELAY_S, Compare) == []
+    return node
+
+
+@pytest.mark.parametrize("end", [Compared(BOB.peer_id, NOTHING), NotCompared(BOB.peer_id)])
+def test_a_table_comes_in_from_one_link_at_a_time(end):
+    node = coming_in()
+    asked = holding(CAROL, MALLORY).digest()
+    answer = node.member.answer(CAROL.peer_id, asked, node.now_s, node.wall_ms)
+    assert not answer.wanted
+    assert [e.peer for e in node.tell(end, Compare)] == [CAROL.peer_id]
+    answer = node.member.answer(CAROL.peer_id, asked, node.now_s, node.wall_ms)
+    assert answer.wanted
+
+
+def test_a_link_that_always_has_more_and_is_slow_keeps_a_node_from_no_other():
+    node = coming_in()
+    more = Adverts(adverts=of(MALLORY).adverts, more=True)
+    assert [e.peer for e in node.tell(Compared(BOB.peer_id, more), Compare)] == [BOB.peer_id]
+    assert [e.peer for e in node.wait(COMING_IN_LIMIT_S, Compare)] == [CAROL.peer_id]
+
+
+def test_a_table_comes_in_from_another_link_when_the_first_is_lost():
+    node = coming_in()
+    assert [e.peer for e in node.tell(Lost(BOB.peer_id), Compare)] == [CAROL.peer_id]
+
+
 def test_a_connection_that_is_no_link_is_tried_again_while_links_are_wanting():
     node = full()
     node.tell(Connected(BOB.peer_id))
@@ -266,7 +304,8 @@ def test_a_full_node_takes_no_link_and_tells_of_others():
     asked = Digest(held=b"")
     answer = node.member.answer(BOB.peer_id, asked, node.now_s, node.wall_ms)
     assert not answer.room
-    assert 0 < len(answer.adverts) <= TOLD_WHEN_FULL_LIMIT
+    assert 1 < len(answer.adverts) <= TOLD_WHEN_FULL_LIMIT
+    assert signed_advert(ALICE) in [envelope for envelope, _ in answer.adverts]
     assert node.tell(Connected(BOB.peer_id), Compare) == []
     assert [e.peer for e in node.wait(2, Compare)] != [BOB.peer_id]
     answer = node.member.answer(CROWD[0].peer_id, asked, node.now_s, node.wall_ms)
@@ -366,6 +405,17 @@ def test_a_bootstrap_peer_may_be_heard_of_later():
     assert [(e.peer, e.addresses) for e in effects] == [(BOB.peer_id, HERE)]
 
 
+def test_a_node_whose_advert_expired_everywhere_is_not_dialled_by_all_at_once(monkeypatch):
+    monkeypatch.setattr(pace, "scouting_spread_s", lambda nodes: 100.0)
+    node = Driven()  # which always draws 0.5
+    node.link(CAROL)
+    node.hear(BOB, lifetime_s=20.0)
+    node.refuse(80)
+    assert BOB.peer_id not in node.member.table
+    dialled_at_s = [at_s for at_s in node.dialled(BOB) if at_s > GREETING_DELAY_S + 20]
+    assert dialled_at_s[0] == pytest.approx(GREETING_DELAY_S + 20 + SCOUT_FIRST_S + 50, abs=1)
+
+
 def test_scouting_is_done_one_by_one_however_many_are_lost():
     node = Driven(remembered={other.peer_id: HERE for other in CROWD})
     node.link(BOB, of(BOB))
@@ -407,6 +457,17 @@ def test_a_node_renews_its_advert_without_signing_a_new_one():
     assert entry.envelope == signed_advert(ALICE)
     assert 25 <= entry.number <= 35
     assert entry.expires_at_s > node.now_s + 30
+
+
+def test_a_node_renews_at_once_when_the_network_has_outgrown_its_lifetime(monkeypatch):
+    node = Driven()
+    node.link(BOB, of(BOB))
+    node.wait(SETTLING_S)
+    node.tell(Issued(signed_advert(ALICE, sequence=2, lifetime_s=60.0)))
+    for factor, renewals in [(1.4, 0), (1.6, 1), (2.0, 1)]:
+        monkeypatch.setattr(pace, "advert_lifetime_s", lambda nodes, f=factor: 60.0 * f)
+        node.tell(Tick())
+        assert node.member.table.get(ALICE.peer_id).number == renewals
 
 
 def test_after_very_many_renewals_a_new_advert_is_issued():

@@ -108,6 +108,12 @@ def test_a_lost_peer_is_scouted_for_for_ever_and_ever_less_often():
     assert waits[-1] == SCOUT_LIMIT_S
 
 
+def test_those_who_lose_a_peer_at_once_do_not_all_scout_for_it_at_once():
+    scouted = places()  # which always draws 0.5
+    scouted.lost("gone", HERE, 0.0, spread_s=100.0)
+    assert scouted.absent["gone"].due_at_s == SCOUT_FIRST_S + 50.0
+
+
 def test_a_peer_that_was_cut_off_for_two_minutes_is_tried_again_within_half_a_minute():
     scouted = places()
     scouted.lost("gone", HERE, 0.0)
@@ -172,11 +178,11 @@ def test_an_advert_outlives_two_lost_renewals(nodes):
 
 @pytest.mark.parametrize("nodes", [1, 10, 100, 1_000, 3_000])
 def test_news_can_go_round_several_times_in_the_life_of_an_advert(nodes):
-    assert advert_lifetime_s(nodes) >= 13 * comparing_interval_s(nodes)
+    assert advert_lifetime_s(nodes) >= 12 * comparing_interval_s(nodes)
 
 
 def test_the_dead_are_forgotten_within_20_minutes_in_a_network_of_a_thousand():
-    assert advert_lifetime_s(1_000) <= 20 * 60
+    assert advert_lifetime_s(1_000 + 170) <= 20 * 60  # the dead of 17 minutes among them
     assert advert_lifetime_s(10) <= 60
 
 

@@ -31,7 +31,7 @@ from shoal.node.frames import receive_message, send_frame
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import Adverts, Digest, Hello, Problem, Request, Response
-from shoal.protocol.statements import open_advert
+from shoal.protocol.statements import open_advert, open_renewal
 from shoal.protocol.vocabulary import UnknownWord, read_frame, read_greeting
 
 if TYPE_CHECKING:
@@ -261,18 +261,22 @@ def _words(body: ResponseBody) -> str:
 
 def _told(peer: PeerId, address: str, theirs: Hello, answer: Adverts) -> Visit:
     """Read the adverts that a peer sent, its own among them."""
-    wall_s, clocks = time.time(), []
-    own_age_s = None
-    for envelope, age_s in answer.adverts[:CLOCKS_LIMIT]:
-        try:
+    wall_s = time.time()
+    heard: dict[PeerId, tuple[float, float]] = {}
+    """Of each node when it spoke last by its own clock, and how long ago by the peer's."""
+    try:
+        for envelope, age_s in answer.adverts[:CLOCKS_LIMIT]:
             advert = open_advert(envelope)
-        except VerificationError as error:
-            raise StoppedError(
-                Stage.ADVERT, f"it sent a bad advert: {error.message}", "do not join through it"
-            ) from None
-        clocks.append(Clock(PeerId(advert.peer), wall_s - advert.issued_at_ms / 1000 - age_s))
-        if advert.peer == peer:
-            own_age_s = age_s
+            heard[PeerId(advert.peer)] = (advert.issued_at_ms / 1000, age_s)
+        for envelope, age_s in answer.renewals[:CLOCKS_LIMIT]:
+            renewal, signer = open_renewal(envelope)
+            heard[signer] = (renewal.issued_at_ms / 1000, age_s)
+    except VerificationError as error:
+        raise StoppedError(
+            Stage.ADVERT, f"it sent a bad advert: {error.message}", "do not join through it"
+        ) from None
+    clocks = [Clock(node, wall_s - at_s - age_s) for node, (at_s, age_s) in heard.items()]
+    own_age_s = heard[peer][1] if peer in heard else None
     if own_age_s is None and len(answer.adverts) <= CLOCKS_LIMIT:
         raise StoppedError(
             Stage.ADVERT,
