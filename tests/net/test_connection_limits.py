@@ -128,7 +128,9 @@ async def test_a_peer_that_is_cut_gets_no_connection_in_either_direction():
         await eventually(lambda: not b.connected())
         with pytest.raises(NetworkError, match="it floods") as caught:
             await a.connect(b.peer_id, b.addresses(), 5)
-        assert caught.value.code == "peer_is_cut"
+        assert caught.value.code == "peer_cut"
+        assert f"shoal peers --forgive {b.peer_id}" in caught.value.hint
+        assert "it floods" in a.dialing.book.of(b.peer_id).failure  # for `shoal status`
         assert a.connected() == frozenset()
         assert a.statistics().refused == {"peer_is_cut": 1}
         said.clear()
@@ -146,7 +148,8 @@ async def test_a_peer_has_one_connection_in_each_direction_and_the_newer_one_sta
         await a.next_change(frozenset())
         await after.connect(a.peer_id, a.addresses(), 5)
         await eventually(lambda: not before.connected())
-        await a._life.dial(key.peer_id, "127.0.0.1", int(after.addresses()[0].split("/")[4]))
+        port = int(after.addresses()[0].split("/")[4])
+        await a._life.dial(key.peer_id, "127.0.0.1", port, trio.lowlevel.checkpoint)
         await eventually(lambda: a.statistics().connections_out == 1)
         assert a.statistics().connections_in == 1
         assert await after.ping(a.peer_id, 5) < 5
@@ -159,6 +162,47 @@ async def test_two_tasks_that_dial_one_peer_make_one_connection():
                 nursery.start_soon(b.connect, a.peer_id, a.addresses(), 5)
         assert b.statistics().connections_out == 1
         assert a.statistics().evicted == 0
+
+
+async def test_who_waits_for_the_dial_of_another_task_leaves_it_alone_when_its_own_time_is_up():
+    async with open_network(generate(), [LOOPBACK]) as a, open_network(generate(), []) as b:
+        let, dial, dials = trio.Event(), b.dialing._dial, []
+
+        async def slow(*args):
+            dials.append(args)
+            await let.wait()
+            await dial(*args)
+
+        b.dialing._dial = slow
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.connect, a.peer_id, a.addresses(), 5)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(NetworkError) as caught:
+                await b.connect(a.peer_id, a.addresses(), 0.01)
+            assert caught.value.code == "timed_out"  # not unreachable: that buries a node
+            nursery.start_soon(b.connect, a.peer_id, a.addresses(), 5)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(dials) == 1
+            let.set()
+        assert b.connected() == {a.peer_id}
+
+
+async def test_a_peer_that_is_cut_while_it_is_dialled_is_not_called_unreachable():
+    said = {}
+    async with (
+        open_network(generate(), [LOOPBACK]) as a,
+        open_network(generate(), [], refused=said.get) as b,
+    ):
+        dial = b.dialing._dial
+
+        async def cutting(*args):
+            said[a.peer_id] = "it floods"
+            await dial(*args)
+
+        b.dialing._dial = cutting
+        with pytest.raises(NetworkError, match="it floods") as caught:
+            await b.connect(a.peer_id, a.addresses(), 5)
+        assert caught.value.code == "peer_cut"
 
 
 async def test_a_full_node_takes_a_newcomer_and_ends_an_idle_connection(monkeypatch):
