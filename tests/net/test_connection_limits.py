@@ -15,6 +15,7 @@ from shoal.crypto.identity import generate
 from shoal.node import admission, host
 from shoal.node.admission import Breach
 from shoal.node.errors import NetworkError
+from shoal.node.libp2p_compat import connections
 from shoal.node.libp2p_compat.gossip import GOSSIP_PROTOCOL, _Seen, of_concern
 from shoal.node.libp2p_compat.streams import TRANSPORT_ERRORS
 from shoal.node.network import open_network
@@ -564,6 +565,28 @@ async def test_who_waits_on_the_failing_side_is_told_and_dials_wait_for_the_next
             await b.connect(a.peer_id, a.addresses(), 5)
         assert ends == ["connection_lost"]
         assert b.statistics().restarts == 1
+        assert await b.ping(a.peer_id, 5) < 5
+
+
+async def test_a_dial_that_is_under_way_when_the_host_fails_ends_at_once_and_leaves_nothing(
+    monkeypatch,
+):
+    async with open_network(generate(), [LOOPBACK]) as a, open_network(generate(), []) as b:
+        life, secure = b._life, connections.secure
+
+        async def failing(*args):
+            muxed = await secure(*args)
+            if args[0] is life.libp2p:
+                break_host(b)
+                await eventually(lambda: b.statistics().restarts == 1)
+            return muxed
+
+        monkeypatch.setattr(connections, "secure", failing)
+        failed = pytest.raises(NetworkError, match="host failed and is started again")
+        with failed, trio.fail_after(4):  # and not by its own limit of time
+            await b.connect(a.peer_id, a.addresses(), 5)
+        assert not list(life.live())
+        await b.connect(a.peer_id, a.addresses(), 5)
         assert await b.ping(a.peer_id, 5) < 5
 
 
