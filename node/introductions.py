@@ -124,7 +124,10 @@ class Introductions:
                 ``not_introduced`` where an introduction failed too; else as
                 `Membership.reach`.
         """
-        if peer == self._membership.own or peer in self._network.connected():
+        if peer == self._membership.own:
+            return
+        if peer in self._network.connected():
+            self._membership.need(peer)
             return
         entry = self._membership.table.get(peer)
         via = [PeerId(each) for each in entry.advert.via] if entry else []
@@ -160,6 +163,7 @@ class Introductions:
         if not nursery.cancel_scope.cancel_called:
             told = [error for error in failures if error.code in _OF_INTRODUCTIONS]
             raise (told or failures)[0]
+        self._membership.need(peer)
 
     async def _be_introduced(self, peer: PeerId, via: list[PeerId]) -> None:
         failed_at_s, failure = self._failures.get(peer, (0.0, None))

@@ -139,7 +139,7 @@ class Membership:
         Raises:
             NetworkError: It is unknown here, or none of its addresses answers.
         """
-        if peer == self._network.peer_id or peer in self.links:
+        if peer == self._network.peer_id:
             return
         if peer not in self._network.connected():
             addresses = self._member.addresses(peer)
@@ -151,7 +151,15 @@ class Membership:
                 if error.code == "unreachable" and peer not in self._network.connected():
                     self._tell(Unreached(peer))
                 raise
-        self._tell(Needed(peer))
+        self.need(peer)
+
+    def need(self, peer: PeerId) -> None:
+        """Keep the connection to a peer that is worked with, and watch it as a link.
+
+        A link too: it may come to have no room for this node, and would be let go.
+        """
+        if peer in self._network.connected():
+            self._tell(Needed(peer))
 
     def announce(self) -> None:
         """Issue a new advert soon, because what it says has changed."""
