@@ -23,7 +23,7 @@ NAT can be knocked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -126,15 +126,19 @@ class Introductions:
         """
         if peer == self._membership.own:
             return
-        if peer in self._network.connected():
-            self._membership.need(peer)
-            return
         entry = self._membership.table.get(peer)
         via = [PeerId(each) for each in entry.advert.via] if entry else []
         if entry is None or not via:
             await self._membership.reach(peer)
             return
-        addresses = entry.advert.addresses
+        if self._apart(peer):
+            await self._reach_by(peer, entry.advert.addresses, via)
+        self._membership.need(peer)
+
+    async def _reach_by(
+        self, peer: PeerId, addresses: Sequence[str], via: list[PeerId]
+    ) -> None:
+        """Dial a node and have it dial this one, whichever works; raises as `reach`."""
         failures: list[NetworkError] = []
         direct_ended = trio.Event()
 
@@ -163,7 +167,6 @@ class Introductions:
         if not nursery.cancel_scope.cancel_called:
             told = [error for error in failures if error.code in _OF_INTRODUCTIONS]
             raise (told or failures)[0]
-        self._membership.need(peer)
 
     async def _be_introduced(self, peer: PeerId, via: list[PeerId]) -> None:
         failed_at_s, failure = self._failures.get(peer, (0.0, None))
