@@ -74,6 +74,11 @@ class Conduct:
         self.friends = frozenset(friends)
         self._standing.spare(self.friends | self._seeds)
 
+    def join_by(self, seeds: Collection[PeerId]) -> None:
+        """Take these for the peers that this node joins by, from now on."""
+        self._seeds = frozenset(seeds)
+        self._standing.spare(self.friends | self._seeds)
+
     def breach(self, peer: PeerId, what: str) -> None:
         """Note what the network saw a peer do: an offence only where `BREACHES` says so."""
         offence = BREACHES.get(what)

@@ -177,6 +177,10 @@ class Membership:
         """
         self._tell(Heard(peer, tuple(addresses), source))
 
+    def forget_bootstrap(self, peer: PeerId) -> None:
+        """Dial a peer that the operator names no longer only as any other."""
+        self._member.places.bootstrap.pop(peer, None)
+
     async def answer(self, peer: PeerId, message: Digest | Adverts) -> Adverts | Done:
         """Answer a peer's side of anti-entropy.
 
