@@ -15,10 +15,12 @@ from shoal.crypto.identity import generate
 from shoal.node import admission, host
 from shoal.node.admission import Breach
 from shoal.node.errors import NetworkError
+from shoal.node.house import FETCHES_AT_ONCE
 from shoal.node.libp2p_compat import connections
 from shoal.node.libp2p_compat.gossip import GOSSIP_PROTOCOL, _Seen, of_concern
 from shoal.node.libp2p_compat.streams import TRANSPORT_ERRORS
 from shoal.node.network import open_network
+from shoal.protocol import pace
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 ECHO = "/test/echo/1"
@@ -307,6 +309,37 @@ async def test_streams_of_one_protocol_are_bounded_and_others_are_served(monkeyp
         other = await b.open_stream(a.peer_id, "/test/other/1", 5)
         await other.send_all(b"x")
         assert await other.receive_exactly(1) == b"x"
+
+
+async def test_a_node_opens_streams_no_faster_than_its_peer_takes_them(monkeypatch):
+    """Many small blobs over a fast link must not look like a flood."""
+    for name, limit in (("STREAMS", 100.0), ("OWN_STREAMS", 80.0)):
+        monkeypatch.setattr(admission, f"{name}_PER_S", limit)
+        monkeypatch.setattr(admission, f"{name}_BURST", limit / 10)
+    assert admission.OWN_STREAMS_BURST < admission.STREAMS_BURST
+    async with linked() as (a, b):
+
+        async def use_one_after_another():
+            for _ in range(10):
+                async with await b.open_stream(a.peer_id, ECHO, 5) as stream:
+                    await stream.send_all(b"x")
+                    assert await stream.receive_exactly(1) == b"x"
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(use_one_after_another)
+        assert a.statistics().breaches == {}
+
+
+def test_what_a_node_does_at_most_is_within_what_its_peers_take():
+    assert admission.OWN_STREAMS_PER_S < admission.STREAMS_PER_S
+    assert admission.OWN_STREAMS_BURST < admission.STREAMS_BURST
+    assert FETCHES_AT_ONCE < admission.PROTOCOL_STREAMS_LIMIT < admission.INBOUND_STREAMS_LIMIT
+    relayed_at_once, relayed_per_s = pace.RELAYS_BURST, pace.RELAYS_PER_S
+    assert 2 * relayed_at_once < admission.GOSSIP_BURST
+    assert 10 * relayed_per_s < admission.GOSSIP_PER_S
+    largest = relayed_at_once * admission.GOSSIP_MESSAGE_LIMIT_BYTES
+    assert 2 * largest < admission.GOSSIP_BURST_BYTES
 
 
 async def test_a_thousand_streams_of_one_peer_cost_a_bounded_number_of_tasks():
