@@ -210,6 +210,10 @@ class Membership:
         for task in (self._follow_connections, self._keep_time, self._keep_pinging):
             nursery.start_soon(task)
 
+    def stop(self) -> None:
+        """Do nothing any more: others that still end may tell of what happens."""
+        self._nursery = None
+
     async def _follow_connections(self) -> None:
         known: frozenset[PeerId] = frozenset()
         while True:
@@ -357,8 +361,11 @@ async def open_membership(membership: Membership) -> AsyncIterator[Membership]:
     """Keep the table and the links for as long as the block runs."""
     async with trio.open_nursery() as nursery:
         await membership.run(nursery)
-        yield membership
-        nursery.cancel_scope.cancel()
+        try:
+            yield membership
+        finally:
+            membership.stop()
+            nursery.cancel_scope.cancel()
 
 
 def _wall_ms() -> int:

@@ -94,6 +94,13 @@ async def test_a_peer_that_was_starting_when_it_was_greeted_becomes_a_link(tmp_p
             await early.linked(late.peer)
 
 
+async def test_what_others_tell_while_they_end_after_it_is_not_acted_on(tmp_path):
+    async with open_node(tmp_path / "node") as node:
+        pass
+    node.members.hear_of(identity.generate().peer_id, ["/ip4/127.0.0.1/tcp/1"], "bootstrap")
+    node.members.announce()
+
+
 async def test_a_link_that_is_worked_with_is_kept_when_it_has_no_room_any_more(tmp_path):
     async with open_node(tmp_path / "full") as full:
         full.answer()
