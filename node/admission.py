@@ -66,6 +66,9 @@ PROTOCOL_STREAMS_LIMIT = 32
 STREAMS_PER_S, STREAMS_BURST = 100.0, 512.0
 """Streams that a peer opens: each costs 1 to 2 ms of CPU until its protocol is agreed on."""
 
+OWN_STREAMS_PER_S, OWN_STREAMS_BURST = 80.0, 256.0
+"""Streams that this node opens to a peer: fewer than any peer refuses. The next ones wait."""
+
 REFUSALS_PER_S, REFUSALS_BURST = 1.0, 256.0
 """Streams refused to a peer before its connection is cut: it does not listen."""
 

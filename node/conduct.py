@@ -18,9 +18,10 @@ import structlog
 import trio
 
 from shoal.node.admission import Breach
-from shoal.node.errors import NetworkError, PeerError
+from shoal.node.errors import PeerError
 from shoal.node.records import CutView, StandingView
 from shoal.node.standing import FULL, Offence, Standing
+from shoal.node.why_not import peer_cut
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,6 +74,11 @@ class Conduct:
         self.friends = frozenset(friends)
         self._standing.spare(self.friends | self._seeds)
 
+    def join_by(self, seeds: Collection[PeerId]) -> None:
+        """Take these for the peers that this node joins by, from now on."""
+        self._seeds = frozenset(seeds)
+        self._standing.spare(self.friends | self._seeds)
+
     def breach(self, peer: PeerId, what: str) -> None:
         """Note what the network saw a peer do: an offence only where `BREACHES` says so."""
         offence = BREACHES.get(what)
@@ -120,11 +126,7 @@ class Conduct:
         """
         why = self.refused(peer)
         if why is not None:
-            raise NetworkError(
-                f"{peer} is cut: {why}",
-                code="peer_cut",
-                hint=f"`shoal peers --forgive {peer}` lets it back in before",
-            )
+            raise peer_cut(peer, why)
 
     async def reach(self, reach: Callable[[PeerId], Awaitable[None]], peer: PeerId) -> None:
         """Connect to a peer by ``reach``, unless it is cut; raises as `check` and ``reach``."""

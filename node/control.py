@@ -34,7 +34,7 @@ from shoal.node.standing import Offence
 from shoal.protocol.errors import RemoteProtocolError, VersionError
 from shoal.protocol.limits import REQUESTS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import Hello, Problem, Request, RequestBody, Response, ResponseBody
-from shoal.protocol.versions import OWN, misfit
+from shoal.protocol.versions import OWN, Version, misfit
 from shoal.protocol.vocabulary import UnknownWord, read_frame, read_greeting, said_to
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class _Line:
 
     peer: PeerId
     stream: ByteStream | None = None
+    theirs: Version = OWN  # as the peer greeted on it
     failure: ShoalError | None = None
     next_id: int = 0
     pending: dict[int, _Pending] = field(default_factory=dict)
@@ -162,6 +163,7 @@ class Control:
                 if problem.code == "version_unsupported":
                     self.versions.refuse(line.peer, f"answered: {theirs.message}")
                 raise problem
+            line.theirs = theirs.protocol
             if (why := self.versions.note(line.peer, theirs.protocol)) is not None:
                 raise VersionError(f"{line.peer} {why}")
         except BaseException:  # also when cancelled: a stream that was not greeted is of no use
@@ -173,7 +175,7 @@ class Control:
         if line.stream is None:
             raise line.failure or NetworkError(f"the link to {line.peer} is gone")
         if not isinstance(body, Hello):
-            body = said_to(self.versions.of(line.peer), body)
+            body = said_to(line.theirs, body)
         stream, number, pending = line.stream, line.next_id, _Pending()
         line.next_id = (line.next_id + 1) % (1 << 31)
         line.pending[number] = pending
@@ -195,14 +197,16 @@ class Control:
 
     async def _read_answers(self, line: _Line, stream: ByteStream) -> None:
         failure: ShoalError
-        greeted = False
+        theirs: Version | None = None
         try:
             while True:
                 data = await receive_message(stream)
-                if greeted:
-                    response = read_frame(data, Response, self.versions.of(line.peer))
+                if theirs is not None:
+                    response = read_frame(data, Response, theirs)
                 else:
-                    response, greeted = read_greeting(data, Response), True
+                    response = read_greeting(data, Response)
+                    is_hello = isinstance(response.body, Hello)
+                    theirs = response.body.protocol if is_hello else OWN
                 pending = line.pending.pop(response.id, None)
                 if pending is not None:  # else nobody waits for it, or not any more
                     unknown = isinstance(response, UnknownWord)

@@ -163,6 +163,7 @@ async def serve(
             journal,
             fingerprint=swarm_key.fingerprint if swarm_key else "",
             lan=config.lan,
+            joins_by=conduct.join_by,
         )
         reached = Reachability(network, control, membership)
         introductions = Introductions(

@@ -118,6 +118,7 @@ class Host:
         self._joining: dict[SafeYamux, Held] = {}
         self._muxed: set[SafeYamux] = set()
         self._dialling = trio.CapacityLimiter(admission.DIALS_LIMIT)
+        self._dials: set[trio.CancelScope] = set()
         self._nursery: trio.Nursery | None = None
         self._closing = False
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -158,6 +159,8 @@ class Host:
 
     def abort(self) -> None:
         """Give back every socket, and wake who waits for a peer: no task runs any more."""
+        for scope in self._dials:
+            scope.cancel()
         for muxed in self._muxed:
             if not muxed.event_closed.is_set():
                 muxed.abort()
@@ -227,8 +230,23 @@ class Host:
             OSError: Nobody accepts TCP connections there.
             OtherNetworkError: Somebody does who is not in this node's private network.
             RefusedError: It is the peer, and this node takes no connection with it.
+            NetworkError: ``host_restarts``: this life of the host has failed meanwhile.
             BaseLibp2pError: Somebody does, and does not prove to be ``peer``.
         """
+        with trio.CancelScope() as scope:
+            self._dials.add(scope)
+            try:
+                await self._dial(peer, name, port, answered)
+            finally:
+                self._dials.discard(scope)
+        if scope.cancelled_caught:  # nobody would ever start what it leads to
+            raise NetworkError(
+                "this node's libp2p host failed and is started again", code="host_restarts"
+            )
+
+    async def _dial(
+        self, peer: PeerId, name: str, port: int, answered: Callable[[], Awaitable[None]]
+    ) -> None:
         async with self._dialling:
             stream = await trio.open_tcp_stream(name, port)
             try:

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 RELEASE_TIME_LIMIT_S = 2.0
 STREAM_TIME_LIMIT_S = 10.0
 
+FETCHES_AT_ONCE = 16
+"""Blob streams that this node opens to one peer at once: half of `PROTOCOL_STREAMS_LIMIT`,
+beyond which that peer resets them; more side by side are no faster."""
+
 
 @dataclass(frozen=True, slots=True)
 class House:
@@ -62,6 +66,7 @@ class House:
     known: KnownBlobs = field(default_factory=KnownBlobs)
     """What peers are known to have; this node's own user needs no entry."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
+    fetching_from: Turns[PeerId] = field(default_factory=lambda: Turns(FETCHES_AT_ONCE))
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
     """Report what a peer did against the rules: see `node.conduct`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
@@ -168,14 +173,15 @@ async def hold(
             return
         stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
         try:
-            await fetch_blob(
-                stream,
-                blob_id,
-                house.store,
-                own=house.peer_id,
-                limit_bytes=limit_bytes,
-                newer=house.control.versions.is_newer(peer),
-            )
+            async with house.fetching_from.take(peer):
+                await fetch_blob(
+                    stream,
+                    blob_id,
+                    house.store,
+                    own=house.peer_id,
+                    limit_bytes=limit_bytes,
+                    newer=house.control.versions.is_newer(peer),
+                )
         except RemoteProtocolError as error:
             house.broke(peer, Offence.BAD_BLOB, error.message)
             raise

@@ -23,7 +23,7 @@ NAT can be knocked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -124,14 +124,21 @@ class Introductions:
                 ``not_introduced`` where an introduction failed too; else as
                 `Membership.reach`.
         """
-        if peer == self._membership.own or peer in self._network.connected():
+        if peer == self._membership.own:
             return
         entry = self._membership.table.get(peer)
         via = [PeerId(each) for each in entry.advert.via] if entry else []
         if entry is None or not via:
             await self._membership.reach(peer)
             return
-        addresses = entry.advert.addresses
+        if self._apart(peer):
+            await self._reach_by(peer, entry.advert.addresses, via)
+        self._membership.need(peer)
+
+    async def _reach_by(
+        self, peer: PeerId, addresses: Sequence[str], via: list[PeerId]
+    ) -> None:
+        """Dial a node and have it dial this one, whichever works; raises as `reach`."""
         failures: list[NetworkError] = []
         direct_ended = trio.Event()
 

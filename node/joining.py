@@ -8,8 +8,8 @@ to, what fails is told, and who can be reached is remembered for the next start.
 |---|---|---|
 | an address with a peer id | the setting, an invitation | membership, for ever |
 | ``/dnsaddr/NAME`` | the setting | resolved here, then as above |
-| peers of earlier times | the state | membership, while there is no link |
-| nodes nearby | mDNS (`node.lan`) | membership, while links are wanting |
+| peers of earlier times | the state | membership, until they are met |
+| nodes nearby | mDNS (`node.lan`) | membership, until they are met |
 | other nodes' adverts | gossip and anti-entropy | membership, while links are wanting |
 """
 
@@ -41,7 +41,7 @@ from shoal.node.records import JoiningView, SeedView
 from shoal.node.remembered_peers import RememberedPeer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.known_peers import Places
@@ -67,6 +67,7 @@ class Joining:
         places: Where to look, from `node.known_peers.find_seeds`.
         fingerprint: Of the private network that this node is in, or "".
         lan: Whether to be found on the local network, and to look there.
+        joins_by: Told of the peers that the operator has named, by whatever name.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Joining:
         *,
         fingerprint: str = "",
         lan: bool = True,
+        joins_by: Callable[[Collection[PeerId]], None] = lambda _peers: None,
     ) -> None:
         own = membership.own
         self._entries = [one for one in places.entries if one.place.peer != own]
@@ -85,6 +87,7 @@ class Joining:
         self._network = network
         self._membership = membership
         self._journal = journal
+        self._joins_by = joins_by
         self._names = {
             one.place: Resolving() for one in self._entries if isinstance(one.place, DnsAddress)
         }
@@ -111,6 +114,7 @@ class Joining:
 
     def follow(self, texts: Sequence[str]) -> None:
         """Join by these places of the setting from now on; checked by `parse_bootstrap`."""
+        before = self._bootstrap()
         held = {entry.text for entry in self._entries}
         kept = [e for e in self._entries if e.source is not Source.SETTING or e.text in texts]
         new = [
@@ -127,6 +131,19 @@ class Joining:
         places = {entry.place for entry in self._entries}
         for gone in self._names.keys() - places:
             del self._names[gone]
+        self._moved(before)
+
+    def _bootstrap(self) -> frozenset[PeerId]:
+        """The peers that the places which were set lead to."""
+        shown = (peer for entry in self._entries for _, peer, _ in self._shown(entry))
+        return frozenset(peer for peer in shown if peer is not None)
+
+    def _moved(self, before: frozenset[PeerId]) -> None:
+        """Let go of the peers that the places which were set lead to no more."""
+        now = self._bootstrap()
+        for peer in before - now:
+            self._membership.forget_bootstrap(peer)
+        self._joins_by(now)
 
     async def connect(self, text: str) -> PeerId:
         """Link to a peer where a person says that one is; gives the peer.
@@ -165,7 +182,11 @@ class Joining:
         except NetworkError as error:
             resolving.failed(error.message, trio.current_time())
         else:
+            if self._names.get(name) is not resolving:  # it was taken out of the setting
+                return
+            before = self._bootstrap()
             resolving.resolved(found, trio.current_time())
+            self._moved(before)
             for peer, addresses in _by_peer(found).items():
                 self._membership.hear_of(peer, addresses, "bootstrap")
         finally:

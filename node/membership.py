@@ -139,7 +139,7 @@ class Membership:
         Raises:
             NetworkError: It is unknown here, or none of its addresses answers.
         """
-        if peer == self._network.peer_id or peer in self.links:
+        if peer == self._network.peer_id:
             return
         if peer not in self._network.connected():
             addresses = self._member.addresses(peer)
@@ -151,7 +151,15 @@ class Membership:
                 if error.code == "unreachable" and peer not in self._network.connected():
                     self._tell(Unreached(peer))
                 raise
-        self._tell(Needed(peer))
+        self.need(peer)
+
+    def need(self, peer: PeerId) -> None:
+        """Keep the connection to a peer that is worked with, and watch it as a link.
+
+        A link too: it may come to have no room for this node, and would be let go.
+        """
+        if peer in self._network.connected():
+            self._tell(Needed(peer))
 
     def announce(self) -> None:
         """Issue a new advert soon, because what it says has changed."""
@@ -168,6 +176,10 @@ class Membership:
                 and then less and less often until they are found.
         """
         self._tell(Heard(peer, tuple(addresses), source))
+
+    def forget_bootstrap(self, peer: PeerId) -> None:
+        """Dial a peer that the operator names no longer only as any other."""
+        self._member.places.bootstrap.pop(peer, None)
 
     async def answer(self, peer: PeerId, message: Digest | Adverts) -> Adverts | Done:
         """Answer a peer's side of anti-entropy.
@@ -197,6 +209,10 @@ class Membership:
             self._tell(event)
         for task in (self._follow_connections, self._keep_time, self._keep_pinging):
             nursery.start_soon(task)
+
+    def stop(self) -> None:
+        """Do nothing any more: others that still end may tell of what happens."""
+        self._nursery = None
 
     async def _follow_connections(self) -> None:
         known: frozenset[PeerId] = frozenset()
@@ -345,8 +361,11 @@ async def open_membership(membership: Membership) -> AsyncIterator[Membership]:
     """Keep the table and the links for as long as the block runs."""
     async with trio.open_nursery() as nursery:
         await membership.run(nursery)
-        yield membership
-        nursery.cancel_scope.cancel()
+        try:
+            yield membership
+        finally:
+            membership.stop()
+            nursery.cancel_scope.cancel()
 
 
 def _wall_ms() -> int:

@@ -23,7 +23,6 @@ import structlog
 import trio
 
 from shoal.crypto.peer_id import PeerId
-from shoal.node import admission
 from shoal.node.addresses import parse_address
 from shoal.node.dialing import Dialing
 from shoal.node.errors import (
@@ -31,7 +30,7 @@ from shoal.node.errors import (
     OtherNetworkError,
     StreamClosedError,
 )
-from shoal.node.host import Gates, RefusedError
+from shoal.node.host import Gates
 from shoal.node.libp2p_compat.streams import (
     PING_PROTOCOL,
     TRANSPORT_ERRORS,
@@ -42,7 +41,7 @@ from shoal.node.listening import bind
 from shoal.node.network_statistics import NetworkStatistics
 from shoal.node.streams import ByteStream, translated
 from shoal.node.supervision import SupervisedHost
-from shoal.node.why_not import unreachable, why_not
+from shoal.node.why_not import peer_cut, unreachable, why_not
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -131,36 +130,40 @@ class Network:
 
         Raises:
             NetworkError: ``unreachable``, saying for each address what failed;
-                ``peer_is_cut`` where this node takes no connection with it;
+                ``peer_cut`` where this node takes no connection with it;
+                ``timed_out`` where another task still dials it;
                 OtherNetworkError where one of them leads to a node that is not in
                 this one's private network.
         """
         deadline = trio.current_time() + timeout_s
-        while peer in self._dials and trio.current_time() < deadline:
-            with trio.move_on_at(deadline):
+        with _limited(peer, "is being dialled, and was not reached", timeout_s):
+            while peer in self._dials:
                 await self._dials[peer].wait()
         if peer in self.connected():
             return
-        if (why := self._gates.refused(peer)) is not None:
-            refusal = admission.Refusal.PEER_CUT
-            raise RefusedError(f"this node has cut {peer}: {why}", refusal)
-        ended = self._dials.setdefault(peer, trio.Event())
+        self._check_not_cut(peer)
+        ended = self._dials[peer] = trio.Event()
         try:
             await self._connect(peer, addrs, deadline)
         finally:
-            if self._dials.get(peer) is ended:
-                del self._dials[peer]
+            del self._dials[peer]
             ended.set()
 
     async def _connect(self, peer: PeerId, addrs: Sequence[str], deadline: float) -> None:
         failures = await self.dialing.reach(peer, addrs, deadline - trio.current_time())
         if failures is None:
             return
+        self._check_not_cut(peer)  # of what it did while it was dialled
         reasons = [f"{each.text}: {why_not(each.error, each.limit_s)}" for each in failures]
         why = "; ".join(reasons) or "no address is known"
         self.dialing.book.failed(peer, why, trio.current_time())
         elsewhere = any(isinstance(each.error, OtherNetworkError) for each in failures)
         raise unreachable(peer, why, elsewhere=elsewhere)
+
+    def _check_not_cut(self, peer: PeerId) -> None:
+        if (why := self._gates.refused(peer)) is not None:
+            self.dialing.book.failed(peer, f"this node has cut it: {why}", trio.current_time())
+            raise peer_cut(peer, why)
 
     async def _dial(
         self, peer: PeerId, host: str, port: int, answered: Callable[[], Awaitable[None]]

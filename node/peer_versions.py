@@ -50,8 +50,12 @@ class PeerVersions:
         return self._said.get(peer, OWN)
 
     def is_newer(self, peer: PeerId) -> bool:
-        """Whether a peer may say what this node's version does not know."""
-        return is_newer(self.of(peer))
+        """Whether a peer may say what this node's version does not know.
+
+        One that has not said its version may: after a reconnect its blob stream can
+        come before its hello, and nobody is to be blamed for that.
+        """
+        return peer not in self._said or is_newer(self._said[peer])
 
     def note(self, peer: PeerId, theirs: Version) -> str | None:
         """Keep what a peer says in its hello; gives why it is a misfit, where it is one."""

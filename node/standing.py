@@ -72,7 +72,6 @@ class Offence(StrEnum):
     REQUEST_FLOOD = "request_flood"
     GOSSIP_FLOOD = "gossip_flood"
     TOO_MANY_STREAMS = "too_many_streams"
-    TOO_MANY_CONNECTIONS = "too_many_connections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,6 @@ RULES: Final = {
     Offence.REQUEST_FLOOD: Rule(10, "went on asking after it was told that it is too much", 1),
     Offence.GOSSIP_FLOOD: Rule(5, "gossiped more than anybody has to say", 1),
     Offence.TOO_MANY_STREAMS: Rule(5, "opened more streams than it can have use for", 1),
-    Offence.TOO_MANY_CONNECTIONS: Rule(5, "opened connection after connection", 1),
 }
 
 

@@ -1,6 +1,6 @@
-"""Turns: of those that want to work on the same thing, one at a time.
+"""Turns: of those that want to work on the same thing, so many at a time.
 
-As many locks as there are things being worked on, each gone with its last user.
+As many limiters as there are things being worked on, each gone with its last user.
 """
 
 from __future__ import annotations
@@ -15,22 +15,27 @@ K = TypeVar("K")
 
 
 class Turns(Generic[K]):
-    """Locks by name, in order of arrival."""
+    """Limiters by name, in order of arrival.
 
-    def __init__(self) -> None:
-        self._locks: dict[K, trio.Lock] = {}
+    Args:
+        at_once: How many have a turn at the same thing.
+    """
+
+    def __init__(self, at_once: int = 1) -> None:
+        self._at_once = at_once
+        self._limiters: dict[K, trio.CapacityLimiter] = {}
 
     def taken(self, name: K) -> bool:
-        """Whether somebody has the turn now; where not, `take` gives it at once."""
-        return name in self._locks
+        """Whether somebody has a turn now; where not, `take` gives one at once."""
+        return name in self._limiters
 
     @asynccontextmanager
     async def take(self, name: K) -> AsyncIterator[None]:
-        """Wait for the turn and have it for as long as the block runs."""
-        lock = self._locks.setdefault(name, trio.Lock())
+        """Wait for a turn and have it for as long as the block runs."""
+        limiter = self._limiters.setdefault(name, trio.CapacityLimiter(self._at_once))
         try:
-            async with lock:
+            async with limiter:
                 yield
         finally:  # whoever was cancelled before its turn may have been the last as well
-            if not lock.locked() and self._locks.get(name) is lock:
-                del self._locks[name]
+            if not limiter.borrowed_tokens and self._limiters.get(name) is limiter:
+                del self._limiters[name]

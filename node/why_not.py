@@ -40,6 +40,20 @@ def unreachable(peer: PeerId, why: str, *, elsewhere: bool) -> NetworkError:
     return NetworkError(message, code="unreachable", hint=_HINT)
 
 
+def peer_cut(peer: PeerId, why: str) -> NetworkError:
+    """Make the error of a peer that this node has cut, wherever that is found.
+
+    Args:
+        peer: Who is cut.
+        why: From `node.conduct`: what it did, and for how much longer.
+    """
+    return NetworkError(
+        f"{peer} is cut: {why}",
+        code="peer_cut",
+        hint=f"`shoal peers --forgive {peer}` lets it back in before",
+    )
+
+
 def why_not(error: BaseException, share_s: float) -> str:
     """Give the first cause that a person can act on.
 

@@ -135,6 +135,7 @@ class SafeYamux(Yamux):
     place: str = ""
     used_s: float = 0.0
     report: Callable[[Breach], None]
+    _own_openings: Bucket | None = None
     streams: dict[int, SafeStream]
 
     # -- what we send --
@@ -157,7 +158,12 @@ class SafeYamux(Yamux):
         await trio.lowlevel.checkpoint()
 
     async def open_stream(self) -> SafeStream:
-        """Open a stream; refuse, where the base class would wait, when 256 are open."""
+        """Open a stream; refuse, where the base class would wait, when 256 are open.
+
+        It waits where this node opens them faster than a peer takes: many small blobs
+        over a fast link would look like a flood there.
+        """
+        await self._wait_to_open()
         if self.stream_backlog_semaphore.value == 0:
             message = f"{self.stream_backlog_limit} streams to this peer are open already"
             raise MuxedStreamError(message)
@@ -174,6 +180,17 @@ class SafeYamux(Yamux):
             self._finalize_stream_locked(stream, fully_closed=True)
             raise MuxedStreamError("the connection takes no new stream") from error
         return stream
+
+    async def _wait_to_open(self) -> None:
+        now_s = trio.current_time()
+        if self._own_openings is None:
+            self._own_openings = Bucket(
+                admission.OWN_STREAMS_PER_S, admission.OWN_STREAMS_BURST, now_s
+            )
+        pause_s = self._own_openings.wait_s(now_s)
+        while pause_s > 0.0:  # others that waited may have been before
+            await trio.sleep(pause_s)
+            pause_s = self._own_openings.wait_s(trio.current_time())
 
     async def close(self, error_code: int = GO_AWAY_NORMAL) -> None:
         """Close at once: the socket first, so that no frame stuck in it is waited for."""

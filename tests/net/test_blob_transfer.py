@@ -69,7 +69,7 @@ async def test_a_blob_arrives_whole(stores, rights, size, pair):
         await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=10 * MIB)
         if size > BLOB_AT_ONCE_LIMIT_BYTES:
             assert peer.opened[1].received_bytes < 300  # a proof and no chunk
-    assert not taking._receiving._locks
+    assert not taking._receiving._limiters
 
 
 def with_a_new_field(frame_of):
@@ -122,7 +122,7 @@ async def test_nobody_without_a_right_learns_whether_a_blob_is_held(stores, righ
     for blob_id in (held, blob_id_of(b"not held")):
         async with giver(BlobServer(GIVER, giving, rights).serve) as peer:
             with pytest.raises(NetworkError, match="no right") as caught:
-                await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=MIB)
+                await fetch_blob(peer.open_stream, blob_id, taking, own=TAKER, limit_bytes=MIB)
         assert caught.value.code == "no_right"
 
 
@@ -136,7 +136,7 @@ async def test_a_blob_that_is_gone_is_refused_as_not_held(stores, rights):
     for _ in ("found damaged", "not held any more"):
         async with giver(serve) as peer:
             with pytest.raises(NetworkError) as caught:
-                await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=MIB)
+                await fetch_blob(peer.open_stream, blob_id, taking, own=TAKER, limit_bytes=MIB)
         assert caught.value.code == "not_held"
 
 
@@ -389,7 +389,7 @@ async def test_a_stream_on_which_nothing_is_asked_is_ended_and_no_offence(
     stores, rights, autojump_clock
 ):
     told = Told()
-    async with giver(BlobServer(GIVER, stores[0], rights, told).serve) as peer:
+    async with giver(BlobServer(GIVER, stores[0], rights, broke=told).serve) as peer:
         stream = await peer.open_stream()
         with pytest.raises(NetworkError):
             await stream.receive_exactly(1)
@@ -400,7 +400,7 @@ async def test_a_stream_on_which_nothing_is_asked_is_ended_and_no_offence(
 @pytest.mark.parametrize("words", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1"])
 async def test_nonsense_on_a_blob_stream_is_an_offence(stores, rights, words):
     told = Told()
-    async with giver(BlobServer(GIVER, stores[0], rights, told).serve) as peer:
+    async with giver(BlobServer(GIVER, stores[0], rights, broke=told).serve) as peer:
         stream = await peer.open_stream()
         await stream.send_all(words)
         with pytest.raises(NetworkError):
@@ -416,7 +416,7 @@ async def test_one_stream_too_many_is_reset_and_the_others_are_served(
     giving, taking = stores
     blob_id = await giving.put_bytes(b"small")
     rights.grant("a lease", TAKER, [blob_id])
-    async with giver(BlobServer(GIVER, giving, rights, told).serve) as peer:
+    async with giver(BlobServer(GIVER, giving, rights, broke=told).serve) as peer:
         held = [await peer.open_stream() for _ in range(3)]
         await wait_all_tasks_blocked()
         fourth = await peer.open_stream()
@@ -425,7 +425,7 @@ async def test_one_stream_too_many_is_reset_and_the_others_are_served(
         assert told == [(TAKER, "too_many_streams")]
         await held[0].reset()
         await wait_all_tasks_blocked()
-        await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=MIB)
+        await fetch_blob(peer.open_stream, blob_id, taking, own=TAKER, limit_bytes=MIB)
         assert await taking.get_bytes(blob_id) == b"small"
 
 

@@ -109,6 +109,18 @@ async def test_of_what_the_network_saw_only_what_no_honest_node_does_is_an_offen
     assert conduct.standing_of(peer).offences == {"too_many_streams": 1}
 
 
+async def test_who_is_named_later_is_spared_from_then_on_and_who_is_not_any_more_is_not(
+    autojump_clock,
+):
+    before, after = (generate().peer_id for _ in range(2))
+    conduct = Conduct(generate().peer_id, seeds=[before])
+    conduct.join_by([after])
+    for peer in (before, after):
+        offend(conduct, peer)
+    length_s = {cut.peer: cut.until - cut.since for cut in conduct.cuts()}
+    assert length_s[after] < length_s[before] / 5
+
+
 async def test_a_friend_is_cut_for_a_shorter_time(autojump_clock):
     friend, seed, stranger = (generate().peer_id for _ in range(3))
     conduct = Conduct(generate().peer_id, friends=[friend], seeds=[seed])

@@ -15,9 +15,12 @@ from shoal.crypto.identity import generate
 from shoal.node import admission, host
 from shoal.node.admission import Breach
 from shoal.node.errors import NetworkError
+from shoal.node.house import FETCHES_AT_ONCE
+from shoal.node.libp2p_compat import connections
 from shoal.node.libp2p_compat.gossip import GOSSIP_PROTOCOL, _Seen, of_concern
 from shoal.node.libp2p_compat.streams import TRANSPORT_ERRORS
 from shoal.node.network import open_network
+from shoal.protocol import pace
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 ECHO = "/test/echo/1"
@@ -128,7 +131,9 @@ async def test_a_peer_that_is_cut_gets_no_connection_in_either_direction():
         await eventually(lambda: not b.connected())
         with pytest.raises(NetworkError, match="it floods") as caught:
             await a.connect(b.peer_id, b.addresses(), 5)
-        assert caught.value.code == "peer_is_cut"
+        assert caught.value.code == "peer_cut"
+        assert f"shoal peers --forgive {b.peer_id}" in caught.value.hint
+        assert "it floods" in a.dialing.book.of(b.peer_id).failure  # for `shoal status`
         assert a.connected() == frozenset()
         assert a.statistics().refused == {"peer_is_cut": 1}
         said.clear()
@@ -146,7 +151,8 @@ async def test_a_peer_has_one_connection_in_each_direction_and_the_newer_one_sta
         await a.next_change(frozenset())
         await after.connect(a.peer_id, a.addresses(), 5)
         await eventually(lambda: not before.connected())
-        await a._life.dial(key.peer_id, "127.0.0.1", int(after.addresses()[0].split("/")[4]))
+        port = int(after.addresses()[0].split("/")[4])
+        await a._life.dial(key.peer_id, "127.0.0.1", port, trio.lowlevel.checkpoint)
         await eventually(lambda: a.statistics().connections_out == 1)
         assert a.statistics().connections_in == 1
         assert await after.ping(a.peer_id, 5) < 5
@@ -159,6 +165,47 @@ async def test_two_tasks_that_dial_one_peer_make_one_connection():
                 nursery.start_soon(b.connect, a.peer_id, a.addresses(), 5)
         assert b.statistics().connections_out == 1
         assert a.statistics().evicted == 0
+
+
+async def test_who_waits_for_the_dial_of_another_task_leaves_it_alone_when_its_own_time_is_up():
+    async with open_network(generate(), [LOOPBACK]) as a, open_network(generate(), []) as b:
+        let, dial, dials = trio.Event(), b.dialing._dial, []
+
+        async def slow(*args):
+            dials.append(args)
+            await let.wait()
+            await dial(*args)
+
+        b.dialing._dial = slow
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.connect, a.peer_id, a.addresses(), 5)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(NetworkError) as caught:
+                await b.connect(a.peer_id, a.addresses(), 0.01)
+            assert caught.value.code == "timed_out"  # not unreachable: that buries a node
+            nursery.start_soon(b.connect, a.peer_id, a.addresses(), 5)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(dials) == 1
+            let.set()
+        assert b.connected() == {a.peer_id}
+
+
+async def test_a_peer_that_is_cut_while_it_is_dialled_is_not_called_unreachable():
+    said = {}
+    async with (
+        open_network(generate(), [LOOPBACK]) as a,
+        open_network(generate(), [], refused=said.get) as b,
+    ):
+        dial = b.dialing._dial
+
+        async def cutting(*args):
+            said[a.peer_id] = "it floods"
+            await dial(*args)
+
+        b.dialing._dial = cutting
+        with pytest.raises(NetworkError, match="it floods") as caught:
+            await b.connect(a.peer_id, a.addresses(), 5)
+        assert caught.value.code == "peer_cut"
 
 
 async def test_a_full_node_takes_a_newcomer_and_ends_an_idle_connection(monkeypatch):
@@ -262,6 +309,37 @@ async def test_streams_of_one_protocol_are_bounded_and_others_are_served(monkeyp
         other = await b.open_stream(a.peer_id, "/test/other/1", 5)
         await other.send_all(b"x")
         assert await other.receive_exactly(1) == b"x"
+
+
+async def test_a_node_opens_streams_no_faster_than_its_peer_takes_them(monkeypatch):
+    """Many small blobs over a fast link must not look like a flood."""
+    for name, limit in (("STREAMS", 100.0), ("OWN_STREAMS", 80.0)):
+        monkeypatch.setattr(admission, f"{name}_PER_S", limit)
+        monkeypatch.setattr(admission, f"{name}_BURST", limit / 10)
+    assert admission.OWN_STREAMS_BURST < admission.STREAMS_BURST
+    async with linked() as (a, b):
+
+        async def use_one_after_another():
+            for _ in range(10):
+                async with await b.open_stream(a.peer_id, ECHO, 5) as stream:
+                    await stream.send_all(b"x")
+                    assert await stream.receive_exactly(1) == b"x"
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(use_one_after_another)
+        assert a.statistics().breaches == {}
+
+
+def test_what_a_node_does_at_most_is_within_what_its_peers_take():
+    assert admission.OWN_STREAMS_PER_S < admission.STREAMS_PER_S
+    assert admission.OWN_STREAMS_BURST < admission.STREAMS_BURST
+    assert FETCHES_AT_ONCE < admission.PROTOCOL_STREAMS_LIMIT < admission.INBOUND_STREAMS_LIMIT
+    relayed_at_once, relayed_per_s = pace.RELAYS_BURST, pace.RELAYS_PER_S
+    assert 2 * relayed_at_once < admission.GOSSIP_BURST
+    assert 10 * relayed_per_s < admission.GOSSIP_PER_S
+    largest = relayed_at_once * admission.GOSSIP_MESSAGE_LIMIT_BYTES
+    assert 2 * largest < admission.GOSSIP_BURST_BYTES
 
 
 async def test_a_thousand_streams_of_one_peer_cost_a_bounded_number_of_tasks():
@@ -520,6 +598,28 @@ async def test_who_waits_on_the_failing_side_is_told_and_dials_wait_for_the_next
             await b.connect(a.peer_id, a.addresses(), 5)
         assert ends == ["connection_lost"]
         assert b.statistics().restarts == 1
+        assert await b.ping(a.peer_id, 5) < 5
+
+
+async def test_a_dial_that_is_under_way_when_the_host_fails_ends_at_once_and_leaves_nothing(
+    monkeypatch,
+):
+    async with open_network(generate(), [LOOPBACK]) as a, open_network(generate(), []) as b:
+        life, secure = b._life, connections.secure
+
+        async def failing(*args):
+            muxed = await secure(*args)
+            if args[0] is life.libp2p:
+                break_host(b)
+                await eventually(lambda: b.statistics().restarts == 1)
+            return muxed
+
+        monkeypatch.setattr(connections, "secure", failing)
+        failed = pytest.raises(NetworkError, match="host failed and is started again")
+        with failed, trio.fail_after(4):  # and not by its own limit of time
+            await b.connect(a.peer_id, a.addresses(), 5)
+        assert not list(life.live())
+        await b.connect(a.peer_id, a.addresses(), 5)
         assert await b.ping(a.peer_id, 5) < 5
 
 

@@ -17,7 +17,8 @@ from shoal.node.joining_plan import Entry, Source
 from shoal.node.known_peers import Places
 from shoal.node.remembered_peers import RememberedPeer, remembered
 
-NOBODY = f"/ip4/127.0.0.1/tcp/1/p2p/{generate().peer_id}"
+NOBODY_ID, PEER = generate().peer_id, generate().peer_id
+NOBODY = f"/ip4/127.0.0.1/tcp/1/p2p/{NOBODY_ID}"
 
 
 @asynccontextmanager
@@ -116,6 +117,20 @@ async def test_a_person_links_to_a_peer_by_address_or_by_name(tmp_path):
         with pytest.raises(ConfigError) as caught:
             await node.joining.connect(node.network.addresses()[0])
         assert caught.value.code == "own_address"
+
+
+async def test_places_that_are_set_anew_count_at_once_and_those_taken_back_no_more(tmp_path):
+    named, other, joins_by = generate().peer_id, f"/ip4/127.0.0.1/tcp/2/p2p/{PEER}", []
+    zone = {"_dnsaddr.a.example": [f"dnsaddr=/ip4/127.0.0.1/tcp/3/p2p/{named}"]}
+    async with joining_node(tmp_path / "n", NOBODY, zone=zone) as node:
+        node.joining._joins_by = joins_by.append
+        dialled = node.members._member.places.bootstrap
+        assert dialled.keys() == {NOBODY_ID}
+        node.joining.follow([other, "/dnsaddr/a.example"])
+        await eventually(lambda: named in dialled)
+        assert dialled.keys() == {PEER, named} == joins_by[-1]
+        node.joining.follow([NOBODY])
+        assert dialled.keys() == {NOBODY_ID} == joins_by[-1]
 
 
 async def test_a_node_is_never_its_own_way_in(tmp_path):

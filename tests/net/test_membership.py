@@ -16,6 +16,7 @@ from shoal.node.state import open_state
 from shoal.protocol import dialling
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from shoal.protocol.membership_events import Compared
 from shoal.protocol.messages import Adverts
 from shoal.protocol.statements import Advert
 
@@ -91,6 +92,26 @@ async def test_a_peer_that_was_starting_when_it_was_greeted_becomes_a_link(tmp_p
             assert late.peer not in early.members.links
             late.answer()
             await early.linked(late.peer)
+
+
+async def test_what_others_tell_while_they_end_after_it_is_not_acted_on(tmp_path):
+    async with open_node(tmp_path / "node") as node:
+        pass
+    node.members.hear_of(identity.generate().peer_id, ["/ip4/127.0.0.1/tcp/1"], "bootstrap")
+    node.members.announce()
+
+
+async def test_a_link_that_is_worked_with_is_kept_when_it_has_no_room_any_more(tmp_path):
+    async with open_node(tmp_path / "full") as full:
+        full.answer()
+        seeds = {full.peer: full.addresses}
+        async with open_node(tmp_path / "requester", bootstrap=seeds) as requester:
+            requester.answer()
+            await requester.linked(full.peer)
+            await requester.members.reach(full.peer)
+            no_room = Adverts(adverts=(), room=False)
+            requester.members._tell(Compared(full.peer, no_room))
+            assert full.peer in requester.members.links
 
 
 async def test_a_node_alone_finds_its_bootstrap_peer_soon_after_that_has_started(

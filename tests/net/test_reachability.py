@@ -78,6 +78,10 @@ class Known:
             network,
         )
         self.announced = 0
+        self.needed = set()
+
+    def need(self, peer):
+        self.needed.add(peer)
 
     def announce(self):
         self.announced += 1
@@ -533,6 +537,7 @@ async def test_a_node_that_cannot_be_dialled_is_reached_and_streams_go_both_ways
     async with three() as (requester, _, hidden):
         await requester.introductions.reach(hidden.peer)
         assert hidden.peer in requester.network.connected()
+        assert requester.known.needed == {hidden.peer}  # else nobody watches the connection
         for one, other in ((requester, hidden), (hidden, requester)):
             other.network.handle(BLOB_PROTOCOL, echo)
             async with await one.network.open_stream(other.peer, BLOB_PROTOCOL, 5) as stream:
@@ -554,6 +559,7 @@ async def test_who_is_connected_and_a_node_to_itself_need_no_introduction():
         await link(hidden, requester)
         await requester.introductions.reach(hidden.peer)
         assert introducer.peer not in requester.network.connected()
+        assert requester.known.needed == {hidden.peer}
 
 
 async def test_an_introducer_that_is_not_linked_says_so_and_the_error_names_it():

@@ -234,6 +234,26 @@ def test_versions_of_peers_that_came_and_went_are_not_kept_for_ever():
     assert versions.of("peer 0") == OWN
 
 
+def test_who_has_not_said_its_version_may_be_newer():
+    versions = PeerVersions()
+    assert versions.is_newer("peer")
+    versions.note("peer", OWN)
+    assert not versions.is_newer("peer")
+    versions.note("peer", NEWER)
+    assert versions.is_newer("peer")
+
+
+async def test_each_stream_goes_by_the_version_that_it_was_greeted_with():
+    async with node_and_peer() as (_node, peer, control):
+        newer = {"type": "adverts", "adverts": [], "more_to_come": {"a": 1}}
+        serve_as(peer, NEWER, answers=[newer, newer])
+        assert await control.request(peer.peer_id, EMPTY, 5) == Adverts(adverts=())
+        control.versions.note(peer.peer_id, OLD)  # a tool of its owner's greets, say
+        assert await control.request(peer.peer_id, EMPTY, 5) == Adverts(adverts=())
+        control.versions.forget(peer.peer_id)
+        assert isinstance(await control.request(peer.peer_id, EMPTY, 5), Done)
+
+
 def test_what_is_said_to_an_older_peer_has_no_field_at_its_default():
     assert msgpack.unpackb(encode(Refusal(call="ab" * 16, reason="busy"))).keys() == {
         *("type", "call", "reason")

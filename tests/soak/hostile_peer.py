@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from attacker import HELLO, make_advert, make_award, make_call, open_greeted
 
 from shoal.crypto import identity
+from shoal.node.admission import Bucket
 from shoal.node.blob_transfer import BLOB_PROTOCOL
 from shoal.node.control import CONTROL_PROTOCOL
 from shoal.node.errors import NetworkError
@@ -259,6 +260,7 @@ async def streams(address, count, _seed):
                 muxer = connection.muxed_conn  # stock libp2p would open 256 and no more
                 muxer.stream_backlog_limit = count + 1
                 muxer.stream_backlog_semaphore = trio.Semaphore(count + 1)
+                muxer._own_openings = Bucket(1e9, 1e9, 0.0)  # ours would wait
             while opened + refused < count and network.connected():
                 protocol = random.choice((CONTROL_PROTOCOL, BLOB_PROTOCOL, PING, GOSSIP))
                 try:

@@ -29,3 +29,21 @@ async def test_whoever_is_cancelled_while_it_waits_ends_nobody_elses_turn():
                 pass
         assert turns.taken("a")
     assert not turns.taken("a")
+
+
+async def test_so_many_have_a_turn_at_once_and_the_next_waits():
+    turns, most, now = Turns(at_once=2), 0, 0
+
+    async def work():
+        nonlocal most, now
+        async with turns.take("a"):
+            now += 1
+            most = max(most, now)
+            await trio.lowlevel.checkpoint()
+            now -= 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(work)
+    assert most == 2
+    assert not turns.taken("a")
