@@ -17,7 +17,11 @@ ADDRESS = "/ip4/192.0.2.7/tcp/4711/p2p/12D3KooWHn3bA8p3tDoZbEjJujVbkLo1t8uSprj4c
 
 def status(**fields):
     zeros = dict.fromkeys(Status.__struct_fields__, 0)
-    return Status(**zeros | {"home": "/", "addresses": (), "version": "0"} | fields)
+    return Status(
+        **zeros
+        | {"home": "/", "addresses": (), "version": "0", "joining": None, "reachability": None}
+        | fields
+    )
 
 
 def patient(running=None):

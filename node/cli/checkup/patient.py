@@ -86,7 +86,7 @@ class Patient:
         found = self.setting("bootstrap")
         addresses = [str(each) for each in found] if isinstance(found, list) else []
         # The daemon knows, too, where names that stand for several addresses lead.
-        joining = getattr(self.status, "joining", None)
+        joining = self.status.joining if self.status else None
         seeds = joining.seeds if joining else ()
         addresses += [seed.text for seed in seeds if seed.source == "dnsaddr"]
         with suppress(ShoalError):
