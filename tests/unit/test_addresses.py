@@ -2,11 +2,10 @@
 
 import pytest
 
-from shoal.crypto.identity import generate
 from shoal.node.addresses import dialable, parse_address, parse_peer_address
 from shoal.node.errors import ConfigError
 
-PEER = generate().peer_id
+PEER = "12D3KooWNmuiXrkpTxEeq6GDMEQCk9PiRm7JMU3icATetTCVwcJ9"  # a test has one name
 
 
 @pytest.mark.parametrize(
