@@ -109,11 +109,10 @@ def links(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
 
 
 def views(patient: Patient) -> Iterator[Finding]:
-    """What the daemon itself says of joining, and of being reached.
-
-    By `getattr`, for a daemon of another version than this command may not say it.
-    """
-    joining = getattr(patient.status, "joining", None)
+    """What the daemon itself says of joining, and of being reached; an older one may not."""
+    if patient.status is None:
+        return
+    joining = patient.status.joining
     if joining is not None:
         if joining.sentence:
             yield warning("joining", joining.sentence)
@@ -122,7 +121,7 @@ def views(patient: Patient) -> Iterator[Finding]:
                 yield warning("joining", f"{seed.text} ({seed.source}): {seed.error}")
         if joining.lan:
             yield ok("lan", joining.lan)
-    reached = getattr(patient.status, "reachability", None)
+    reached = patient.status.reachability
     if reached is not None:
         evidence = "".join(f"; {line}" for line in reached.evidence[:EVIDENCE_SHOWN])
         found = warning if reached.verdict == "blocked" else ok
