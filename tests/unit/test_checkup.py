@@ -162,6 +162,14 @@ def test_what_the_daemon_says_of_joining_and_of_being_reached_is_shown():
     ]
 
 
+def test_while_there_is_a_link_no_place_that_fails_is_told():
+    seed = SimpleNamespace(text="/ip4/…", source="remembered", linked=False, error="refused")
+    linked = SimpleNamespace(
+        joining=SimpleNamespace(sentence="", seeds=[seed], lan=""), reachability=None
+    )
+    assert list(views(patient(linked))) == []
+
+
 def test_views_that_a_daemon_does_not_give_are_left_out():
     assert list(views(patient(status()))) == []
     assert list(views(patient())) == []
