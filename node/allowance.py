@@ -54,8 +54,8 @@ PATIENCE_S: Final = 10.0
 
 REFUSALS_BURST: Final = 1000.0
 REFUSALS_PER_S: Final = 20.0
-"""How often a peer may be told so before that is an offence. A requester of ours then
-leaves a peer alone for half a minute with each of its jobs."""
+"""How often a peer may be told so before that is an offence. A node of ours leaves a peer
+alone for half a minute then (`node.control`); what it had under way, 256 requests, is less."""
 
 FRAME_MS: Final = 1.0
 """A message in and one out, through libp2p."""

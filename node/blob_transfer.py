@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +59,10 @@ BLOB_PROTOCOL = "/shoal/blob/1"
 REQUEST_TIME_LIMIT_S = 15.0
 """From a stream's opening to what is wanted on it: nothing is to be thought about."""
 
-STREAMS_LIMIT = 256
-"""Streams of one peer that are open at once: as many as libp2p lets a node open."""
-
 SERVED_LIMIT = 32
-"""Of those, how many are sent over at once, and so how many chunks of 1 MiB are in
-memory for one peer; more side by side are no faster. The others wait."""
+"""Streams of one peer that are sent over at once, and so how many chunks of 1 MiB are in
+memory for it; more side by side are no faster. Those of its other connection wait; how
+many one connection may open is `node.admission`'s to say."""
 
 CHUNK_TIME_LIMIT_S = 60.0
 """For one chunk of 1 MiB: a peer that is slower than 17 KB/s is cut."""
@@ -101,16 +98,6 @@ class Rights:
         return (peer, blob_id) in self._count
 
 
-@dataclass(slots=True)
-class _Streams:
-    """The blob streams that one peer has open."""
-
-    count: int = 0
-    served: trio.CapacityLimiter = field(
-        default_factory=lambda: trio.CapacityLimiter(SERVED_LIMIT)
-    )
-
-
 class BlobServer:
     """Answers the blob streams that peers open; `serve` is the handler of `BLOB_PROTOCOL`.
 
@@ -132,7 +119,7 @@ class BlobServer:
     ) -> None:
         self._own = own
         self._broke = broke
-        self._open: dict[PeerId, _Streams] = {}
+        self._sending: Turns[PeerId] = Turns(SERVED_LIMIT)
         self._store = store
         self._rights = rights
         self._newer = newer
@@ -144,33 +131,18 @@ class BlobServer:
         Raises:
             NetworkError: The peer went away or is too slow.
         """
-        peer = stream.remote
-        streams = self._open.setdefault(peer, _Streams())
-        if streams.count >= STREAMS_LIMIT:
-            self._broke(peer, Offence.TOO_MANY_STREAMS, f"{streams.count} blob streams")
-            await stream.reset()
-            return
-        streams.count += 1
         try:
-            await self._serve(stream, streams.served)
+            with within(REQUEST_TIME_LIMIT_S, stream.remote):
+                request = await self._hear(stream, BlobRequest)
+            async with self._sending.take(stream.remote):
+                await self._send(stream, BlobId(request.blob))
         except (RemoteProtocolError, StoreError) as error:
-            log.warning("a blob was not served", peer=peer, error=error.message)
+            log.warning("a blob was not served", peer=stream.remote, error=error.message)
             if isinstance(error, RemoteProtocolError):
                 slow = error.code == "dribbled"
                 offence = Offence.SLOW_FRAME if slow else Offence.BAD_FRAME
-                self._broke(peer, offence, error.message)
+                self._broke(stream.remote, offence, error.message)
             await stream.reset()
-        finally:
-            streams.count -= 1
-            if not streams.count:
-                del self._open[peer]
-
-    async def _serve(self, stream: ByteStream, served: trio.CapacityLimiter) -> None:
-        with within(REQUEST_TIME_LIMIT_S, stream.remote):
-            request = await self._hear(stream, BlobRequest)
-        blob_id = BlobId(request.blob)
-        async with served:
-            await self._send(stream, blob_id)
 
     async def _send(self, stream: ByteStream, blob_id: BlobId) -> None:
         with self._store.kept(blob_id):

@@ -18,6 +18,7 @@ version (`node.peer_versions`), and what is said and heard goes by it
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node.answering import Answering, Answers, offence_of_frame
+from shoal.node.allowance import is_refusable
+from shoal.node.answering import TOO_MANY_REQUESTS, Answering, Answers, offence_of_frame
 from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StreamClosedError
 from shoal.node.frames import receive_message, send_frame
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
 
 OPEN_TIME_LIMIT_S = 10.0
 
+LEFT_ALONE_S = 30.0
+"""After a peer said that it is asked too much. It means this node and not one job: of very
+many jobs each would ask it once again, and that flood is an offence there."""
+
 _OF_VERSIONS = frozenset({"version_unsupported", "unknown_message"})
 
 
@@ -63,6 +69,7 @@ class _Line:
     peer: PeerId
     stream: ByteStream | None = None
     theirs: Version = OWN  # as the peer greeted on it
+    quiet_until_s: float = -math.inf
     failure: ShoalError | None = None
     next_id: int = 0
     pending: dict[int, _Pending] = field(default_factory=dict)
@@ -140,7 +147,16 @@ class Control:
             async with line.opening:
                 if line.stream is None:
                     await self._open(line)
-            return await self._exchange(line, body)
+            left_s = line.quiet_until_s - trio.current_time()
+            if left_s > 0.0 and is_refusable(body):
+                return Problem(
+                    code=TOO_MANY_REQUESTS,
+                    message=f"it is asked too much, and left alone for another {left_s:.0f} s",
+                )
+            answer = await self._exchange(line, body)
+            if isinstance(answer, Problem) and answer.code == TOO_MANY_REQUESTS:
+                line.quiet_until_s = trio.current_time() + LEFT_ALONE_S
+            return answer
 
     async def _open(self, line: _Line) -> None:
         try:

@@ -136,6 +136,7 @@ class Daemon:
             peer=self.identity.peer_id,
             version=shoal.__version__,
             protocol_version=PROTOCOL_MAJOR,
+            protocol_minor=PROTOCOL_MINOR,
             pid=os.getpid(),
             home=str(config.home),
             socket=str(config.socket),

@@ -25,6 +25,7 @@ from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import bidding, pipeline
 from shoal.node.answering import TOO_MANY_REQUESTS
+from shoal.node.control import LEFT_ALONE_S
 from shoal.node.errors import JobError, StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S, House, program_blobs, program_of
 from shoal.node.job_views import JobViews
@@ -63,8 +64,8 @@ HANDED_BACK = frozenset({Reason.BUSY, Reason.DRAINING, Reason.PAUSED})
 COOL_DOWN_BROKEN_S = 5.0
 """After a broken link, or words that broke the protocol."""
 
-COOL_DOWN_TOO_MANY_S = 30.0
-"""After a peer said that it is asked too much: it means all jobs of this node."""
+COOL_DOWN_TOO_MANY_S = LEFT_ALONE_S
+"""After a peer said that it is asked too much: it is asked nothing before by anybody here."""
 
 OFFENCES = {
     "unfitting_answer": Offence.UNFITTING_ANSWER,

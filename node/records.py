@@ -349,6 +349,7 @@ class Status(msgspec.Struct, frozen=True):
         settings_error: What was wrong when the settings were read last, and "" for
             nothing; those read before count.
         needs_restart: Settings that were changed and count after a restart only.
+        protocol_version, protocol_minor: Of the protocol that it speaks.
         network: The name of the private network that the daemon is in, or ``public``.
         network_fingerprint: What tells networks of one name apart; "" for the public one.
     """
@@ -382,3 +383,9 @@ class Status(msgspec.Struct, frozen=True):
     needs_restart: tuple[str, ...] = ()
     reachability: ReachabilityView | None = None
     joining: JoiningView | None = None
+    protocol_minor: int = 0
+
+    @property
+    def protocol(self) -> str:
+        """The version of the protocol, in the way that peers' are shown."""
+        return f"{self.protocol_version}.{self.protocol_minor}"

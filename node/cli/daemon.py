@@ -257,7 +257,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
     print_pairs(
         [
             ("peer", found.peer),
-            ("version", f"{found.version}, protocol {found.protocol_version}"),
+            ("version", f"{found.version}, protocol {found.protocol}"),
             ("network", network_text(found.network, found.network_fingerprint)),
             *(("address", address) for address in found.addresses),
             *_reachability_pairs(found),

@@ -11,7 +11,6 @@ from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_task
 
 from shoal.crypto.content import blob_id_of, chunk_list_of
 from shoal.crypto.identity import generate
-from shoal.node import blob_transfer
 from shoal.node.blob_transfer import (
     BLOB_PROTOCOL,
     REQUEST_TIME_LIMIT_S,
@@ -408,27 +407,6 @@ async def test_nonsense_on_a_blob_stream_is_an_offence(stores, rights, words):
     assert told == [(TAKER, "bad_frame")]
 
 
-async def test_one_stream_too_many_is_reset_and_the_others_are_served(
-    stores, rights, monkeypatch
-):
-    monkeypatch.setattr(blob_transfer, "STREAMS_LIMIT", 3)
-    told = Told()
-    giving, taking = stores
-    blob_id = await giving.put_bytes(b"small")
-    rights.grant("a lease", TAKER, [blob_id])
-    async with giver(BlobServer(GIVER, giving, rights, broke=told).serve) as peer:
-        held = [await peer.open_stream() for _ in range(3)]
-        await wait_all_tasks_blocked()
-        fourth = await peer.open_stream()
-        with pytest.raises(NetworkError):
-            await fourth.receive_exactly(1)
-        assert told == [(TAKER, "too_many_streams")]
-        await held[0].reset()
-        await wait_all_tasks_blocked()
-        await fetch_blob(peer.open_stream, blob_id, taking, own=TAKER, limit_bytes=MIB)
-        assert await taking.get_bytes(blob_id) == b"small"
-
-
 async def test_so_many_chunks_are_in_memory_for_one_peer_and_the_other_streams_wait(
     stores, rights
 ):
@@ -442,12 +420,12 @@ async def test_so_many_chunks_are_in_memory_for_one_peer_and_the_other_streams_w
         for stream in streams:
             await send_frame(stream, BlobRequest(blob=blob_id))
         await wait_all_tasks_blocked(0.1)
-        (of_taker,) = server._open.values()
-        assert of_taker.served.borrowed_tokens == SERVED_LIMIT
-        assert of_taker.served.statistics().tasks_waiting == 5
+        (of_taker,) = server._sending._limiters.values()
+        assert of_taker.borrowed_tokens == SERVED_LIMIT
+        assert of_taker.statistics().tasks_waiting == 5
         for stream in streams[:5]:
             await stream.reset()
         await wait_all_tasks_blocked(0.1)
-        assert of_taker.served.statistics().tasks_waiting == 0
+        assert of_taker.statistics().tasks_waiting == 0
         for stream in streams[5:]:  # a message that nobody takes is waited for
             await stream.reset()

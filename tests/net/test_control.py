@@ -4,13 +4,23 @@ import pytest
 import trio
 
 from shoal.crypto.identity import generate
-from shoal.node.control import CONTROL_PROTOCOL, Control, open_control
+from shoal.node.answering import TOO_MANY_REQUESTS
+from shoal.node.control import CONTROL_PROTOCOL, LEFT_ALONE_S, Control, open_control
 from shoal.node.errors import NetworkError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import PROTOCOL_MAJOR, REQUESTS_IN_FLIGHT_LIMIT
-from shoal.protocol.messages import Adverts, Digest, Done, Hello, Problem, Request, Response
+from shoal.protocol.messages import (
+    Adverts,
+    Digest,
+    Done,
+    Hello,
+    Problem,
+    Release,
+    Request,
+    Response,
+)
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 EMPTY = Digest(held=b"")
@@ -61,6 +71,30 @@ async def test_many_requests_in_flight_are_answered_each_by_its_own():
         assert {name: answer.wanted for name, answer in answers.items()} == {
             name: name for name in names
         }
+
+
+async def test_a_peer_that_is_asked_too_much_is_left_alone_by_the_whole_node():
+    """Of a thousand jobs each would else ask it once again, and that is an offence there."""
+    async with two_nodes() as (_, b, asking, answering):
+        seen = []
+
+        async def answer(_peer, body):
+            seen.append(type(body))
+            return Problem(code=TOO_MANY_REQUESTS, message="leave me alone")
+
+        answering.answer_with(answer)
+        for _ in range(5):
+            with pytest.raises(RemoteProtocolError) as told:
+                await asking.request(b.peer_id, EMPTY, 5)
+            assert told.value.code == TOO_MANY_REQUESTS
+        assert seen == [Digest]
+        with pytest.raises(RemoteProtocolError):  # of a lease that both need
+            await asking.request(b.peer_id, Release(call="ab" * 16), 5)
+        assert seen == [Digest, Release]
+        asking._lines[b.peer_id].quiet_until_s -= LEFT_ALONE_S
+        with pytest.raises(RemoteProtocolError):
+            await asking.request(b.peer_id, EMPTY, 5)
+        assert len(seen) == 3
 
 
 async def test_a_node_answers_itself_without_a_stream():

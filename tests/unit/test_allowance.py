@@ -15,6 +15,8 @@ from shoal.node.allowance import (
     cost_ms,
     is_refusable,
 )
+from shoal.node.control import LEFT_ALONE_S
+from shoal.protocol.limits import REQUESTS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import (
     Adverts,
     Call,
@@ -159,3 +161,11 @@ def test_a_new_allowance_has_nothing_to_remember_and_a_used_one_has_for_a_while(
     assert not allowance.is_full(0.0)
     assert allowance.is_full(100.0 / MS_PER_S)
     assert allowance.pressed_since_s == math.inf
+
+
+def test_a_node_that_leaves_alone_who_says_so_commits_no_offence_however_many_jobs_it_has():
+    allowance, now_s = Allowance(), 0.0
+    for _ in range(100):
+        for _ in range(REQUESTS_IN_FLIGHT_LIMIT):  # all that it had under way when it was told
+            assert not allowance.refuse(now_s)
+        now_s += LEFT_ALONE_S

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import shoal
 from shoal.node.cli.checkup.bootstrap import Clock, Stage, Visit
 from shoal.node.cli.checkup.findings import failure, ok, summary, warning, without_circle
 from shoal.node.cli.checkup.patient import Patient
@@ -11,17 +12,15 @@ from shoal.node.cli.checkup.peers import bootstrap, judge_clock, links, views
 from shoal.node.cli.checkup.work import daemon
 from shoal.node.config import locate
 from shoal.node.records import Status
+from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 ADDRESS = "/ip4/192.0.2.7/tcp/4711/p2p/12D3KooWHn3bA8p3tDoZbEjJujVbkLo1t8uSprj4caNCTZZXm7ii"
 
 
 def status(**fields):
-    zeros = dict.fromkeys(Status.__struct_fields__, 0)
-    return Status(
-        **zeros
-        | {"home": "/", "addresses": (), "version": "0", "joining": None, "reachability": None}
-        | fields
-    )
+    required = Status.__struct_fields__[: -len(Status.__struct_defaults__)]
+    zeros = dict.fromkeys(required, 0)
+    return Status(**zeros | {"home": "/", "addresses": (), "version": "0"} | fields)
 
 
 def patient(running=None):
@@ -121,9 +120,20 @@ def test_a_bootstrap_peer_that_does_not_list_this_node_is_told_once_it_should():
 
 
 def test_a_daemon_of_another_version_is_to_be_restarted():
+    of_command = {
+        "version": shoal.__version__,
+        "protocol_version": PROTOCOL_MAJOR,
+        "protocol_minor": PROTOCOL_MINOR,
+    }
+    (_, version) = daemon(patient(status(**of_command)))
+    assert version.verdict == "ok"
+    (_, version) = daemon(patient(status(**of_command | {"protocol_minor": 99})))
+    assert version.verdict == "warning"
     (_, version) = daemon(patient(status(version="0.0.1", protocol_version=1)))
     assert version.verdict == "warning"
-    assert "the daemon runs shoal 0.0.1 (protocol 1), and this command is of" in version.message
+    assert (
+        "the daemon runs shoal 0.0.1 (protocol 1.0), and this command is of" in version.message
+    )
     assert "restart the daemon" in version.hint
 
 
@@ -150,6 +160,14 @@ def test_what_the_daemon_says_of_joining_and_of_being_reached_is_shown():
         ("lan", "ok", "2 heard"),
         ("reached", "warning", "blocked: …; a; a; a"),
     ]
+
+
+def test_while_there_is_a_link_no_place_that_fails_is_told():
+    seed = SimpleNamespace(text="/ip4/…", source="remembered", linked=False, error="refused")
+    linked = SimpleNamespace(
+        joining=SimpleNamespace(sentence="", seeds=[seed], lan=""), reachability=None
+    )
+    assert list(views(patient(linked))) == []
 
 
 def test_views_that_a_daemon_does_not_give_are_left_out():

@@ -181,7 +181,7 @@ def test_every_metric_and_every_live_setting_is_in_the_documentation():
     told = set(re.findall(r"`(shoal_[a-z_]+)`", text))
     assert {row.name for row in METRICS} <= told
     assert told <= {family.name for family in scraped()} | {row.name for row in METRICS}
-    (row,) = re.findall(r"^\| `bootstrap` .*$", text, re.MULTILINE)
+    (row,) = re.findall(r"^\| `bootstrap`.*$", text, re.MULTILINE)
     live, others = row.strip("| ").split(" | ")
     for setting in SETTINGS:
         assert f"`{setting.name}`" in (live if setting.live else others)

@@ -109,16 +109,16 @@ def links(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
 
 
 def views(patient: Patient) -> Iterator[Finding]:
-    """What the daemon itself says of joining, and of being reached."""
+    """What the daemon itself says of joining, and of being reached; an older one may not."""
     if patient.status is None:
         return
     joining = patient.status.joining
     if joining is not None:
-        if joining.sentence:
+        if joining.sentence:  # else a peer of earlier times that is off is no trouble
             yield warning("joining", joining.sentence)
-        for seed in joining.seeds:
-            if seed.error and not seed.linked:
-                yield warning("joining", f"{seed.text} ({seed.source}): {seed.error}")
+            for seed in joining.seeds:
+                if seed.error and not seed.linked:
+                    yield warning("joining", f"{seed.text} ({seed.source}): {seed.error}")
         if joining.lan:
             yield ok("lan", joining.lan)
     reached = patient.status.reachability

@@ -14,7 +14,7 @@ from shoal.node.cli.checkup.findings import (
     without_circle,
 )
 from shoal.node.cli.owner import serves_text
-from shoal.protocol.limits import PROTOCOL_MAJOR
+from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,15 +34,16 @@ def daemon(patient: Patient) -> Iterator[Finding]:
             yield failure_of("daemon", patient.unreachable)
         return
     yield ok("daemon", f"answers on {status.socket}, process {status.pid}")
-    if status.version != shoal.__version__ or status.protocol_version != PROTOCOL_MAJOR:
+    own = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+    if (status.version, status.protocol) != (shoal.__version__, own):
         yield warning(
             "version",
-            f"the daemon runs shoal {status.version} (protocol {status.protocol_version}), and "
-            f"this command is of {shoal.__version__} (protocol {PROTOCOL_MAJOR})",
+            f"the daemon runs shoal {status.version} (protocol {status.protocol}), and "
+            f"this command is of {shoal.__version__} (protocol {own})",
             "if you have upgraded, restart the daemon: `shoal down`, then `shoal up`",
         )
     else:
-        yield ok("version", f"shoal {status.version}, protocol {status.protocol_version}")
+        yield ok("version", f"shoal {status.version}, protocol {status.protocol}")
 
 
 def worker_and_devices(found: Inventory) -> Iterator[Finding]:
