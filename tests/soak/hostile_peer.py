@@ -9,6 +9,7 @@ a new key, as whoever means harm would.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import socket
@@ -17,6 +18,7 @@ import sys
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import structlog
 import trio
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.peer.id import ID
@@ -369,5 +371,6 @@ ATTACKS = {
 
 if __name__ == "__main__":
     os.nice(15)  # what is measured is the daemon
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     name, where, number, *more = sys.argv[1:]
     print(json.dumps(trio.run(ATTACKS[name], where, int(number), *(more or ["1"]))))
