@@ -42,9 +42,13 @@ from shoal.protocol.messages import (
     Bid,
     Cancel,
     Challenge,
+    DialBack,
     Digest,
     Draw,
+    Introduce,
+    Introduction,
     ProofOffer,
+    ProofsWanted,
     Release,
     Request,
     UnitRequest,
@@ -81,8 +85,8 @@ def control_frames(key, victim):
     bid = Bid(CALL, CALL, "cpu", "onnxruntime", 1.0, 1, 1, 1.0)
     bodies = [
         HELLO,
-        Digest(held=((key.peer_id, 3), (victim, 1 << 60))),
-        Adverts(adverts=((make_advert(key), 0.0),), wanted=(victim,)),
+        Digest(held=bytes(16) + b"\xff" * 16),
+        Adverts(adverts=((make_advert(key), 0.0),), wanted=bytes(16)),
         asked,
         make_award(key, victim, asked, bid),
         UnitRequest(call=CALL, unit="j/0", inputs=(("x", "ab" * 32),), blobs=(b"tensor",)),
@@ -91,6 +95,10 @@ def control_frames(key, victim):
         Challenge(CALL, "cpu", "exact", "x20", 1e9, 16, 64, 2),
         Draw(nonce=CALL, places=((0, 0), (1, 3))),
         ProofOffer(nonce=CALL, proof=b"proof"),
+        ProofsWanted(),
+        DialBack(nonce=CALL, ports=(4711, 1)),
+        Introduce(peer=victim, advert=make_advert(key)),
+        Introduction(advert=make_advert(key)),
     ]
     return [encode(Request(id=number, body=body)) for number, body in enumerate(bodies)]
 
