@@ -98,6 +98,9 @@ COMING_IN_LIMIT_S = 10.0
 """How long a table comes in from one peer alone: a full one takes 7 s from an honest
 peer, and one that answers slowly and always has more keeps nobody from the others."""
 
+BACK_OFFS_LIMIT = 2 * DIGEST_LIMIT
+"""Peers that are not dialled for a while: those of the table, and as many under new keys."""
+
 MISSED_LIMIT = 128
 """Peers that were links and are none, to whom this node is to show that it lives."""
 
@@ -412,6 +415,9 @@ class Member:
         self._greetings.pop(peer, None)
         if self.links.pop(peer, None) is not None and not self.links:
             self._announcing.unlinked()
+        self._back_off.pop(peer, None)
+        while len(self._back_off) >= BACK_OFFS_LIMIT:
+            del self._back_off[next(iter(self._back_off))]
         self._back_off[peer] = BackOff(BACK_OFF_LIMIT_S, now_s, 0.75 + 0.5 * self._draw())
         self._plan_at_s = now_s
         return [Disconnect(peer)] if peer in self._chosen else []

@@ -7,7 +7,7 @@ from strategies import ALICE, BOB, CAROL, MALLORY, WALL_MS, signed_advert, signe
 
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.identity import generate
-from shoal.protocol import dialling, pace
+from shoal.protocol import dialling, membership, pace
 from shoal.protocol.adverts import AdvertTable
 from shoal.protocol.announcing import SETTLING_S
 from shoal.protocol.dialling import LINKS_WANTED, SCOUT_FIRST_S, Places
@@ -339,6 +339,17 @@ def test_who_is_turned_away_leaves_and_dials_those_it_was_told_of():
     assert {e.peer for e in effects if isinstance(e, Dial)} == {CAROL.peer_id, MALLORY.peer_id}
     node.tell(Lost(BOB.peer_id))
     assert not node.member.links
+
+
+def test_of_so_many_who_turn_this_node_away_is_kept_when_and_of_no_more(monkeypatch):
+    monkeypatch.setattr(membership, "BACK_OFFS_LIMIT", 3)
+    node = Driven()
+    for number in range(10):
+        peer = f"stranger{number}"
+        node.tell(Connected(peer))
+        node.wait(GREETING_DELAY_S)
+        node.tell(Compared(peer, Adverts(adverts=(), room=False)))
+    assert list(node.member._back_off) == ["stranger7", "stranger8", "stranger9"]
 
 
 # --- dialling ------------------------------------------------------------------------------
