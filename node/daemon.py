@@ -72,7 +72,10 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     logs = set_up_logs(config.log_level, file=config.log_file)
     settings = LiveConfig(config, reread)
     lifecycle = Lifecycle(settings, ServiceManager(), logs)
-    return trio.run(lifecycle.live, partial(serve, config, lifecycle))
+    try:
+        return trio.run(lifecycle.live, partial(serve, config, lifecycle))
+    finally:
+        logs.close()
 
 
 async def serve(

@@ -154,6 +154,16 @@ class Logs:
         if isinstance(self._handler, LogFile):
             self._handler.reopen()
 
+    def close(self) -> None:
+        """Leave nothing in stdout and stderr that the interpreter's end would fail of."""
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # a full disk, or a terminal that is gone
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
+
     def _apply(self) -> None:
         if self._handler is None:
             return
