@@ -381,15 +381,14 @@ async def run_shoal(*arguments, node):
 async def test_a_peer_that_breaks_rules_is_cut_with_the_reason_in_shoal_peers(victim, attacker):
     await break_rules_until_cut(attacker, victim)
     ended = await run_shoal("peers", "--json", node=victim)
-    (cut,) = ended.json["cut"]
-    assert cut["peer"] == attacker.peer_id
+    (cut,) = (each for each in ended.json["cut"] if each["peer"] == attacker.peer_id)
     assert cut["friend"]
     assert cut["until"] > time.time()
     ended = await run_shoal("peers", node=victim)
     assert attacker.peer_id in ended.stdout
     assert "sent bytes that are no message of the protocol (" in ended.stdout
     ended = await run_shoal("peers", f"--forgive={attacker.peer_id}", "--json", node=victim)
-    assert ended.json["cut"] == []
+    assert attacker.peer_id not in {each["peer"] for each in ended.json["cut"]}
     await attacker.connect(victim.peer, [place_of(victim)], STREAM_LIMIT_S)
     stream = await open_greeted(attacker, victim.peer)
     assert isinstance(await ask(stream, Digest(held=b"")), Adverts)

@@ -112,7 +112,7 @@ async def _visit_all(addresses: list[str], private: PrivateNetwork | None) -> li
         f"it was not done after {ALL_LIMIT_S:.0f} s",
         "ask again; is this machine, or the way there, very busy?",
     )
-    found: dict[str, Visit] = {}
+    found = {text: {text: replace(unfinished, address=text)} for text in addresses}
     async with (
         open_network(identity.generate(), [], private) as network,
         open_control(network, _AGENT) as control,
@@ -121,25 +121,24 @@ async def _visit_all(addresses: list[str], private: PrivateNetwork | None) -> li
         control.answer_with(_decline)
 
         async def visit(text: str) -> None:
-            found[text] = replace(unfinished, address=text)
             try:
-                addresses = await _unfolded(network, text)
+                unfolded = await _unfolded(network, text)
             except StoppedError as stop:
-                found[text] = Visit(text, stop.stage, stop.reason, stop.hint)
+                found[text] = {text: Visit(text, stop.stage, stop.reason, stop.hint)}
                 return
-            del found[text]
-            for address in addresses:
-                found.setdefault(address, replace(unfinished, address=address))
-                nursery.start_soon(visit_one, address)
+            found[text] = {each: replace(unfinished, address=each) for each in unfolded}
+            for address in unfolded:
+                nursery.start_soon(visit_one, text, address)
 
-        async def visit_one(address: str) -> None:
-            found[address] = await _visit(network, address, private, CONTROL_PROTOCOL)
+        async def visit_one(text: str, address: str) -> None:
+            found[text][address] = await _visit(network, address, private, CONTROL_PROTOCOL)
 
         with trio.move_on_after(ALL_LIMIT_S):
             async with trio.open_nursery() as nursery:
                 for text in addresses:
                     nursery.start_soon(visit, text)
-    return list(found.values())
+    visits = {visit.address: visit for of_text in found.values() for visit in of_text.values()}
+    return list(visits.values())
 
 
 async def _unfolded(network: Network, text: str) -> list[str]:
