@@ -14,12 +14,12 @@ from msgspec import Meta
 PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
-PROTOCOL_MINOR = 2
+PROTOCOL_MINOR = 3
 """A newer minor adds words that are said only to peers whose hello names it.
 
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
-introductions.
+introductions; 1.3 brought outputs that stay with their provider.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -78,6 +78,12 @@ UNIT_TIME_LIMIT_S = 7 * 86400.0
 
 PORTS_LIMIT = 256
 """Inputs or outputs of a program; the largest exported models have some dozens."""
+
+SOURCES_LIMIT = 512
+"""Peers named in one unit as holders of its inputs: two for each of the most inputs."""
+
+SHARED_IDS_LIMIT = 512
+"""Kept outputs in one message; more go in several."""
 
 LIST_LIMIT = 512
 """Items in any one list: the renewals of one message are the most."""

@@ -162,6 +162,8 @@ class Refusal(_Message, frozen=True, tag="refusal"):
     call: Nonce
     reason: Reason
     detail: Text = ""
+    missing: HexId | None = None
+    """With `Reason.DATA_MISSING`: an input that nobody who was asked gave."""
 
 
 class AwardOffer(_Message, frozen=True, tag="award"):
@@ -183,17 +185,29 @@ Blobs = Annotated[tuple[InlineBytes, ...], Meta(max_length=limits.PORTS_LIMIT)]
 """Small blobs carried inside a message; their ids follow from their bytes."""
 
 
+Sources = Annotated[tuple[tuple[HexId, PeerText], ...], Meta(max_length=limits.SOURCES_LIMIT)]
+"""Where inputs may be fetched from, in the order in which to try."""
+
+KeptSizes = Annotated[tuple[tuple[HexId, ByteCount], ...], Meta(max_length=limits.PORTS_LIMIT)]
+"""Outputs that stay with their provider, and how many bytes each has."""
+
+
 class UnitRequest(_Message, frozen=True, tag="unit"):
     """One unit to run under a lease.
 
     Attributes:
         blobs: The smallest inputs, `limits.INLINE_LIMIT_BYTES` in all at most.
+        keep: The outputs are not to be sent: see "Kept outputs".
+        sources: Peers that keep inputs for the requester and that it has told to share
+            them with the provider, which asks them before it asks the requester.
     """
 
     call: Nonce
     unit: UnitId
     inputs: NamedIds
     blobs: Blobs = ()
+    keep: bool = False
+    sources: Sources = ()
 
     def __post_init__(self) -> None:
         _check_inline(self.blobs)
@@ -204,12 +218,15 @@ class UnitResult(_Message, frozen=True, tag="result"):
 
     Attributes:
         blobs: The smallest outputs, `limits.INLINE_LIMIT_BYTES` in all at most.
+        kept: The outputs that stay with the provider, as was asked; any other output is
+            among ``blobs``, or may be fetched.
     """
 
     call: Nonce
     unit: UnitId
     receipt: EnvelopeBytes
     blobs: Blobs = ()
+    kept: KeptSizes = ()
 
     def __post_init__(self) -> None:
         _check_inline(self.blobs)
@@ -226,6 +243,34 @@ class Release(_Message, frozen=True, tag="release"):
     """The requester is done with this bid or lease."""
 
     call: Nonce
+
+
+# --- kept outputs ---------------------------------------------------------------
+
+SharedIds = Annotated[tuple[HexId, ...], Meta(min_length=1, max_length=limits.SHARED_IDS_LIMIT)]
+"""Outputs that a provider keeps for whoever asks."""
+
+
+class Share(_Message, frozen=True, tag="share"):
+    """Asks a provider to let ``peer`` fetch outputs that it keeps for the asker.
+
+    That peer names the asker when it fetches them (`BlobRequest.requester`).
+    """
+
+    blobs: SharedIds
+    peer: PeerText
+
+
+class Shared(_Message, frozen=True, tag="shared"):
+    """The answer to `Share`: done, but for what is not kept here for the asker."""
+
+    missing: Annotated[tuple[HexId, ...], Meta(max_length=limits.SHARED_IDS_LIMIT)] = ()
+
+
+class Drop(_Message, frozen=True, tag="drop"):
+    """The asker does not need these kept outputs any more; unknown ones are no matter."""
+
+    blobs: SharedIds
 
 
 # --- capability challenge -------------------------------------------------------
@@ -378,6 +423,7 @@ class Problem(_Message, frozen=True, tag="problem"):
 
 ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer | ProofsWanted
 ReachabilityRequest: TypeAlias = DialBack | Introduce | Introduction
+KeepingRequest: TypeAlias = Share | Drop
 RequestBody: TypeAlias = (
     Hello
     | Digest
@@ -389,6 +435,7 @@ RequestBody: TypeAlias = (
     | Release
     | ChallengeRequest
     | ReachabilityRequest
+    | KeepingRequest
 )
 ResponseBody: TypeAlias = (
     Hello
@@ -402,6 +449,7 @@ ResponseBody: TypeAlias = (
     | DialedBack
     | NotIntroduced
     | Proofs
+    | Shared
     | Done
     | Problem
 )

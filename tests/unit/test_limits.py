@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from msgspec import inspect
-from strategies import INPUT, signed_renewal
+from strategies import ALICE, INPUT, signed_renewal
 
 from shoal.crypto import envelope
 from shoal.protocol import limits
@@ -16,7 +16,16 @@ from shoal.protocol.blob_messages import (
     BlobRequest,
 )
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import Adverts, Digest, Frame, Request, Response, UnitRequest
+from shoal.protocol.messages import (
+    Adverts,
+    Digest,
+    Frame,
+    Request,
+    Response,
+    Share,
+    UnitRequest,
+    UnitResult,
+)
 from shoal.protocol.statements import (
     Advert,
     Award,
@@ -130,12 +139,30 @@ def test_the_fullest_unit_fits_into_a_frame():
         unit="🐚" * 64,
         inputs=(("🐚" * 256, INPUT),) * limits.PORTS_LIMIT,
         blobs=(bytes(limits.INLINE_LIMIT_BYTES),),
+        keep=True,
+        sources=((INPUT, ALICE.peer_id),) * limits.SOURCES_LIMIT,
     )
     encode(Request(id=1 << 31, body=unit))
 
 
+def test_the_fullest_result_fits_into_a_frame():
+    result = UnitResult(
+        call="a" * 32,
+        unit="🐚" * 64,
+        receipt=bytes(envelope.ENVELOPE_LIMIT_BYTES),
+        blobs=(bytes(limits.INLINE_LIMIT_BYTES),),
+        kept=((INPUT, 1 << 50),) * limits.PORTS_LIMIT,
+    )
+    encode(Response(id=1 << 31, body=result))
+
+
+def test_the_fullest_share_fits_into_a_frame():
+    share = Share(blobs=(INPUT,) * limits.SHARED_IDS_LIMIT, peer=ALICE.peer_id)
+    encode(Request(id=1 << 31, body=share))
+
+
 def test_the_fullest_words_of_a_blob_stream_fit():
-    encode(BlobRequest(blob=INPUT), MESSAGE_LIMIT_BYTES)
+    encode(BlobRequest(blob=INPUT, requester=ALICE.peer_id), MESSAGE_LIMIT_BYTES)
     encode(BlobProve(challenge=bytes(32), chunks=1 << 16), MESSAGE_LIMIT_BYTES)
 
 
