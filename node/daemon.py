@@ -254,7 +254,12 @@ async def serve(
             joining=joining,
         )
         blob_server = BlobServer(
-            identity.peer_id, blobs, rights, control.versions.is_newer, conduct.broke
+            identity.peer_id,
+            blobs,
+            rights,
+            house.kept,
+            newer=control.versions.is_newer,
+            broke=conduct.broke,
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))

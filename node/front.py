@@ -58,6 +58,7 @@ from shoal.protocol.messages import (
     DialBack,
     Digest,
     Draw,
+    Drop,
     Introduce,
     Introduction,
     Problem,
@@ -65,6 +66,7 @@ from shoal.protocol.messages import (
     ProofsWanted,
     Reason,
     Release,
+    Share,
     UnitRequest,
 )
 
@@ -392,6 +394,8 @@ class Daemon:
                 return await self.membership.answer(peer, body)
             case Call() | AwardOffer() | UnitRequest() | Cancel() | Release():
                 return await self.provider.answer(peer, body)
+            case Share() | Drop():
+                return self.provider.answer_about_kept(peer, body)
             case Challenge() | Draw() | ProofOffer() | ProofsWanted():
                 return await self.prover.answer(peer, body)
             case DialBack():

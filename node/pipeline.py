@@ -46,6 +46,8 @@ from shoal.node.house import (
     unit_name,
     wall_ms,
 )
+from shoal.node.input_sources import Sources, hold_input
+from shoal.node.kept_outputs import keep_outputs
 from shoal.node.records import Job, JobSpec, JobState, Unit, UnitState
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
@@ -302,18 +304,20 @@ async def fetch_inputs(
     have as many bytes as the unit may use of memory: the daemon holds them too.
 
     Raises:
+        InputMissingError: Nobody gives an input.
         NetworkError: The requester went away.
         ProgramError: An input is missing, unknown, or of another dtype or shape,
             or all of them are too large.
     """
     assert side.call is not None
     inline = {blob_id_of(blob): blob for blob in request.blobs}
+    sources = Sources(side.requester, request.sources)
     room = side.call.memory_bytes
     tensors: dict[str, bytes] = {}
     for name, text in request.inputs:
         blob_id = BlobId(text)
         if blob_id not in inline:
-            await hold(house, side.requester, blob_id, inputs_of(side, request.unit), room)
+            await hold_input(house, sources, blob_id, inputs_of(side, request.unit), room)
             room -= house.store.size_bytes(blob_id)
         if room < 0:
             raise ProgramError(
@@ -403,9 +407,15 @@ async def sign(
         runtime="" if failed else outcome.runtime[:256],
     )
     inline: list[bytes] = []
+    kept: dict[BlobId, int] = {}
     if not failed:
+        if request.keep:
+            made = {outputs[name]: tensor for name, tensor in outcome.outputs.items()}
+            kept = await keep_outputs(house, side.requester, made)
         room = INLINE_LIMIT_BYTES
         for name, tensor in outcome.outputs.items():
+            if outputs[name] in kept:
+                continue
             if len(tensor) <= room:
                 inline.append(tensor)
                 room -= len(tensor)
@@ -415,7 +425,11 @@ async def sign(
         note_known(house, side.requester, outputs.values())
     envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
     return UnitResult(
-        call=request.call, unit=request.unit, receipt=envelope, blobs=tuple(inline)
+        call=request.call,
+        unit=request.unit,
+        receipt=envelope,
+        blobs=tuple(inline),
+        kept=tuple(sorted(kept.items())),
     )
 
 
