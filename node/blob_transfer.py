@@ -127,7 +127,7 @@ class BlobServer:
         self._sending: Turns[PeerId] = Turns(SERVED_LIMIT)
         self._store = store
         self._rights = rights
-        self._kept = kept or KeptOutputs()
+        self._kept = KeptOutputs() if kept is None else kept
         self._newer = newer
         self._proving: Turns[PeerId] = Turns()
 

@@ -9,7 +9,7 @@ unit, a few of them are tried at most, and in the end the requester is asked its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -53,12 +53,14 @@ class Sources:
     named: Sequence[tuple[str, str]] = ()
     failed: set[PeerId] = field(default_factory=set)
 
-    def of(self, blob_id: BlobId, own: PeerId) -> list[PeerId]:
-        """Whom to ask for a blob before the requester."""
-        if len(self.failed) >= FAILED_SOURCES_LIMIT:
-            return []
-        peers = dict.fromkeys(PeerId(peer) for blob, peer in self.named if blob == blob_id)
-        return [peer for peer in peers if peer not in {own, self.requester, *self.failed}]
+    def of(self, blob_id: BlobId, own: PeerId) -> Iterator[PeerId]:
+        """Whom to ask for a blob before the requester; to be told of failures meanwhile."""
+        for blob, text in self.named:
+            peer = PeerId(text)
+            if len(self.failed) >= FAILED_SOURCES_LIMIT:
+                return
+            if blob == blob_id and peer not in {own, self.requester, *self.failed}:
+                yield peer
 
 
 async def hold_input(
