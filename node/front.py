@@ -68,6 +68,7 @@ from shoal.protocol.messages import (
     Release,
     Share,
     UnitRequest,
+    UnitsRequest,
 )
 
 if TYPE_CHECKING:
@@ -392,7 +393,7 @@ class Daemon:
         match body:
             case Digest() | Adverts():
                 return await self.membership.answer(peer, body)
-            case Call() | AwardOffer() | UnitRequest() | Cancel() | Release():
+            case Call() | AwardOffer() | UnitRequest() | UnitsRequest() | Cancel() | Release():
                 return await self.provider.answer(peer, body)
             case Share() | Drop():
                 return self.provider.answer_about_kept(peer, body)

@@ -48,6 +48,8 @@ from shoal.protocol.messages import (
     Shared,
     UnitRequest,
     UnitResult,
+    UnitsRequest,
+    UnitsResult,
 )
 from shoal.protocol.versions import OWN, Version, is_newer, misfit, said_version
 
@@ -84,6 +86,8 @@ SINCE: Mapping[type[msgspec.Struct], int] = {
     Share: 3,
     Shared: 3,
     Drop: 3,
+    UnitsRequest: 3,
+    UnitsResult: 3,
 }
 """The minor that brought each message."""
 
@@ -92,6 +96,8 @@ FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {
     (UnitRequest, "keep"): 3,
     (UnitRequest, "sources"): 3,
     (UnitResult, "kept"): 3,
+    (Bid, "batch_max"): 3,
+    (Cancel, "others"): 3,
 }
 """The minor that brought a field, where it is younger than its message. It has a default."""
 
