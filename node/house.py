@@ -25,6 +25,7 @@ from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
 from shoal.node.errors import StoreError
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
+from shoal.node.lineage import Lineage
 from shoal.node.records import JobId, Unit
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
@@ -68,6 +69,8 @@ class House:
     """What peers are known to have; this node's own user needs no entry."""
     kept: KeptOutputs = field(default_factory=KeptOutputs)
     """What this node's provider keeps for its requesters."""
+    lineage: Lineage = field(default_factory=Lineage)
+    """How often this node's own units were made anew."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
     fetching_from: Turns[PeerId] = field(default_factory=lambda: Turns(FETCHES_AT_ONCE))
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
@@ -148,10 +151,10 @@ async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:
 async def inline_blobs(
     store: BlobStore, blob_ids: Iterable[BlobId], room: int = INLINE_LIMIT_BYTES
 ) -> tuple[bytes, ...]:
-    """As many of the blobs as fit into ``room`` bytes of one message."""
+    """As many of the blobs as are here and fit into ``room`` bytes of one message."""
     blobs: list[bytes] = []
     for blob_id in dict.fromkeys(blob_ids):
-        if store.size_bytes(blob_id) <= room:
+        if store.holds(blob_id) and store.size_bytes(blob_id) <= room:
             blobs.append(await store.get_bytes(blob_id))
             room -= len(blobs[-1])
     return tuple(blobs)

@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 import trio
@@ -27,7 +28,8 @@ from shoal.compute.tensor import TensorSpec, spec_of_blob
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
-from shoal.node import bidding
+from shoal.crypto.peer_id import PeerId
+from shoal.node import bidding, chaining, input_sources
 from shoal.node.errors import StoreError
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
@@ -47,15 +49,16 @@ from shoal.node.house import (
     unit_name,
     wall_ms,
 )
-from shoal.node.input_sources import Sources, hold_input
+from shoal.node.input_sources import hold_input
 from shoal.node.kept_outputs import keep_outputs
-from shoal.node.records import Job, JobSpec, JobState, Unit, UnitState
+from shoal.node.records import Ended, Job, JobSpec, JobState, Unit, UnitState
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import (
     BATCH_PORTS_LIMIT_BYTES,
     BATCH_SOURCES_LIMIT,
     BATCH_UNITS_LIMIT,
     INLINE_LIMIT_BYTES,
+    SOURCES_LIMIT,
 )
 from shoal.protocol.messages import (
     AwardOffer,
@@ -83,7 +86,6 @@ from shoal.protocol.statements import (
 from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
-    from shoal.crypto.peer_id import PeerId
     from shoal.protocol.negotiation import ProviderSide
 
 BID_TIME_LIMIT_S = 3.0
@@ -230,8 +232,12 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
     return answer if isinstance(answer, Refusal) else None
 
 
+Sources: TypeAlias = Sequence[tuple[BlobId, PeerId]]
+"""Which inputs a provider may fetch from which peers: see `node.chaining.supply`."""
+
+
 async def hand_over(
-    house: House, need: Need, side: RequesterSide, unit: Unit
+    house: House, need: Need, side: RequesterSide, unit: Unit, sources: Sources = ()
 ) -> UnitResult | Refusal:
     """Give one unit to the provider and wait for its receipt.
 
@@ -251,6 +257,8 @@ async def hand_over(
         unit=name,
         inputs=tuple(sorted(unit.inputs.items())),
         blobs=await inline_blobs(house.store, unit.inputs.values()),
+        keep=need.spec.outputs_stay,
+        sources=tuple(sources)[:SOURCES_LIMIT],
     )
     side.send(request, trio.current_time())
     timeout_s = need.spec.time_limit_s * bidding.IN_FLIGHT + HAND_OVER_GRACE_S
@@ -271,12 +279,17 @@ async def hand_over(
 
 
 async def hand_over_together(
-    house: House, need: Need, side: RequesterSide, units: Sequence[Unit]
+    house: House,
+    need: Need,
+    side: RequesterSide,
+    units: Sequence[Unit],
+    sources: Mapping[int, Sources] = MappingProxyType({}),
 ) -> dict[int, UnitResult | Refusal]:
     """Give several units to the provider in one message and wait until all have ended.
 
     No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
-    allow. Inputs that do not fit into the message go by blob stream.
+    allow. Inputs that do not fit into the message go by blob stream; ``sources`` says, by
+    the index of a unit, which of them come from other peers.
 
     Cancelling it tells the provider that nobody waits any more for those that are out;
     one alone is cancelled by `Cancel`, and the others' answers come all the same.
@@ -299,7 +312,9 @@ async def hand_over_together(
         blobs = await inline_blobs(house.store, unit.inputs.values(), room)
         room -= sum(map(len, blobs))
         inputs = tuple(sorted(unit.inputs.items()))
-        requests.append(UnitRequest(side.call.call, name, inputs, blobs))
+        named = tuple(sources.get(unit.index, ()))[:SOURCES_LIMIT]
+        keep = need.spec.outputs_stay
+        requests.append(UnitRequest(side.call.call, name, inputs, blobs, keep, named))
     message = UnitsRequest(call=side.call.call, units=tuple(requests))
     side.send(message, trio.current_time())
     timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
@@ -372,7 +387,7 @@ async def fetch_inputs(
     """
     assert side.call is not None
     inline = {blob_id_of(blob): blob for blob in request.blobs}
-    sources = Sources(side.requester, request.sources)
+    sources = input_sources.Sources(side.requester, request.sources)
     room = side.call.memory_bytes
     tensors: dict[str, bytes] = {}
     for name, text in request.inputs:
@@ -580,6 +595,7 @@ async def deliver(
     outputs = {name: BlobId(blob_id) for name, blob_id in receipt.outputs or ()}
     arriving = f"{outputs_of(unit.job)}/{unit.index}"
     try:
+        left = _left(need, side.provider, outputs, result)
         for blob_id in outputs.values():
             house.store.pin(blob_id, arriving)
         for blob in result.blobs:
@@ -591,7 +607,8 @@ async def deliver(
             await house.store.put_bytes(blob)
             note_known(house, side.provider, [blob_id_of(blob)])
         for port in need.manifest.outputs:
-            await _take_output(house, need, side.provider, port, outputs[port.name], arriving)
+            if (blob_id := outputs[port.name]) not in left:
+                await _take_output(house, need, side.provider, port, blob_id, arriving)
         ended = Unit(
             job=unit.job,
             index=unit.index,
@@ -603,13 +620,39 @@ async def deliver(
             attempts=unit.attempts,
             seconds=unit.seconds,
         )
-        delivered = await house.journal.end_unit(ended, result.receipt)
-        if delivered:
+        written = await house.journal.end_units([Ended(ended, result.receipt, left=left)])
+        if written.new[0]:
             for blob_id in outputs.values():
                 house.store.pin(blob_id, outputs_of(unit.job))
-        return delivered
+        elif left:
+            await chaining.let_go_of_copies(house, side.provider, left)
+        return written.new[0]
     finally:
         house.store.unpin(arriving)
+
+
+def _left(
+    need: Need, provider: PeerId, outputs: Mapping[str, BlobId], result: UnitResult
+) -> dict[BlobId, int]:
+    """The outputs that stay with their provider, and their sizes in bytes, by its word."""
+    left = {BlobId(blob_id): size_bytes for blob_id, size_bytes in result.kept}
+    if left and not need.spec.outputs_stay:
+        raise VerificationError(
+            f"{provider} keeps outputs that are wanted here", code="wrong_output"
+        )
+    for blob_id, size_bytes in left.items():
+        if blob_id not in outputs.values():
+            raise VerificationError(
+                f"{provider} keeps an output that its receipt does not name",
+                code="wrong_output_id",
+            )
+        if size_bytes > need.spec.memory_limit_bytes:
+            raise VerificationError(
+                f"{provider} says that an output has {size_bytes} bytes, and a unit has no "
+                f"more than {need.spec.memory_limit_bytes}",
+                code="wrong_output",
+            )
+    return left
 
 
 async def _take_output(
