@@ -195,24 +195,49 @@ def _lost(job_id: JobId, index: int, why: str) -> JobError:
     )
 
 
-async def not_found(house: House, unit: Unit, blob_id: BlobId) -> bool:
-    """A provider found an input nowhere: have it here, or have it made anew.
+async def not_found(house: House, unit: Unit, blob_id: BlobId) -> tuple[Left, ...]:
+    """A provider found an input nowhere: have it here, to be served from here.
 
-    The provider's word alone is not enough for the latter: this node asks the peer that
-    keeps it, and where it gets the input it serves it itself.
+    The provider's word alone is not enough to make it anew: this node asks the peer that
+    keeps it.
 
     Returns:
-        Whether the unit can be handed over again as it is; else it awaits others again.
+        What is lost, where it is: to be made anew (`wait_again`).
 
     Raises:
-        JobError: ``input_lost``.
         StoreError: There is no room here for it.
     """
     left = (await left_inputs(house, [unit])).get(blob_id)
-    if left is None or await _brought(house, blob_id, left):
-        return True
-    await make_anew(house, [left])
-    return False
+    return () if left is None or await _brought(house, blob_id, left) else (left,)
+
+
+async def false_inputs(house: House, unit: Unit) -> tuple[Left, ...]:
+    """A provider refused a unit by its inputs: see whether their makers gave what they must.
+
+    Outputs that stay are not looked at here when they are made. Those that are no outputs
+    of their program are found now, and it is their makers' fault.
+
+    Returns:
+        Inputs that are false, or lost: to be made anew (`wait_again`).
+    """
+    left = await left_inputs(house, [unit])
+    return tuple([each for id_, each in left.items() if not await _brought(house, id_, each)])
+
+
+async def wait_again(house: House, unit: Unit, lost: Sequence[Left]) -> None:
+    """Have what a unit lost made anew, and have it come back when that is there.
+
+    It is to be in nobody's hands, nor in memory: the journal gives it again.
+
+    Raises:
+        JobError: ``input_lost``: there is no hope for the unit.
+    """
+    found = await house.journal.units(unit.job, unit.index, 1)
+    if found and found[0].inputs == unit.inputs and not found[0].awaits:
+        await make_anew(house, lost)
+    # Else its inputs are others by now, or will be. Either way it is to be read again: what
+    # was lost may be there already, by another unit that needed it.
+    house.journal.touched(frozenset({unit.job}))
 
 
 # --- outputs that are asked for here ----------------------------------------------------
@@ -254,14 +279,13 @@ async def bring_home(house: House, blob_id: BlobId) -> None:
 
 async def _brought(house: House, blob_id: BlobId, left: Left) -> bool:
     """Try to hold an output here; False where its peer does not have it, or it is no output."""
-    if house.store.holds(blob_id):
-        return True
     spec = await house.journal.spec(left.job)
     pin_by = outputs_of(left.job)
     try:
-        with trio.fail_after(SHARE_LIMIT_S):
-            await house.reach(left.peer)
-        await hold(house, left.peer, blob_id, pin_by, spec.memory_limit_bytes)
+        if not house.store.holds(blob_id):
+            with trio.fail_after(SHARE_LIMIT_S):
+                await house.reach(left.peer)
+            await hold(house, left.peer, blob_id, pin_by, spec.memory_limit_bytes)
         await _check(house, blob_id, left)
     except (trio.TooSlowError, NetworkError, ProgramError) as error:
         log.warning("a left output is not to be had", peer=left.peer, why=str(error))

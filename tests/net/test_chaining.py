@@ -144,7 +144,7 @@ async def test_a_provider_that_finds_nothing_is_believed_only_after_a_look(nodes
     y = await made(requester, maker)
     await left_with(requester, maker.peer, y)
     unit = await dependant(requester)
-    assert await chaining.not_found(requester.house, unit, y)
+    assert await chaining.not_found(requester.house, unit, y) == ()
     assert requester.store.holds(y)  # from now on it is served from here
     assert (await first_unit(requester)).state is UnitState.DONE
 
@@ -154,13 +154,16 @@ async def test_what_is_really_lost_is_made_anew_and_only_so_often(nodes):
     y, nobody = blob_id_of(X), identity.generate().peer_id
     await left_with(requester, nobody, y)
     unit = await dependant(requester)
+    lost = (Left(nobody, FIRST, 0, len(X)),)
+    assert await chaining.not_found(requester.house, unit, y) == lost
     for _ in range(RECOMPUTED_LIMIT):
-        assert not await chaining.not_found(requester.house, unit, y)
+        await chaining.wait_again(requester.house, unit, lost)
+        assert await requester.house.journal.open_units(SECOND) == []
         ended = done(make_unit(0), left={y: 1}, outputs={"y": y})
         again = msgspec.structs.replace(ended.unit, provider=nobody)
         await requester.house.journal.end_units([Ended(again, ended.receipt, left={y: 1})])
     with pytest.raises(JobError, match="lost 6 times") as caught:
-        await chaining.not_found(requester.house, unit, y)
+        await chaining.wait_again(requester.house, unit, lost)
     assert caught.value.code == "input_lost"
 
 
@@ -179,8 +182,39 @@ async def test_what_a_cancelled_job_has_lost_cannot_be_made_anew(nodes):
             "UPDATE units SET state = 'cancelled' WHERE job = ?", (FIRST,)
         )
     )
+    lost = await chaining.not_found(requester.house, unit, y)
     with pytest.raises(JobError, match="cancelled"):
-        await chaining.not_found(requester.house, unit, y)
+        await chaining.wait_again(requester.house, unit, lost)
+
+
+async def test_a_unit_whose_inputs_are_others_by_now_is_only_read_again(nodes):
+    requester, maker, _ = nodes
+    y = await made(requester, maker)
+    await left_with(requester, maker.peer, y)
+    unit = await dependant(requester)
+    stale = msgspec.structs.replace(unit, inputs={"x": blob_id_of(b"of an earlier run")})
+    told = []
+    requester.house.journal.touched = told.append
+    await chaining.wait_again(requester.house, stale, (Left(maker.peer, FIRST, 0, 1),))
+    assert told == [{SECOND}]
+    assert (await first_unit(requester)).state is UnitState.DONE
+
+
+async def test_a_refusal_by_an_input_is_looked_into_and_falls_back_on_who_made_it(nodes):
+    requester, maker, _ = nodes
+    good = await made(requester, maker)
+    await left_with(requester, maker.peer, good)
+    unit = await dependant(requester)
+    assert await chaining.false_inputs(requester.house, unit) == ()
+    bad = await maker.store.put_bytes(b"no tensor at all")
+    maker.house.kept.keep(requester.peer, 1, {bad: 16}, 1 << 20, trio.current_time())
+    await requester.house.journal.transact(
+        lambda database: database.execute("UPDATE left_outputs SET tensor = ?", (bad,))
+    )
+    unit = msgspec.structs.replace(unit, inputs={"x": bad})
+    lost = await chaining.false_inputs(requester.house, unit)
+    assert lost == (Left(maker.peer, FIRST, 0, len(X)),)
+    assert requester.offences == [(maker.peer, Offence.BAD_RESULT)]
 
 
 # --- asked for here -------------------------------------------------------------------------
