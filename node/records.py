@@ -8,7 +8,7 @@ values; nothing here does IO.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, NewType
+from typing import Annotated, NewType, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +25,8 @@ JobId = NewType("JobId", str)
 SCHEMA_VERSION = 1
 """Of every JSON body that the local API and ``--json`` give; grows when a field changes."""
 
+SMALL_TENSOR_LIMIT_BYTES = 64 << 10
+"""A tensor of up to so many bytes is kept in the journal, a larger one as a blob."""
 
 PRIORITY_LIMIT = 4
 """A job of the highest priority has 256 times the share of one of the lowest: none starves."""
@@ -86,6 +88,10 @@ class OutputRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: str
 
 
+GivenUnit: TypeAlias = dict[str, BlobId | OutputRef | bytes]
+"""A unit as a submitter gives it: what is bytes is a whole tensor."""
+
+
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a submitter asks for.
 
@@ -137,6 +143,12 @@ class Job(msgspec.Struct, frozen=True):
     outputs_stay: bool = False
     fetched: bool = False
     """Whether every result was given out, so that the job may go when room is needed."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from shoal.node.html_views import job_html
+
+        return job_html(self)
 
 
 class Unit(msgspec.Struct, frozen=True):
