@@ -144,12 +144,17 @@ async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:
     return spec_of_blob(await store.read_chunk(blob_id, 0), store.size_bytes(blob_id))
 
 
-async def inline_blobs(store: BlobStore, blob_ids: Iterable[BlobId]) -> tuple[bytes, ...]:
+async def inline_blobs(house: House, blob_ids: Iterable[BlobId]) -> tuple[bytes, ...]:
     """As many of the blobs as fit into one message."""
     blobs: list[bytes] = []
     room = INLINE_LIMIT_BYTES
-    for blob_id in dict.fromkeys(blob_ids):
-        if store.size_bytes(blob_id) <= room:
+    store, wanted = house.store, [*dict.fromkeys(blob_ids)]
+    small = await house.journal.tensors(wanted)
+    for blob_id in wanted:
+        if blob_id in small:
+            blobs.append(small[blob_id])
+            room -= len(blobs[-1])
+        elif store.size_bytes(blob_id) <= room:
             blobs.append(await store.get_bytes(blob_id))
             room -= len(blobs[-1])
     return tuple(blobs)

@@ -274,7 +274,7 @@ async def hand_over(
         call=side.call.call,
         unit=name,
         inputs=tuple(sorted(unit.inputs.items())),
-        blobs=await inline_blobs(house.store, unit.inputs.values()),
+        blobs=await inline_blobs(house, unit.inputs.values()),
     )
     side.send(request, trio.current_time())
     timeout_s = need.spec.time_limit_s * bidding.IN_FLIGHT + HAND_OVER_GRACE_S
