@@ -73,6 +73,8 @@ class House:
     """How often this node's own units were made anew."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
     fetching_from: Turns[PeerId] = field(default_factory=lambda: Turns(FETCHES_AT_ONCE))
+    adding: Turns[JobId] = field(default_factory=Turns)
+    """Whoever adds units to a job: their indices follow one another."""
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
     """Report what a peer did against the rules: see `node.conduct`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
@@ -149,12 +151,17 @@ async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:
 
 
 async def inline_blobs(
-    store: BlobStore, blob_ids: Iterable[BlobId], room: int = INLINE_LIMIT_BYTES
+    house: House, blob_ids: Iterable[BlobId], room: int = INLINE_LIMIT_BYTES
 ) -> tuple[bytes, ...]:
     """As many of the blobs as are here and fit into ``room`` bytes of one message."""
     blobs: list[bytes] = []
-    for blob_id in dict.fromkeys(blob_ids):
-        if store.holds(blob_id) and store.size_bytes(blob_id) <= room:
+    store, wanted = house.store, [*dict.fromkeys(blob_ids)]
+    small = await house.journal.tensors(wanted)
+    for blob_id in wanted:
+        if blob_id in small and len(small[blob_id]) <= room:
+            blobs.append(small[blob_id])
+            room -= len(blobs[-1])
+        elif store.holds(blob_id) and store.size_bytes(blob_id) <= room:
             blobs.append(await store.get_bytes(blob_id))
             room -= len(blobs[-1])
     return tuple(blobs)
