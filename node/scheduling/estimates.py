@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
-    from shoal.node.scheduling.state import Batch, JobQueue, State
+    from shoal.node.scheduling.state import Batch, BatchId, JobQueue, State
 
 GUESS_S = 0.5
 """What a unit is taken to last where nobody has run one of its kind: a batch's length, so
@@ -32,6 +32,9 @@ COLD_S = 30.0
 """What the first unit of a kind may take before it counts as overdue, apart from its bytes:
 a cold worker starts and compiles within 10 s on a slow machine, and longer units are not
 worth running twice on the mere suspicion."""
+
+COLD_PEER_S = 10.0
+"""The same at one peer, where others were measured: its worker starts and compiles."""
 
 HANG_FACTOR = 10.0
 HANG_GRACE_S = 60.0
@@ -87,14 +90,15 @@ def batch_s(state: State, batch: Batch) -> float:
     return len(batch.open) * (GUESS_S if each is None else each)
 
 
-def ends(state: State, peer: PeerId, now_s: float) -> dict[int, float]:
+def ends(state: State, peer: PeerId, now_s: float) -> dict[BatchId, float]:
     """When each batch at a peer is expected back, in the order of its line.
 
     One that should be back already is taken to need as long again as it is late: who has
     been waited for in vain is not about to come.
     """
     line = state.line(peer)
-    at_s, expected = line.answered_s, {}
+    at_s = line.answered_s
+    expected: dict[BatchId, float] = {}
     for batch_id in line.batches:
         batch = state.batches[batch_id]
         began_s = max(at_s, batch.handed_s)
@@ -129,6 +133,7 @@ def due_s(state: State, batch: Batch) -> float:
             LATE_FACTOR * (run_s + ahead_s)
             + LATE_GRACE_S
             + fetch_s(job, batch.units, program=cold)
+            + (COLD_PEER_S if cold else 0.0)
         )
     return batch.handed_s + allowed_s
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.scheduling.drafts import Draft
-    from shoal.node.scheduling.state import JobQueue, Lease, State
+    from shoal.node.scheduling.state import BatchId, JobQueue, Lease, State
 
 BATCH_S = 0.5
 """How long the units of one message run. A message costs some milliseconds at both ends, so
@@ -30,8 +30,11 @@ BATCH_S = 0.5
 LOOKAHEAD_S = 2 * BATCH_S
 """What a peer has in hand, in seconds: one batch runs while the next one's inputs arrive."""
 
-BATCHES_OUT = 2
-"""Messages out under one lease: the same, where nothing is known of the speed."""
+BATCHES_OUT, BATCHES_OUT_SHORT = 2, 4
+"""Messages out at one peer, of all jobs: the same, where nothing is known of the speed. More
+where they are so short that it would wait for the next one, which is `SHORT_S` away."""
+
+SHORT_S = 0.1
 
 COPIES_SHARE, COPIES_FEW = 0.2, 4
 """What is run again, at most: a fifth of a job's units, the work of one more peer where there
@@ -84,6 +87,11 @@ def _feed_one(draft: Draft, job: JobQueue, lease: Lease) -> bool:
         return False
     look_s = LOOKAHEAD_S + estimates.fetch_s(job)
     free_s = draft.free_at_s(peer)
+    batches = len(state.line(peer).batches)
+    if batches >= BATCHES_OUT and (
+        batches >= BATCHES_OUT_SHORT or free_s - draft.now_s >= SHORT_S
+    ):
+        return False
     if free_s - draft.now_s >= look_s:
         draft.wake(free_s - look_s)
         return False
@@ -110,7 +118,7 @@ def _feed_one(draft: Draft, job: JobQueue, lease: Lease) -> bool:
 
 def _room(state: State, lease: Lease) -> int:
     """How many units a lease takes in one more message."""
-    if len(lease.batches) >= BATCHES_OUT or lease.closed:
+    if lease.closed:
         return 0
     out = sum(state.batches[batch].units for batch in lease.batches)
     return min(lease.offer.batch_max, lease.offer.in_flight_max - out, lease.left)
@@ -128,7 +136,7 @@ def _size(draft: Draft, job: JobQueue, lease: Lease, left: int) -> int:
     ]
     total = sum(1.0 / s for s in speeds if s) or 1.0 / each_s
     guided = left / each_s / total / 2.0
-    return max(1, int(min(BATCH_S / each_s, math.ceil(guided))))
+    return max(1, round(min(BATCH_S / each_s, math.ceil(guided))))
 
 
 def _next(draft: Draft, job: JobQueue, peer: PeerId, size: int) -> list[int]:
@@ -155,7 +163,7 @@ def _copies_left(draft: Draft, job: JobQueue) -> int:
     return limit - job.copies - draft.copied[job.id]
 
 
-def _single(draft: Draft, job: JobQueue, peer: PeerId) -> Iterator[tuple[int, int]]:
+def _single(draft: Draft, job: JobQueue, peer: PeerId) -> Iterator[tuple[int, BatchId]]:
     """Units that one peer has, and this one could run: with their batches."""
     taken = draft.taken.get(job.id, set())
     for index, copies in job.out.items():
@@ -168,7 +176,7 @@ def _single(draft: Draft, job: JobQueue, peer: PeerId) -> Iterator[tuple[int, in
 def _late(draft: Draft, job: JobQueue, peer: PeerId) -> list[int]:
     """Units that others have had for too long, as many as may be run again."""
     state, now_s = draft.state, draft.now_s
-    late: dict[int, bool] = {}
+    late: dict[BatchId, bool] = {}
     units: list[int] = []
     for index, batch_id in _single(draft, job, peer):
         if batch_id not in late:
@@ -190,7 +198,7 @@ def _speculate(draft: Draft, job: JobQueue, lease: Lease) -> bool:
     room = min(_room(state, lease), _copies_left(draft, job))
     if room <= 0:
         return False
-    there: dict[int, list[int]] = {}
+    there: dict[BatchId, list[int]] = {}
     for index, batch_id in _single(draft, job, peer):
         if not state.batches[batch_id].answered:
             there.setdefault(batch_id, []).append(index)
@@ -215,7 +223,7 @@ def _speculate(draft: Draft, job: JobQueue, lease: Lease) -> bool:
 
 
 def _fits(each_s: float) -> int:
-    return max(1, int(BATCH_S / each_s))
+    return max(1, round(BATCH_S / each_s))
 
 
 def next_due_s(state: State, jobs: Iterable[JobQueue]) -> float:

@@ -12,7 +12,7 @@ from shoal.node.scheduling.state import Candidate
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.scheduling.drafts import Draft
-    from shoal.node.scheduling.state import JobQueue, Lease, State
+    from shoal.node.scheduling.state import BatchId, JobQueue, Lease, State
 
 CALLED_LIMIT = 32
 """Peers called for bids at once: those that are best for the job come first."""
@@ -75,7 +75,7 @@ def wanted(state: State, job: JobQueue, now_s: float) -> int:
     return job.backlog + late
 
 
-def overdue(state: State, batch_id: int, now_s: float) -> bool:
+def overdue(state: State, batch_id: BatchId, now_s: float) -> bool:
     """Whether others would have done this batch long ago."""
     return estimates.due_s(state, state.batches[batch_id]) <= now_s
 

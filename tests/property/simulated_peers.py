@@ -53,6 +53,7 @@ class Simulation:
     # -- what tests do --
 
     def at(self, time_s, action, *args):
+        """Do this then."""
         heapq.heappush(self._queue, (time_s, next(self._order), action, args))
 
     def job(self, name, units, *, at_s=0.0, priority=0, program="p", factor=1.0, **more):
@@ -111,7 +112,8 @@ class Simulation:
             for action in decided.actions:
                 events.apply(self.state, action, self.now_s)
                 self._begin(action)
-            self.check()
+            if decided.actions:
+                self.check()
             if not decided.actions:
                 break
         else:
@@ -149,9 +151,7 @@ class Simulation:
                 entry = {"job": action.job, "batch": action.batch, "cost": action.cost_s}
                 entry |= {"left": list(action.units), "ran": [], "gone": set()}
                 self.batches[action.batch] = entry
-                self.at(
-                    self.now_s + peer.rtt_s / 2, self._arrive, peer, peer.generation, entry
-                )
+                self.at(self.now_s + peer.rtt_s / 2, self._arrive, peer, peer.generation, entry)
             case do.Cancel():
                 self.batches[action.batch]["gone"].update(action.units)
             case do.ReadOn():
@@ -227,9 +227,7 @@ class Simulation:
                 self.at(self.now_s + seconds, self._ran, peer, peer.generation, entry)
                 return
             peer.line.pop(0)
-            self.at(
-                self.now_s + peer.rtt_s / 2, self._answered, peer, peer.generation, entry
-            )
+            self.at(self.now_s + peer.rtt_s / 2, self._answered, peer, peer.generation, entry)
 
     def _ran(self, peer, generation, entry):
         if peer.generation == generation and not peer.hung:
