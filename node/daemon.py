@@ -238,6 +238,7 @@ async def serve(
         daemon = Daemon(
             lifecycle=lifecycle,
             identity=identity,
+            house=house,
             swarm_key=swarm_key,
             network=network,
             blobs=blobs,

@@ -67,6 +67,8 @@ class House:
     """What peers are known to have; this node's own user needs no entry."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
     fetching_from: Turns[PeerId] = field(default_factory=lambda: Turns(FETCHES_AT_ONCE))
+    adding: Turns[JobId] = field(default_factory=Turns)
+    """Whoever adds units to a job: their indices follow one another."""
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
     """Report what a peer did against the rules: see `node.conduct`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.outlook import Outlook
+    from shoal.node.records import GivenUnit
     from shoal.protocol.negotiation import RequesterSide
 
 RECALL_INTERVAL_S = 1.0
@@ -150,7 +151,7 @@ class Jobs:
         while self._state.leases or self._letting_go:
             await self._changed.wait()
 
-    async def submit(self, spec: JobSpec) -> Job:
+    async def submit(self, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
         """Check a job, write it down and start it; errors as `pipeline.submit` raises.
 
         Raises:
@@ -162,7 +163,7 @@ class Jobs:
                 code="draining",
                 hint="submit it again after the next `shoal up`",
             )
-        job = await pipeline.submit(self._house, spec)
+        job = await pipeline.submit(self._house, spec, given)
         with trio.CancelScope(shield=True):  # what is written down runs, whoever hangs up
             return job if job.state.final else await self._start(job, spec)
 
@@ -586,6 +587,7 @@ class Jobs:
         units = await self._house.journal.open_units(job_id, cursor, WINDOW_UNITS)
         if running.cursor == cursor and units:  # else units became ready meanwhile
             running.cursor = units[-1].index
+            running.queue.units = max(running.queue.units, running.cursor + 1)
         fresh = [unit for unit in units if unit.index not in running.ending]
         for unit in fresh:
             running.units.setdefault(unit.index, unit)

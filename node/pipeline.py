@@ -23,12 +23,12 @@ from shoal.compute import manifest as manifests
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.spec import SPEC_VERSION
 from shoal.compute.supervisor import Execution, UnitLimits
-from shoal.compute.tensor import TensorSpec, spec_of_blob
+from shoal.compute.tensor import spec_of_blob
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
-from shoal.node import bidding
-from shoal.node.errors import StoreError
+from shoal.node import bidding, given_units
+from shoal.node.errors import JobError, StoreError
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
     House,
@@ -51,7 +51,9 @@ from shoal.node.house import (
 from shoal.node.records import (
     SMALL_TENSOR_LIMIT_BYTES,
     Ended,
+    GivenUnit,
     Job,
+    JobId,
     JobSpec,
     JobState,
     Unit,
@@ -106,40 +108,76 @@ PROGRAM_BLOB_LIMIT_BYTES = 8 << 30
 # 1. submit: the requester's daemon takes a job ----------------------------------
 
 
-async def submit(house: House, spec: JobSpec) -> Job:
+async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
     """Check a job whole, before anything of it runs, and write it down.
+
+    Args:
+        house: This node.
+        spec: The job.
+        given: Its units, or the first of an open job, in place of those in ``spec``.
 
     Raises:
         ProgramError: The program is not held or an input does not fit it.
         StoreError: An input is not held, or there is no room to note the job.
+        JobError: An input is an output of no unit that there is.
     """
+    given = spec.units if given is None else given
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
-    checked: dict[BlobId, TensorSpec] = {}
-    for inputs in spec.units:
-        for blob_id in inputs.values():
-            if blob_id not in checked:
-                checked[blob_id] = await tensor_spec_of(house.store, blob_id)
-        manifests.check_inputs(manifest, {n: checked[i] for n, i in inputs.items()})
+    job_id = new_job_id()
+    taken = await given_units.take(house, manifest, job_id, given, 0)
+    running = bool(given) or spec.open
     job = Job(
-        id=new_job_id(),
+        id=job_id,
         policy=spec.policy,
         program=spec.program,
         numeric_class=spec.numeric_class,
         label=spec.label,
-        state=JobState.RUNNING if spec.units else JobState.DONE,
+        state=JobState.RUNNING if running else JobState.DONE,
         created_at=time.time(),
-        ended_at=None if spec.units else time.time(),
-        units_total=len(spec.units),
+        ended_at=None if running else time.time(),
+        units_total=len(given),
         units_done=0,
         units_failed=0,
+        priority=spec.priority,
+        open=spec.open,
+        outputs_stay=spec.outputs_stay,
     )
-    units = [
-        Unit(job=job.id, index=index, state=UnitState.QUEUED, inputs=inputs)
-        for index, inputs in enumerate(spec.units)
-    ]
-    await house.journal.add_job(job, spec, units)
+    try:
+        await house.journal.add_job(job, spec, taken.units, taken.tensors)
+    except BaseException:
+        house.store.unpin(job_id)
+        raise
     return job
+
+
+async def add_units(
+    house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
+) -> Job:
+    """Check units whole and add them to an open job: all of them or none.
+
+    Args:
+        house: This node.
+        job_id: The job.
+        given: The units.
+        at: The index that the first is to have; None for whatever comes next.
+
+    Raises:
+        JobError: ``no_such_job``, ``job_sealed``, ``job_ended``, ``wrong_place``, or as
+            `submit`.
+        ProgramError, StoreError: As `submit`.
+    """
+    async with house.adding.take(job_id):
+        job = await house.journal.job(job_id)
+        if at is not None and at != job.units_total:
+            raise JobError(
+                f"job {job_id} has {job.units_total} units, so that none can be added as {at}",
+                code="wrong_place",
+                hint=f"go on with unit {job.units_total}",
+            )
+        manifest = await program_of(house.store, job.program)
+        taken = await given_units.take(house, manifest, job_id, given, job.units_total)
+        return await house.journal.add_units(job_id, taken.units, taken.tensors)
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------
