@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import msgspec
 
@@ -87,6 +87,14 @@ class Prepared(msgspec.Struct, frozen=True):
 
     program_id: BlobId
     manifest: Manifest
+
+
+class Drive(Protocol):
+    """Carries out a flow and gives its value: what a client does with each call."""
+
+    def __call__(self, flow: Flow[Value], /) -> Value:
+        """Carry out ``flow``; raises what it raises."""
+        ...
 
 
 def status() -> Flow[Status]:
