@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.reachability import Reachability
     from shoal.node.records import Answer, CutView, Job, JobId, JobSpec, OwnerView, Unit
+    from shoal.node.retention import Retention
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -118,6 +119,7 @@ class Daemon:
     reachability: Reachability
     introductions: Introductions
     joining: Joining
+    retention: Retention
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -243,6 +245,10 @@ class Daemon:
     async def cancel(self, job_id: JobId) -> Job:
         """End a job early; a final one stays as it is."""
         return await self.jobs_running.cancel(job_id)
+
+    async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
+        """Forget a job that has ended; raises JobError as `Retention.forget`."""
+        return await self.retention.forget(job_id, unfetched_too=unfetched_too)
 
     async def why(self, job_id: JobId) -> tuple[list[Answer], str]:
         """What peers answered to its calls, and a sentence for each cause."""

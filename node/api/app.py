@@ -136,6 +136,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/jobs/{id}/events", api.events),
         ("GET", "/v1/jobs/{id}/outputs/{name:path}", api.output),
         ("POST", "/v1/jobs/{id}/cancel", api.cancel),
+        ("DELETE", "/v1/jobs/{id}", api.forget),
         ("GET", "/v1/jobs/{id}/why", api.why),
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
         ("GET", "/v1/receipts/{id}", api.receipt),
@@ -326,6 +327,11 @@ class _Api:
 
     async def cancel(self, request: Request) -> Response:
         return answer({"job": await self._daemon.cancel(_job_id(request))})
+
+    async def forget(self, request: Request) -> Response:
+        unfetched_too = _whole_number(request, "unfetched", 0, 1) == 1
+        job = await self._daemon.forget(_job_id(request), unfetched_too=unfetched_too)
+        return answer({"job": job})
 
     async def why(self, request: Request) -> Response:
         answers, summary = await self._daemon.why(_job_id(request))

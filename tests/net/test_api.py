@@ -286,6 +286,12 @@ class MemoryDaemon:
         await self.change(job_id, state=JobState.CANCELLED)
         return self.known_jobs[job_id]
 
+    async def forget(self, job_id, *, unfetched_too):
+        job = await self.job(job_id)
+        if not unfetched_too:
+            raise JobError("1 of 1 results", code="results_unfetched", hint="fetch them")
+        return self.known_jobs.pop(job.id)
+
     async def why(self, job_id):
         return [Answer(JobId(job_id), PEER, 1.0, "busy")], "One peer is busy: wait."
 
@@ -639,6 +645,21 @@ async def test_a_failed_job_raises_with_the_failure_and_its_hint(daemon, socket_
             assert (caught.value.code, caught.value.hint) == ("nan", "check the input")
             with pytest.raises(JobFailedError, match="unit 0 of job"):
                 list(client.map(model_bytes(), {"x": rows(2)}, label="fail"))
+
+    await blocking(work)
+
+
+async def test_a_job_is_forgotten_where_its_results_were_fetched_or_need_not_be(
+    daemon, socket_path
+):
+    def work():
+        with Client(socket_path) as client:
+            job = client.wait(client.submit(model_bytes(), [{"x": rows(1)}]).id)
+            with pytest.raises(DaemonError) as caught:
+                client.forget(job.id)
+            assert (caught.value.code, caught.value.status) == ("results_unfetched", 409)
+            assert client.forget(job.id, unfetched_too=True) == job
+            assert client.jobs() == []
 
     await blocking(work)
 
