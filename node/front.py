@@ -102,6 +102,7 @@ if TYPE_CHECKING:
         OwnerView,
         Unit,
     )
+    from shoal.node.retention import Retention
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -134,6 +135,7 @@ class Daemon:
     reachability: Reachability
     introductions: Introductions
     joining: Joining
+    retention: Retention
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -266,7 +268,7 @@ class Daemon:
 
     async def note_read(self, job_id: JobId, until: int, order: Order) -> None:
         """Note that the results up to ``until`` were given out."""
-        await self.journal.note_read(job_id, until, order)
+        await self.retention.note_read(job_id, until, order)
 
     async def small_tensors(self, ids: Sequence[BlobId]) -> dict[BlobId, bytes]:
         """Those of ``ids`` that the journal holds."""
@@ -298,6 +300,10 @@ class Daemon:
     async def cancel(self, job_id: JobId) -> Job:
         """End a job early; a final one stays as it is."""
         return await self.jobs_running.cancel(job_id)
+
+    async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
+        """Forget a job that has ended; raises JobError as `Retention.forget`."""
+        return await self.retention.forget(job_id, unfetched_too=unfetched_too)
 
     async def why(self, job_id: JobId) -> tuple[list[Answer], str]:
         """What peers answered to its calls, and a sentence for each cause."""

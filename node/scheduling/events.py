@@ -138,7 +138,10 @@ def not_finished(state: State, job_id: JobId) -> None:
         job.candidates = {
             peer: candidate
             for peer, candidate in job.candidates.items()
-            if candidate.lease is not None or candidate.asked or candidate.not_before_s > 0
+            if candidate.lease is not None
+            or candidate.asked
+            or candidate.offer is not None  # a bid that stands, or an award under way
+            or candidate.not_before_s > 0
         }
 
 

@@ -340,6 +340,12 @@ class MemoryDaemon:
         await self.change(job_id, state=JobState.CANCELLED)
         return self.known_jobs[job_id]
 
+    async def forget(self, job_id, *, unfetched_too):
+        job = await self.job(job_id)
+        if not unfetched_too:
+            raise JobError("1 of 1 results", code="results_unfetched", hint="fetch them")
+        return self.known_jobs.pop(job.id)
+
     async def why(self, job_id):
         return [Answer(JobId(job_id), PEER, 1.0, "busy")], "One peer is busy: wait."
 

@@ -61,3 +61,12 @@ def test_a_copy_of_it_that_another_peer_has_may_still_end_it():
     events.waits_again(state, batch.id, 3)
     assert job.out == {3: [s.BatchId(2)]}
     assert list(job.waiting) == [7]
+
+
+def test_an_award_that_is_under_way_is_not_forgotten_while_a_job_waits_for_others():
+    state = s.State()
+    job = state.jobs[JOB] = a_job()
+    events.bid_came(state, JOB, ANNA, s.Offer(price=1.0, units_max=9, in_flight_max=2), 0.0)
+    job.candidate(ANNA).awarding = True
+    events.not_finished(state, JOB)
+    assert events.lease_granted(state, JOB, ANNA, 1.0) is not None
