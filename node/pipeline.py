@@ -291,7 +291,8 @@ async def hand_over_together(
     assert side.award_id is not None
     names = {unit_name(unit): unit for unit in units}
     requests = []
-    room = min(INLINE_LIMIT_BYTES, side.inline_room_bytes)
+    named_bytes = sum(ports_bytes(unit.inputs.items()) for unit in units)
+    room = min(INLINE_LIMIT_BYTES, side.room_bytes - named_bytes)
     for name, unit in names.items():
         house.rights.grant(side.award_id, side.provider, unit.inputs.values())
         blobs = await inline_blobs(house.store, unit.inputs.values(), room)

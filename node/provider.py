@@ -92,6 +92,11 @@ class Provider:
         """How many units were handed over and have not ended."""
         return sum(len(c.running) for c in self._conversations.values())
 
+    @property
+    def waiting_s(self) -> float:
+        """How long they will run, by how long others of their leases ran."""
+        return sum(len(c.running) * c.unit_s for c in self._conversations.values())
+
     def drop(self, peer: PeerId) -> None:
         """End whatever was agreed with a peer, and its units: it is cut."""
         for key in [key for key in self._conversations if key[0] == peer]:

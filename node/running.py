@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 HELD_LIMIT_BYTES = 8 << 20
 """Inputs of one message's units that are in memory at once, but for one unit's own."""
 
+HELD_BATCHES_LIMIT = 2
+"""Messages of one lease whose inputs are in memory: one runs while the next one's arrive."""
+
 UNKNOWN_UNIT_S = 1.0
 """How long a unit is taken to run before one of its lease has."""
 
@@ -81,6 +84,10 @@ class Conversation:
     side: ProviderSide
     running: dict[str, Running] = field(default_factory=dict)
     unit_s: float = UNKNOWN_UNIT_S
+    room: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(HELD_BATCHES_LIMIT)
+    )
+    """For messages whose units' inputs are in memory."""
     _manifest: Manifest | None = None
     _fetching: trio.Lock = field(default_factory=trio.Lock)
 
@@ -154,6 +161,10 @@ class Batch:
         except ShoalError as error:
             self._refuse(self._units, error)
             return
+        async with self._conversation.room:
+            await self._run_with(manifest)
+
+    async def _run_with(self, manifest: Manifest) -> None:
         fits = max(1, pipeline.units_per_message(manifest))
         for unit in self._units[fits:]:
             detail = f"of this program {fits} units fit into one message"
