@@ -8,7 +8,7 @@ values; nothing here does IO.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, NewType
+from typing import Annotated, NewType, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,12 @@ JobId = NewType("JobId", str)
 
 SCHEMA_VERSION = 1
 """Of every JSON body that the local API and ``--json`` give; grows when a field changes."""
+
+SMALL_TENSOR_LIMIT_BYTES = 64 << 10
+"""A tensor of up to so many bytes is kept in the journal, a larger one as a blob."""
+
+PRIORITY_LIMIT = 4
+"""A job of the highest priority has 256 times the share of one of the lowest: none starves."""
 
 
 class Policy(StrEnum):
@@ -68,25 +74,52 @@ class Failure(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
+class OutputRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An output of another unit, as an input of this one: known before it exists.
+
+    Attributes:
+        job: A job of this daemon that was submitted before.
+        unit: The index of the unit in it.
+        output: The name of the output.
+    """
+
+    job: JobId
+    unit: Annotated[int, Meta(ge=0)]
+    output: str
+
+
+GivenUnit: TypeAlias = dict[str, BlobId | OutputRef | bytes]
+"""A unit as a submitter gives it: what is bytes is a whole tensor."""
+
+
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a submitter asks for.
 
     Attributes:
         program: Id of a program whose blobs the daemon holds.
-        units: For each unit the tensor id of each of the program's inputs.
+        units: For each unit, by name of the program's input, the id of a tensor that the
+            daemon holds, or an output of another unit.
         numeric_class: ``fp32``; a receipt names it and a quorum never mixes classes.
         label: Free text for the submitter's own use.
         time_limit_s: Wall-clock seconds that one unit may take.
         memory_limit_bytes: Address space that one unit may use.
+        priority: Each step doubles the job's share beside this daemon's other jobs.
+        fail_fast: End the job where nobody bids at the first call, instead of waiting.
+        outputs_stay: Leave outputs with the peers that made them until they are asked for.
+        open: Units are still to be added; the job ends only after it was sealed.
     """
 
     policy: Policy
     program: BlobId
-    units: tuple[dict[str, BlobId], ...]
+    units: tuple[dict[str, BlobId | OutputRef], ...]
     numeric_class: ShortText = "fp32"
     label: str = ""
     time_limit_s: Annotated[float, Meta(gt=0.0, le=UNIT_TIME_LIMIT_S)] = 300.0
     memory_limit_bytes: Annotated[int, Meta(ge=1, le=1 << 50)] = 1 << 30
+    priority: Annotated[int, Meta(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)] = 0
+    fail_fast: bool = False
+    outputs_stay: bool = False
+    open: bool = False
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -104,6 +137,22 @@ class Job(msgspec.Struct, frozen=True):
     units_done: int
     units_failed: int
     failure: Failure | None = None
+    priority: int = 0
+    open: bool = False
+    """Whether units may still be added."""
+    outputs_stay: bool = False
+    fetched: bool = False
+    """Whether every result was given out, so that the job may go when room is needed."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from shoal.node.html_views import job_html
+
+        return job_html(self)
+
+    def output(self, unit: int, output: str) -> OutputRef:
+        """An output of one of its units, to be an input of a later job's."""
+        return OutputRef(self.id, unit, output)
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -111,11 +160,16 @@ class Unit(msgspec.Struct, frozen=True):
 
     Attributes:
         index: Its place in the job, from 0.
+        inputs: Tensor id of each input that is known.
+        awaits: The inputs that are outputs of units which have not ended; it is ready to
+            be leased when there are none.
         outputs: Tensor id of each output, once done and verified.
         receipt: Id of the provider's receipt, once there is one.
         provider: The peer that holds its lease, or that ran it.
         attempts: How many leases it has been under.
         seconds: From hand-over to verified result.
+        ended: Its number in the order in which the units of its job ended; numbers grow,
+            and some may be missing.
     """
 
     job: JobId
@@ -128,6 +182,36 @@ class Unit(msgspec.Struct, frozen=True):
     attempts: int = 0
     seconds: float | None = None
     failure: Failure | None = None
+    awaits: dict[str, OutputRef] = {}
+    ended: int | None = None
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A unit's end, with all that is written down of it at once.
+
+    Attributes:
+        unit: As it ended: done, failed or cancelled.
+        receipt: The envelope that ``unit.receipt`` names, where there is one.
+        tensors: Outputs of up to `SMALL_TENSOR_LIMIT_BYTES`, which the journal keeps.
+        left: Outputs that stay with ``unit.provider``, with their sizes in bytes.
+    """
+
+    unit: Unit
+    receipt: bytes | None = None
+    tensors: dict[BlobId, bytes] = {}
+    left: dict[BlobId, int] = {}
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What the ends of units came to.
+
+    Attributes:
+        new: For each of them, False where the unit had ended before: nothing was written.
+        touched: Jobs of which units that awaited these became ready or failed.
+    """
+
+    new: tuple[bool, ...]
+    touched: frozenset[JobId]
 
 
 class Answer(msgspec.Struct, frozen=True):
