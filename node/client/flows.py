@@ -22,6 +22,7 @@ from shoal.compute.manifest import Manifest, check_inputs, decode
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.node.capability_views import CapabilityView, ChallengeView
+from shoal.node.causes import Explanation
 from shoal.node.client.batching import batches, check_batch
 from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError, WaitTimeoutError
@@ -318,8 +319,15 @@ def cancel(job_id: str) -> Flow[Job]:
 
 def why(job_id: str) -> Flow[tuple[list[Answer], str]]:
     """What peers answered to a job's calls, and what to make of it."""
-    answer = yield from _json(Request("GET", f"/v1/jobs/{job_id}/why"))
-    return msgspec.convert(answer["answers"], list[Answer]), answer["summary"]
+    found = yield from explanation(job_id)
+    return list(found.answers), found.summary
+
+
+def explanation(job_id: str, unit: int | None = None) -> Flow[Explanation]:
+    """Why a job, or one unit of it, stands where it stands."""
+    query = {} if unit is None else {"unit": unit}
+    answer = yield from _json(Request("GET", f"/v1/jobs/{job_id}/why", query))
+    return msgspec.convert(answer, Explanation)
 
 
 def receipts(job_id: str) -> Flow[list[BlobId]]:
