@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from shoal.crypto.peer_id import PeerId
-from shoal.node.causes import Cause, Explanation, Remedy
+from shoal.node.causes import AFTER_FAILURE, Cause, Explanation, Remedy
 from shoal.node.explain import Surroundings, explain
 from shoal.node.records import Answer, Failure, Job, JobState, Unit, UnitState
 from shoal.node.wording import count, duration, names
@@ -109,7 +109,7 @@ def _failed(work: Sequence[WorkDone], own: PeerId) -> list[Cause]:
             Cause(
                 one.failure.code,
                 f"{which}: {one.failure.message.rstrip('.')} ({one.failure.code})",
-                one.failure.hint,
+                one.failure.hint or AFTER_FAILURE.get(one.failure.code, ""),
                 Remedy.NOBODY,
                 (one.provider,) if one.provider else (),
                 (one.first,),

@@ -327,3 +327,19 @@ FALSE_RESULTS = frozenset(
     }
 )
 """Codes of `VerificationError` that a provider's result can end in."""
+
+AFTER_FAILURE = {
+    "input_failed": "see why the unit failed that was to give the input: `shoal job why JOB`",
+    "library_failure": "the log there tells its operator more; other inputs may do",
+    "lost_too_often": "`shoal peers` shows whom this node can rely on; submit it again",
+    "memory_limit": "submit it again with more, by `--memory-limit`, or with smaller units, by "
+    "`--batch`",
+    "operator_failed": "look at the inputs of this unit, and at the operator that is named",
+    "output_limit": "submit it again with more, by `--memory-limit`, or with smaller units, by "
+    "`--batch`",
+    "program_refused": "change what these words name and submit it again; inputs that are too "
+    "large need more `--memory-limit`, or smaller units by `--batch`",
+    "time_limit": "submit it again with more, by `--time-limit`, or with smaller units, by "
+    "`--batch`",
+}
+"""For codes of failed units: what may be done about it before the job is submitted again."""

@@ -242,13 +242,13 @@ def _cause(
     return Cause(
         "false_result" if verdict in FALSE_RESULTS else verdict,
         f"{who} {says.replace('{class}', job.numeric_class)}",
-        _fill(step, job, peers, around),
+        _fill(step, peers, around),
         remedy,
         peers,
     )
 
 
-def _fill(step: str, job: Job, peers: Sequence[PeerId], around: Surroundings) -> str:
+def _fill(step: str, peers: Sequence[PeerId], around: Surroundings) -> str:
     """A step with the names and figures of this case."""
     if len(peers) > 1:
         step = step.replace("its operator", "their operators")

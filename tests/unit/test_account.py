@@ -57,13 +57,16 @@ def test_a_job_that_failed_tells_what_failed_where():
         failure=Failure("operator_failed", "Gather: out of range"),
     )
     work = [
-        WorkDone("peer", UnitState.FAILED, 2, 4, 0.1, Failure("operator_failed", "Gather.")),
-        WorkDone("own", UnitState.FAILED, 1, 9, 0.1, Failure("time_limit", "too slow")),
+        WorkDone("peer", UnitState.FAILED, 2, 4, 0.1, Failure("input_failed", "Gather.")),
+        WorkDone("own", UnitState.FAILED, 1, 9, 0.1, Failure("odd", "too slow")),
     ]
     assert told(job, [], AROUND, work).summary.splitlines() == [
         "The job failed after 12 s, 3 of 10 units failed: Gather: out of range.",
-        "2 units, the first of them 4, failed at peer: Gather (operator_failed).",
-        "unit 9 failed at this node: too slow (time_limit).",
+        (
+            "2 units, the first of them 4, failed at peer: Gather (input_failed): see why the unit "
+            "failed that was to give the input: `shoal job why JOB`."
+        ),
+        "unit 9 failed at this node: too slow (odd).",
     ]
 
 
