@@ -13,7 +13,7 @@ import msgspec
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.causes import AFTER_FAILURE, Cause, Explanation, Remedy
-from shoal.node.explain import Surroundings, explain
+from shoal.node.explain import Neighbour, Surroundings, explain
 from shoal.node.records import Answer, Failure, Job, JobState, Unit, UnitState
 from shoal.node.wording import count, duration, names
 from shoal.node.work_done import WorkDone
@@ -22,16 +22,30 @@ NOBODY_BIDS = "nobody_bids"
 """The failure of a job that was to end where nobody bids (`JobSpec.fail_fast`)."""
 
 
-def nobody_bids(job: Job, answers: Sequence[Answer], around: Surroundings) -> Failure:
-    """How a job fails that is not to wait: with what `shoal job why` would say of it."""
-    found = explain(job, answers, around)
-    causes = [cause for cause in found.causes if cause.code != "unanswered"]
-    first = causes[0] if causes else None
+def nobody_bids(job: Job, answers: Sequence[Answer], own: PeerId) -> Failure:
+    """How a job fails that is not to wait: with the first thing `shoal job why` says of it.
+
+    Args:
+        job: The job, while it still runs.
+        answers: What peers answered to its calls; the newest of each counts.
+        own: This node.
+    """
+    offering = Neighbour(classes=frozenset({job.numeric_class}))
+    known = {peer: offering for peer in (own, *(answer.peer for answer in answers))}
+    found = explain(job, answers, Surroundings(own, known))
+    causes = [cause for cause in found.causes if cause.code not in ("unanswered", "no_peer")]
+    wait = "submit it without --fail-fast, and it waits"
+    if not causes:
+        return Failure(
+            NOBODY_BIDS,
+            f"nobody bids for it: no known node, this one included, offers the class "
+            f"{job.numeric_class} and takes work now",
+            f"`shoal job why {job.id}` tells who is known; or {wait}",
+        )
+    more = f"; `shoal job why {job.id}` tells of the others" if len(causes) > 1 else ""
+    first = causes[0]
     return Failure(
-        NOBODY_BIDS,
-        f"nobody bids for it: {first.sentence}" if first else "nobody bids for it",
-        (first.step if first and first.step else "submit it without --fail-fast, to wait")
-        + (f"; `shoal job why {job.id}` tells more" if len(causes) > 1 else ""),
+        NOBODY_BIDS, f"nobody bids for it: {first.sentence}", f"{first.step}{more}; or {wait}"
     )
 
 

@@ -2,6 +2,7 @@ import msgspec
 import pytest
 
 from shoal.node.account import NOBODY_BIDS, about_unit, nobody_bids, told
+from shoal.node.causes import AFTER_FAILURE
 from shoal.node.explain import Neighbour, Surroundings
 from shoal.node.records import (
     Answer,
@@ -60,12 +61,10 @@ def test_a_job_that_failed_tells_what_failed_where():
         WorkDone("peer", UnitState.FAILED, 2, 4, 0.1, Failure("input_failed", "Gather.")),
         WorkDone("own", UnitState.FAILED, 1, 9, 0.1, Failure("odd", "too slow")),
     ]
+    step = AFTER_FAILURE["input_failed"]
     assert told(job, [], AROUND, work).summary.splitlines() == [
         "The job failed after 12 s, 3 of 10 units failed: Gather: out of range.",
-        (
-            "2 units, the first of them 4, failed at peer: Gather (input_failed): see why the unit "
-            "failed that was to give the input: `shoal job why JOB`."
-        ),
+        f"2 units, the first of them 4, failed at peer: Gather (input_failed): {step}.",
         "unit 9 failed at this node: too slow (odd).",
     ]
 
@@ -85,21 +84,23 @@ def test_a_job_that_was_cancelled_tells_how_far_it_got():
 def test_a_job_for_which_nobody_bids_fails_with_the_first_cause_and_tells_them_all():
     running = changed(state=JobState.RUNNING, ended_at=None, units_done=0)
     busy = Answer("j", "own", 2.0, "busy", "32 leases are running")
-    failure = nobody_bids(running, [PRICE, busy], AROUND)
+    failure = nobody_bids(running, [PRICE, busy], "own")
     assert failure.code == NOBODY_BIDS
     assert failure.message == "nobody bids for it: this node is busy (32 leases are running)"
-    assert "`shoal job why j` tells more" in failure.hint
+    assert failure.hint.startswith("nothing need be done")
+    assert (
+        "`shoal job why j` tells of the others; or submit it without --fail-fast"
+        in failure.hint
+    )
     job = changed(state=JobState.FAILED, units_done=0, failure=failure)
     text = told(job, [PRICE, busy], AROUND, []).summary
     assert "peer takes only units that are worth more (more)" in text
 
 
 def test_a_job_for_which_nobody_even_answered_fails_in_words_too():
-    failure = nobody_bids(changed(state=JobState.RUNNING, ended_at=None), [], AROUND)
-    assert (failure.message, failure.hint) == (
-        "nobody bids for it",
-        "submit it without --fail-fast, to wait",
-    )
+    failure = nobody_bids(changed(state=JobState.RUNNING, ended_at=None), [], "own")
+    assert failure.message.startswith("nobody bids for it: no known node, this one included,")
+    assert "without --fail-fast" in failure.hint
 
 
 @pytest.mark.parametrize(
