@@ -329,7 +329,10 @@ class Provider:
         except ProgramError as error:
             return _refuse(request, Reason.PROGRAM_REFUSED, error)
         except StoreError as error:
-            return _refuse(request, Reason.NO_ROOM, error)
+            # A blob over what the unit may have of memory fits no disk of any node.
+            too_large = error.code == "blob_too_large"
+            reason = Reason.PROGRAM_REFUSED if too_large else Reason.NO_ROOM
+            return _refuse(request, reason, error)
         except ShoalError as error:
             return _refuse(request, Reason.DATA_MISSING, error)
         finally:

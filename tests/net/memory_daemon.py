@@ -19,6 +19,7 @@ from shoal.compute.manifest import decode
 from shoal.compute.tensor import from_blob, to_blob
 from shoal.crypto.content import BlobHasher, BlobId, blob_id_of
 from shoal.crypto.peer_id import PeerId
+from shoal.node.causes import Cause, Explanation, Remedy
 from shoal.node.errors import ConfigError, JobError, NetworkError, PeerError, StoreError
 from shoal.node.records import (
     Answer,
@@ -330,8 +331,11 @@ class MemoryDaemon:
         await self.change(job_id, state=JobState.CANCELLED)
         return self.known_jobs[job_id]
 
-    async def why(self, job_id):
-        return [Answer(JobId(job_id), PEER, 1.0, "busy")], "One peer is busy: wait."
+    async def why(self, job_id, unit=None):
+        answers = (Answer(JobId(job_id), PEER, 1.0, "busy"),)
+        cause = Cause("busy", "One peer is busy", "wait", Remedy.WAIT, (PEER,))
+        headline = "0 units have ended." if unit is None else f"Unit {unit} waits."
+        return Explanation(await self.job(job_id), headline, (cause,), answers)
 
     async def receipts(self, job_id):
         await self.job(job_id)
