@@ -1,4 +1,4 @@
-"""How a provider answers a call, what it asks, and how a requester chooses.
+"""How a provider answers a call, and what it asks.
 
 Pure functions of values; the pipeline gathers the values and carries out what
 is decided here. Prices are in credits (1 credit = 10^12 exact multiply-adds);
@@ -8,7 +8,7 @@ they order bids and nothing is paid.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from shoal.crypto.peer_id import PeerId
@@ -187,20 +187,6 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str, *, batches: bool 
         valid_s=BID_VALID_S,
         batch_max=BATCH_UNITS_LIMIT if batches else 1,
     )
-
-
-def choose(
-    bids: Mapping[PeerId, Bid], units_waiting: int, proven: Collection[PeerId] = ()
-) -> Sequence[PeerId]:
-    """Whose bids to award, best first.
-
-    The cheapest, and no more of them than units wait: each provider works on
-    one unit at a time, so more leases than units would only stand idle.
-    At equal prices those go first whose claims are ``proven`` (`node.proofs`). What is
-    equal still is ordered by peer id, so that the choice can be repeated.
-    """
-    ranked = sorted(bids, key=lambda peer: (bids[peer].price, peer not in proven, peer))
-    return ranked[:units_waiting]
 
 
 def rank(requester: PeerId, terms: Terms) -> int:

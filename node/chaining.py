@@ -320,9 +320,11 @@ async def _check(house: House, blob_id: BlobId, left: Left) -> None:
 
 
 async def let_go(house: House, job_id: JobId) -> None:
-    """A job was cancelled or is forgotten: its peers need not keep its outputs."""
-    left = await house.journal.transact(lambda db: journal_left.of_job(db, job_id))
-    await house.journal.transact(lambda db: journal_left.forget(db, job_id))
+    """A job was cancelled or is forgotten: its peers need not keep its outputs.
+
+    Those that units of other jobs take stay until these have ended.
+    """
+    left = await house.journal.transact(lambda db: journal_left.take_unneeded(db, job_id))
     await drop(house, left)
 
 

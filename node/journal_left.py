@@ -14,23 +14,28 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.records import JobId
 
 
-def of_job(database: sqlite3.Connection, job_id: JobId) -> dict[PeerId, list[BlobId]]:
-    """What a job has left with whom, and no other job has left there as well."""
+def take_unneeded(database: sqlite3.Connection, job_id: JobId) -> dict[PeerId, list[BlobId]]:
+    """Forget what a job has left, but for what units that have not ended take of it.
+
+    Returns:
+        What nobody needs there any more, by peer: no other job has left it there as well.
+    """
     rows = database.execute(
-        "SELECT DISTINCT peer, tensor FROM left_outputs AS left_here WHERE job = ?"
-        " AND NOT EXISTS (SELECT 1 FROM left_outputs AS elsewhere WHERE elsewhere.job <> ?"
-        " AND elsewhere.tensor = left_here.tensor AND elsewhere.peer = left_here.peer)",
-        (job_id, job_id),
-    )
+        "DELETE FROM left_outputs WHERE job = ? AND NOT EXISTS (SELECT 1 FROM edges"
+        " JOIN units ON units.job = edges.job AND units.place = edges.place"
+        " WHERE from_job = left_outputs.job AND from_place = left_outputs.place"
+        " AND state = 'queued') RETURNING peer, tensor",
+        (job_id,),
+    ).fetchall()
     found: dict[PeerId, list[BlobId]] = {}
     for row in rows:
-        found.setdefault(PeerId(row["peer"]), []).append(BlobId(row["tensor"]))
+        still = database.execute(
+            "SELECT 1 FROM left_outputs WHERE tensor = ? AND peer = ?",
+            (row["tensor"], row["peer"]),
+        ).fetchone()
+        if still is None:
+            found.setdefault(PeerId(row["peer"]), []).append(BlobId(row["tensor"]))
     return found
-
-
-def forget(database: sqlite3.Connection, job_id: JobId) -> None:
-    """A job needs what it has left no more."""
-    database.execute("DELETE FROM left_outputs WHERE job = ?", (job_id,))
 
 
 def is_awaited(database: sqlite3.Connection, tensor: BlobId) -> bool:

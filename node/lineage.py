@@ -55,6 +55,16 @@ class Lineage:
         return times <= RECOMPUTED_LIMIT
 
 
+def nearest(left: Mapping[BlobId, Left], units: Iterable[Unit]) -> dict[int, PeerId]:
+    """For units of which peers have inputs, who has the most bytes of them: pure."""
+    found: dict[int, PeerId] = {}
+    for unit in units:
+        held = bytes_with(left, [unit])
+        if held:
+            found[unit.index] = max(held, key=lambda peer: (held[peer], peer))
+    return found
+
+
 def bytes_with(left: Mapping[BlobId, Left], units: Iterable[Unit]) -> Counter[PeerId]:
     """How many bytes of these units' inputs each peer has already: pure."""
     held: Counter[PeerId] = Counter()

@@ -27,7 +27,7 @@ from shoal.compute.supervisor import Execution, UnitLimits
 from shoal.compute.tensor import spec_of_blob
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
-from shoal.crypto.errors import ShoalError, VerificationError
+from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.node import bidding, chaining, given_units, input_sources
 from shoal.node.errors import JobError, StoreError
@@ -44,6 +44,7 @@ from shoal.node.house import (
     outputs_of,
     program_blobs,
     program_of,
+    small_inputs,
     tell,
     tensor_spec_of,
     unit_name,
@@ -52,6 +53,7 @@ from shoal.node.house import (
 from shoal.node.input_sources import hold_input
 from shoal.node.kept_outputs import keep_outputs
 from shoal.node.records import (
+    SMALL_TENSOR_LIMIT_BYTES,
     Ended,
     GivenUnit,
     Job,
@@ -60,6 +62,7 @@ from shoal.node.records import (
     JobState,
     Unit,
     UnitState,
+    Written,
 )
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import (
@@ -98,8 +101,6 @@ if TYPE_CHECKING:
     from shoal.protocol.negotiation import ProviderSide
 
 BID_TIME_LIMIT_S = 3.0
-BID_GRACE_S = 1.0
-"""Two round trips between distant continents, and the work of a bid."""
 
 AWARD_TIME_LIMIT_S = 10.0
 HAND_OVER_GRACE_S = 60.0
@@ -198,47 +199,32 @@ class Need:
     input_bytes: int
 
 
-async def call_for_bids(
-    house: House, need: Need, peers: Sequence[PeerId], units: int
-) -> dict[PeerId, RequesterSide | Refusal | ShoalError]:
-    """Ask all ``peers`` at once and give what each of them answered.
+async def call_for_bid(
+    house: House, need: Need, peer: PeerId, units: int
+) -> RequesterSide | Refusal:
+    """Ask one peer for a bid on ``units`` units; gives the conversation, or its refusal.
 
-    A peer that has not answered `BID_GRACE_S` after the first bid is left out,
-    and has its turn in the next call: one that hangs must not hold up the rest.
+    Raises:
+        NetworkError: It cannot be reached, or gave no answer in time.
+        RemoteProtocolError: It answered with anything but a bid or a refusal.
     """
-    answers: dict[PeerId, RequesterSide | Refusal | ShoalError] = {}
-
-    async def ask(peer: PeerId) -> None:
-        side = RequesterSide(requester=house.peer_id, provider=peer)
-        call = Call(
-            call=secrets.token_hex(16),
-            program=need.spec.program,
-            numeric_class=need.spec.numeric_class,
-            precision=need.manifest.precision,
-            units=units,
-            input_bytes=need.input_bytes,
-            program_bytes=need.program_bytes,
-            time_limit_s=need.spec.time_limit_s,
-            memory_bytes=need.spec.memory_limit_bytes,
-        )
-        try:
-            await house.reach(peer)
-            side.send(call, trio.current_time())
-            answer = fitting(
-                await house.control.request(peer, call, BID_TIME_LIMIT_S), Bid | Refusal
-            )
-            side.receive(answer, trio.current_time())
-            answers[peer] = answer if isinstance(answer, Refusal) else side
-            if isinstance(answer, Bid):
-                asked.deadline = min(asked.deadline, trio.current_time() + BID_GRACE_S)
-        except ShoalError as error:
-            answers[peer] = error
-
-    async with trio.open_nursery() as nursery:
-        asked = nursery.cancel_scope
-        for peer in peers:
-            nursery.start_soon(ask, peer)
-    return answers
+    side = RequesterSide(requester=house.peer_id, provider=peer)
+    call = Call(
+        call=secrets.token_hex(16),
+        program=need.spec.program,
+        numeric_class=need.spec.numeric_class,
+        precision=need.manifest.precision,
+        units=units,
+        input_bytes=need.input_bytes,
+        program_bytes=need.program_bytes,
+        time_limit_s=need.spec.time_limit_s,
+        memory_bytes=need.spec.memory_limit_bytes,
+    )
+    await house.reach(peer)
+    side.send(call, trio.current_time())
+    answer = fitting(await house.control.request(peer, call, BID_TIME_LIMIT_S), Bid | Refusal)
+    side.receive(answer, trio.current_time())
+    return answer if isinstance(answer, Refusal) else side
 
 
 async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None:
@@ -301,7 +287,7 @@ async def hand_over(
         call=side.call.call,
         unit=name,
         inputs=tuple(sorted(unit.inputs.items())),
-        blobs=await inline_blobs(house, unit.inputs.values()),
+        blobs=await inline_blobs(house, unit, await small_inputs(house, [unit])),
         keep=need.spec.outputs_stay,
         sources=tuple(sources)[:SOURCES_LIMIT],
     )
@@ -313,11 +299,8 @@ async def hand_over(
             UnitResult | Refusal,
         )
     except trio.Cancelled:
-        if side.state is State.LEASED:
-            cancel = Cancel(call=side.call.call, unit=name)
-            side.send(cancel, trio.current_time())
-            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-                await tell(house, side.provider, cancel)
+        with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
+            await cancel(house, side, [name])
         raise
     side.receive(answer, trio.current_time(), name)
     return answer
@@ -352,9 +335,10 @@ async def hand_over_together(
     names = {unit_name(unit): unit for unit in units}
     requests = []
     room = min(INLINE_LIMIT_BYTES, side.inline_room_bytes)
+    small = await small_inputs(house, units)
     for name, unit in names.items():
         house.rights.grant(side.award_id, side.provider, unit.inputs.values())
-        blobs = await inline_blobs(house, unit.inputs.values(), room)
+        blobs = await inline_blobs(house, unit, small, room)
         room -= sum(map(len, blobs))
         inputs = tuple(sorted(unit.inputs.items()))
         named = tuple(sources.get(unit.index, ()))[:SOURCES_LIMIT]
@@ -369,16 +353,21 @@ async def hand_over_together(
             UnitsResult | Refusal,
         )
     except trio.Cancelled:
-        out = [name for name in names if name in side.units]
-        if side.state is State.LEASED and out:
-            cancel = Cancel(call=side.call.call, unit=out[0], others=tuple(out[1:]))
-            side.send(cancel, trio.current_time())
-            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-                await tell(house, side.provider, cancel)
+        with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
+            await cancel(house, side, list(names))
         raise
     effects = side.receive(answer, trio.current_time(), *names)
     delivered = [effect for effect in effects if isinstance(effect, Deliver)]
     return {names[effect.unit.unit].index: effect.answer for effect in delivered}
+
+
+async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> None:
+    """Tell a provider that nobody waits for these units any more; never raises."""
+    out = [name for name in units if name in side.units]
+    if side.state is State.LEASED and side.call is not None and out:
+        message = Cancel(call=side.call.call, unit=out[0], others=tuple(out[1:]))
+        side.send(message, trio.current_time())
+        await tell(house, side.provider, message)
 
 
 async def release(house: House, side: RequesterSide) -> None:
@@ -618,18 +607,20 @@ def verify(need: Need, side: RequesterSide, unit: Unit, result: UnitResult) -> R
     return receipt
 
 
-# 7. deliver: the outputs are held and the unit is written down, once ---------------------
+# 7. deliver: the outputs are held and the units are written down, once ------------------
 
 
-async def deliver(
+async def take_outputs(
     house: House,
     need: Need,
     side: RequesterSide,
     unit: Unit,
     result: UnitResult,
     receipt: Receipt,
-) -> bool:
-    """Hold the outputs and end the unit; False where it had ended before.
+) -> Ended:
+    """Have the outputs of one unit here, the small ones in hand and others in the store.
+
+    The latter stay until `let_go`, which is to be called after the end was written.
 
     Raises:
         VerificationError: Bytes came that no output of the receipt names, or an
@@ -638,42 +629,73 @@ async def deliver(
         StoreError: There is no room for the outputs.
     """
     outputs = {name: BlobId(blob_id) for name, blob_id in receipt.outputs or ()}
-    arriving = f"{outputs_of(unit.job)}/{unit.index}"
-    try:
-        left = _left(need, side.provider, outputs, result)
-        for blob_id in outputs.values():
-            house.store.pin(blob_id, arriving)
-        for blob in result.blobs:
-            if blob_id_of(blob) not in outputs.values():
-                raise VerificationError(
-                    f"{side.provider} sent an output that its receipt does not name",
-                    code="wrong_output_id",
-                )
-            await house.store.put_bytes(blob)
-            note_known(house, side.provider, [blob_id_of(blob)])
-        for port in need.manifest.outputs:
-            if (blob_id := outputs[port.name]) not in left:
-                await _take_output(house, need, side.provider, port, blob_id, arriving)
-        ended = Unit(
-            job=unit.job,
-            index=unit.index,
-            state=UnitState.DONE,
-            inputs=unit.inputs,
-            outputs=outputs,
-            receipt=blob_id_of(result.receipt),
-            provider=side.provider,
-            attempts=unit.attempts,
-            seconds=unit.seconds,
+    inline = {blob_id_of(blob): blob for blob in result.blobs}
+    if not inline.keys() <= set(outputs.values()):
+        raise VerificationError(
+            f"{side.provider} sent an output that its receipt does not name",
+            code="wrong_output_id",
         )
-        written = await house.journal.end_units([Ended(ended, result.receipt, left=left)])
-        if written.new[0]:
-            for blob_id in outputs.values():
-                house.store.pin(blob_id, outputs_of(unit.job))
-        elif left:
-            await chaining.let_go_of_copies(house, side.provider, left)
-        return written.new[0]
+    note_known(house, side.provider, inline)
+    left = _left(need, side.provider, outputs, result)
+    tensors: dict[BlobId, bytes] = {}
+    try:
+        for port in need.manifest.outputs:
+            blob_id = outputs[port.name]
+            if blob_id in left:
+                continue
+            blob = inline.get(blob_id)
+            if blob is None or len(blob) > SMALL_TENSOR_LIMIT_BYTES:
+                house.store.pin(blob_id, arriving(unit))
+                if blob is not None:
+                    await house.store.put_bytes(blob)
+            small = await _take_output(house, need, side.provider, port, blob_id, blob, unit)
+            if small is not None:
+                tensors[blob_id] = small
+    except BaseException:
+        house.store.unpin(arriving(unit))
+        raise
+    done = Unit(
+        job=unit.job,
+        index=unit.index,
+        state=UnitState.DONE,
+        inputs=unit.inputs,
+        outputs=outputs,
+        receipt=blob_id_of(result.receipt),
+        provider=side.provider,
+        attempts=unit.attempts,
+        seconds=unit.seconds,
+    )
+    return Ended(done, result.receipt, tensors, left)
+
+
+async def deliver(house: House, ends: Sequence[Ended]) -> Written:
+    """End units, all in one write; their outputs stay with the job.
+
+    Raises:
+        StoreError: It cannot be written down.
+    """
+    try:
+        written = await house.journal.end_units(ends)
+        for end, new in zip(ends, written.new, strict=True):
+            if new and end.unit.outputs:
+                for blob_id in end.unit.outputs.values() - end.tensors.keys():
+                    house.store.pin(blob_id, outputs_of(end.unit.job))
+            elif end.left and end.unit.provider is not None:
+                await chaining.let_go_of_copies(house, end.unit.provider, end.left)
+        return written
     finally:
-        house.store.unpin(arriving)
+        let_go(house, ends)
+
+
+def let_go(house: House, ends: Sequence[Ended]) -> None:
+    """Keep outputs no longer on account of being about to be written down."""
+    for end in ends:
+        house.store.unpin(arriving(end.unit))
+
+
+def arriving(unit: Unit) -> str:
+    """Under which name outputs are pinned that have come and are not written down."""
+    return f"{outputs_of(unit.job)}/{unit.index}"
 
 
 def _left(
@@ -706,12 +728,23 @@ async def _take_output(
     provider: PeerId,
     port: manifests.Port,
     blob_id: BlobId,
-    pin_by: str,
-) -> None:
-    """Hold one output; it is the provider's lie, and no fault here, where it does not fit."""
+    blob: bytes | None,
+    unit: Unit,
+) -> bytes | None:
+    """Have one output, and give it where it is small.
+
+    Where it does not fit the program, it is the provider's lie, and no fault here.
+    """
+    limit_bytes = need.spec.memory_limit_bytes
     try:
-        await hold(house, provider, blob_id, pin_by, need.spec.memory_limit_bytes)
-        spec = await tensor_spec_of(house.store, blob_id)
+        if blob is None:
+            await hold(house, provider, blob_id, arriving(unit), limit_bytes)
+            if house.store.size_bytes(blob_id) <= SMALL_TENSOR_LIMIT_BYTES:
+                blob = await house.store.get_bytes(blob_id)
+        if blob is None:
+            spec = await tensor_spec_of(house.store, blob_id)
+        else:
+            spec = spec_of_blob(blob, len(blob))
     except (ProgramError, StoreError) as error:
         if error.code not in {"bad_tensor", "blob_too_large"}:
             raise
@@ -723,3 +756,4 @@ async def _take_output(
             f"output {port.name!r} of {provider} is a {spec}, and {port} is wanted",
             code="wrong_output",
         )
+    return blob if blob is not None and len(blob) <= SMALL_TENSOR_LIMIT_BYTES else None

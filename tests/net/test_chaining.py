@@ -285,6 +285,10 @@ async def test_the_peers_of_a_job_that_needs_its_outputs_no_more_are_told(nodes)
     requester, maker, _ = nodes
     y = await made(requester, maker)
     await left_with(requester, maker.peer, y)
+    unit = await dependant(requester)
+    await chaining.let_go(requester.house, FIRST)
+    assert maker.house.kept.keeps(requester.peer, y)  # a unit takes it
+    await requester.house.journal.end_units([done(unit, 7)])
     await chaining.let_go(requester.house, FIRST)
     assert len(maker.house.kept) == 0
     assert await requester.house.journal.holders([y]) == {}
