@@ -103,6 +103,7 @@ if TYPE_CHECKING:
         OwnerView,
         Unit,
     )
+    from shoal.node.retention import Retention
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -135,6 +136,7 @@ class Daemon:
     reachability: Reachability
     introductions: Introductions
     joining: Joining
+    retention: Retention
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -299,6 +301,10 @@ class Daemon:
     async def cancel(self, job_id: JobId) -> Job:
         """End a job early; a final one stays as it is."""
         return await self.jobs_running.cancel(job_id)
+
+    async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
+        """Forget a job that has ended; raises JobError as `Retention.forget`."""
+        return await self.retention.forget(job_id, unfetched_too=unfetched_too)
 
     async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:
         """Why a job stands where it stands; of one unit, where that is asked for.

@@ -205,6 +205,10 @@ class DaemonFacade(Protocol):
         """End a job early; a final one stays as it is."""
         ...
 
+    async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
+        """Forget a job that has ended; raises JobError where it may not go."""
+        ...
+
     async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:
         """Why a job, or one unit of it, stands where it stands.
 

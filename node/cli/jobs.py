@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cyclopts import App
 
 from shoal.node.cli.follow import follow
+from shoal.node.cli.forget import forget
 from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import (
     duration_text,
@@ -26,6 +27,7 @@ _UNITS_PER_REQUEST = 1000
 
 app = App(name="job", help="Look at one job, wait for it, fetch its outputs, or end it.")
 app.command("shoal.node.cli.why:why", name="why")
+app.command(forget)
 
 
 def jobs(*, limit: int = 20, daemon: Daemon | None = None) -> None:

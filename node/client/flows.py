@@ -266,6 +266,13 @@ def seal(job_id: str) -> Flow[Job]:
     return msgspec.convert(answer["job"], Job)
 
 
+def forget(job_id: str, *, unfetched_too: bool) -> Flow[Job]:
+    """Let a job go that has ended, with its results; gives it as it was."""
+    query = {"unfetched": int(unfetched_too)}
+    answer = yield from _json(Request("DELETE", f"/v1/jobs/{job_id}", query))
+    return msgspec.convert(answer["job"], Job)
+
+
 def why(job_id: str) -> Flow[tuple[list[Answer], str]]:
     """What peers answered to a job's calls, and what to make of it."""
     found = yield from explanation(job_id)

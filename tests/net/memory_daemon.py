@@ -331,6 +331,12 @@ class MemoryDaemon:
         await self.change(job_id, state=JobState.CANCELLED)
         return self.known_jobs[job_id]
 
+    async def forget(self, job_id, *, unfetched_too):
+        job = await self.job(job_id)
+        if not unfetched_too:
+            raise JobError("1 of 1 results", code="results_unfetched", hint="fetch them")
+        return self.known_jobs.pop(job.id)
+
     async def why(self, job_id, unit=None):
         answers = (Answer(JobId(job_id), PEER, 1.0, "busy"),)
         cause = Cause("busy", "One peer is busy", "wait", Remedy.WAIT, (PEER,))
