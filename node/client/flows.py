@@ -62,7 +62,8 @@ WAIT_STEP_S = 30.0
 DEFAULT_PRECISION = "x20"
 
 
-NUMERIC_CLASSES = tuple(numeric_class.value for numeric_class in NumericClass)
+OFFERED_CLASSES = (NumericClass.FP32.value, NumericClass.EXACT.value)
+"""The numeric classes that some executor runs."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shoal.crypto.errors import ShoalError
     from shoal.node.client import AsyncClient, Client
     from shoal.node.client.executor import Executor
+    from shoal.node.client.remote import remote
     from shoal.node.errors import (
         DaemonError,
         DaemonUnreachableError,
@@ -36,6 +37,7 @@ _HOME_OF = {
     "JobFailedError": "shoal.node.errors",
     "ShoalError": "shoal.crypto.errors",
     "WaitTimeoutError": "shoal.node.errors",
+    "remote": "shoal.node.client.remote",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "ShoalError",
     "WaitTimeoutError",
     "__version__",
+    "remote",
 ]
 
 
