@@ -594,6 +594,7 @@ class Jobs:
         units = await self._house.journal.open_units(job_id, cursor, WINDOW_UNITS)
         if running.cursor == cursor and units:  # else units became ready meanwhile
             running.cursor = units[-1].index
+            running.queue.units = max(running.queue.units, running.cursor + 1)
         fresh = [unit for unit in units if unit.index not in running.ending]
         near = nearest(await chaining.left_inputs(self._house, fresh), fresh)
         for unit in fresh:

@@ -93,7 +93,8 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
         house: This node.
         job: As it stands.
         spec: What was asked for.
-        resumed: It has run before: to fail fast is for a first start.
+        resumed: It ran before this daemon started: what its units need is pinned by nobody
+            yet, as it is at a submission. And to fail fast is for a first start.
 
     Raises:
         StoreError: ``blob_missing`` or ``blobs_missing``: something is not held any more.
@@ -105,7 +106,8 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
     for blob_id in program:
         store.pin(blob_id, job.id)
     input_bytes = 0
-    for offset in range(0, job.units_total, UNITS_AT_ONCE):
+    seen = job.units_total if resumed else min(job.units_total, UNITS_AT_ONCE)
+    for offset in range(0, seen, UNITS_AT_ONCE):
         units = await house.journal.units(job.id, offset, UNITS_AT_ONCE)
         queued = [unit for unit in units if unit.state is UnitState.QUEUED]
         sizes = await input_sizes(house, queued)

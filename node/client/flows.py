@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import msgspec
 
@@ -63,7 +63,8 @@ WAIT_STEP_S = 30.0
 DEFAULT_PRECISION = "x20"
 
 
-NUMERIC_CLASSES = tuple(numeric_class.value for numeric_class in NumericClass)
+OFFERED_CLASSES = (NumericClass.FP32.value, NumericClass.EXACT.value)
+"""The numeric classes that some executor runs."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +89,14 @@ class Prepared(msgspec.Struct, frozen=True):
 
     program_id: BlobId
     manifest: Manifest
+
+
+class Drive(Protocol):
+    """Carries out a flow and gives its value: what a client does with each call."""
+
+    def __call__(self, flow: Flow[Value], /) -> Value:
+        """Carry out ``flow``; raises what it raises."""
+        ...
 
 
 def status() -> Flow[Status]:
@@ -269,7 +278,7 @@ def seal(job_id: str) -> Flow[Job]:
 def forget(job_id: str, *, unfetched_too: bool) -> Flow[Job]:
     """Let a job go that has ended, with its results; gives it as it was."""
     query = {"unfetched": int(unfetched_too)}
-    answer = yield from _json(Request("DELETE", f"/v1/jobs/{job_id}", query))
+    answer = yield from json_of(Request("DELETE", f"/v1/jobs/{job_id}", query))
     return msgspec.convert(answer["job"], Job)
 
 

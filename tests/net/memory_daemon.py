@@ -111,6 +111,8 @@ class MemoryDaemon:
         self.lost = set()
         self.ending = {}
         self.writes = []
+        self.changes = 0
+        self.signed = None
         self.asked = []
         self.read = []
 
@@ -257,8 +259,14 @@ class MemoryDaemon:
             raise JobError("it was lost", code="computed_again", hint="ask again later")
 
     async def cancel_units(self, job_id, indices):
-        queued = [u.index for u in self.known_units[job_id] if u.state is UnitState.QUEUED]
-        return tuple(index for index in indices if index in queued)
+        await self.job(job_id)
+        units = self.known_units[job_id]
+        queued = [i for i in indices if i < len(units) and units[i].state is UnitState.QUEUED]
+        for index in queued:
+            units[index] = msgspec.structs.replace(units[index], state=UnitState.CANCELLED)
+            self.ending[job_id].append(index)
+        await self.change(job_id)
+        return tuple(queued)
 
     async def finish(self, job_id):
         job, units = self.known_jobs[job_id], self.known_units[job_id]
@@ -266,7 +274,7 @@ class MemoryDaemon:
             Failure("nan", "NaN at node 17", "check the input") if job.label == "fail" else None
         )
         for unit in reversed(tuple(units)):
-            if unit.outputs:
+            if unit.state is not UnitState.QUEUED:
                 continue
             self.ending[job_id].append(unit.index)
             array = from_blob(await self.blobs.get_bytes(unit.inputs["x"]))
@@ -277,6 +285,7 @@ class MemoryDaemon:
                 outputs=None if failure else {"dir/y": out},
                 failure=failure,
                 provider=PEER,
+                receipt=self.signed,
             )
         await self.change(
             job_id,
@@ -285,7 +294,7 @@ class MemoryDaemon:
             else JobState.FAILED
             if failure
             else JobState.DONE,
-            units_done=0 if failure else len(units),
+            units_done=sum(unit.state is UnitState.DONE for unit in units),
             failure=failure,
             ended_at=1.0,
         )
@@ -293,6 +302,7 @@ class MemoryDaemon:
     async def change(self, job_id, **fields):
         self.known_jobs[job_id] = msgspec.structs.replace(self.known_jobs[job_id], **fields)
         async with self.changed:
+            self.changes += 1
             self.changed.notify_all()
 
     async def jobs(self, limit):
@@ -313,12 +323,12 @@ class MemoryDaemon:
 
         async def tell():
             with send:
-                last = None
+                last, seen = None, -1
                 while last is None or not last.state.final:
-                    if self.known_jobs[job_id] == last:
-                        async with self.changed:
+                    async with self.changed:
+                        while seen == self.changes:
                             await self.changed.wait()
-                    last = self.known_jobs[job_id]
+                    last, seen = self.known_jobs[job_id], self.changes
                     await send.send(last)
 
         async with trio.open_nursery() as nursery:

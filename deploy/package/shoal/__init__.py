@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shoal.crypto.errors import ShoalError
     from shoal.node.client import AsyncClient, Client
+    from shoal.node.client.executor import Executor
+    from shoal.node.client.remote import remote
     from shoal.node.errors import (
         DaemonError,
         DaemonUnreachableError,
@@ -32,10 +34,12 @@ _HOME_OF = {
     "Client": "shoal.node.client",
     "DaemonError": "shoal.node.errors",
     "DaemonUnreachableError": "shoal.node.errors",
+    "Executor": "shoal.node.client.executor",
     "JobFailedError": "shoal.node.errors",
     "OutputRef": "shoal.node.records",
     "ShoalError": "shoal.crypto.errors",
     "WaitTimeoutError": "shoal.node.errors",
+    "remote": "shoal.node.client.remote",
 }
 
 __all__ = [
@@ -43,11 +47,13 @@ __all__ = [
     "Client",
     "DaemonError",
     "DaemonUnreachableError",
+    "Executor",
     "JobFailedError",
     "OutputRef",
     "ShoalError",
     "WaitTimeoutError",
     "__version__",
+    "remote",
 ]
 
 
