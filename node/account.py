@@ -31,7 +31,7 @@ def nobody_bids(job: Job, answers: Sequence[Answer], own: PeerId) -> Failure:
         own: This node.
     """
     offering = Neighbour(classes=frozenset({job.numeric_class}))
-    known = {peer: offering for peer in (own, *(answer.peer for answer in answers))}
+    known = dict.fromkeys((own, *(answer.peer for answer in answers)), offering)
     found = explain(job, answers, Surroundings(own, known))
     causes = [cause for cause in found.causes if cause.code not in ("unanswered", "no_peer")]
     wait = "submit it without --fail-fast, and it waits"
