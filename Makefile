@@ -24,6 +24,8 @@ lint: $(VENV)/.dev-installed  ## style, types and layering
 bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, printed as tables
 	$(BIN)/python tests/bench/idle.py
 	$(BIN)/python tests/bench/dispatch.py
+	$(BIN)/python tests/bench/map.py
+	$(BIN)/python tests/bench/skew.py
 	$(BIN)/python tests/bench/private_network.py
 	$(BIN)/python tests/bench/worker.py
 	$(BIN)/python tests/bench/exact_kernels.py
@@ -58,7 +60,7 @@ $(VENV)/.demo-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.bench-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing shoal and the peers it is measured beside into $(VENV)"
-	@$(PIP_INSTALL) --editable '.[demo,dev,torch,models]'
+	@$(PIP_INSTALL) --editable '.[demo,dev,torch,models,peers]'
 	@touch $@
 
 $(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/foreign-peers.txt
