@@ -25,6 +25,8 @@ JobId = NewType("JobId", str)
 SCHEMA_VERSION = 1
 """Of every JSON body that the local API and ``--json`` give; grows when a field changes."""
 
+SMALL_TENSOR_LIMIT_BYTES = 64 << 10
+"""A tensor of up to so many bytes is kept in the journal, a larger one as a blob."""
 
 PRIORITY_LIMIT = 4
 """A job of the highest priority has 256 times the share of one of the lowest: none starves."""
@@ -152,6 +154,8 @@ class Unit(msgspec.Struct, frozen=True):
         provider: The peer that holds its lease, or that ran it.
         attempts: How many leases it has been under.
         seconds: From hand-over to verified result.
+        ended: Its number in the order in which the units of its job ended; numbers grow,
+            and some may be missing.
     """
 
     job: JobId
@@ -165,6 +169,35 @@ class Unit(msgspec.Struct, frozen=True):
     seconds: float | None = None
     failure: Failure | None = None
     awaits: dict[str, OutputRef] = {}
+    ended: int | None = None
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A unit's end, with all that is written down of it at once.
+
+    Attributes:
+        unit: As it ended: done, failed or cancelled.
+        receipt: The envelope that ``unit.receipt`` names, where there is one.
+        tensors: Outputs of up to `SMALL_TENSOR_LIMIT_BYTES`, which the journal keeps.
+        left: Outputs that stay with ``unit.provider``, with their sizes in bytes.
+    """
+
+    unit: Unit
+    receipt: bytes | None = None
+    tensors: dict[BlobId, bytes] = {}
+    left: dict[BlobId, int] = {}
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What the ends of units came to.
+
+    Attributes:
+        new: For each of them, False where the unit had ended before: nothing was written.
+        touched: Jobs of which units that awaited these became ready or failed.
+    """
+
+    new: tuple[bool, ...]
+    touched: frozenset[JobId]
 
 
 class Answer(msgspec.Struct, frozen=True):
