@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
-from shoal.protocol.limits import LEASE_UNITS_LIMIT
+from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT, UNITS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import Bid, Call, Reason, Refusal
 
 BASE_PRICE = 1.0
@@ -35,7 +35,7 @@ OWN, FRIEND, STRANGER = range(3)
 """Ranks of requesters: whose units go first where several wait."""
 
 IN_FLIGHT = 2
-"""One unit runs while the next one's inputs arrive."""
+"""One unit runs while the next one's inputs arrive; of a requester that sends no batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +162,16 @@ def price(call: Call, terms: Terms, held_bytes: int) -> float:
     return BASE_PRICE * (1.0 + terms.units_waiting) + fetch
 
 
-def bid(call: Call, terms: Terms, held_bytes: int, nonce: str) -> Bid:
-    """The bid of a node that has no reason to refuse; ``nonce`` is drawn for it alone."""
+def bid(call: Call, terms: Terms, held_bytes: int, nonce: str, *, batches: bool = False) -> Bid:
+    """The bid of a node that has no reason to refuse.
+
+    Args:
+        call: What is asked for.
+        terms: What this node offers now.
+        held_bytes: How much of the program this node holds already.
+        nonce: Drawn for this bid alone.
+        batches: Whether the requester knows how to send many units in one message.
+    """
     return Bid(
         call=call.call,
         nonce=nonce,
@@ -171,8 +179,9 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str) -> Bid:
         executor=terms.executors[call.numeric_class],
         price=price(call, terms, held_bytes),
         units_max=LEASE_UNITS_LIMIT,
-        in_flight_max=IN_FLIGHT,
+        in_flight_max=UNITS_IN_FLIGHT_LIMIT if batches else IN_FLIGHT,
         valid_s=BID_VALID_S,
+        batch_max=BATCH_UNITS_LIMIT if batches else 1,
     )
 
 

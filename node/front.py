@@ -66,6 +66,7 @@ from shoal.protocol.messages import (
     Reason,
     Release,
     UnitRequest,
+    UnitsRequest,
 )
 
 if TYPE_CHECKING:
@@ -390,7 +391,7 @@ class Daemon:
         match body:
             case Digest() | Adverts():
                 return await self.membership.answer(peer, body)
-            case Call() | AwardOffer() | UnitRequest() | Cancel() | Release():
+            case Call() | AwardOffer() | UnitRequest() | UnitsRequest() | Cancel() | Release():
                 return await self.provider.answer(peer, body)
             case Challenge() | Draw() | ProofOffer() | ProofsWanted():
                 return await self.prover.answer(peer, body)

@@ -142,10 +142,11 @@ async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:
     return spec_of_blob(await store.read_chunk(blob_id, 0), store.size_bytes(blob_id))
 
 
-async def inline_blobs(store: BlobStore, blob_ids: Iterable[BlobId]) -> tuple[bytes, ...]:
-    """As many of the blobs as fit into one message."""
+async def inline_blobs(
+    store: BlobStore, blob_ids: Iterable[BlobId], room: int = INLINE_LIMIT_BYTES
+) -> tuple[bytes, ...]:
+    """As many of the blobs as fit into ``room`` bytes of one message."""
     blobs: list[bytes] = []
-    room = INLINE_LIMIT_BYTES
     for blob_id in dict.fromkeys(blob_ids):
         if store.size_bytes(blob_id) <= room:
             blobs.append(await store.get_bytes(blob_id))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from shoal.compute import manifest as manifests
@@ -48,7 +49,11 @@ from shoal.node.house import (
 )
 from shoal.node.records import Job, JobSpec, JobState, Unit, UnitState
 from shoal.protocol.codec import encode
-from shoal.protocol.limits import INLINE_LIMIT_BYTES
+from shoal.protocol.limits import (
+    BATCH_PORTS_LIMIT_BYTES,
+    BATCH_UNITS_LIMIT,
+    INLINE_LIMIT_BYTES,
+)
 from shoal.protocol.messages import (
     AwardOffer,
     Bid,
@@ -57,10 +62,14 @@ from shoal.protocol.messages import (
     Lease,
     Refusal,
     Release,
+    UnitRefusal,
     UnitRequest,
     UnitResult,
+    UnitsRequest,
+    UnitsResult,
+    ports_bytes,
 )
-from shoal.protocol.negotiation import RequesterSide, State
+from shoal.protocol.negotiation import Deliver, RequesterSide, State
 from shoal.protocol.statements import (
     Award,
     Receipt,
@@ -258,6 +267,57 @@ async def hand_over(
     return answer
 
 
+async def hand_over_together(
+    house: House, need: Need, side: RequesterSide, units: Sequence[Unit]
+) -> dict[int, UnitResult | Refusal]:
+    """Give several units to the provider in one message and wait until all have ended.
+
+    No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
+    allow. Inputs that do not fit into the message go by blob stream.
+
+    Cancelling it tells the provider that nobody waits any more for those that are out;
+    one alone is cancelled by `Cancel`, and the others' answers come all the same.
+
+    Returns:
+        The answer of each unit that was not cancelled meanwhile, by its index.
+
+    Raises:
+        NetworkError: The provider went away, or is over the units' time limit.
+        RemoteProtocolError: It broke the protocol.
+    """
+    assert side.call is not None
+    assert side.bid is not None
+    assert side.award_id is not None
+    names = {unit_name(unit): unit for unit in units}
+    requests = []
+    room = min(INLINE_LIMIT_BYTES, side.inline_room_bytes)
+    for name, unit in names.items():
+        house.rights.grant(side.award_id, side.provider, unit.inputs.values())
+        blobs = await inline_blobs(house.store, unit.inputs.values(), room)
+        room -= sum(map(len, blobs))
+        inputs = tuple(sorted(unit.inputs.items()))
+        requests.append(UnitRequest(side.call.call, name, inputs, blobs))
+    message = UnitsRequest(call=side.call.call, units=tuple(requests))
+    side.send(message, trio.current_time())
+    timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
+    try:
+        answer = fitting(
+            await house.control.request(side.provider, message, timeout_s),
+            UnitsResult | Refusal,
+        )
+    except trio.Cancelled:
+        out = [name for name in names if name in side.units]
+        if side.state is State.LEASED and out:
+            cancel = Cancel(call=side.call.call, unit=out[0], others=tuple(out[1:]))
+            side.send(cancel, trio.current_time())
+            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
+                await tell(house, side.provider, cancel)
+        raise
+    effects = side.receive(answer, trio.current_time(), *names)
+    delivered = [effect for effect in effects if isinstance(effect, Deliver)]
+    return {names[effect.unit.unit].index: effect.answer for effect in delivered}
+
+
 async def release(house: House, side: RequesterSide) -> None:
     """End a bid or a lease that is not needed any more; never raises."""
     if side.award_id is not None:
@@ -417,6 +477,39 @@ async def sign(
     return UnitResult(
         call=request.call, unit=request.unit, receipt=envelope, blobs=tuple(inline)
     )
+
+
+def units_per_message(manifest: manifests.Manifest) -> int:
+    """How many units of a program one message may carry, so that its answer fits a frame."""
+    ports = [(port.name, "") for port in (*manifest.inputs, *manifest.outputs)]
+    return min(BATCH_UNITS_LIMIT, BATCH_PORTS_LIMIT_BYTES // max(1, ports_bytes(ports)))
+
+
+async def answer_together(
+    house: House,
+    side: ProviderSide,
+    units: Sequence[UnitRequest],
+    answers: Sequence[UnitResult | Refusal],
+) -> UnitsResult:
+    """The answers to the units of one message as one; outputs that it has no room for stay."""
+    assert side.call is not None
+    assert side.award_id is not None
+    together: list[UnitResult | UnitRefusal] = []
+    room = INLINE_LIMIT_BYTES
+    for unit, answer in zip(units, answers, strict=True):
+        if isinstance(answer, Refusal):
+            together.append(UnitRefusal(unit.unit, answer.reason, answer.detail))
+            continue
+        size_bytes = sum(map(len, answer.blobs))
+        if size_bytes <= room:
+            together.append(answer)
+            room -= size_bytes
+            continue
+        for blob in answer.blobs:
+            await house.store.put_bytes(blob)
+        house.rights.grant(side.award_id, side.requester, map(blob_id_of, answer.blobs))
+        together.append(msgspec.structs.replace(answer, blobs=()))
+    return UnitsResult(call=side.call.call, answers=tuple(together))
 
 
 # --- and back at the requester -----------------------------------------------------
