@@ -234,6 +234,7 @@ async def serve(
         daemon = Daemon(
             lifecycle=lifecycle,
             identity=identity,
+            house=house,
             swarm_key=swarm_key,
             network=network,
             blobs=blobs,
@@ -254,7 +255,12 @@ async def serve(
             joining=joining,
         )
         blob_server = BlobServer(
-            identity.peer_id, blobs, rights, control.versions.is_newer, conduct.broke
+            identity.peer_id,
+            blobs,
+            rights,
+            house.kept,
+            newer=control.versions.is_newer,
+            broke=conduct.broke,
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))

@@ -29,19 +29,29 @@ from shoal.node.control import LEFT_ALONE_S
 from shoal.node.errors import JobError, StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S, House, program_blobs, program_of
 from shoal.node.job_views import JobViews
-from shoal.node.records import Answer, Failure, Job, JobId, JobSpec, JobState, UnitState
+from shoal.node.records import (
+    Answer,
+    Ended,
+    Failure,
+    Job,
+    JobId,
+    JobSpec,
+    JobState,
+    Unit,
+    UnitState,
+)
 from shoal.node.standing import Offence
 from shoal.node.unit_board import UnitBoard
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import Reason, Refusal, UnitResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.pipeline import Need
-    from shoal.node.records import Unit
+    from shoal.node.records import GivenUnit
     from shoal.protocol.negotiation import RequesterSide
 
 RECALL_INTERVAL_S = 1.0
@@ -107,6 +117,10 @@ class _RunningJob:
 
     need: Need
     board: UnitBoard
+    sealed: bool = True
+    added: bool = False
+    """Whether the journal has units that are not on the board yet."""
+    units: dict[int, Unit] = field(default_factory=dict)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     leases: set[PeerId] = field(default_factory=set)
     not_before_s: dict[PeerId, float] = field(default_factory=dict)
@@ -117,7 +131,7 @@ class _RunningJob:
 
     def wake(self) -> None:
         """Look at the board again: a unit ended or came back, or a lease is over."""
-        if self.board.finished:
+        if self.board.finished and self.sealed and not self.added:
             self.finished.set()
         self.changed.set()
         self.changed = trio.Event()
@@ -187,7 +201,7 @@ class Jobs:
             return unit
         return msgspec.structs.replace(unit, state=UnitState.LEASED, provider=holder)
 
-    async def submit(self, spec: JobSpec) -> Job:
+    async def submit(self, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
         """Check a job, write it down and start it; errors as `pipeline.submit` raises.
 
         Raises:
@@ -199,9 +213,41 @@ class Jobs:
                 code="draining",
                 hint="submit it again after the next `shoal up`",
             )
-        job = await pipeline.submit(self._house, spec)
+        job = await pipeline.submit(self._house, spec, given)
         with trio.CancelScope(shield=True):  # what is written down runs, whoever hangs up
             return job if job.state.final else await self._start(job, spec)
+
+    def units_added(self, job_id: JobId) -> None:
+        """Look at the units that were added to an open job."""
+        if (running := self._running.get(job_id)) is not None:
+            running.added = True
+            running.wake()
+
+    def sealed(self, job_id: JobId) -> None:
+        """No more units come to a job: it ends with those it has."""
+        if (running := self._running.get(job_id)) is not None:
+            running.sealed = True
+            running.wake()
+
+    async def cancel_units(self, job_id: JobId, indices: Sequence[int]) -> tuple[int, ...]:
+        """Cancel units that nobody runs; gives the indices of those that are cancelled.
+
+        Raises:
+            JobError: ``no_such_job``.
+        """
+        await self._house.journal.job(job_id)
+        running = self._running.get(job_id)
+        if running is None:
+            return ()
+        free = tuple(index for index in indices if running.board.cancel(index))
+        ends = [
+            Ended(Unit(job_id, index, UnitState.CANCELLED, running.units[index].inputs))
+            for index in free
+        ]
+        with trio.CancelScope(shield=True):  # they have ended on the board already
+            await self._house.journal.end_units(ends)
+        running.wake()
+        return free
 
     async def resume(self) -> None:
         """Start again what ran when the daemon ended; to be called before any `submit`."""
@@ -249,11 +295,11 @@ class Jobs:
             store.pin(blob_id, job.id)
         input_bytes = 0
         for unit in units:
-            for blob_id in unit.inputs.values():
+            sizes = await journal.tensor_sizes(unit.inputs.values())
+            for blob_id in unit.inputs.values() - sizes.keys():
                 store.pin(blob_id, job.id)
-            input_bytes = max(
-                input_bytes, sum(store.size_bytes(b) for b in unit.inputs.values())
-            )
+                sizes[blob_id] = store.size_bytes(blob_id)
+            input_bytes = max(input_bytes, sum(sizes[b] for b in unit.inputs.values()))
         need = pipeline.Need(
             job=job,
             spec=spec,
@@ -261,8 +307,9 @@ class Jobs:
             program_bytes=sum(store.size_bytes(blob_id) for blob_id in program),
             input_bytes=input_bytes,
         )
-        running = _RunningJob(need, UnitBoard.of(unit.index for unit in units))
-        return running, {unit.index: unit for unit in units}
+        by_index = {unit.index: unit for unit in units}
+        board = UnitBoard.of(by_index)
+        return _RunningJob(need, board, sealed=not job.open, units=by_index), by_index
 
     async def _run(self, running: _RunningJob, units: dict[int, Unit]) -> None:
         job_id = running.need.job.id
@@ -304,10 +351,21 @@ class Jobs:
         """Call for bids for as long as units wait, at every change and now and then."""
         while True:
             changed = running.changed
+            if running.added:
+                await self._take_in(running, units)
             await self._give_up(running)
             await self._call(running, units, leases)
             with trio.move_on_after(RECALL_INTERVAL_S):
                 await changed.wait()
+
+    async def _take_in(self, running: _RunningJob, units: dict[int, Unit]) -> None:
+        """Put the units that were added on the board."""
+        running.added = False
+        last = max(units, default=-1)
+        for unit in await self._house.journal.open_units(running.need.job.id, after=last):
+            units[unit.index] = unit
+            running.board.add(unit.index)
+        running.wake()
 
     async def _give_up(self, running: _RunningJob) -> None:
         """End units that were called errors, where nobody is left to try them."""

@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 import trio
@@ -23,12 +24,13 @@ from shoal.compute import manifest as manifests
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.spec import SPEC_VERSION
 from shoal.compute.supervisor import Execution, UnitLimits
-from shoal.compute.tensor import TensorSpec, spec_of_blob
+from shoal.compute.tensor import spec_of_blob
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
-from shoal.node import bidding
-from shoal.node.errors import StoreError
+from shoal.crypto.peer_id import PeerId
+from shoal.node import bidding, chaining, given_units, input_sources
+from shoal.node.errors import JobError, StoreError
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
     House,
@@ -47,12 +49,25 @@ from shoal.node.house import (
     unit_name,
     wall_ms,
 )
-from shoal.node.records import Job, JobSpec, JobState, Unit, UnitState
+from shoal.node.input_sources import hold_input
+from shoal.node.kept_outputs import keep_outputs
+from shoal.node.records import (
+    Ended,
+    GivenUnit,
+    Job,
+    JobId,
+    JobSpec,
+    JobState,
+    Unit,
+    UnitState,
+)
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import (
     BATCH_PORTS_LIMIT_BYTES,
+    BATCH_SOURCES_LIMIT,
     BATCH_UNITS_LIMIT,
     INLINE_LIMIT_BYTES,
+    SOURCES_LIMIT,
 )
 from shoal.protocol.messages import (
     AwardOffer,
@@ -80,7 +95,6 @@ from shoal.protocol.statements import (
 from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
-    from shoal.crypto.peer_id import PeerId
     from shoal.protocol.negotiation import ProviderSide
 
 BID_TIME_LIMIT_S = 3.0
@@ -98,40 +112,76 @@ PROGRAM_BLOB_LIMIT_BYTES = 8 << 30
 # 1. submit: the requester's daemon takes a job ----------------------------------
 
 
-async def submit(house: House, spec: JobSpec) -> Job:
+async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
     """Check a job whole, before anything of it runs, and write it down.
+
+    Args:
+        house: This node.
+        spec: The job.
+        given: Its units, or the first of an open job, in place of those in ``spec``.
 
     Raises:
         ProgramError: The program is not held or an input does not fit it.
         StoreError: An input is not held, or there is no room to note the job.
+        JobError: An input is an output of no unit that there is.
     """
+    given = spec.units if given is None else given
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
-    checked: dict[BlobId, TensorSpec] = {}
-    for inputs in spec.units:
-        for blob_id in inputs.values():
-            if blob_id not in checked:
-                checked[blob_id] = await tensor_spec_of(house.store, blob_id)
-        manifests.check_inputs(manifest, {n: checked[i] for n, i in inputs.items()})
+    job_id = new_job_id()
+    taken = await given_units.take(house, manifest, job_id, given, 0)
+    running = bool(given) or spec.open
     job = Job(
-        id=new_job_id(),
+        id=job_id,
         policy=spec.policy,
         program=spec.program,
         numeric_class=spec.numeric_class,
         label=spec.label,
-        state=JobState.RUNNING if spec.units else JobState.DONE,
+        state=JobState.RUNNING if running else JobState.DONE,
         created_at=time.time(),
-        ended_at=None if spec.units else time.time(),
-        units_total=len(spec.units),
+        ended_at=None if running else time.time(),
+        units_total=len(given),
         units_done=0,
         units_failed=0,
+        priority=spec.priority,
+        open=spec.open,
+        outputs_stay=spec.outputs_stay,
     )
-    units = [
-        Unit(job=job.id, index=index, state=UnitState.QUEUED, inputs=inputs)
-        for index, inputs in enumerate(spec.units)
-    ]
-    await house.journal.add_job(job, spec, units)
+    try:
+        await house.journal.add_job(job, spec, taken.units, taken.tensors)
+    except BaseException:
+        house.store.unpin(job_id)
+        raise
     return job
+
+
+async def add_units(
+    house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
+) -> Job:
+    """Check units whole and add them to an open job: all of them or none.
+
+    Args:
+        house: This node.
+        job_id: The job.
+        given: The units.
+        at: The index that the first is to have; None for whatever comes next.
+
+    Raises:
+        JobError: ``no_such_job``, ``job_sealed``, ``job_ended``, ``wrong_place``, or as
+            `submit`.
+        ProgramError, StoreError: As `submit`.
+    """
+    async with house.adding.take(job_id):
+        job = await house.journal.job(job_id)
+        if at is not None and at != job.units_total:
+            raise JobError(
+                f"job {job_id} has {job.units_total} units, so that none can be added as {at}",
+                code="wrong_place",
+                hint=f"go on with unit {job.units_total}",
+            )
+        manifest = await program_of(house.store, job.program)
+        taken = await given_units.take(house, manifest, job_id, given, job.units_total)
+        return await house.journal.add_units(job_id, taken.units, taken.tensors)
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------
@@ -227,8 +277,12 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
     return answer if isinstance(answer, Refusal) else None
 
 
+Sources: TypeAlias = Sequence[tuple[BlobId, PeerId]]
+"""Which inputs a provider may fetch from which peers: see `node.chaining.supply`."""
+
+
 async def hand_over(
-    house: House, need: Need, side: RequesterSide, unit: Unit
+    house: House, need: Need, side: RequesterSide, unit: Unit, sources: Sources = ()
 ) -> UnitResult | Refusal:
     """Give one unit to the provider and wait for its receipt.
 
@@ -247,7 +301,9 @@ async def hand_over(
         call=side.call.call,
         unit=name,
         inputs=tuple(sorted(unit.inputs.items())),
-        blobs=await inline_blobs(house.store, unit.inputs.values()),
+        blobs=await inline_blobs(house, unit.inputs.values()),
+        keep=need.spec.outputs_stay,
+        sources=tuple(sources)[:SOURCES_LIMIT],
     )
     side.send(request, trio.current_time())
     timeout_s = need.spec.time_limit_s * bidding.IN_FLIGHT + HAND_OVER_GRACE_S
@@ -268,12 +324,17 @@ async def hand_over(
 
 
 async def hand_over_together(
-    house: House, need: Need, side: RequesterSide, units: Sequence[Unit]
+    house: House,
+    need: Need,
+    side: RequesterSide,
+    units: Sequence[Unit],
+    sources: Mapping[int, Sources] = MappingProxyType({}),
 ) -> dict[int, UnitResult | Refusal]:
     """Give several units to the provider in one message and wait until all have ended.
 
     No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
-    allow. Inputs that do not fit into the message go by blob stream.
+    allow. Inputs that do not fit into the message go by blob stream; ``sources`` says, by
+    the index of a unit, which of them come from other peers.
 
     Cancelling it tells the provider that nobody waits any more for those that are out;
     one alone is cancelled by `Cancel`, and the others' answers come all the same.
@@ -293,10 +354,12 @@ async def hand_over_together(
     room = min(INLINE_LIMIT_BYTES, side.inline_room_bytes)
     for name, unit in names.items():
         house.rights.grant(side.award_id, side.provider, unit.inputs.values())
-        blobs = await inline_blobs(house.store, unit.inputs.values(), room)
+        blobs = await inline_blobs(house, unit.inputs.values(), room)
         room -= sum(map(len, blobs))
         inputs = tuple(sorted(unit.inputs.items()))
-        requests.append(UnitRequest(side.call.call, name, inputs, blobs))
+        named = tuple(sources.get(unit.index, ()))[:SOURCES_LIMIT]
+        keep = need.spec.outputs_stay
+        requests.append(UnitRequest(side.call.call, name, inputs, blobs, keep, named))
     message = UnitsRequest(call=side.call.call, units=tuple(requests))
     side.send(message, trio.current_time())
     timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
@@ -362,18 +425,20 @@ async def fetch_inputs(
     have as many bytes as the unit may use of memory: the daemon holds them too.
 
     Raises:
+        InputMissingError: Nobody gives an input.
         NetworkError: The requester went away.
         ProgramError: An input is missing, unknown, or of another dtype or shape,
             or all of them are too large.
     """
     assert side.call is not None
     inline = {blob_id_of(blob): blob for blob in request.blobs}
+    sources = input_sources.Sources(side.requester, request.sources)
     room = side.call.memory_bytes
     tensors: dict[str, bytes] = {}
     for name, text in request.inputs:
         blob_id = BlobId(text)
         if blob_id not in inline:
-            await hold(house, side.requester, blob_id, inputs_of(side, request.unit), room)
+            await hold_input(house, sources, blob_id, inputs_of(side, request.unit), room)
             room -= house.store.size_bytes(blob_id)
         if room < 0:
             raise ProgramError(
@@ -463,9 +528,15 @@ async def sign(
         runtime="" if failed else outcome.runtime[:256],
     )
     inline: list[bytes] = []
+    kept: dict[BlobId, int] = {}
     if not failed:
+        if request.keep:
+            made = {outputs[name]: tensor for name, tensor in outcome.outputs.items()}
+            kept = await keep_outputs(house, side.requester, made)
         room = INLINE_LIMIT_BYTES
         for name, tensor in outcome.outputs.items():
+            if outputs[name] in kept:
+                continue
             if len(tensor) <= room:
                 inline.append(tensor)
                 room -= len(tensor)
@@ -475,14 +546,22 @@ async def sign(
         note_known(house, side.requester, outputs.values())
     envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
     return UnitResult(
-        call=request.call, unit=request.unit, receipt=envelope, blobs=tuple(inline)
+        call=request.call,
+        unit=request.unit,
+        receipt=envelope,
+        blobs=tuple(inline),
+        kept=tuple(sorted(kept.items())),
     )
 
 
 def units_per_message(manifest: manifests.Manifest) -> int:
     """How many units of a program one message may carry, so that its answer fits a frame."""
     ports = [(port.name, "") for port in (*manifest.inputs, *manifest.outputs)]
-    return min(BATCH_UNITS_LIMIT, BATCH_PORTS_LIMIT_BYTES // max(1, ports_bytes(ports)))
+    return min(
+        BATCH_UNITS_LIMIT,
+        BATCH_PORTS_LIMIT_BYTES // max(1, ports_bytes(ports)),
+        BATCH_SOURCES_LIMIT // max(1, len(manifest.inputs)),
+    )
 
 
 async def answer_together(
@@ -498,7 +577,9 @@ async def answer_together(
     room = INLINE_LIMIT_BYTES
     for unit, answer in zip(units, answers, strict=True):
         if isinstance(answer, Refusal):
-            together.append(UnitRefusal(unit.unit, answer.reason, answer.detail))
+            together.append(
+                UnitRefusal(unit.unit, answer.reason, answer.detail, answer.missing)
+            )
             continue
         size_bytes = sum(map(len, answer.blobs))
         if size_bytes <= room:
@@ -559,6 +640,7 @@ async def deliver(
     outputs = {name: BlobId(blob_id) for name, blob_id in receipt.outputs or ()}
     arriving = f"{outputs_of(unit.job)}/{unit.index}"
     try:
+        left = _left(need, side.provider, outputs, result)
         for blob_id in outputs.values():
             house.store.pin(blob_id, arriving)
         for blob in result.blobs:
@@ -570,7 +652,8 @@ async def deliver(
             await house.store.put_bytes(blob)
             note_known(house, side.provider, [blob_id_of(blob)])
         for port in need.manifest.outputs:
-            await _take_output(house, need, side.provider, port, outputs[port.name], arriving)
+            if (blob_id := outputs[port.name]) not in left:
+                await _take_output(house, need, side.provider, port, blob_id, arriving)
         ended = Unit(
             job=unit.job,
             index=unit.index,
@@ -582,13 +665,39 @@ async def deliver(
             attempts=unit.attempts,
             seconds=unit.seconds,
         )
-        delivered = await house.journal.end_unit(ended, result.receipt)
-        if delivered:
+        written = await house.journal.end_units([Ended(ended, result.receipt, left=left)])
+        if written.new[0]:
             for blob_id in outputs.values():
                 house.store.pin(blob_id, outputs_of(unit.job))
-        return delivered
+        elif left:
+            await chaining.let_go_of_copies(house, side.provider, left)
+        return written.new[0]
     finally:
         house.store.unpin(arriving)
+
+
+def _left(
+    need: Need, provider: PeerId, outputs: Mapping[str, BlobId], result: UnitResult
+) -> dict[BlobId, int]:
+    """The outputs that stay with their provider, and their sizes in bytes, by its word."""
+    left = {BlobId(blob_id): size_bytes for blob_id, size_bytes in result.kept}
+    if left and not need.spec.outputs_stay:
+        raise VerificationError(
+            f"{provider} keeps outputs that are wanted here", code="wrong_output"
+        )
+    for blob_id, size_bytes in left.items():
+        if blob_id not in outputs.values():
+            raise VerificationError(
+                f"{provider} keeps an output that its receipt does not name",
+                code="wrong_output_id",
+            )
+        if size_bytes > need.spec.memory_limit_bytes:
+            raise VerificationError(
+                f"{provider} says that an output has {size_bytes} bytes, and a unit has no "
+                f"more than {need.spec.memory_limit_bytes}",
+                code="wrong_output",
+            )
+    return left
 
 
 async def _take_output(

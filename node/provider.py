@@ -21,8 +21,8 @@ import trio
 from shoal.compute.errors import ProgramError
 from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
-from shoal.node import bidding, pipeline
-from shoal.node.errors import StoreError
+from shoal.node import bidding, kept_outputs, pipeline
+from shoal.node.errors import InputMissingError, StoreError
 from shoal.node.house import House, inputs_of, manifest_of, program_blobs, usable
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import (
@@ -30,10 +30,13 @@ from shoal.protocol.messages import (
     Call,
     Cancel,
     Done,
+    Drop,
     Lease,
     Reason,
     Refusal,
     Release,
+    Share,
+    Shared,
     UnitRefusal,
     UnitRequest,
     UnitResult,
@@ -161,6 +164,10 @@ class Provider:
             if isinstance(part, Refusal | UnitRefusal):
                 self.refused[part.reason] += 1
         return answer
+
+    def answer_about_kept(self, peer: PeerId, message: Share | Drop) -> Shared | Done:
+        """Answer a requester about the outputs that are kept here for it."""
+        return kept_outputs.answer(self._house, peer, message)
 
     async def _answer(
         self,
@@ -336,6 +343,7 @@ class Provider:
         """
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
+            kept_outputs.sweep(self._house)
             now_s = trio.current_time()
             for key, conversation in list(self._conversations.items()):
                 self._hand_back(conversation, now_s)
@@ -389,4 +397,7 @@ async def open_provider(house: House) -> AsyncIterator[Provider]:
 
 
 def _refuse(request: UnitRequest, reason: Reason, error: ShoalError) -> Refusal:
-    return Refusal(call=request.call, reason=reason, detail=error.message[:256])
+    missing = error.blob_id if isinstance(error, InputMissingError) else None
+    return Refusal(
+        call=request.call, reason=reason, detail=error.message[:256], missing=missing
+    )

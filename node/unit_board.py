@@ -56,6 +56,18 @@ class UnitBoard:
         """Whether every unit has ended."""
         return not self._open
 
+    def add(self, index: int) -> None:
+        """One more unit waits."""
+        self._waiting.append(index)
+        self._open.add(index)
+
+    def cancel(self, index: int) -> bool:
+        """End a unit that waits; False where it is out, or has ended."""
+        if index not in self._waiting:
+            return False
+        self._waiting.remove(index)
+        return self._end(index)
+
     def holder(self, index: int) -> PeerId | None:
         """Who has a unit out now."""
         return self._out.get(index)

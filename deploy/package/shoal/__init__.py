@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         JobFailedError,
         WaitTimeoutError,
     )
+    from shoal.node.records import OutputRef
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _HOME_OF = {
     "DaemonError": "shoal.node.errors",
     "DaemonUnreachableError": "shoal.node.errors",
     "JobFailedError": "shoal.node.errors",
+    "OutputRef": "shoal.node.records",
     "ShoalError": "shoal.crypto.errors",
     "WaitTimeoutError": "shoal.node.errors",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "DaemonError",
     "DaemonUnreachableError",
     "JobFailedError",
+    "OutputRef",
     "ShoalError",
     "WaitTimeoutError",
     "__version__",
