@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Property tests that draw four times as many examples in the soak.
+THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint bench interop soak soak-short docs clean
@@ -38,10 +40,10 @@ interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) 
 	$(BIN)/python -m pytest tests/interop
 
 soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
-	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak
+	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak $(THOROUGH)
 
 soak-short: $(VENV)/.dev-installed  ## the same for one minute
-	SHOAL_SOAK_S=60 $(BIN)/python -m pytest tests/soak
+	SHOAL_SOAK_S=60 $(BIN)/python -m pytest tests/soak $(THOROUGH)
 
 docs: $(VENV)/.dev-installed  ## write what is generated from the code
 	$(BIN)/python -m shoal.protocol.document > docs/PROTOCOL.md

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -157,7 +157,7 @@ class Submitter(threading.Thread):
     """Submits one job after another and fetches each, until told that it is enough."""
 
     def __init__(self, swarm, name, seed, units_per_job, more):
-        super().__init__(name=name)
+        super().__init__(name=name, daemon=True)  # it goes with a test that failed
         self.swarm, self.units_per_job, self.more = swarm, units_per_job, more
         self._random = np.random.default_rng([seed, int(name)])
         self._model = model_bytes()
@@ -165,13 +165,9 @@ class Submitter(threading.Thread):
             self._model, providers=["CPUExecutionProvider"]
         )
         self._client = swarm.nodes[0].client()  # one for all: making one takes time
-        self.jobs = []
+        self.jobs, self.units = [], {}
         self.tried_again = 0
         self.error = None
-
-    @property
-    def units(self):
-        return len(self.jobs) * self.units_per_job
 
     def run(self):
         try:
@@ -222,18 +218,24 @@ class Submitter(threading.Thread):
         assert job.state is JobState.DONE, (job, self.patiently(lambda c: c.why(job.id)))
         assert (job.units_done, job.units_failed) == (len(units), 0), job
         self._check_results(job, units)
-        self._check_receipts(job)
+        self._check_units(job)
         self.jobs.append(job)
 
     def _check_results(self, job, units):
-        got = self.patiently(lambda client: list(client.results(job.id)))
-        assert len(got) == len(units)
-        wanted = self._local.run(None, {"x": units.reshape(-1, WIDTH)})[0].reshape(units.shape)
-        for outputs, local in zip(got, wanted, strict=True):
-            np.testing.assert_allclose(outputs["y"], local, rtol=1e-4, atol=1e-5)
+        """Each unit is delivered once, in the order in which they ended."""
 
-    def _check_receipts(self, job):
-        """Once for each unit, of whom the unit came from, with what was given and gotten."""
+        def fetch(client):
+            found = client.results(job.id, ordered=False)
+            return [(outputs.unit, outputs["y"]) for outputs in found]
+
+        delivered = self.patiently(fetch)
+        assert sorted(index for index, _ in delivered) == list(range(len(units)))
+        wanted = self._local.run(None, {"x": units.reshape(-1, WIDTH)})[0].reshape(units.shape)
+        for index, got in delivered:
+            np.testing.assert_allclose(got, wanted[index], rtol=1e-4, atol=1e-5)
+
+    def _check_units(self, job):
+        """Each is listed once, as done, and some receipt is to be had as the others are."""
         units = []
         while len(units) < job.units_total:
             first = len(units)
@@ -243,28 +245,11 @@ class Submitter(threading.Thread):
         assert [unit.index for unit in units] == list(range(job.units_total))
         assert {unit.state for unit in units} == {UnitState.DONE}
         listed = self.patiently(lambda client: client.receipts(job.id))
-        assert Counter(listed) == Counter(unit.receipt for unit in units)
+        assert sorted(listed) == sorted(unit.receipt for unit in units)
         assert len(set(listed)) == len(units)
-        awards = defaultdict(set)
-        directory = self.swarm._root / "receipts" / job.id
-        directory.mkdir(parents=True)
-        for unit in units:
-            envelope = self.patiently(lambda c, unit=unit: c.receipt(unit.receipt))
-            receipt = open_receipt(envelope)
-            assert blob_id_of(envelope) == unit.receipt
-            assert receipt.unit == f"{job.id}/{unit.index}"
-            assert dict(receipt.inputs) == unit.inputs
-            assert dict(receipt.outputs) == unit.outputs
-            assert receipt.provider == unit.provider
-            assert receipt.requester == self.swarm.nodes[0].peer
-            assert receipt.program == job.program
-            awards[receipt.award].add((receipt.provider, receipt.program))
-            (directory / f"{unit.index}.receipt").write_bytes(envelope)
-        for award, of in awards.items():  # one lease is of one provider and for one job
-            assert len(of) == 1, (award, of)
-        assert {p for of in awards.values() for p, _ in of} <= {
-            node.peer for node in self.swarm.nodes
-        }
+        envelope = self.patiently(lambda client: client.receipt(listed[0]))
+        assert blob_id_of(envelope) == listed[0]
+        self.units.update({(job.id, unit.index): unit for unit in units})
 
 
 def run_chaos(seed, length_s, units_wanted, units_per_job, jobs_limit_s):
@@ -286,7 +271,7 @@ def run_chaos(seed, length_s, units_wanted, units_per_job, jobs_limit_s):
         submitters = []
 
         def more():
-            return faults.running or sum(one.units for one in submitters) < units_wanted
+            return faults.running or sum(len(one.units) for one in submitters) < units_wanted
 
         submitters += [
             Submitter(swarm, str(number), seed, units_per_job, more)
@@ -296,14 +281,13 @@ def run_chaos(seed, length_s, units_wanted, units_per_job, jobs_limit_s):
             hurt_s = _run(swarm, faults, submitters, jobs_limit_s)
             ended_s = time.monotonic() - began_s
             jobs = [job for one in submitters for job in one.jobs]
-            units = len(jobs) * units_per_job
-            assert units >= units_wanted
+            units = {place: unit for one in submitters for place, unit in one.units.items()}
+            assert len(units) == len(jobs) * units_per_job >= units_wanted
             swarm.wait_acquainted(timeout_s=60)
             assert not faults.wrong, "\n".join(faults.wrong)
             assert not [node.number for node in swarm.nodes if not node.running]
             swarm.end()
-            check_journal(swarm.nodes[0], jobs, units_per_job)
-            check_offline(swarm._root / "receipts", jobs)
+            check_journal(swarm, jobs, units)
             check_logs(swarm.nodes)
         except BaseException:
             print(f"logs are kept in {swarm.keep_logs()}; SHOAL_SOAK_SEED={seed} repeats it")
@@ -311,8 +295,9 @@ def run_chaos(seed, length_s, units_wanted, units_per_job, jobs_limit_s):
                 print(journal_now(swarm.nodes[0]))
             raise
         print(
-            f"{len(jobs)} jobs, {units} units: {hurt_s:.0f} s with {sum(faults.done.values())} "
-            f"faults ({dict(faults.done)}), {ended_s:.0f} s to the last result, "
+            f"{len(jobs)} jobs, {len(units)} units; {hurt_s:.0f} s with "
+            f"{sum(faults.done.values())} faults ({dict(faults.done)}), "
+            f"{ended_s:.0f} s to the last result, "
             f"{time.monotonic() - began_s:.0f} s in all; "
             f"submitters tried again {sum(one.tried_again for one in submitters)} times"
         )
@@ -338,18 +323,45 @@ def _run(swarm, faults, submitters, jobs_limit_s):
     return hurt_s
 
 
-def check_journal(node, jobs, units_per_job):
-    """Every unit ended once, and has one receipt, by what is written down."""
-    with _journal(node) as journal:
-        for job in jobs:
-            states = journal.execute(
-                "SELECT state, COUNT(*) FROM units WHERE job = ? GROUP BY state", (job.id,)
-            ).fetchall()
-            assert states == [("done", units_per_job)], (job.id, states)
-            receipts = journal.execute(
-                "SELECT COUNT(*), COUNT(DISTINCT place) FROM receipts WHERE job = ?", (job.id,)
-            ).fetchone()
-            assert receipts == (units_per_job, units_per_job), (job.id, receipts)
+def check_journal(swarm, jobs, units):
+    """Every unit ended once, with one receipt, which is what it should be; no daemon runs."""
+    directory = swarm._root / "receipts"
+    directory.mkdir()
+    program = {job.id: job.program for job in jobs}
+    awards = defaultdict(set)
+    with _journal(swarm.nodes[0]) as journal:
+        ended = journal.execute("SELECT job, place, state FROM units").fetchall()
+        receipts = journal.execute("SELECT job, place, id, envelope FROM receipts").fetchall()
+    ended = [(job, place, state) for job, place, state in ended if job in program]
+    receipts = [found for found in receipts if found[0] in program]
+    assert sorted(ended) == sorted((*place, "done") for place in units)
+    assert sorted(found[:2] for found in receipts) == sorted(units)
+    for job_id, index, receipt_id, envelope in receipts:
+        unit, receipt = units[job_id, index], open_receipt(envelope)
+        assert blob_id_of(envelope) == receipt_id == unit.receipt
+        assert receipt.unit == f"{job_id}/{index}"
+        assert dict(receipt.inputs) == unit.inputs
+        assert dict(receipt.outputs) == unit.outputs
+        assert receipt.provider == unit.provider
+        assert receipt.requester == swarm.nodes[0].peer
+        assert receipt.program == program[job_id]
+        awards[receipt.award].add((receipt.provider, job_id))
+        (directory / f"{receipt_id}.receipt").write_bytes(envelope)
+    for award, of in awards.items():  # one lease is of one provider and for one job
+        assert len(of) == 1, (award, of)
+    providers = {provider for of in awards.values() for provider, _ in of}
+    assert providers <= {node.peer for node in swarm.nodes}
+    assert len(providers) > NODES / 2, f"only {len(providers)} daemons did anything"
+    _verify(sorted(directory.iterdir()))
+
+
+def _verify(files):
+    """``shoal receipt verify`` finds nothing wrong."""
+    for first in range(0, len(files), VERIFIED_AT_ONCE):
+        some = files[first : first + VERIFIED_AT_ONCE]
+        verified = shoal("receipt", "verify", *some, "--json")
+        assert verified.code == 0, verified
+        assert [one["valid"] for one in verified.json["receipts"]] == [True] * len(some)
 
 
 def journal_now(node):
@@ -367,17 +379,6 @@ def _journal(node):
         yield journal
     finally:
         journal.close()
-
-
-def check_offline(directory, jobs):
-    """``shoal receipt verify`` finds nothing wrong; no daemon runs."""
-    files = sorted(directory.glob("*/*.receipt"))
-    assert len(files) == sum(job.units_total for job in jobs)
-    for first in range(0, len(files), VERIFIED_AT_ONCE):
-        some = files[first : first + VERIFIED_AT_ONCE]
-        verified = shoal("receipt", "verify", *some, "--json")
-        assert verified.code == 0, verified
-        assert [one["valid"] for one in verified.json["receipts"]] == [True] * len(some)
 
 
 def check_logs(nodes):
