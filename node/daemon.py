@@ -307,6 +307,10 @@ async def serve(
             nursery.cancel_scope.cancel()
 
 
+OF_TERMS = frozenset({"provide", "allow", "deny", "serve", "min_price", "time_limit"})
+"""Settings that decide whose units are taken."""
+
+
 def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
     """Let those follow who keep a live setting; the others ask for it when they need it."""
     config = change.config
@@ -317,8 +321,8 @@ def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
     daemon.lifecycle.logs.configure(config.log_level)
     if "bootstrap" in change.changed:
         daemon.joining.follow(config.bootstrap)
-    if "provide" in change.changed:
-        daemon.membership.announce()
+    if not OF_TERMS.isdisjoint(change.changed):
+        daemon.membership.announce()  # who was refused may ask again at once
 
 
 def _step_back(config: Config) -> float | None:
@@ -354,4 +358,5 @@ async def _probe(daemon: Daemon) -> None:
             log.warning("an executor does not work", reason=reason)
         capacity.offer(probes, [*map(failed, daemon.worker.missing)])
         daemon.membership.announce()
+    capacity.starting = False
     daemon.measured.settled.set()

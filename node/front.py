@@ -21,11 +21,11 @@ from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
 from shoal.node import chaining, pipeline, reload
+from shoal.node.account import about_unit, told
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
-from shoal.node.errors import ConfigError
-from shoal.node.explain import explain
+from shoal.node.errors import ConfigError, JobError
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
@@ -48,6 +48,7 @@ from shoal.node.records import (
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.swarm_key import PUBLIC
+from shoal.node.work_done import work_done
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
     Adverts,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from shoal.crypto.identity import Identity
     from shoal.node.blobs import BlobStore
     from shoal.node.capability_views import CapabilityView, ChallengeView
+    from shoal.node.causes import Explanation
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
     from shoal.node.house import House
@@ -93,7 +95,6 @@ if TYPE_CHECKING:
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.reachability import Reachability
     from shoal.node.records import (
-        Answer,
         CutView,
         GivenUnit,
         Job,
@@ -305,12 +306,34 @@ class Daemon:
         """Forget a job that has ended; raises JobError as `Retention.forget`."""
         return await self.retention.forget(job_id, unfetched_too=unfetched_too)
 
-    async def why(self, job_id: JobId) -> tuple[list[Answer], str]:
-        """What peers answered to its calls, and a sentence for each cause."""
+    async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:
+        """Why a job stands where it stands; of one unit, where that is asked for.
+
+        Raises:
+            JobError: ``no_such_job`` or ``no_such_unit``.
+        """
         job = await self.journal.job(job_id)
         answers = await self.journal.answers(job_id)
-        around = surroundings(self.membership, self.jobs_running.leases(job_id))
-        return answers, explain(job, answers, around)
+        around = surroundings(
+            self.membership,
+            self.versions,
+            self.jobs_running.leases(job_id),
+            alone=self.joining.view().sentence,
+            outlook=None,
+        )
+        work = ()
+        if job.state.final or job.units_failed:
+            work = await work_done(self.journal, job_id)
+        if unit is None:
+            return told(job, answers, around, work)
+        units = await self.units(job_id, unit, 1)
+        if not units:
+            raise JobError(
+                f"job {job_id} has no unit {unit}",
+                code="no_such_unit",
+                hint=f"it has {job.units_total}, and the first is 0",
+            )
+        return about_unit(told(job, answers, around, work), units[0], around.own)
 
     async def receipts(self, job_id: JobId) -> list[BlobId]:
         """Ids of the job's receipts."""

@@ -382,8 +382,11 @@ class _Api:
         return answer({"job": job})
 
     async def why(self, request: Request) -> Response:
-        answers, summary = await self._daemon.why(_job_id(request))
-        return answer({"answers": answers, "summary": summary})
+        asked = "unit" in request.query_params
+        unit = _whole_number(request, "unit", 0) if asked else None
+        found = await self._daemon.why(_job_id(request), unit)
+        # The summary is for clients that have no words of their own.
+        return answer({**msgspec.structs.asdict(found), "summary": found.summary})
 
     async def receipts(self, request: Request) -> Response:
         return answer({"receipts": await self._daemon.receipts(_job_id(request))})

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId, ChunkList
     from shoal.crypto.peer_id import PeerId
     from shoal.node.capability_views import CapabilityView, ChallengeView
+    from shoal.node.causes import Explanation
     from shoal.node.records import (
-        Answer,
         CutView,
         GivenUnit,
         Job,
@@ -209,8 +209,12 @@ class DaemonFacade(Protocol):
         """Forget a job that has ended; raises JobError where it may not go."""
         ...
 
-    async def why(self, job_id: JobId) -> tuple[list[Answer], str]:
-        """What peers answered to its calls, and a sentence for each cause."""
+    async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:
+        """Why a job, or one unit of it, stands where it stands.
+
+        Raises:
+            JobError: ``no_such_job`` or ``no_such_unit``.
+        """
         ...
 
     async def receipts(self, job_id: JobId) -> list[BlobId]:

@@ -19,6 +19,7 @@ from shoal.compute.manifest import decode
 from shoal.compute.tensor import from_blob, to_blob
 from shoal.crypto.content import BlobHasher, BlobId, blob_id_of
 from shoal.crypto.peer_id import PeerId
+from shoal.node.causes import Cause, Explanation, Remedy
 from shoal.node.errors import ConfigError, JobError, NetworkError, PeerError, StoreError
 from shoal.node.records import (
     Answer,
@@ -346,8 +347,11 @@ class MemoryDaemon:
             raise JobError("1 of 1 results", code="results_unfetched", hint="fetch them")
         return self.known_jobs.pop(job.id)
 
-    async def why(self, job_id):
-        return [Answer(JobId(job_id), PEER, 1.0, "busy")], "One peer is busy: wait."
+    async def why(self, job_id, unit=None):
+        answers = (Answer(JobId(job_id), PEER, 1.0, "busy"),)
+        cause = Cause("busy", "One peer is busy", "wait", Remedy.WAIT, (PEER,))
+        headline = "0 units have ended." if unit is None else f"Unit {unit} waits."
+        return Explanation(await self.job(job_id), headline, (cause,), answers)
 
     async def receipts(self, job_id):
         await self.job(job_id)

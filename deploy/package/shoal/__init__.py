@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shoal.crypto.errors import ShoalError
     from shoal.node.client import AsyncClient, Client
     from shoal.node.client.executor import Executor
+    from shoal.node.client.remote import remote
     from shoal.node.errors import (
         DaemonError,
         DaemonUnreachableError,
@@ -38,6 +39,7 @@ _HOME_OF = {
     "OutputRef": "shoal.node.records",
     "ShoalError": "shoal.crypto.errors",
     "WaitTimeoutError": "shoal.node.errors",
+    "remote": "shoal.node.client.remote",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "ShoalError",
     "WaitTimeoutError",
     "__version__",
+    "remote",
 ]
 
 
