@@ -13,7 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shoal.crypto.content import BlobId
 from shoal.node.errors import JobError
-from shoal.node.journal_endings import Endings, Source, keep_tensor, share_tensors
+from shoal.node.journal_endings import (
+    Endings,
+    Source,
+    keep_tensor,
+    share_tensors,
+    source_at,
+)
 from shoal.node.records import (
     Failure,
     Job,
@@ -238,13 +244,10 @@ def _sources(
             if place in seen or (ref.job == own and ref.unit >= first):
                 continue
             seen.add(place)
-            row = database.execute(
-                "SELECT state, outputs FROM units WHERE job = ? AND place = ?", place
-            ).fetchone()
-            if row is None:
+            source = source_at(database, *place)
+            if source is None:
                 raise _no_such_unit(unit, ref, "there is none")
-            outputs = from_json(row["outputs"], dict[str, BlobId])
-            yield place, Source(ref.job, ref.unit, UnitState(row["state"]), outputs)
+            yield place, source
 
 
 def _no_such_unit(unit: Unit, ref: OutputRef, why: str) -> JobError:
