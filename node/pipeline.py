@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,10 +20,11 @@ import msgspec
 import trio
 
 from shoal.compute import manifest as manifests
-from shoal.compute.errors import ComputeError, ProgramError
+from shoal.compute.errors import ProgramError
 from shoal.compute.exact.spec import SPEC_VERSION
-from shoal.compute.supervisor import Execution, UnitLimits
+from shoal.compute.supervisor import UnitLimits
 from shoal.compute.tensor import spec_of_blob
+from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
@@ -318,7 +319,8 @@ async def hand_over_together(
     assert side.award_id is not None
     names = {unit_name(unit): unit for unit in units}
     requests = []
-    room = min(INLINE_LIMIT_BYTES, side.inline_room_bytes)
+    named_bytes = sum(ports_bytes(unit.inputs.items()) for unit in units)
+    room = min(INLINE_LIMIT_BYTES, side.room_bytes - named_bytes)
     small = await small_inputs(house, units)
     for name, unit in names.items():
         house.rights.grant(side.award_id, side.provider, unit.inputs.values())
@@ -428,9 +430,16 @@ async def execute(
     house: House,
     side: ProviderSide,
     manifest: manifests.Manifest,
-    inputs: Mapping[str, bytes],
-) -> Execution | UnitError:
-    """Run one unit in the worker; an error of the unit is a result like any other."""
+    units: Sequence[UnitRun],
+    ended: Callable[[UnitRun], None],
+) -> None:
+    """Run units of one lease in the worker; says ``ended`` of each that has its outcome.
+
+    An error of a unit is an outcome like any other. One that is cancelled has none.
+
+    Raises:
+        StoreError: A blob of the program is not held any more.
+    """
     assert side.call is not None
     call = side.call
 
@@ -443,22 +452,10 @@ async def execute(
         memory_bytes=call.memory_bytes,
         output_bytes=call.memory_bytes,
     )
-    try:
-        return await house.worker.run(
-            side.requester,
-            BlobId(call.program),
-            blobs,
-            inputs,
-            limits,
-            bidding.rank(side.requester, house.terms()),
-        )
-    except (ComputeError, ProgramError) as error:
-        return UnitError(
-            code=error.code[:64],
-            message=error.message[:1024],
-            node=getattr(error, "node", "")[:256],
-            operator=getattr(error, "operator", "")[:64],
-        )
+    rank = bidding.rank(side.requester, house.terms())
+    await house.worker.run_many(
+        side.requester, BlobId(call.program), blobs, units, limits, ended, rank
+    )
 
 
 # 5. sign: the receipt, and the outputs beside it --------------------------------------
@@ -468,15 +465,27 @@ async def sign(
     house: House,
     side: ProviderSide,
     request: UnitRequest,
-    outcome: Execution | UnitError,
-    started_at_ms: int,
+    run: UnitRun,
+    room: int = INLINE_LIMIT_BYTES,
 ) -> UnitResult:
-    """Sign what was run, on what, giving what; small outputs travel with the receipt."""
+    """Sign what was run, on what, giving what; small outputs travel with the receipt.
+
+    Args:
+        house: The modules.
+        side: Under which lease.
+        request: The unit.
+        run: What came of it; it has an outcome.
+        room: How many bytes of outputs its message has room for.
+
+    Raises:
+        StoreError: There is no room for the outputs that do not travel.
+    """
     assert side.award is not None
     assert side.award_id is not None
-    failed = isinstance(outcome, UnitError)
-    outputs = {} if failed else {n: blob_id_of(t) for n, t in outcome.outputs.items()}
-    terms = house.terms()
+    assert side.bid is not None
+    assert run.outcome is not None
+    outcome = run.outcome if isinstance(run.outcome, Execution) else None
+    outputs = {n: blob_id_of(t) for n, t in outcome.outputs.items()} if outcome else {}
     receipt = Receipt(
         protocol=OWN,
         exact_spec=SPEC_VERSION if side.award.numeric_class == "exact" else "",
@@ -486,19 +495,18 @@ async def sign(
         numeric_class=side.award.numeric_class,
         precision=side.award.precision,
         inputs=request.inputs,
-        outputs=None if failed else tuple(sorted(outputs.items())),
-        error=outcome if failed else None,
+        outputs=tuple(sorted(outputs.items())) if outcome else None,
+        error=_unit_error(run.outcome),
         trace=None,
         provider=house.peer_id,
         requester=side.requester,
-        started_at_ms=started_at_ms,
-        ended_at_ms=wall_ms(),
-        device=terms.device,
-        runtime="" if failed else outcome.runtime[:256],
+        started_at_ms=run.started_at_ms,
+        ended_at_ms=run.ended_at_ms,
+        device=side.bid.device,
+        runtime=outcome.runtime[:256] if outcome else "",
     )
     inline: list[bytes] = []
-    if not failed:
-        room = INLINE_LIMIT_BYTES
+    if outcome:
         for name, tensor in outcome.outputs.items():
             if len(tensor) <= room:
                 inline.append(tensor)
@@ -510,6 +518,18 @@ async def sign(
     envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
     return UnitResult(
         call=request.call, unit=request.unit, receipt=envelope, blobs=tuple(inline)
+    )
+
+
+def _unit_error(outcome: Outcome) -> UnitError | None:
+    """What a receipt says of an error."""
+    if isinstance(outcome, Execution):
+        return None
+    return UnitError(
+        code=outcome.code[:64],
+        message=outcome.message[:1024],
+        node=outcome.node[:256],
+        operator=outcome.operator[:64],
     )
 
 

@@ -85,8 +85,10 @@ name for each. They stand in the request, and again in the receipts that answer 
 PORT_BYTES = 72
 """What one input or output takes in a message beside its name."""
 
-IN_FLIGHT_INLINE_LIMIT_BYTES = 4 * INLINE_LIMIT_BYTES
-"""Inline blobs of all units that are out under one lease: a provider holds them."""
+IN_FLIGHT_LIMIT_BYTES = 4 * (INLINE_LIMIT_BYTES + BATCH_PORTS_LIMIT_BYTES)
+"""Inline blobs, names and ids of all units that are out under one lease: a provider holds
+them. Four full batches.
+"""
 
 LEASE_IDLE_LIMIT_S = 3600.0
 """Longest silence that a lease may outlast; a provider keeps blobs and answers for it."""

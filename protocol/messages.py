@@ -494,6 +494,11 @@ def ports_bytes(ports: Iterable[tuple[str, str]]) -> int:
     return sum(limits.PORT_BYTES + len(name.encode()) for name, _ in ports)
 
 
+def unit_bytes(unit: UnitRequest) -> int:
+    """What a unit that is out counts for; see `limits.IN_FLIGHT_LIMIT_BYTES`."""
+    return sum(map(len, unit.blobs)) + ports_bytes(unit.inputs)
+
+
 def _check_inline(blobs: Sequence[bytes]) -> None:
     size_bytes = sum(map(len, blobs))
     if size_bytes > limits.INLINE_LIMIT_BYTES:
