@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from shoal.node.cli.follow import follow
+from shoal.node.cli.forget import forget
 from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import (
     duration_text,
@@ -14,8 +15,6 @@ from shoal.node.cli.output import (
     print_json,
     print_pairs,
     print_table,
-    printable,
-    runnable,
 )
 from shoal.node.cli.work import Format, Into, deliver
 from shoal.node.errors import JobFailedError
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 _UNITS_PER_REQUEST = 1000
 
 app = App(name="job", help="Look at one job, wait for it, fetch its outputs, or end it.")
+app.command("shoal.node.cli.why:why", name="why")
+app.command(forget)
 
 
 def jobs(*, limit: int = 20, daemon: Daemon | None = None) -> None:
@@ -205,37 +206,6 @@ def cancel(job_id: str, /, *, daemon: Daemon | None = None) -> None:
         _print_job(job)
     if before.state.final:
         note(f"job {job.id} had ended already; nothing was changed")
-
-
-@app.command
-def why(job_id: str, /, *, daemon: Daemon | None = None) -> None:
-    """Tell why a job waits or failed: what each peer answered, and what to do next.
-
-    Args:
-        job_id: The job.
-    """
-    daemon = daemon or Daemon()
-    with daemon.client() as client:
-        answers, summary = client.why(job_id)
-    if daemon.as_json:
-        print_json({"answers": answers, "summary": summary})
-        return
-    print(runnable(printable(summary)))
-    if answers:
-        print()
-        print_table(
-            ("AGO", "PEER", "ANSWER", "DETAIL"),
-            (
-                (
-                    duration_text(max(0.0, time.time() - answer.at)),
-                    answer.peer,
-                    answer.verdict,
-                    answer.detail,
-                )
-                for answer in answers
-            ),
-            ids=("PEER",),
-        )
 
 
 def _follow_all(client: "Client", job: Job) -> Job:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         JobFailedError,
         WaitTimeoutError,
     )
+    from shoal.node.records import OutputRef
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOME_OF = {
     "DaemonUnreachableError": "shoal.node.errors",
     "Executor": "shoal.node.client.executor",
     "JobFailedError": "shoal.node.errors",
+    "OutputRef": "shoal.node.records",
     "ShoalError": "shoal.crypto.errors",
     "WaitTimeoutError": "shoal.node.errors",
     "remote": "shoal.node.client.remote",
@@ -47,6 +49,7 @@ __all__ = [
     "DaemonUnreachableError",
     "Executor",
     "JobFailedError",
+    "OutputRef",
     "ShoalError",
     "WaitTimeoutError",
     "__version__",
