@@ -1,4 +1,4 @@
-"""How a provider answers a call, what it asks, and how a requester chooses.
+"""How a provider answers a call, and what it asks.
 
 Pure functions of values; the pipeline gathers the values and carries out what
 is decided here. Prices are in credits (1 credit = 10^12 exact multiply-adds);
@@ -8,17 +8,20 @@ they order bids and nothing is paid.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
-from shoal.protocol.limits import LEASE_UNITS_LIMIT
+from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT, UNITS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import Bid, Call, Reason, Refusal
 
 BASE_PRICE = 1.0
 """Credits for one unit on an idle device that holds the program, until the work
 of a program is counted in multiply-adds."""
+
+BASE_UNIT_S = 1.0
+"""So long such a unit is taken to run."""
 
 BYTES_PER_CREDIT = 100e6
 """Moving this many bytes delays a device about as long as a unit of one credit."""
@@ -35,7 +38,7 @@ OWN, FRIEND, STRANGER = range(3)
 """Ranks of requesters: whose units go first where several wait."""
 
 IN_FLIGHT = 2
-"""One unit runs while the next one's inputs arrive."""
+"""One unit runs while the next one's inputs arrive; of a requester that sends no batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Terms:
     ``providing``, ``min_price``, ``time_limit_s`` and the lists are about peers: work of
     the node's own user is taken unless the device itself is paused. Strangers, whom the
     owner has put on neither list, are served where ``strangers`` says so and the worker
-    is ``sandboxed``.
+    is ``sandboxed``. ``waiting_s`` is how long the units that wait will run.
     """
 
     device: str
@@ -58,12 +61,15 @@ class Terms:
     allowed: Collection[PeerId]
     leases: int
     units_waiting: int
+    waiting_s: float = 0.0
     stance: owner.Stance = owner.OPEN
     denied: Collection[PeerId] = ()
     strangers: bool = True
     sandboxed: bool = False
     min_price: float = 0.0
     time_limit_s: float = math.inf
+    starting: bool = False
+    """Whether devices are still tested: what is not offered yet may be in some seconds."""
 
 
 def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
@@ -75,8 +81,10 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
     stranger = rank(requester, terms) > FRIEND
     if reason is not None:
         pass
+    elif terms.starting and call.numeric_class not in terms.executors:
+        reason = (Reason.BUSY, "it has just started and still tests its devices")
     elif not terms.executors:
-        reason = (Reason.NO_DEVICE, "no executor of this node works, or none was probed yet")
+        reason = (Reason.NO_DEVICE, "no executor of this node works")
     elif call.numeric_class not in terms.executors:
         offered = ", ".join(sorted(terms.executors))
         reason = (Reason.CLASS_NOT_OFFERED, f"offered here: {offered}")
@@ -149,8 +157,8 @@ def worth(call: Call) -> float:
 def price(call: Call, terms: Terms, held_bytes: int) -> float:
     """Credits for one unit of ``call``.
 
-    Grows with the units that wait here already and with the bytes that would
-    have to be fetched first, spread over the units of the call.
+    Grows with the seconds that others will run first and with the bytes that would
+    have to be fetched, spread over the units of the call.
 
     Args:
         call: What is asked for.
@@ -159,11 +167,19 @@ def price(call: Call, terms: Terms, held_bytes: int) -> float:
     """
     missing_bytes = max(0, call.program_bytes - held_bytes)
     fetch = (missing_bytes / call.units + call.input_bytes) / BYTES_PER_CREDIT
-    return BASE_PRICE * (1.0 + terms.units_waiting) + fetch
+    return BASE_PRICE * (1.0 + terms.waiting_s / BASE_UNIT_S) + fetch
 
 
-def bid(call: Call, terms: Terms, held_bytes: int, nonce: str) -> Bid:
-    """The bid of a node that has no reason to refuse; ``nonce`` is drawn for it alone."""
+def bid(call: Call, terms: Terms, held_bytes: int, nonce: str, *, batches: bool = False) -> Bid:
+    """The bid of a node that has no reason to refuse.
+
+    Args:
+        call: What is asked for.
+        terms: What this node offers now.
+        held_bytes: How much of the program this node holds already.
+        nonce: Drawn for this bid alone.
+        batches: Whether the requester knows how to send many units in one message.
+    """
     return Bid(
         call=call.call,
         nonce=nonce,
@@ -171,23 +187,10 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str) -> Bid:
         executor=terms.executors[call.numeric_class],
         price=price(call, terms, held_bytes),
         units_max=LEASE_UNITS_LIMIT,
-        in_flight_max=IN_FLIGHT,
+        in_flight_max=UNITS_IN_FLIGHT_LIMIT if batches else IN_FLIGHT,
         valid_s=BID_VALID_S,
+        batch_max=BATCH_UNITS_LIMIT if batches else 1,
     )
-
-
-def choose(
-    bids: Mapping[PeerId, Bid], units_waiting: int, proven: Collection[PeerId] = ()
-) -> Sequence[PeerId]:
-    """Whose bids to award, best first.
-
-    The cheapest, and no more of them than units wait: each provider works on
-    one unit at a time, so more leases than units would only stand idle.
-    At equal prices those go first whose claims are ``proven`` (`node.proofs`). What is
-    equal still is ordered by peer id, so that the choice can be repeated.
-    """
-    ranked = sorted(bids, key=lambda peer: (bids[peer].price, peer not in proven, peer))
-    return ranked[:units_waiting]
 
 
 def rank(requester: PeerId, terms: Terms) -> int:

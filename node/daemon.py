@@ -34,7 +34,7 @@ from shoal.node.house import House
 from shoal.node.introductions import Introductions
 from shoal.node.jobs import open_jobs
 from shoal.node.joining import Joining
-from shoal.node.known_peers import find_seeds, is_proven, providers
+from shoal.node.known_peers import facts_of, find_seeds, is_proven, providers
 from shoal.node.lifecycle import Lifecycle
 from shoal.node.logs import no_logs, set_up_logs
 from shoal.node.membership import Membership, open_membership
@@ -238,10 +238,15 @@ async def serve(
             idle=lambda: not provider.units_waiting and not jobs.running,
         )
         provider = await stack.enter_async_context(open_provider(house))
-        jobs = await stack.enter_async_context(open_jobs(house, partial(providers, membership)))
+        jobs = await stack.enter_async_context(
+            open_jobs(
+                house, partial(providers, membership), partial(facts_of, membership, conduct)
+            )
+        )
         daemon = Daemon(
             lifecycle=lifecycle,
             identity=identity,
+            house=house,
             swarm_key=swarm_key,
             network=network,
             blobs=blobs,
@@ -263,7 +268,12 @@ async def serve(
             retention=retention,
         )
         blob_server = BlobServer(
-            identity.peer_id, blobs, rights, control.versions.is_newer, conduct.broke
+            identity.peer_id,
+            blobs,
+            rights,
+            house.kept,
+            newer=control.versions.is_newer,
+            broke=conduct.broke,
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
@@ -295,6 +305,10 @@ async def serve(
             nursery.cancel_scope.cancel()
 
 
+OF_TERMS = frozenset({"provide", "allow", "deny", "serve", "min_price", "time_limit"})
+"""Settings that decide whose units are taken."""
+
+
 def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
     """Let those follow who keep a live setting; the others ask for it when they need it."""
     config = change.config
@@ -305,8 +319,8 @@ def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
     daemon.lifecycle.logs.configure(config.log_level)
     if "bootstrap" in change.changed:
         daemon.joining.follow(config.bootstrap)
-    if "provide" in change.changed:
-        daemon.membership.announce()
+    if not OF_TERMS.isdisjoint(change.changed):
+        daemon.membership.announce()  # who was refused may ask again at once
 
 
 def _step_back(config: Config) -> float | None:
@@ -342,4 +356,5 @@ async def _probe(daemon: Daemon) -> None:
             log.warning("an executor does not work", reason=reason)
         capacity.offer(probes, [*map(failed, daemon.worker.missing)])
         daemon.membership.announce()
+    capacity.starting = False
     daemon.measured.settled.set()

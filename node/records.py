@@ -8,7 +8,7 @@ values; nothing here does IO.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, NewType
+from typing import Annotated, NewType, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -88,6 +88,10 @@ class OutputRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: str
 
 
+GivenUnit: TypeAlias = dict[str, BlobId | OutputRef | bytes]
+"""A unit as a submitter gives it: what is bytes is a whole tensor."""
+
+
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a submitter asks for.
 
@@ -139,6 +143,16 @@ class Job(msgspec.Struct, frozen=True):
     outputs_stay: bool = False
     fetched: bool = False
     """Whether every result was given out, so that the job may go when room is needed."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from shoal.node.html_views import job_html
+
+        return job_html(self)
+
+    def output(self, unit: int, output: str) -> OutputRef:
+        """An output of one of its units, to be an input of a later job's."""
+        return OutputRef(self.id, unit, output)
 
 
 class Unit(msgspec.Struct, frozen=True):

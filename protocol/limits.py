@@ -14,12 +14,13 @@ from msgspec import Meta
 PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
-PROTOCOL_MINOR = 2
+PROTOCOL_MINOR = 3
 """A newer minor adds words that are said only to peers whose hello names it.
 
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
-introductions.
+introductions; 1.3 brought many units in one message, and outputs that stay with their
+provider.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -67,8 +68,28 @@ REQUESTS_IN_FLIGHT_LIMIT = 256
 LEASE_UNITS_LIMIT = 4096
 """Units under one lease: some seconds of the smallest units there are."""
 
-UNITS_IN_FLIGHT_LIMIT = 64
-"""Units handed over under one lease and not yet answered."""
+UNITS_IN_FLIGHT_LIMIT = 256
+"""Units handed over under one lease and not yet answered: four full batches, so that a
+link with a round trip of 100 ms keeps a provider of the smallest units busy. It was 64
+before 1.3, and no bid to an older peer names more.
+"""
+
+BATCH_UNITS_LIMIT = 64
+"""Units in one message: what a message costs is then a hundredth of what they cost."""
+
+BATCH_PORTS_LIMIT_BYTES = 192 << 10
+"""Names and ids of the inputs and outputs of one message's units, `PORT_BYTES` and the
+name for each. They stand in the request, and again in the receipts that answer it: with
+`INLINE_LIMIT_BYTES` of blobs and 64 receipts of the longest errors that is a frame.
+"""
+
+PORT_BYTES = 72
+"""What one input or output takes in a message beside its name."""
+
+IN_FLIGHT_LIMIT_BYTES = 4 * (INLINE_LIMIT_BYTES + BATCH_PORTS_LIMIT_BYTES)
+"""Inline blobs, names and ids of all units that are out under one lease: a provider holds
+them. Four full batches.
+"""
 
 LEASE_IDLE_LIMIT_S = 3600.0
 """Longest silence that a lease may outlast; a provider keeps blobs and answers for it."""
@@ -78,6 +99,15 @@ UNIT_TIME_LIMIT_S = 7 * 86400.0
 
 PORTS_LIMIT = 256
 """Inputs or outputs of a program; the largest exported models have some dozens."""
+
+SOURCES_LIMIT = 512
+"""Peers named in one unit as holders of its inputs: two for each of the most inputs."""
+
+BATCH_SOURCES_LIMIT = 1024
+"""Sources that the units of one message name, in all: an eighth of its frame."""
+
+SHARED_IDS_LIMIT = 512
+"""Kept outputs in one message; more go in several."""
 
 LIST_LIMIT = 512
 """Items in any one list: the renewals of one message are the most."""

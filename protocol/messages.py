@@ -8,6 +8,7 @@ be in flight. Gossip carries adverts alone, and bulk bytes go by blob stream
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Annotated, TypeAlias
 
@@ -141,6 +142,10 @@ class Bid(_Message, frozen=True, tag="bid"):
     It binds the provider for ``valid_s`` seconds from when it was sent. The
     award names ``nonce``, which the provider drew: nobody can use an old award
     again and have two honest receipts for one unit of it.
+
+    Attributes:
+        in_flight_max: Units that may be out at once, in however many messages.
+        batch_max: Units that one `UnitsRequest` may carry; 1: none may be sent.
     """
 
     call: Nonce
@@ -151,6 +156,7 @@ class Bid(_Message, frozen=True, tag="bid"):
     units_max: Annotated[int, Meta(ge=1, le=limits.LEASE_UNITS_LIMIT)]
     in_flight_max: Annotated[int, Meta(ge=1, le=limits.UNITS_IN_FLIGHT_LIMIT)]
     valid_s: Seconds
+    batch_max: Annotated[int, Meta(ge=1, le=limits.BATCH_UNITS_LIMIT)] = 1
 
 
 class Refusal(_Message, frozen=True, tag="refusal"):
@@ -162,6 +168,8 @@ class Refusal(_Message, frozen=True, tag="refusal"):
     call: Nonce
     reason: Reason
     detail: Text = ""
+    missing: HexId | None = None
+    """With `Reason.DATA_MISSING`: an input that nobody who was asked gave."""
 
 
 class AwardOffer(_Message, frozen=True, tag="award"):
@@ -183,17 +191,29 @@ Blobs = Annotated[tuple[InlineBytes, ...], Meta(max_length=limits.PORTS_LIMIT)]
 """Small blobs carried inside a message; their ids follow from their bytes."""
 
 
+Sources = Annotated[tuple[tuple[HexId, PeerText], ...], Meta(max_length=limits.SOURCES_LIMIT)]
+"""Where inputs may be fetched from, in the order in which to try."""
+
+KeptSizes = Annotated[tuple[tuple[HexId, ByteCount], ...], Meta(max_length=limits.PORTS_LIMIT)]
+"""Outputs that stay with their provider, and how many bytes each has."""
+
+
 class UnitRequest(_Message, frozen=True, tag="unit"):
     """One unit to run under a lease.
 
     Attributes:
         blobs: The smallest inputs, `limits.INLINE_LIMIT_BYTES` in all at most.
+        keep: The outputs are not to be sent: see "Kept outputs".
+        sources: Peers that keep inputs for the requester and that it has told to share
+            them with the provider, which asks them before it asks the requester.
     """
 
     call: Nonce
     unit: UnitId
     inputs: NamedIds
     blobs: Blobs = ()
+    keep: bool = False
+    sources: Sources = ()
 
     def __post_init__(self) -> None:
         _check_inline(self.blobs)
@@ -204,28 +224,123 @@ class UnitResult(_Message, frozen=True, tag="result"):
 
     Attributes:
         blobs: The smallest outputs, `limits.INLINE_LIMIT_BYTES` in all at most.
+        kept: The outputs that stay with the provider, as was asked; any other output is
+            among ``blobs``, or may be fetched.
     """
 
     call: Nonce
     unit: UnitId
     receipt: EnvelopeBytes
     blobs: Blobs = ()
+    kept: KeptSizes = ()
 
     def __post_init__(self) -> None:
         _check_inline(self.blobs)
 
 
+class UnitsRequest(_Message, frozen=True, tag="units"):
+    """Several units to run under a lease, each with its own name.
+
+    Attributes:
+        units: Of the same call, no name twice. Their blobs have
+            `limits.INLINE_LIMIT_BYTES` in all at most, and their inputs' names and ids
+            `limits.BATCH_PORTS_LIMIT_BYTES`; those of their outputs count there too. They
+            name `limits.BATCH_SOURCES_LIMIT` sources in all at most.
+    """
+
+    call: Nonce
+    units: Annotated[
+        tuple[UnitRequest, ...], Meta(min_length=1, max_length=limits.BATCH_UNITS_LIMIT)
+    ]
+
+    def __post_init__(self) -> None:
+        _check_inline([blob for unit in self.units for blob in unit.blobs])
+        size_bytes = sum(ports_bytes(unit.inputs) for unit in self.units)
+        if size_bytes > limits.BATCH_PORTS_LIMIT_BYTES:
+            raise ValueError(
+                f"{size_bytes} bytes of inputs' names and ids in one message, "
+                f"of {limits.BATCH_PORTS_LIMIT_BYTES}"
+            )
+        sources = sum(len(unit.sources) for unit in self.units)
+        if sources > limits.BATCH_SOURCES_LIMIT:
+            raise ValueError(
+                f"{sources} sources in one message, of {limits.BATCH_SOURCES_LIMIT}"
+            )
+
+
+class UnitRefusal(_Message, frozen=True, tag="unit_refusal"):
+    """No to one unit of a `UnitsRequest`, and why."""
+
+    unit: UnitId
+    reason: Reason
+    detail: Text = ""
+    missing: HexId | None = None
+    """As in `Refusal`."""
+
+
+class UnitsResult(_Message, frozen=True, tag="results"):
+    """The answers to a `UnitsRequest`, one to each unit of it, once all have ended.
+
+    Attributes:
+        answers: In the order of the request. Their blobs have
+            `limits.INLINE_LIMIT_BYTES` in all at most; what does not fit is fetched.
+    """
+
+    call: Nonce
+    answers: Annotated[
+        tuple[UnitResult | UnitRefusal, ...],
+        Meta(min_length=1, max_length=limits.BATCH_UNITS_LIMIT),
+    ]
+
+    def __post_init__(self) -> None:
+        results = [a for a in self.answers if isinstance(a, UnitResult)]
+        _check_inline([blob for result in results for blob in result.blobs])
+
+
 class Cancel(_Message, frozen=True, tag="cancel"):
-    """The requester does not want this unit any more."""
+    """The requester does not want a unit any more.
+
+    Attributes:
+        others: More units that it does not want.
+    """
 
     call: Nonce
     unit: UnitId
+    others: Annotated[tuple[UnitId, ...], Meta(max_length=limits.UNITS_IN_FLIGHT_LIMIT)] = ()
 
 
 class Release(_Message, frozen=True, tag="release"):
     """The requester is done with this bid or lease."""
 
     call: Nonce
+
+
+# --- kept outputs ---------------------------------------------------------------
+
+SharedIds = Annotated[tuple[HexId, ...], Meta(min_length=1, max_length=limits.SHARED_IDS_LIMIT)]
+"""Outputs that a provider keeps for whoever asks."""
+
+
+class Share(_Message, frozen=True, tag="share"):
+    """Asks a provider to let ``peer`` fetch outputs that it keeps for the asker.
+
+    That peer names the asker when it fetches them (`BlobRequest.requester`).
+    """
+
+    blobs: SharedIds
+    peer: PeerText
+
+
+class Shared(_Message, frozen=True, tag="shared"):
+    """The answer to `Share`: done, but for what is not kept here for the asker."""
+
+    missing: Annotated[tuple[HexId, ...], Meta(max_length=limits.SHARED_IDS_LIMIT)] = ()
+
+
+class Drop(_Message, frozen=True, tag="drop"):
+    """The asker does not need these kept outputs any more; unknown ones are no matter."""
+
+    blobs: SharedIds
 
 
 # --- capability challenge -------------------------------------------------------
@@ -378,6 +493,7 @@ class Problem(_Message, frozen=True, tag="problem"):
 
 ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer | ProofsWanted
 ReachabilityRequest: TypeAlias = DialBack | Introduce | Introduction
+KeepingRequest: TypeAlias = Share | Drop
 RequestBody: TypeAlias = (
     Hello
     | Digest
@@ -385,10 +501,12 @@ RequestBody: TypeAlias = (
     | Call
     | AwardOffer
     | UnitRequest
+    | UnitsRequest
     | Cancel
     | Release
     | ChallengeRequest
     | ReachabilityRequest
+    | KeepingRequest
 )
 ResponseBody: TypeAlias = (
     Hello
@@ -397,11 +515,13 @@ ResponseBody: TypeAlias = (
     | Refusal
     | Lease
     | UnitResult
+    | UnitsResult
     | Committed
     | Opened
     | DialedBack
     | NotIntroduced
     | Proofs
+    | Shared
     | Done
     | Problem
 )
@@ -425,7 +545,17 @@ Frame: TypeAlias = Request | Response
 """What a control stream carries, each behind its length in 4 big-endian bytes."""
 
 
-def _check_inline(blobs: Blobs) -> None:
+def ports_bytes(ports: Iterable[tuple[str, str]]) -> int:
+    """What inputs or outputs take in a message; see `limits.BATCH_PORTS_LIMIT_BYTES`."""
+    return sum(limits.PORT_BYTES + len(name.encode()) for name, _ in ports)
+
+
+def unit_bytes(unit: UnitRequest) -> int:
+    """What a unit that is out counts for; see `limits.IN_FLIGHT_LIMIT_BYTES`."""
+    return sum(map(len, unit.blobs)) + ports_bytes(unit.inputs)
+
+
+def _check_inline(blobs: Sequence[bytes]) -> None:
     size_bytes = sum(map(len, blobs))
     if size_bytes > limits.INLINE_LIMIT_BYTES:
         raise ValueError(

@@ -7,7 +7,6 @@ from shoal.node.bidding import (
     STRANGERS_LEASES_LIMIT,
     Terms,
     bid,
-    choose,
     price,
     rank,
     refusal,
@@ -135,7 +134,7 @@ def test_a_unit_worth_less_than_the_price_floor_is_refused_to_peers_alone():
 
 def test_what_a_unit_is_worth_does_not_depend_on_how_busy_the_node_is():
     assert worth(CALL) == price(CALL, TERMS, 0)
-    floor = but(min_price=worth(CALL) + 0.01, units_waiting=5)
+    floor = but(min_price=worth(CALL) + 0.01, waiting_s=5.0)
     assert price(CALL, floor, 0) > floor.min_price
     assert refusal(CALL, REQUESTER, floor).reason is Reason.PRICE
 
@@ -146,7 +145,7 @@ def test_a_stranger_learns_nothing_but_that_it_is_one():
 
 
 def test_a_busier_node_asks_more():
-    assert price(CALL, but(units_waiting=3), 0) > price(CALL, TERMS, 0)
+    assert price(CALL, but(waiting_s=3.0), 0) > price(CALL, TERMS, 0)
 
 
 def test_a_node_that_holds_the_program_asks_less():
@@ -172,35 +171,9 @@ def bids(**prices: float) -> dict[str, Bid]:
     return {p: msgspec.structs.replace(template, price=cost) for p, cost in prices.items()}
 
 
-def test_one_unit_goes_to_the_cheapest_bid():
-    assert choose(bids(a=3.0, b=1.0, c=2.0), 1) == ["b"]
-
-
-def test_many_units_go_to_every_bid_cheapest_first():
-    assert choose(bids(a=3.0, b=1.0, c=2.0), 50) == ["b", "c", "a"]
-
-
-def test_equal_prices_are_chosen_the_same_way_every_time():
-    assert choose(bids(c=1.0, a=1.0, b=1.0), 2) == ["a", "b"]
-
-
-def test_no_bid_and_no_unit_choose_nobody():
-    assert choose({}, 5) == []
-    assert choose(bids(a=1.0), 0) == []
-
-
 def test_the_owner_s_units_go_first_and_a_stranger_s_last():
     peers = [generate().peer_id, REQUESTER, PROVIDER]
     assert sorted(peers, key=lambda peer: rank(peer, TERMS)) == [PROVIDER, REQUESTER, peers[0]]
-
-
-def test_at_equal_prices_a_proven_claim_goes_first_and_a_lower_price_before_it():
-    unproven, proven = sorted(generate().peer_id for _ in range(2))
-    bids = dict.fromkeys((unproven, proven), bid(CALL, TERMS, 0, "0" * 32))
-    assert choose(bids, 1) == [unproven]
-    assert choose(bids, 1, {proven}) == [proven]
-    cheaper = bids | {unproven: msgspec.structs.replace(bids[proven], price=0.0)}
-    assert choose(cheaper, 1, {proven}) == [unproven]
 
 
 def test_strangers_cannot_take_every_lease():

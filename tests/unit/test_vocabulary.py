@@ -4,7 +4,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from strategies import a_bid, a_call
+from strategies import ALICE, INPUT, a_bid, a_call, some_results, some_units
 
 from shoal.protocol import vocabulary
 from shoal.protocol.codec import encode
@@ -12,6 +12,7 @@ from shoal.protocol.errors import VersionError
 from shoal.protocol.limits import PROTOCOL_MINOR
 from shoal.protocol.messages import (
     Bid,
+    Cancel,
     Challenge,
     Draw,
     Hello,
@@ -22,6 +23,8 @@ from shoal.protocol.messages import (
     RequestBody,
     Response,
     ResponseBody,
+    Share,
+    UnitRequest,
 )
 from shoal.protocol.versions import OWN, is_newer, misfit
 from shoal.protocol.vocabulary import SINCE, knows, read_greeting, said_to
@@ -64,14 +67,39 @@ def test_a_reason_that_a_peer_does_not_know_is_said_in_words(monkeypatch):
 
 
 def test_what_every_version_knows_is_said_as_it_is():
-    for body in (a_call(), a_bid(), REFUSAL):
+    for body in (a_call(), a_bid(batch_max=1), REFUSAL):
         assert said_to(OLD, body) is body
+
+
+def test_of_batches_an_older_peer_hears_nothing():
+    old = said_to((OWN[0], 2), a_bid(batch_max=64))
+    assert b"batch_max" not in encode(old)
+    assert old.in_flight_max == a_bid().in_flight_max
+    many = Cancel(call="ab" * 16, unit="a", others=("b",))
+    assert b"others" not in encode(said_to((OWN[0], 2), many))
+    for batch in (some_units("a"), some_results("a")):
+        assert said_to(OWN, batch) is batch
+        with pytest.raises(VersionError):
+            said_to((OWN[0], 2), batch)
 
 
 def test_every_field_that_is_younger_than_its_message_has_a_default():
     for holder, name in vocabulary.FIELDS_SINCE:
         field = next(f for f in msgspec.structs.fields(holder) if f.name == name)
         assert not field.required
+
+
+def test_what_is_said_of_kept_outputs_is_left_out_for_older_peers():
+    keep = UnitRequest(
+        call="ab" * 16, unit="j/0", inputs=(), keep=True, sources=((INPUT, ALICE.peer_id),)
+    )
+    missing = msgspec.structs.replace(REFUSAL, missing=INPUT)
+    for body, words in ((keep, (b"keep", b"sources")), (missing, (b"missing",))):
+        old = encode(said_to((OWN[0], 2), body))
+        assert not any(word in old for word in words)
+        assert said_to((OWN[0], 3), body) is body
+    with pytest.raises(VersionError, match="Share"):
+        said_to((OWN[0], 2), Share(blobs=(INPUT,), peer=ALICE.peer_id))
 
 
 @pytest.mark.parametrize(
