@@ -1,4 +1,4 @@
-"""How a provider answers a call, what it asks, and how a requester chooses.
+"""How a provider answers a call, and what it asks.
 
 Pure functions of values; the pipeline gathers the values and carries out what
 is decided here. Prices are in credits (1 credit = 10^12 exact multiply-adds);
@@ -8,7 +8,7 @@ they order bids and nothing is paid.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from shoal.crypto.peer_id import PeerId
@@ -68,6 +68,8 @@ class Terms:
     sandboxed: bool = False
     min_price: float = 0.0
     time_limit_s: float = math.inf
+    starting: bool = False
+    """Whether devices are still tested: what is not offered yet may be in some seconds."""
 
 
 def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
@@ -79,8 +81,10 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
     stranger = rank(requester, terms) > FRIEND
     if reason is not None:
         pass
+    elif terms.starting and call.numeric_class not in terms.executors:
+        reason = (Reason.BUSY, "it has just started and still tests its devices")
     elif not terms.executors:
-        reason = (Reason.NO_DEVICE, "no executor of this node works, or none was probed yet")
+        reason = (Reason.NO_DEVICE, "no executor of this node works")
     elif call.numeric_class not in terms.executors:
         offered = ", ".join(sorted(terms.executors))
         reason = (Reason.CLASS_NOT_OFFERED, f"offered here: {offered}")
@@ -187,20 +191,6 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str, *, batches: bool 
         valid_s=BID_VALID_S,
         batch_max=BATCH_UNITS_LIMIT if batches else 1,
     )
-
-
-def choose(
-    bids: Mapping[PeerId, Bid], units_waiting: int, proven: Collection[PeerId] = ()
-) -> Sequence[PeerId]:
-    """Whose bids to award, best first.
-
-    The cheapest, and no more of them than units wait: each provider works on
-    one unit at a time, so more leases than units would only stand idle.
-    At equal prices those go first whose claims are ``proven`` (`node.proofs`). What is
-    equal still is ordered by peer id, so that the choice can be repeated.
-    """
-    ranked = sorted(bids, key=lambda peer: (bids[peer].price, peer not in proven, peer))
-    return ranked[:units_waiting]
 
 
 def rank(requester: PeerId, terms: Terms) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import bidding
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
 from shoal.node.errors import StoreError
+from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
+from shoal.node.lineage import Lineage
 from shoal.node.records import JobId, Unit
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
@@ -65,8 +67,14 @@ class House:
     terms: Callable[[], bidding.Terms]
     known: KnownBlobs = field(default_factory=KnownBlobs)
     """What peers are known to have; this node's own user needs no entry."""
+    kept: KeptOutputs = field(default_factory=KeptOutputs)
+    """What this node's provider keeps for its requesters."""
+    lineage: Lineage = field(default_factory=Lineage)
+    """How often this node's own units were made anew."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
     fetching_from: Turns[PeerId] = field(default_factory=lambda: Turns(FETCHES_AT_ONCE))
+    adding: Turns[JobId] = field(default_factory=Turns)
+    """Whoever adds units to a job: their indices follow one another."""
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
     """Report what a peer did against the rules: see `node.conduct`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
@@ -142,22 +150,48 @@ async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:
     return spec_of_blob(await store.read_chunk(blob_id, 0), store.size_bytes(blob_id))
 
 
+async def small_inputs(house: House, units: Iterable[Unit]) -> dict[BlobId, bytes]:
+    """Those inputs of the units that are in the journal and not in the store."""
+    inputs = {blob_id for unit in units for blob_id in unit.inputs.values()}
+    unheld = [blob_id for blob_id in inputs if not house.store.holds(blob_id)]
+    return await house.journal.tensors(unheld) if unheld else {}
+
+
 async def inline_blobs(
-    store: BlobStore, blob_ids: Iterable[BlobId], room: int = INLINE_LIMIT_BYTES
+    house: House, unit: Unit, small: Mapping[BlobId, bytes], room: int = INLINE_LIMIT_BYTES
 ) -> tuple[bytes, ...]:
-    """As many of the blobs as fit into ``room`` bytes of one message."""
+    """As many inputs of a unit as fit into ``room`` bytes of one message.
+
+    Of the ``small`` ones, as `small_inputs` gives them, those that do not fit are put into
+    the store for as long as the job runs: there they can be fetched from.
+    """
     blobs: list[bytes] = []
-    for blob_id in dict.fromkeys(blob_ids):
-        if store.size_bytes(blob_id) <= room:
-            blobs.append(await store.get_bytes(blob_id))
-            room -= len(blobs[-1])
+    for blob_id in dict.fromkeys(unit.inputs.values()):
+        blob = small.get(blob_id)
+        if blob is None and not house.store.holds(blob_id):
+            continue  # it was left with a peer
+        size_bytes = house.store.size_bytes(blob_id) if blob is None else len(blob)
+        if size_bytes <= room:
+            blobs.append(await house.store.get_bytes(blob_id) if blob is None else blob)
+            room -= size_bytes
+        elif blob is not None:
+            house.store.pin(blob_id, unit.job)
+            await house.store.put_bytes(blob)
     return tuple(blobs)
 
 
 async def hold(
-    house: House, peer: PeerId, blob_id: BlobId, pin_by: str, limit_bytes: int
+    house: House,
+    peer: PeerId,
+    blob_id: BlobId,
+    pin_by: str,
+    limit_bytes: int,
+    source: PeerId | None = None,
 ) -> None:
     """Hold a blob that ``peer`` has too, until ``pin_by`` lets go.
+
+    It is asked of ``peer``, or of a ``source`` that keeps it for that peer. A source is to
+    be reached by now, and to know protocol 1.3.
 
     What is held already is used only where the peer is known to have it; else the
     peer sends it, or proves to have it (`blob_transfer.fetch_blob`). To a peer that
@@ -172,26 +206,32 @@ async def hold(
     async with house.fetching.take((peer, blob_id)):  # two units of its want it once
         if usable(house, peer, blob_id):
             return
-        stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
+        asked = source or peer
+        stream = partial(house.network.open_stream, asked, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
         try:
-            async with house.fetching_from.take(peer):
+            async with house.fetching_from.take(asked):
                 await fetch_blob(
                     stream,
                     blob_id,
                     house.store,
                     own=house.peer_id,
                     limit_bytes=limit_bytes,
-                    newer=house.control.versions.is_newer(peer),
+                    requester=peer if source else None,
+                    newer=house.control.versions.is_newer(asked),
                 )
         except RemoteProtocolError as error:
-            house.broke(peer, Offence.BAD_BLOB, error.message)
+            house.broke(asked, Offence.BAD_BLOB, error.message)
             raise
         note_known(house, peer, [blob_id])
 
 
 def usable(house: House, peer: PeerId, blob_id: BlobId) -> bool:
     """Whether a blob is held, and may be used for ``peer`` as it is."""
-    known = peer == house.peer_id or house.known.has(peer, blob_id)
+    known = (
+        peer == house.peer_id
+        or house.known.has(peer, blob_id)
+        or house.kept.keeps(peer, blob_id)
+    )
     return known and house.store.holds(blob_id)
 
 

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shoal.crypto.errors import ShoalError
     from shoal.node.client import AsyncClient, Client
+    from shoal.node.client.executor import Executor
+    from shoal.node.client.remote import remote
     from shoal.node.errors import (
         DaemonError,
         DaemonUnreachableError,
         JobFailedError,
         WaitTimeoutError,
     )
+    from shoal.node.records import OutputRef
 
 __version__ = "0.1.0"
 
@@ -31,9 +34,12 @@ _HOME_OF = {
     "Client": "shoal.node.client",
     "DaemonError": "shoal.node.errors",
     "DaemonUnreachableError": "shoal.node.errors",
+    "Executor": "shoal.node.client.executor",
     "JobFailedError": "shoal.node.errors",
+    "OutputRef": "shoal.node.records",
     "ShoalError": "shoal.crypto.errors",
     "WaitTimeoutError": "shoal.node.errors",
+    "remote": "shoal.node.client.remote",
 }
 
 __all__ = [
@@ -41,10 +47,13 @@ __all__ = [
     "Client",
     "DaemonError",
     "DaemonUnreachableError",
+    "Executor",
     "JobFailedError",
+    "OutputRef",
     "ShoalError",
     "WaitTimeoutError",
     "__version__",
+    "remote",
 ]
 
 

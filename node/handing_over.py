@@ -1,0 +1,235 @@
+"""One batch of units, to a provider and back: the requester's part of the data path.
+
+Hands the units over, asks again where only the link broke, checks each answer, takes the
+outputs in and writes all ends of the batch down at once. What is decided by what came back
+is `node.scheduling`'s; here it is told of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from shoal.crypto.content import BlobId
+from shoal.crypto.errors import ShoalError
+from shoal.node import chaining, pipeline
+from shoal.node.errors import JobError, NetworkError, StoreError
+from shoal.node.records import Ended, Failure, Unit
+from shoal.node.running_jobs import Ending, Held, RunningJob
+from shoal.node.scheduling import events
+from shoal.node.scheduling.setbacks import HANDED_BACK
+from shoal.protocol.messages import Reason, Refusal, UnitResult
+
+if TYPE_CHECKING:
+    from shoal.node.house import House
+    from shoal.node.lineage import Left, Supply
+    from shoal.node.scheduling.state import Batch, State
+
+RECONNECT_S = (0.0, 1.0)
+"""When a broken link is tried again, in seconds after the last try: a provider that is there
+answers from memory what it ran, and one that was restarted says so at once."""
+
+REACH_TIME_LIMIT_S = 3.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a batch.
+
+    Attributes:
+        ends: Units that are done, to be written down.
+        failed: How many were called errors.
+        given_up: Units that have failed, since what they need cannot be had any more.
+        refusal: Why the provider takes no more under the lease, where it said so.
+        problem: Why the lease is broken.
+    """
+
+    ends: list[Ended] = field(default_factory=list)
+    failed: int = 0
+    given_up: list[int] = field(default_factory=list)
+    refusal: Refusal | None = None
+    problem: ShoalError | None = None
+
+
+async def hand_over(
+    house: House, state: State, running: RunningJob, held: Held, batch: Batch, cost_s: float
+) -> Outcome:
+    """Take one batch to its provider and its answers back.
+
+    Outputs are held for the caller, who writes the ends down and then lets go of them by
+    `pipeline.let_go`.
+
+    Raises:
+        ShoalError: The lease is broken, and nothing of the batch came back.
+        StoreError: This node has no room for an output.
+    """
+    outcome = Outcome()
+    units, supply = await _supplied(house, state, running, batch, outcome)
+    if not units:
+        events.came_back(state, batch.id, trio.current_time(), 0, cost_s)
+        return outcome
+    started_s = trio.current_time()
+    answers = await _ask(house, running, held, units, supply)
+    now_s = trio.current_time()
+    ran = sum(isinstance(answer, UnitResult) for answer in answers.values())
+    events.came_back(state, batch.id, now_s, ran, cost_s)
+    for unit in units:
+        answer = answers.get(unit.index)
+        if answer is None or unit.index not in batch.open or unit.index in batch.unwanted:
+            continue
+        if isinstance(answer, Refusal):
+            if not await _lacks_input(house, state, running, batch, unit, answer, outcome):
+                _refused(state, running, batch, unit, answer, outcome)
+            continue
+        if outcome.problem is not None:
+            continue
+        timed = msgspec.structs.replace(unit, seconds=(now_s - started_s) / max(1, ran))
+        try:
+            await _result(house, state, running, held, batch, timed, answer, outcome)
+        except StoreError:
+            raise
+        except ShoalError as error:
+            outcome.problem = error
+    return outcome
+
+
+async def _supplied(
+    house: House, state: State, running: RunningJob, batch: Batch, outcome: Outcome
+) -> tuple[list[Unit], Supply]:
+    """The units of a batch, and how their provider gets their inputs.
+
+    Units that lost an input are not among them: they wait until it is made anew.
+    """
+    units = []
+    for index in batch.open:
+        unit = running.units[index]
+        unit = msgspec.structs.replace(unit, attempts=unit.attempts + 1)
+        running.units[index] = unit
+        units.append(unit)
+    supply = await chaining.supply(house, batch.peer, units)
+    for unit in units:
+        if lost := supply.lost.get(unit.index):
+            await _wait_again(house, state, running, batch, unit, lost, outcome)
+    return [unit for unit in units if unit.index in batch.open], supply
+
+
+async def _ask(
+    house: House, running: RunningJob, held: Held, units: list[Unit], supply: Supply
+) -> dict[int, UnitResult | Refusal]:
+    """Hand over, and ask again for the same units where the link broke and came back."""
+    waits_s = iter(RECONNECT_S)
+    while True:
+        try:
+            if len(units) == 1:
+                (unit,) = units
+                sources = supply.sources[unit.index]
+                answer = await pipeline.hand_over(house, running.need, held.side, unit, sources)
+                return {unit.index: answer}
+            return await pipeline.hand_over_together(
+                house, running.need, held.side, units, supply.sources
+            )
+        except NetworkError as error:
+            wait_s = next(waits_s, None)
+            if error.code == "no_answer" or wait_s is None:
+                raise
+            await trio.sleep(wait_s)
+            with trio.move_on_after(REACH_TIME_LIMIT_S) as reaching:
+                await house.reach(held.side.provider)
+            if reaching.cancelled_caught:
+                raise
+
+
+async def _lacks_input(
+    house: House,
+    state: State,
+    running: RunningJob,
+    batch: Batch,
+    unit: Unit,
+    answer: Refusal,
+    outcome: Outcome,
+) -> bool:
+    """Look into a refusal that may be the fault of whom an input was left with.
+
+    Returns:
+        Whether it is: then it is nothing against the provider, nor against the unit.
+    """
+    lost: tuple[Left, ...] = ()
+    missing = answer.missing if answer.reason is Reason.DATA_MISSING else None
+    if missing in unit.inputs.values() and not house.store.holds(BlobId(missing)):
+        lost = await chaining.not_found(house, unit, BlobId(missing))
+        if house.store.holds(BlobId(missing)):
+            events.handed_back(state, batch.id, unit.index)
+            return True
+    elif answer.reason is Reason.PROGRAM_REFUSED:
+        lost = await chaining.false_inputs(house, unit)
+    if lost:
+        await _wait_again(house, state, running, batch, unit, lost, outcome)
+    return bool(lost)
+
+
+async def _wait_again(
+    house: House,
+    state: State,
+    running: RunningJob,
+    batch: Batch,
+    unit: Unit,
+    lost: tuple[Left, ...],
+    outcome: Outcome,
+) -> None:
+    """Take a unit out that lost inputs, until they are there again; or give it up."""
+    events.waits_again(state, batch.id, unit.index)
+    running.units.pop(unit.index, None)
+    try:
+        await chaining.wait_again(house, unit, lost)
+    except JobError as error:
+        failure = Failure(error.code, error.message, error.hint)
+        running.errors[unit.index] = Ending(unit, None, failure, None)
+        outcome.given_up.append(unit.index)
+
+
+def _refused(  # of one answer
+    state: State,
+    running: RunningJob,
+    batch: Batch,
+    unit: Unit,
+    answer: Refusal,
+    outcome: Outcome,
+) -> None:
+    if answer.reason in HANDED_BACK:
+        events.handed_back(state, batch.id, unit.index)
+        events.lease_closed(state, batch.lease)
+        outcome.refusal = answer
+    elif answer.reason is Reason.PROGRAM_REFUSED:
+        failure = Failure(answer.reason.value, answer.detail)
+        running.errors[unit.index] = Ending(unit, batch.peer, failure, None)
+        events.failed(state, batch.id, unit.index)
+        outcome.failed += 1
+    else:
+        outcome.problem = JobError(
+            answer.detail or answer.reason.value, code=answer.reason.value
+        )
+
+
+async def _result(  # of one answer
+    house: House,
+    state: State,
+    running: RunningJob,
+    held: Held,
+    batch: Batch,
+    unit: Unit,
+    answer: UnitResult,
+    outcome: Outcome,
+) -> None:
+    receipt = pipeline.verify(running.need, held.side, unit, answer)
+    if receipt.error is not None:
+        failure = Failure(receipt.error.code, receipt.error.message)
+        running.errors[unit.index] = Ending(unit, batch.peer, failure, answer.receipt)
+        events.failed(state, batch.id, unit.index)
+        outcome.failed += 1
+        return
+    outcome.ends.append(
+        await pipeline.take_outputs(house, running.need, held.side, unit, answer, receipt)
+    )
