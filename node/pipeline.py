@@ -71,6 +71,7 @@ from shoal.protocol.limits import (
     BATCH_SOURCES_LIMIT,
     BATCH_UNITS_LIMIT,
     INLINE_LIMIT_BYTES,
+    SOURCE_BYTES,
     SOURCES_LIMIT,
 )
 from shoal.protocol.messages import (
@@ -336,7 +337,10 @@ async def hand_over_together(
     names = {unit_name(unit): unit for unit in units}
     requests = []
     small = await small_inputs(house, units)
-    named_bytes = sum(ports_bytes(unit.inputs.items()) for unit in units)
+    named_bytes = sum(
+        ports_bytes(unit.inputs.items()) + len(sources.get(unit.index, ())) * SOURCE_BYTES
+        for unit in units
+    )
     room = min(INLINE_LIMIT_BYTES, side.room_bytes - named_bytes)
     for name, unit in names.items():
         house.rights.grant(side.award_id, side.provider, unit.inputs.values())
