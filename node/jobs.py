@@ -21,6 +21,7 @@ import trio
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.node import chaining, handing_over, pipeline
+from shoal.node.account import nobody_bids
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S, House
 from shoal.node.job_views import JobViews
@@ -39,7 +40,6 @@ from shoal.node.records import (
 from shoal.node.running_jobs import Ending, Held, RunningJob, prepare
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
-from shoal.node.scheduling.fail_fast import nobody_bids
 from shoal.node.scheduling.outlooks import outlook
 from shoal.node.scheduling.plan import WINDOW_UNITS, plan
 from shoal.node.scheduling.setbacks import setback_of
@@ -628,7 +628,7 @@ class Jobs:
 
     async def _fail_fast(self, running: RunningJob) -> None:
         answers = await self._house.journal.answers(running.need.job.id)
-        running.failure = nobody_bids(answers, self._house.peer_id)
+        running.failure = nobody_bids(running.need.job, answers, self._house.peer_id)
         running.finished.set()
 
 

@@ -5,10 +5,8 @@ import math
 import pytest
 from simulated_peers import CLASS, Peer, Simulation
 
-from shoal.node.records import Answer
 from shoal.node.scheduling import events
 from shoal.node.scheduling import state as s
-from shoal.node.scheduling.fail_fast import nobody_bids
 from shoal.node.scheduling.feeding import BATCH_S, COPIES_FEW, COPIES_SHARE
 from shoal.node.scheduling.outlooks import outlook
 from shoal.node.scheduling.placement import score
@@ -223,17 +221,3 @@ def test_an_outlook_tells_what_each_peer_does():
     assert seen.units_waiting + seen.units_out == 100 - len(simulation.results["j"])
     assert seen.ends_in_s == pytest.approx((100 - len(simulation.results["j"])) / 2, rel=0.2)
     assert seen.share == 1.0
-
-
-def test_a_failure_for_want_of_bids_names_each_peer_and_a_step():
-    answers = [
-        Answer("j", "me", 0.0, "class_not_offered", "offered here: fp32"),
-        Answer("j", "peer", 0.0, "price"),
-        Answer("j", "gone", 0.0, "unreachable", "no route"),
-    ]
-    failure = nobody_bids(answers, "me")
-    assert failure.code == "nobody_bids"
-    assert "this node does not offer this numeric class (offered here: fp32)" in failure.message
-    assert "peer takes only units that are worth more" in failure.message
-    assert "--class" in failure.hint
-    assert "no known node" in nobody_bids([], "me").message
