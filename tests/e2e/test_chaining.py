@@ -136,9 +136,9 @@ def test_what_lies_between_the_stages_never_passes_through_the_submitter(chain):
         providers = {u.provider for job in jobs for u in client.units(job.id, 0, UNITS)}
     stage_bytes = UNITS * OUTPUT_BYTES
     print(
-        f"\n{STAGES} stages of {UNITS} units with outputs of {OUTPUT_BYTES} bytes; {len(between)} "
-        f"of them between the stages, {len(between) * OUTPUT_BYTES} bytes, and of these in the "
-        f"submitter's store: {len(held & between)}\nover the submitter's streams, in bytes: "
+        f"\n{STAGES} stages of {UNITS} units with outputs of {OUTPUT_BYTES} bytes; "
+        f"{len(between)} of them between the stages, {len(between) * OUTPUT_BYTES} bytes, and "
+        f"of these in the submitter's store: {len(held & between)}\nover the submitter's streams, in bytes: "
         f"{two_stages} for the first two stages, {last_stage} for the last, whose results "
         f"have {stage_bytes}"
     )
