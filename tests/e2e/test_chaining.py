@@ -138,7 +138,8 @@ def test_what_lies_between_the_stages_never_passes_through_the_submitter(chain):
     print(
         f"\n{STAGES} stages of {UNITS} units with outputs of {OUTPUT_BYTES} bytes; "
         f"{len(between)} of them between the stages, {len(between) * OUTPUT_BYTES} bytes, and "
-        f"of these in the submitter's store: {len(held & between)}\nover the submitter's streams, in bytes: "
+        f"of these in the submitter's store: {len(held & between)}\n"
+        "bytes over the submitter's streams: "
         f"{two_stages} for the first two stages, {last_stage} for the last, whose results "
         f"have {stage_bytes}"
     )
