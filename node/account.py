@@ -22,8 +22,12 @@ NOBODY_BIDS = "nobody_bids"
 """The failure of a job that was to end where nobody bids (`JobSpec.fail_fast`)."""
 
 
+TOLD_LIMIT = 8
+"""Causes in the message of a job that has failed so: more than a person reads."""
+
+
 def nobody_bids(job: Job, answers: Sequence[Answer], own: PeerId) -> Failure:
-    """How a job fails that is not to wait: with the first thing `shoal job why` says of it.
+    """How a job fails that is not to wait: with what `shoal job why` says of it.
 
     Args:
         job: The job, while it still runs.
@@ -42,10 +46,11 @@ def nobody_bids(job: Job, answers: Sequence[Answer], own: PeerId) -> Failure:
             f"{job.numeric_class} and takes work now",
             f"`shoal job why {job.id}` tells who is known; or {wait}",
         )
-    more = f"; `shoal job why {job.id}` tells of the others" if len(causes) > 1 else ""
-    first = causes[0]
+    told = "; ".join(cause.sentence for cause in causes[:TOLD_LIMIT])
+    more = f"; and {len(causes) - TOLD_LIMIT} more" if len(causes) > TOLD_LIMIT else ""
+    rest = f"; `shoal job why {job.id}` tells what else would" if len(causes) > 1 else ""
     return Failure(
-        NOBODY_BIDS, f"nobody bids for it: {first.sentence}", f"{first.step}{more}; or {wait}"
+        NOBODY_BIDS, f"nobody bids for it: {told}{more}", f"{causes[0].step}{rest}; or {wait}"
     )
 
 

@@ -17,6 +17,7 @@ what it made this node look for.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +37,8 @@ from shoal.protocol.messages import (
     ResponseBody,
     UnitRequest,
     UnitResult,
+    UnitsRequest,
+    UnitsResult,
 )
 
 MS_PER_S: Final = 250.0
@@ -72,10 +75,13 @@ ADVERT_MS: Final = 0.15
 UNIT_MS: Final = 0.25
 """Of a unit that ran: less than it costs, so that it is the lease that bounds units."""
 
+BATCHED_MS: Final = 0.02
+"""The same of each unit that came with others in one message."""
+
 NOTHING_MS: Final = 4.0
 """For what is refused or fails: honest peers seldom ask for what they do not get."""
 
-_KIND_MS: Final = {
+_KIND_MS: Final[Mapping[type, float]] = {
     Digest: 1.0,  # beside its bytes: the table is gone through
     Call: 0.5,
     AwardOffer: 1.0,  # a signature
@@ -91,6 +97,10 @@ def cost_ms(
     """What a request has cost, with its answer; None is one that was not understood."""
     if isinstance(body, UnitRequest) and isinstance(answer, UnitResult):
         return UNIT_MS
+    if isinstance(body, UnitsRequest) and isinstance(answer, UnitsResult):
+        ran = sum(isinstance(unit, UnitResult) for unit in answer.answers)
+        refused = len(answer.answers) - ran
+        return UNIT_MS + BATCHED_MS * ran + NOTHING_MS * (not ran) + UNIT_MS * refused
     cost = FRAME_MS + (request_bytes + answer_bytes) / 1024 * MS_PER_KIB
     cost += _KIND_MS.get(type(body), 0.0)
     if isinstance(body, Adverts):
@@ -106,7 +116,7 @@ def is_refusable(body: RequestBody) -> bool:
     What belongs to a lease is held back and no more: a unit refused would break a
     lease that both sides need, for the sake of whatever else the peer asks.
     """
-    return not isinstance(body, UnitRequest | Cancel | Release)
+    return not isinstance(body, UnitRequest | UnitsRequest | Cancel | Release)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""How a provider answers a call, what it asks, and how a requester chooses.
+"""How a provider answers a call, and what it asks.
 
 Pure functions of values; the pipeline gathers the values and carries out what
 is decided here. Prices are in credits (1 credit = 10^12 exact multiply-adds);
@@ -8,12 +8,12 @@ they order bids and nothing is paid.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
-from shoal.protocol.limits import LEASE_UNITS_LIMIT
+from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT, UNITS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import Bid, Call, Reason, Refusal
 
 BASE_PRICE = 1.0
@@ -35,7 +35,7 @@ OWN, FRIEND, STRANGER = range(3)
 """Ranks of requesters: whose units go first where several wait."""
 
 IN_FLIGHT = 2
-"""One unit runs while the next one's inputs arrive."""
+"""One unit runs while the next one's inputs arrive; of a requester that sends no batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +166,16 @@ def price(call: Call, terms: Terms, held_bytes: int) -> float:
     return BASE_PRICE * (1.0 + terms.units_waiting) + fetch
 
 
-def bid(call: Call, terms: Terms, held_bytes: int, nonce: str) -> Bid:
-    """The bid of a node that has no reason to refuse; ``nonce`` is drawn for it alone."""
+def bid(call: Call, terms: Terms, held_bytes: int, nonce: str, *, batches: bool = False) -> Bid:
+    """The bid of a node that has no reason to refuse.
+
+    Args:
+        call: What is asked for.
+        terms: What this node offers now.
+        held_bytes: How much of the program this node holds already.
+        nonce: Drawn for this bid alone.
+        batches: Whether the requester knows how to send many units in one message.
+    """
     return Bid(
         call=call.call,
         nonce=nonce,
@@ -175,23 +183,10 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str) -> Bid:
         executor=terms.executors[call.numeric_class],
         price=price(call, terms, held_bytes),
         units_max=LEASE_UNITS_LIMIT,
-        in_flight_max=IN_FLIGHT,
+        in_flight_max=UNITS_IN_FLIGHT_LIMIT if batches else IN_FLIGHT,
         valid_s=BID_VALID_S,
+        batch_max=BATCH_UNITS_LIMIT if batches else 1,
     )
-
-
-def choose(
-    bids: Mapping[PeerId, Bid], units_waiting: int, proven: Collection[PeerId] = ()
-) -> Sequence[PeerId]:
-    """Whose bids to award, best first.
-
-    The cheapest, and no more of them than units wait: each provider works on
-    one unit at a time, so more leases than units would only stand idle.
-    At equal prices those go first whose claims are ``proven`` (`node.proofs`). What is
-    equal still is ordered by peer id, so that the choice can be repeated.
-    """
-    ranked = sorted(bids, key=lambda peer: (bids[peer].price, peer not in proven, peer))
-    return ranked[:units_waiting]
 
 
 def rank(requester: PeerId, terms: Terms) -> int:

@@ -34,7 +34,7 @@ from shoal.node.house import House
 from shoal.node.introductions import Introductions
 from shoal.node.jobs import open_jobs
 from shoal.node.joining import Joining
-from shoal.node.known_peers import find_seeds, is_proven, providers
+from shoal.node.known_peers import facts_of, find_seeds, is_proven, providers
 from shoal.node.lifecycle import Lifecycle
 from shoal.node.logs import no_logs, set_up_logs
 from shoal.node.membership import Membership, open_membership
@@ -230,10 +230,15 @@ async def serve(
             idle=lambda: not provider.units_waiting and not jobs.running,
         )
         provider = await stack.enter_async_context(open_provider(house))
-        jobs = await stack.enter_async_context(open_jobs(house, partial(providers, membership)))
+        jobs = await stack.enter_async_context(
+            open_jobs(
+                house, partial(providers, membership), partial(facts_of, membership, conduct)
+            )
+        )
         daemon = Daemon(
             lifecycle=lifecycle,
             identity=identity,
+            house=house,
             swarm_key=swarm_key,
             network=network,
             blobs=blobs,

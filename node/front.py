@@ -20,7 +20,7 @@ import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
-from shoal.node import reload
+from shoal.node import pipeline, reload
 from shoal.node.account import about_unit, told
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
@@ -67,9 +67,11 @@ from shoal.protocol.messages import (
     Reason,
     Release,
     UnitRequest,
+    UnitsRequest,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
     from shoal.compute.devices import Device, Inventory
@@ -82,13 +84,23 @@ if TYPE_CHECKING:
     from shoal.node.causes import Explanation
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
+    from shoal.node.house import House
     from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
+    from shoal.node.journal_results import Order
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.reachability import Reachability
-    from shoal.node.records import CutView, Job, JobId, JobSpec, OwnerView, Unit
+    from shoal.node.records import (
+        CutView,
+        GivenUnit,
+        Job,
+        JobId,
+        JobSpec,
+        OwnerView,
+        Unit,
+    )
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -102,6 +114,7 @@ class Daemon:
 
     lifecycle: Lifecycle
     identity: Identity
+    house: House
     swarm_key: SwarmKey | None
     network: Network
     blobs: BlobStore
@@ -219,9 +232,44 @@ class Daemon:
         """The manifest of a program held; raises as `register_program`."""
         return await program_of(self.blobs, program)
 
-    async def submit(self, spec: JobSpec) -> Job:
+    async def submit(self, spec: JobSpec, units: Sequence[GivenUnit]) -> Job:
         """Take a job; raises ProgramError where inputs do not fit the program."""
-        return await self.jobs_running.submit(spec)
+        return await self.jobs_running.submit(spec, units)
+
+    async def add_units(self, job_id: JobId, units: Sequence[GivenUnit], at: int | None) -> Job:
+        """Add units to an open job, all of them or none; raises as `pipeline.add_units`."""
+        job = await pipeline.add_units(self.house, job_id, units, at)
+        self.jobs_running.units_added(job_id)
+        return job
+
+    async def seal(self, job_id: JobId) -> Job:
+        """No more units come to an open job."""
+        job = await self.journal.seal_job(job_id)
+        self.jobs_running.sealed(job_id)
+        return job
+
+    async def cancel_units(self, job_id: JobId, indices: Sequence[int]) -> tuple[int, ...]:
+        """Cancel units that nobody runs; gives the indices of those that are cancelled."""
+        return await self.jobs_running.cancel_units(job_id, indices)
+
+    async def results(
+        self, job_id: JobId, after: int, limit: int, order: Order
+    ) -> tuple[list[Unit], int]:
+        """Units that have ended, and the ``after`` of those that follow them."""
+        units = await self.journal.results(job_id, after, limit, order)
+        if not units:
+            return units, after
+        last = units[-1].index if order == "given" else units[-1].ended
+        assert last is not None
+        return units, last
+
+    async def note_read(self, job_id: JobId, until: int, order: Order) -> None:
+        """Note that the results up to ``until`` were given out."""
+        await self.journal.note_read(job_id, until, order)
+
+    async def small_tensors(self, ids: Sequence[BlobId]) -> dict[BlobId, bytes]:
+        """Those of ``ids`` that the journal holds."""
+        return await self.journal.tensors(ids) if ids else {}
 
     async def jobs(self, limit: int) -> list[Job]:
         """The newest jobs first."""
@@ -259,7 +307,7 @@ class Daemon:
             self.versions,
             self.jobs_running.leases(job_id),
             alone=self.joining.view().sentence,
-            outlook=None,
+            outlook=await self.jobs_running.outlook(job_id),
         )
         work = ()
         if job.state.final or job.units_failed:
@@ -414,7 +462,7 @@ class Daemon:
         match body:
             case Digest() | Adverts():
                 return await self.membership.answer(peer, body)
-            case Call() | AwardOffer() | UnitRequest() | Cancel() | Release():
+            case Call() | AwardOffer() | UnitRequest() | UnitsRequest() | Cancel() | Release():
                 return await self.provider.answer(peer, body)
             case Challenge() | Draw() | ProofOffer() | ProofsWanted():
                 return await self.prover.answer(peer, body)

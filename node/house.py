@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,8 @@ class House:
     """What peers are known to have; this node's own user needs no entry."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
     fetching_from: Turns[PeerId] = field(default_factory=lambda: Turns(FETCHES_AT_ONCE))
+    adding: Turns[JobId] = field(default_factory=Turns)
+    """Whoever adds units to a job: their indices follow one another."""
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
     """Report what a peer did against the rules: see `node.conduct`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
@@ -142,14 +144,33 @@ async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:
     return spec_of_blob(await store.read_chunk(blob_id, 0), store.size_bytes(blob_id))
 
 
-async def inline_blobs(store: BlobStore, blob_ids: Iterable[BlobId]) -> tuple[bytes, ...]:
-    """As many of the blobs as fit into one message."""
+async def small_inputs(house: House, units: Iterable[Unit]) -> dict[BlobId, bytes]:
+    """Those inputs of the units that are in the journal and not in the store."""
+    inputs = {blob_id for unit in units for blob_id in unit.inputs.values()}
+    unheld = [blob_id for blob_id in inputs if not house.store.holds(blob_id)]
+    return await house.journal.tensors(unheld) if unheld else {}
+
+
+async def inline_blobs(
+    house: House, unit: Unit, small: Mapping[BlobId, bytes], room: int = INLINE_LIMIT_BYTES
+) -> tuple[bytes, ...]:
+    """As many inputs of a unit as fit into ``room`` bytes of one message.
+
+    Of the ``small`` ones, as `small_inputs` gives them, those that do not fit are put into
+    the store for as long as the job runs: there they can be fetched from.
+    """
     blobs: list[bytes] = []
-    room = INLINE_LIMIT_BYTES
-    for blob_id in dict.fromkeys(blob_ids):
-        if store.size_bytes(blob_id) <= room:
-            blobs.append(await store.get_bytes(blob_id))
-            room -= len(blobs[-1])
+    for blob_id in dict.fromkeys(unit.inputs.values()):
+        blob = small.get(blob_id)
+        if blob is None and not house.store.holds(blob_id):
+            continue  # it was left with a peer
+        size_bytes = house.store.size_bytes(blob_id) if blob is None else len(blob)
+        if size_bytes <= room:
+            blobs.append(await house.store.get_bytes(blob_id) if blob is None else blob)
+            room -= size_bytes
+        elif blob is not None:
+            house.store.pin(blob_id, unit.job)
+            await house.store.put_bytes(blob)
     return tuple(blobs)
 
 

@@ -1,20 +1,17 @@
 """The requester's half of the node: takes each job's units to providers and back.
 
-One task per running job. It calls for bids while units wait, gives a lease to
-each bid chosen, and lets every lease pull units from the job's board until
-none wait. A lease that breaks puts its units back; other providers take them.
-Everything that is decided is decided in `node.bidding` and `node.unit_board`;
-everything that is done goes through the steps of `node.pipeline`.
+What is to be done is decided by `node.scheduling`, for all running jobs together; here it
+is done, by the steps of `node.pipeline`, and the scheduler is told what came of it. One
+task asks for the plan at every change; each running job has a nursery for what is under
+way for it.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,105 +19,49 @@ import structlog
 import trio
 
 from shoal.crypto.content import blob_id_of
-from shoal.crypto.errors import ShoalError, VerificationError
-from shoal.node import bidding, pipeline
-from shoal.node.answering import TOO_MANY_REQUESTS
-from shoal.node.control import LEFT_ALONE_S
-from shoal.node.errors import JobError, StoreError
-from shoal.node.house import RELEASE_TIME_LIMIT_S, House, program_blobs, program_of
+from shoal.crypto.errors import ShoalError
+from shoal.node import handing_over, pipeline
+from shoal.node.account import nobody_bids
+from shoal.node.errors import JobError, NetworkError, StoreError
+from shoal.node.house import RELEASE_TIME_LIMIT_S, House
 from shoal.node.job_views import JobViews
-from shoal.node.records import Answer, Failure, Job, JobId, JobSpec, JobState, UnitState
-from shoal.node.standing import Offence
-from shoal.node.unit_board import UnitBoard
-from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.messages import Reason, Refusal, UnitResult
+from shoal.node.records import (
+    Answer,
+    Ended,
+    Failure,
+    Job,
+    JobId,
+    JobSpec,
+    JobState,
+    Unit,
+    UnitState,
+)
+from shoal.node.running_jobs import Ending, Held, RunningJob, prepare
+from shoal.node.scheduling import actions as do
+from shoal.node.scheduling import events
+from shoal.node.scheduling.outlooks import outlook
+from shoal.node.scheduling.plan import WINDOW_UNITS, plan
+from shoal.node.scheduling.setbacks import setback_of
+from shoal.node.scheduling.state import Batch, Facts, Offer, State
+from shoal.protocol.messages import Refusal
+from shoal.protocol.negotiation import State as Stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
     from shoal.crypto.peer_id import PeerId
-    from shoal.node.pipeline import Need
-    from shoal.node.records import Unit
+    from shoal.node.outlook import Outlook
+    from shoal.node.records import GivenUnit
     from shoal.protocol.negotiation import RequesterSide
 
 RECALL_INTERVAL_S = 1.0
-"""Between two calls for bids of one job while units wait."""
+"""How often is looked for new peers while jobs run."""
 
-CALLED_LIMIT = 32
-"""Peers called for bids at once; this node and its links come first."""
-
-COOL_DOWN_S = {
-    Reason.BUSY: 2.0,
-    Reason.EXPIRED: 0.5,
-    Reason.DRAINING: 30.0,
-    Reason.PAUSED: 5.0,
-}
-COOL_DOWN_REFUSED_S = 20.0
-"""After a refusal for a reason that does not pass by itself."""
-HANDED_BACK = frozenset({Reason.BUSY, Reason.DRAINING, Reason.PAUSED})
-"""Refusals of a unit under a lease that tell of the provider and nothing of the unit."""
-
-COOL_DOWN_BROKEN_S = 5.0
-"""After a broken link, or words that broke the protocol."""
-
-COOL_DOWN_TOO_MANY_S = LEFT_ALONE_S
-"""After a peer said that it is asked too much: it is asked nothing before by anybody here."""
-
-OFFENCES = {
-    "unfitting_answer": Offence.UNFITTING_ANSWER,
-    "unknown_call": Offence.UNFITTING_ANSWER,
-    "unknown_award": Offence.UNFITTING_ANSWER,
-    "unknown_unit": Offence.UNFITTING_ANSWER,
-}
-"""Which words of a provider break the rules: not those that only came too late."""
-
-SETBACKS_LIMIT = 3
-"""Broken links in a row after which a peer is not counted on to try a failed unit again."""
+PLANS_AT_ONCE = 1000
+"""Plans carried out in a row before other tasks have their turn."""
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """How a unit ends if nobody else can try it: the newest error it was given."""
-
-    unit: Unit
-    peer: PeerId
-    failure: Failure
-    receipt: bytes | None
-
-
-@dataclass(slots=True)
-class _Lease:
-    """What the feeders of one lease share."""
-
-    side: RequesterSide
-    turns: Iterator[int]
-    """One for each unit that it is for; none where the provider takes no more, though
-    what it has in hand it may still end."""
-
-
-@dataclass(slots=True)
-class _RunningJob:
-    """What is in memory of a job while it runs."""
-
-    need: Need
-    board: UnitBoard
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    leases: set[PeerId] = field(default_factory=set)
-    not_before_s: dict[PeerId, float] = field(default_factory=dict)
-    setbacks: Counter[PeerId] = field(default_factory=Counter)
-    errors: dict[int, _Ending] = field(default_factory=dict)
-    changed: trio.Event = field(default_factory=trio.Event)
-    finished: trio.Event = field(default_factory=trio.Event)
-
-    def wake(self) -> None:
-        """Look at the board again: a unit ended or came back, or a lease is over."""
-        if self.board.finished:
-            self.finished.set()
-        self.changed.set()
-        self.changed = trio.Event()
 
 
 class Jobs:
@@ -131,6 +72,7 @@ class Jobs:
         providers: Gives the peers that may be called for bids now, this node's
             own provider among them; a pure look at the table of adverts.
         nursery: Owns one task for each running job.
+        facts: What is known of a peer, for a numeric class.
     """
 
     def __init__(
@@ -138,15 +80,22 @@ class Jobs:
         house: House,
         providers: Callable[[str], list[PeerId]],
         nursery: trio.Nursery,
+        facts: Callable[[PeerId, str], Facts] = lambda _peer, _class: Facts(),
     ) -> None:
         self._house = house
-        self._providers = providers
+        self._providers, self._facts = providers, facts
         self._nursery = nursery
-        self._running: dict[JobId, _RunningJob] = {}
+        self._running: dict[JobId, RunningJob] = {}
+        self._starting: set[JobId] = set()
+        self._state = State()
         self._views = JobViews(house.journal)
-        self._draining = False
+        self._changed = trio.Event()
+        self._letting_go = 0
         self.jobs_ended: Counter[JobState] = Counter()
         self.units_ended: Counter[UnitState] = Counter()
+        house.journal.touched = self._touched
+
+    # --- how things stand ---
 
     @property
     def running(self) -> int:
@@ -156,57 +105,117 @@ class Jobs:
     @property
     def units_waiting(self) -> int:
         """How many units of running jobs no lease has taken."""
-        return sum(running.board.waiting for running in self._running.values())
+        return sum(job.backlog for job in self._state.jobs.values())
 
     @property
     def units_out(self) -> int:
         """How many units of running jobs are in the hands of a provider."""
-        return sum(running.board.out for running in self._running.values())
-
-    def drain(self) -> None:
-        """Take no job and hand over no unit any more; what waits is for the next start."""
-        self._draining = True
-        for running in self._running.values():
-            running.wake()
-
-    async def idle(self) -> None:
-        """Wait, once drained, until no unit is out and every lease is given up."""
-        while leased := [one for one in self._running.values() if one.leases]:
-            await leased[0].changed.wait()
+        return sum(len(job.out) for job in self._state.jobs.values())
 
     def leases(self, job_id: JobId) -> int:
         """How many leases a job holds now; 0 when it does not run."""
-        running = self._running.get(job_id)
-        return len(running.leases) if running else 0
+        return sum(lease.job == job_id for lease in self._state.leases.values())
 
     def as_leased(self, unit: Unit) -> Unit:
         """A unit of the state as it stands at this moment: out with whom, if it is."""
-        running = self._running.get(unit.job)
-        holder = running.board.holder(unit.index) if running else None
-        if holder is None:
+        job = self._state.jobs.get(unit.job)
+        copies = job.out.get(unit.index) if job else None
+        if not copies or unit.state is not UnitState.QUEUED:
             return unit
+        holder = self._state.batches[copies[0]].peer
         return msgspec.structs.replace(unit, state=UnitState.LEASED, provider=holder)
 
-    async def submit(self, spec: JobSpec) -> Job:
+    async def outlook(self, job_id: JobId) -> Outlook | None:
+        """How a job stands, peer by peer; None when it does not run."""
+        if job_id not in self._running:
+            return None
+        _, awaiting = await self._house.journal.count_open(job_id)
+        job = self._state.jobs.get(job_id)
+        return job and outlook(self._state, job, awaiting, trio.current_time())
+
+    def watch(
+        self, job_id: JobId
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Job]]:
+        """The job as it stands and at each change; see `JobViews.watch`."""
+        return self._views.watch(job_id)
+
+    # --- what a submitter and the daemon ask for ---
+
+    def drain(self) -> None:
+        """Take no job and hand over no unit any more; what waits is for the next start."""
+        self._state.draining = True
+        self._wake()
+
+    async def idle(self) -> None:
+        """Wait, once drained, until no unit is out and every lease is given up."""
+        while self._state.leases or self._letting_go:
+            await self._changed.wait()
+
+    async def submit(self, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
         """Check a job, write it down and start it; errors as `pipeline.submit` raises.
 
         Raises:
             JobError: ``draining``: this daemon is about to end.
         """
-        if self._draining:
+        if self._state.draining:
             raise JobError(
                 "this daemon is ending and takes no more jobs",
                 code="draining",
                 hint="submit it again after the next `shoal up`",
             )
-        job = await pipeline.submit(self._house, spec)
+        job = await pipeline.submit(self._house, spec, given)
         with trio.CancelScope(shield=True):  # what is written down runs, whoever hangs up
             return job if job.state.final else await self._start(job, spec)
+
+    def units_added(self, job_id: JobId) -> None:
+        """Look at the units that were added to an open job."""
+        self._ready(job_id, again=False)
+
+    def sealed(self, job_id: JobId) -> None:
+        """No more units come to a job: it ends with those it has."""
+        self._ready(job_id, again=False)
+
+    async def cancel_units(self, job_id: JobId, indices: Sequence[int]) -> tuple[int, ...]:
+        """Cancel units that nobody runs; gives the indices of those that are cancelled.
+
+        Raises:
+            JobError: ``no_such_job``.
+        """
+        await self._house.journal.job(job_id)
+        running = self._running.get(job_id)
+        if running is None:
+            return ()
+        free = [i for i in indices if i not in running.queue.out and i not in running.ending]
+        running.ending.update(free)
+        try:
+            with trio.CancelScope(shield=True):  # they have ended for the scheduler already
+                for index in free:
+                    events.ended(self._state, job_id, index)
+                ends = [Ended(unit) for unit in await self._cancelled(running, free)]
+                written = await self._house.journal.end_units(ends)
+        finally:
+            running.ending.difference_update(free)
+        await self._views.changed(job_id)
+        self._ready(job_id, again=False)
+        return tuple(end.unit.index for end, new in zip(ends, written.new, strict=True) if new)
+
+    async def _cancelled(self, running: RunningJob, indices: Iterable[int]) -> list[Unit]:
+        """Units as they are when cancelled, read where they are not in memory."""
+        job_id, units = running.need.job.id, []
+        for index in indices:
+            unit = running.units.pop(index, None)
+            if unit is None:
+                found = await self._house.journal.open_units(job_id, index - 1, 1)
+                unit = found[0] if found and found[0].index == index else None
+            if unit is not None:
+                units.append(msgspec.structs.replace(unit, state=UnitState.CANCELLED))
+        return units
 
     async def resume(self) -> None:
         """Start again what ran when the daemon ended; to be called before any `submit`."""
         for job in await self._house.journal.running_jobs():
-            await self._start(job, await self._house.journal.spec(job.id))
+            spec = await self._house.journal.spec(job.id)
+            await self._start(job, spec, resumed=True)
 
     async def cancel(self, job_id: JobId) -> Job:
         """End a job; units that have ended keep their results.
@@ -222,59 +231,48 @@ class Jobs:
             running.scope.cancel()
         return await self._end(job_id, JobState.CANCELLED)
 
-    def watch(
-        self, job_id: JobId
-    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Job]]:
-        """The job as it stands and at each change; see `JobViews.watch`."""
-        return self._views.watch(job_id)
+    # --- jobs from start to end ---
 
-    async def _start(self, job: Job, spec: JobSpec) -> Job:
+    async def _start(self, job: Job, spec: JobSpec, *, resumed: bool = False) -> Job:
         """Run a job in a task of its own; one that cannot even start has failed."""
+        self._starting.add(job.id)
         try:
-            running, units = await self._prepare(job, spec)
+            running = await prepare(self._house, job, spec, resumed=resumed)
         except ShoalError as error:
             self._house.store.unpin(job.id)
             return await self._end(job.id, JobState.FAILED, _failure(error))
+        finally:
+            self._starting.discard(job.id)
         self._running[job.id] = running
-        self._nursery.start_soon(self._run, running, units)
+        self._nursery.start_soon(self._run, running)
         return job
 
-    async def _prepare(self, job: Job, spec: JobSpec) -> tuple[_RunningJob, dict[int, Unit]]:
-        """Pin what a job needs, and see what is left to do of it."""
-        journal, store = self._house.journal, self._house.store
-        units = await journal.open_units(job.id)
-        manifest = await program_of(store, spec.program)
-        program = [spec.program, *program_blobs(manifest)]
-        for blob_id in program:
-            store.pin(blob_id, job.id)
-        input_bytes = 0
-        for unit in units:
-            for blob_id in unit.inputs.values():
-                store.pin(blob_id, job.id)
-            input_bytes = max(
-                input_bytes, sum(store.size_bytes(b) for b in unit.inputs.values())
-            )
-        need = pipeline.Need(
-            job=job,
-            spec=spec,
-            manifest=manifest,
-            program_bytes=sum(store.size_bytes(blob_id) for blob_id in program),
-            input_bytes=input_bytes,
-        )
-        running = _RunningJob(need, UnitBoard.of(unit.index for unit in units))
-        return running, {unit.index: unit for unit in units}
+    async def _start_again(self, job_id: JobId) -> None:
+        """Run a job that had ended, and has units to do again."""
+        try:
+            job = await self._house.journal.job(job_id)
+            if job.state.final or job_id in self._running or job_id in self._starting:
+                return
+            await self._start(job, await self._house.journal.spec(job_id), resumed=True)
+        except ShoalError as error:
+            log.error("a job could not be taken up again", job=job_id, error=str(error))
 
-    async def _run(self, running: _RunningJob, units: dict[int, Unit]) -> None:
+    async def _run(self, running: RunningJob) -> None:
         job_id = running.need.job.id
-        log.info("job started", job=job_id, units=len(units))
+        log.info("job started", job=job_id, units=running.queue.units)
         try:
             with running.scope:
-                async with trio.open_nursery() as leases:
-                    leases.start_soon(self._keep_calling, running, units, leases)
-                    running.wake()
-                    await running.finished.wait()
-                    leases.cancel_scope.cancel()
-                failure = await self._house.journal.first_failure(job_id)
+                async with trio.open_nursery() as nursery:
+                    running.nursery = nursery
+                    events.job_started(self._state, running.queue)
+                    self._look_around()
+                    self._wake()
+                    try:
+                        await running.finished.wait()
+                    finally:  # before the nursery closes: nothing is begun in it any more
+                        self._leave(running)
+                    nursery.cancel_scope.cancel()
+                failure = running.failure or await self._house.journal.first_failure(job_id)
                 await self._end(job_id, JobState.FAILED if failure else JobState.DONE, failure)
         except* StoreError as errors:  # this node's disk: no other provider would help
             await self._break_off(job_id, _failure(_first(errors)))
@@ -283,8 +281,18 @@ class Jobs:
             await self._break_off(job_id, Failure("internal", repr(errors)[:400]))
         finally:
             self._running.pop(job_id, None)
-            running.wake()
             self._house.store.unpin(job_id)
+            self._wake()
+            if running.touched:
+                self._nursery.start_soon(self._start_again, job_id)
+
+    def _leave(self, running: RunningJob) -> None:
+        """Have nothing more to do with peers for a job."""
+        events.job_ended(self._state, running.need.job.id)
+        for side in (*running.bids.values(), *(held.side for held in running.held.values())):
+            self._let_go(side)
+        running.bids.clear()
+        running.held.clear()
 
     async def _break_off(self, job_id: JobId, failure: Failure) -> None:
         """End a job through a fault of this node, perhaps one that keeps it from writing."""
@@ -297,205 +305,6 @@ class Jobs:
                 why=failure.message,
                 error=str(error),
             )
-
-    async def _keep_calling(
-        self, running: _RunningJob, units: dict[int, Unit], leases: trio.Nursery
-    ) -> None:
-        """Call for bids for as long as units wait, at every change and now and then."""
-        while True:
-            changed = running.changed
-            await self._give_up(running)
-            await self._call(running, units, leases)
-            with trio.move_on_after(RECALL_INTERVAL_S):
-                await changed.wait()
-
-    async def _give_up(self, running: _RunningJob) -> None:
-        """End units that were called errors, where nobody is left to try them."""
-        hopes = [
-            peer
-            for peer in self._providers(running.need.spec.numeric_class)
-            if running.setbacks[peer] < SETBACKS_LIMIT
-        ]
-        for index in running.board.give_up(hopes):
-            await self._write_failed(running, running.errors[index])
-
-    async def _call(
-        self, running: _RunningJob, units: dict[int, Unit], leases: trio.Nursery
-    ) -> None:
-        """Call for bids wherever no lease is held, and award the bids chosen."""
-        now_s = trio.current_time()
-        peers = [
-            peer
-            for peer in self._providers(running.need.spec.numeric_class)
-            if peer not in running.leases
-            and running.not_before_s.get(peer, -math.inf) <= now_s
-            and running.board.takeable(peer)
-        ]
-        if not peers or not running.board.waiting or self._draining:
-            return
-        answers = await pipeline.call_for_bids(
-            self._house, running.need, peers[:CALLED_LIMIT], running.board.waiting
-        )
-        sides: dict[PeerId, RequesterSide] = {}
-        for peer, answer in answers.items():
-            if isinstance(answer, Refusal | ShoalError):
-                await self._note(running, peer, answer)
-            else:
-                sides[peer] = answer
-        bids = {peer: side.bid for peer, side in sides.items() if side.bid is not None}
-        proven = {peer for peer, bid in bids.items() if self._house.proven(peer, bid.device)}
-        chosen = bidding.choose(bids, running.board.waiting, proven)
-        for peer, side in sides.items():
-            if peer in chosen:
-                running.leases.add(peer)
-                leases.start_soon(self._lease, running, units, side)
-            else:
-                leases.start_soon(pipeline.release, self._house, side)
-
-    async def _lease(
-        self, running: _RunningJob, units: dict[int, Unit], side: RequesterSide
-    ) -> None:
-        """Award one bid and feed its lease until no unit waits or the lease breaks."""
-        assert side.bid is not None
-        peer = side.provider
-        problem: Refusal | ShoalError | None = None
-        try:
-            problem = await pipeline.award(self._house, running.need, side)
-            if problem is None:
-                await self._note(running, peer, None)
-                lease = _Lease(side, iter(range(side.bid.units_max)))
-                async with trio.open_nursery() as feeders:
-                    for _ in range(min(side.bid.in_flight_max, bidding.IN_FLIGHT)):
-                        feeders.start_soon(self._feed, running, units, lease)
-        except* StoreError:
-            raise
-        except* ShoalError as errors:
-            problem = _first(errors)
-        finally:
-            running.leases.discard(peer)
-            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-                await pipeline.release(self._house, side)
-        if problem is not None:
-            await self._note(running, peer, problem)
-        running.wake()
-
-    async def _feed(self, running: _RunningJob, units: dict[int, Unit], lease: _Lease) -> None:
-        """Take units from the board to one provider, one after another."""
-        board, side, peer = running.board, lease.side, lease.side.provider
-        while not self._draining and next(lease.turns, None) is not None:
-            index = board.take(peer)
-            if index is None:
-                return
-            unit = msgspec.structs.replace(units[index], attempts=units[index].attempts + 1)
-            units[index] = unit
-            started_s = trio.current_time()
-            ended = False
-            try:
-                answer = await pipeline.hand_over(self._house, running.need, side, unit)
-                if isinstance(answer, Refusal) and answer.reason in HANDED_BACK:
-                    ended = True
-                    board.handed_back(index)
-                    lease.turns = iter(())
-                    await self._note(running, peer, answer)
-                    running.wake()  # for other peers to be called
-                    return
-                if isinstance(answer, Refusal):
-                    if answer.reason is not Reason.PROGRAM_REFUSED:
-                        raise JobError(answer.detail or answer.reason, code=answer.reason)
-                    failure = Failure(answer.reason, answer.detail)
-                    ended = True
-                    await self._failed(running, _Ending(unit, peer, failure, None))
-                    continue
-                ended = await self._result(running, side, unit, answer, started_s)
-            finally:
-                if not ended and board.lost(index):
-                    failure = Failure(
-                        "lost_too_often", "too many leases broke while this unit was out"
-                    )
-                    await self._write_failed(running, _Ending(unit, peer, failure, None))
-
-    async def _result(
-        self,
-        running: _RunningJob,
-        side: RequesterSide,
-        unit: Unit,
-        answer: UnitResult,
-        started_s: float,
-    ) -> bool:
-        receipt = pipeline.verify(running.need, side, unit, answer)
-        unit = msgspec.structs.replace(unit, seconds=trio.current_time() - started_s)
-        if receipt.error is not None:
-            failure = Failure(receipt.error.code, receipt.error.message)
-            ending = _Ending(unit, side.provider, failure, answer.receipt)
-            await self._failed(running, ending)
-            return True
-        await pipeline.deliver(self._house, running.need, side, unit, answer, receipt)
-        if running.board.done(unit.index):
-            self.units_ended[UnitState.DONE] += 1
-            await self._views.changed(unit.job)
-            running.wake()
-        return True
-
-    async def _failed(self, running: _RunningJob, ending: _Ending) -> None:
-        """Let another provider try a unit that one called an error, or give it up."""
-        running.errors[ending.unit.index] = ending
-        if running.board.failed(ending.unit.index, ending.peer):
-            await self._write_failed(running, ending)
-        running.wake()
-
-    async def _write_failed(self, running: _RunningJob, ending: _Ending) -> None:
-        unit, receipt = ending.unit, ending.receipt
-        ended = msgspec.structs.replace(
-            unit,
-            state=UnitState.FAILED,
-            provider=ending.peer,
-            failure=ending.failure,
-            receipt=None if receipt is None else blob_id_of(receipt),
-        )
-        with trio.CancelScope(shield=True):  # it has ended on the board already
-            await self._house.journal.end_unit(ended, receipt)
-            self.units_ended[UnitState.FAILED] += 1
-            await self._views.changed(unit.job)
-        running.wake()
-
-    async def _note(
-        self, running: _RunningJob, peer: PeerId, problem: Refusal | ShoalError | None
-    ) -> None:
-        """Remember what a peer answered, for ``job why``, and when to ask it again."""
-        match problem:
-            case None:
-                verdict, detail, wait_s = "awarded", "", 0.0
-                del running.setbacks[peer]
-            case Refusal():
-                verdict, detail = problem.reason.value, problem.detail
-                wait_s = COOL_DOWN_S.get(problem.reason, COOL_DOWN_REFUSED_S)
-                if problem.reason is Reason.PAUSED:  # for how long, nobody knows
-                    running.setbacks[peer] += 1
-                elif problem.reason not in COOL_DOWN_S:
-                    running.setbacks[peer] = SETBACKS_LIMIT
-            case VerificationError():  # what it says is false: not again in this job
-                verdict, detail, wait_s = problem.code, problem.message, math.inf
-                running.setbacks[peer] = SETBACKS_LIMIT
-                log.warning(
-                    "a provider's result is false", peer=peer, code=verdict, error=detail
-                )
-                if verdict != "bad_payload":  # a newer node's receipt, maybe
-                    self._house.broke(peer, Offence.BAD_RESULT, detail)
-            case JobError():  # a unit was refused under a lease
-                verdict, detail = problem.code, problem.message
-                wait_s = COOL_DOWN_S.get(Reason(verdict), COOL_DOWN_BROKEN_S)
-                running.setbacks[peer] += 1
-            case ShoalError():
-                verdict, detail = problem.code, problem.message
-                busy = verdict == TOO_MANY_REQUESTS
-                wait_s = COOL_DOWN_TOO_MANY_S if busy else COOL_DOWN_BROKEN_S
-                running.setbacks[peer] += 1
-                if isinstance(problem, RemoteProtocolError) and verdict in OFFENCES:
-                    self._house.broke(peer, OFFENCES[verdict], detail)
-                log.warning("a lease broke", peer=peer, code=verdict, error=detail)
-        running.not_before_s[peer] = trio.current_time() + wait_s
-        answer = Answer(running.need.job.id, peer, time.time(), verdict, detail)
-        await self._house.journal.add_answer(answer)
 
     async def _end(self, job_id: JobId, state: JobState, failure: Failure | None = None) -> Job:
         with trio.CancelScope(shield=True):
@@ -510,14 +319,320 @@ class Jobs:
                 self._views.close(job_id)
         return job
 
+    def _touched(self, job_ids: frozenset[JobId]) -> None:
+        """The ends of units made others ready, or failed them: see `State.touched`."""
+        for job_id in job_ids:
+            self._ready(job_id, again=True)
+
+    def _ready(self, job_id: JobId, *, again: bool) -> None:
+        """Look for ready units of a job, from the first on where ``again``."""
+        running = self._running.get(job_id)
+        if running is None:
+            if again and job_id not in self._starting:
+                self._nursery.start_soon(self._start_again, job_id)
+            return
+        if again:
+            running.cursor, running.touched = -1, True
+        events.units_ready(self._state, job_id)
+        self._nursery.start_soon(self._views.changed, job_id)
+        self._wake()
+
+    # --- the plan ---
+
+    def _wake(self) -> None:
+        """Plan again."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def keep_planning(self) -> None:
+        """Do what the plan says, for ever."""
+        looked_s = 0.0
+        while True:
+            changed = self._changed
+            if trio.current_time() >= looked_s + RECALL_INTERVAL_S:
+                looked_s = trio.current_time()
+                self._look_around()
+            try:
+                wake_at_s = self._carry_out()
+            except Exception:  # root of all jobs: a bug here must not end the daemon
+                log.exception("the scheduler failed inside this node")
+                for running in self._running.values():
+                    running.failure = Failure("internal", "the scheduler failed: see the log")
+                    running.finished.set()
+                wake_at_s = trio.current_time() + RECALL_INTERVAL_S
+            if self._running:
+                wake_at_s = min(wake_at_s, looked_s + RECALL_INTERVAL_S)
+            with trio.move_on_at(wake_at_s):
+                await changed.wait()
+
+    def _look_around(self) -> None:
+        """See who may be called now."""
+        offering: dict[str, dict[PeerId, Facts]] = {}
+        for job in self._state.jobs.values():
+            if job.numeric_class not in offering:
+                offering[job.numeric_class] = {
+                    peer: self._facts(peer, job.numeric_class)
+                    for peer in self._providers(job.numeric_class)
+                }
+        events.peers_known(self._state, offering)
+
+    def _carry_out(self) -> float:
+        """Begin whatever is to be done now; gives when to look again."""
+        for _ in range(PLANS_AT_ONCE):
+            now_s = trio.current_time()
+            decided = plan(self._state, now_s)
+            for action in decided.actions:
+                running = self._running[action.job]
+                events.apply(self._state, action, now_s)
+                self._begin(running, action)
+            if not decided.actions:
+                return decided.wake_at_s
+        return trio.current_time()
+
+    def _begin(self, running: RunningJob, action: do.Action) -> None:  # noqa: C901  # a table
+        assert running.nursery is not None
+        start = running.nursery.start_soon
+        match action:
+            case do.Call():
+                for peer in action.peers:
+                    start(self._call, running, peer, action.units)
+            case do.Award():
+                start(self._award, running, action.peer)
+            case do.Decline():
+                self._let_go(running.bids.pop(action.peer))
+            case do.HandOver():
+                start(self._hand_over, running, action)
+            case do.Cancel():
+                held = running.held[self._state.batches[action.batch].lease]
+                names = [f"{running.need.job.id}/{i}" for i in action.units]
+                start(pipeline.cancel, self._house, held.side, names)
+            case do.Release():
+                self._let_go(running.held.pop(action.lease).side)
+            case do.Drop():
+                held = running.held.pop(action.lease)
+                held.cut()
+                self._let_go(held.side)
+                hangs = NetworkError(
+                    f"{held.side.provider} takes far longer than others", code="no_answer"
+                )
+                start(self._note, running, held.side.provider, hangs)
+            case do.GiveUp():
+                start(self._give_up, running, action.unit)
+            case do.ReadOn():
+                start(self._read_on, running)
+            case do.Check():
+                start(self._check, running)
+            case do.FailFast():
+                start(self._fail_fast, running)
+
+    # --- peers and leases ---
+
+    async def _call(self, running: RunningJob, peer: PeerId, units: int) -> None:
+        try:
+            answer = await pipeline.call_for_bid(self._house, running.need, peer, units)
+        except ShoalError as error:
+            await self._note(running, peer, error)
+            return
+        if isinstance(answer, Refusal):
+            await self._note(running, peer, answer)
+            return
+        bid = answer.bid
+        assert bid is not None
+        running.bids[peer] = answer
+        each = pipeline.units_per_message(running.need.manifest)
+        offer = Offer(
+            price=bid.price,
+            units_max=bid.units_max,
+            in_flight_max=bid.in_flight_max,
+            batch_max=min(bid.batch_max, each),
+            proven=self._house.proven(peer, bid.device),
+        )
+        now_s = trio.current_time()
+        events.bid_came(self._state, running.need.job.id, peer, offer, now_s)
+        self._wake()
+
+    async def _award(self, running: RunningJob, peer: PeerId) -> None:
+        side = running.bids[peer]
+        job_id = running.need.job.id
+        try:
+            problem: Refusal | ShoalError | None
+            problem = await pipeline.award(self._house, running.need, side)
+        except ShoalError as error:
+            problem = error
+        running.bids.pop(peer, None)
+        if problem is not None:
+            self._let_go(side)
+            await self._note(running, peer, problem)
+            return
+        lease = events.lease_granted(self._state, job_id, peer, trio.current_time())
+        if lease is None:  # the job has ended meanwhile
+            self._let_go(side)
+            return
+        running.held[lease] = Held(side)
+        self._wake()
+        answer = Answer(job_id, peer, time.time(), "awarded")
+        await self._house.journal.add_answer(answer)
+
+    def _let_go(self, side: RequesterSide) -> None:
+        """Release a bid or a lease, in a task that outlives the job."""
+        if side.award_id is not None or side.state is Stage.BID:
+            self._letting_go += 1
+            self._nursery.start_soon(self._release, side)
+
+    async def _release(self, side: RequesterSide) -> None:
+        try:
+            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
+                await pipeline.release(self._house, side)
+        finally:
+            self._letting_go -= 1
+            self._wake()
+
+    async def _note(
+        self, running: RunningJob, peer: PeerId, problem: Refusal | ShoalError
+    ) -> None:
+        """Remember what a peer answered, for ``job why``, and when to ask it again."""
+        job_id, setback = running.need.job.id, setback_of(problem)
+        until_s = trio.current_time() + setback.wait_s
+        events.refused(
+            self._state, job_id, peer, setback.verdict, until_s, setbacks=setback.count
+        )
+        self._wake()
+        if setback.broken:
+            log.warning("a lease broke", peer=peer, code=setback.verdict, error=setback.detail)
+        if setback.offence is not None:
+            self._house.broke(peer, setback.offence, setback.detail)
+        answer = Answer(job_id, peer, time.time(), setback.verdict, setback.detail)
+        await self._house.journal.add_answer(answer)
+
+    # --- units ---
+
+    async def _hand_over(self, running: RunningJob, action: do.HandOver) -> None:
+        batch = self._state.batches.get(action.batch)
+        held = running.held.get(action.lease)
+        if batch is None or held is None:
+            return  # the lease broke before this began
+        peer = held.side.provider
+        problem: ShoalError | None = None
+        with trio.CancelScope() as scope:
+            held.scopes.add(scope)
+            try:
+                outcome = await handing_over.hand_over(
+                    self._house, self._state, running, held, batch, action.cost_s
+                )
+                problem = outcome.problem
+                if outcome.ends:
+                    await self._deliver(running, batch, outcome.ends)
+                if outcome.refusal is not None:
+                    await self._note(running, peer, outcome.refusal)
+            except StoreError:
+                raise
+            except ShoalError as error:
+                problem = error
+            finally:
+                held.scopes.discard(scope)
+        if problem is not None and action.lease in running.held:
+            del running.held[action.lease]
+            held.cut()
+            events.lease_broken(self._state, action.lease)
+            self._let_go(held.side)
+            await self._note(running, peer, problem)
+        events.batch_over(self._state, batch.id)
+        self._wake()
+
+    async def _deliver(self, running: RunningJob, batch: Batch, ends: Sequence[Ended]) -> None:
+        """Write the ends of units down, and then count them: once, whoever else ran them."""
+        job_id = running.need.job.id
+        with trio.CancelScope(shield=True):
+            written = await pipeline.deliver(self._house, ends)
+            for end, new in zip(ends, written.new, strict=True):
+                events.ended(self._state, job_id, end.unit.index, batch.id)
+                self._forget(running, end.unit.index)
+                self.units_ended[UnitState.DONE] += new
+            self._wake()
+            await self._views.changed(job_id)
+
+    def _forget(self, running: RunningJob, index: int) -> None:
+        running.units.pop(index, None)
+        running.errors.pop(index, None)
+
+    async def _give_up(self, running: RunningJob, index: int) -> None:
+        """Write down that a unit has failed; for the scheduler it has ended already."""
+        ending = running.errors.get(index)
+        if ending is None:
+            failure = Failure("lost_too_often", "too many leases broke while this unit was out")
+            ending = Ending(running.units[index], None, failure, None)
+        receipt = ending.receipt
+        ended = msgspec.structs.replace(
+            ending.unit,
+            state=UnitState.FAILED,
+            provider=ending.peer,
+            failure=ending.failure,
+            receipt=None if receipt is None else blob_id_of(receipt),
+        )
+        running.ending.add(index)
+        try:
+            with trio.CancelScope(shield=True):
+                written = await self._house.journal.end_units([Ended(ended, receipt)])
+                self.units_ended[UnitState.FAILED] += written.new[0]
+                await self._views.changed(running.need.job.id)
+        finally:
+            running.ending.discard(index)
+            self._forget(running, index)
+            self._wake()
+
+    async def _read_on(self, running: RunningJob) -> None:
+        """Read the next ready units from the journal."""
+        job_id = running.need.job.id
+        cursor = running.cursor
+        units = await self._house.journal.open_units(job_id, cursor, WINDOW_UNITS)
+        if running.cursor == cursor and units:  # else units became ready meanwhile
+            running.cursor = units[-1].index
+            running.queue.units = max(running.queue.units, running.cursor + 1)
+        fresh = [unit for unit in units if unit.index not in running.ending]
+        for unit in fresh:
+            running.units.setdefault(unit.index, unit)
+        events.units_read(
+            self._state,
+            job_id,
+            [unit.index for unit in fresh],
+            more=len(units) == WINDOW_UNITS,
+        )
+        self._wake()
+
+    async def _check(self, running: RunningJob) -> None:
+        """End a job of which nothing is left, or wait for what is still to come."""
+        job_id = running.need.job.id
+        while running.ending:
+            await self._changed.wait()
+        running.touched = False
+        job = await self._house.journal.job(job_id)
+        ready, awaiting = await self._house.journal.count_open(job_id)
+        if ready:
+            running.cursor = -1
+            events.units_ready(self._state, job_id, job.units_total)
+        elif job.open or awaiting:
+            events.not_finished(self._state, job_id)
+        elif not running.queue.busy:
+            running.finished.set()
+        self._wake()
+
+    async def _fail_fast(self, running: RunningJob) -> None:
+        answers = await self._house.journal.answers(running.need.job.id)
+        running.failure = nobody_bids(running.need.job, answers, self._house.peer_id)
+        running.finished.set()
+
 
 @asynccontextmanager
 async def open_jobs(
-    house: House, providers: Callable[[str], list[PeerId]]
+    house: House,
+    providers: Callable[[str], list[PeerId]],
+    facts: Callable[[PeerId, str], Facts] = lambda _peer, _class: Facts(),
 ) -> AsyncIterator[Jobs]:
     """Run jobs for as long as the block runs; what has not ended then is resumed later."""
     async with trio.open_nursery() as nursery:
-        yield Jobs(house, providers, nursery)
+        jobs = Jobs(house, providers, nursery, facts)
+        nursery.start_soon(jobs.keep_planning)
+        yield jobs
         nursery.cancel_scope.cancel()
 
 

@@ -21,6 +21,7 @@ from shoal.node.house import wall_ms
 from shoal.node.joining_plan import Entry, Source
 from shoal.node.membership import REMEMBERED_LIMIT, Membership, Seeds
 from shoal.node.records import PeerView
+from shoal.node.scheduling.state import Facts
 from shoal.node.swarm_key import PUBLIC
 
 if TYPE_CHECKING:
@@ -100,6 +101,27 @@ def is_proven(membership: Membership, book: ProofBook, peer: PeerId, device: str
             claim.proven and claim.device == device
             for claim in book.claims(entry.advert, wall_ms())
         )
+    )
+
+
+def facts_of(
+    membership: Membership, conduct: Conduct, peer: PeerId, numeric_class: str
+) -> Facts:
+    """What the scheduler goes by of a peer, beside bids and measured times."""
+    link, entry = membership.links.get(peer), membership.table.get(peer)
+    standing = conduct.standing_of(peer)
+    rates = [
+        rate.rate
+        for device in (entry.advert.devices if entry is not None else ())
+        for rate in device.rates
+        if rate.numeric_class == numeric_class
+    ]
+    own = 0.0 if peer == membership.own else None
+    return Facts(
+        rtt_s=link.rtt_s if link is not None else own,
+        standing=1.0 if standing is None else standing.standing,
+        rate=max(rates, default=None),
+        said=entry.advert.sequence if entry is not None else 0,
     )
 
 

@@ -16,18 +16,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from shoal.compute import manifest as manifests
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.spec import SPEC_VERSION
 from shoal.compute.supervisor import Execution, UnitLimits
-from shoal.compute.tensor import TensorSpec, spec_of_blob
+from shoal.compute.tensor import spec_of_blob
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
-from shoal.crypto.errors import ShoalError, VerificationError
-from shoal.node import bidding
-from shoal.node.errors import StoreError
+from shoal.crypto.errors import VerificationError
+from shoal.node import bidding, given_units
+from shoal.node.errors import JobError, StoreError
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
     House,
@@ -41,14 +42,30 @@ from shoal.node.house import (
     outputs_of,
     program_blobs,
     program_of,
+    small_inputs,
     tell,
     tensor_spec_of,
     unit_name,
     wall_ms,
 )
-from shoal.node.records import Job, JobSpec, JobState, Unit, UnitState
+from shoal.node.records import (
+    SMALL_TENSOR_LIMIT_BYTES,
+    Ended,
+    GivenUnit,
+    Job,
+    JobId,
+    JobSpec,
+    JobState,
+    Unit,
+    UnitState,
+    Written,
+)
 from shoal.protocol.codec import encode
-from shoal.protocol.limits import INLINE_LIMIT_BYTES
+from shoal.protocol.limits import (
+    BATCH_PORTS_LIMIT_BYTES,
+    BATCH_UNITS_LIMIT,
+    INLINE_LIMIT_BYTES,
+)
 from shoal.protocol.messages import (
     AwardOffer,
     Bid,
@@ -57,10 +74,14 @@ from shoal.protocol.messages import (
     Lease,
     Refusal,
     Release,
+    UnitRefusal,
     UnitRequest,
     UnitResult,
+    UnitsRequest,
+    UnitsResult,
+    ports_bytes,
 )
-from shoal.protocol.negotiation import RequesterSide, State
+from shoal.protocol.negotiation import Deliver, RequesterSide, State
 from shoal.protocol.statements import (
     Award,
     Receipt,
@@ -75,8 +96,6 @@ if TYPE_CHECKING:
     from shoal.protocol.negotiation import ProviderSide
 
 BID_TIME_LIMIT_S = 3.0
-BID_GRACE_S = 1.0
-"""Two round trips between distant continents, and the work of a bid."""
 
 AWARD_TIME_LIMIT_S = 10.0
 HAND_OVER_GRACE_S = 60.0
@@ -89,40 +108,76 @@ PROGRAM_BLOB_LIMIT_BYTES = 8 << 30
 # 1. submit: the requester's daemon takes a job ----------------------------------
 
 
-async def submit(house: House, spec: JobSpec) -> Job:
+async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
     """Check a job whole, before anything of it runs, and write it down.
+
+    Args:
+        house: This node.
+        spec: The job.
+        given: Its units, or the first of an open job, in place of those in ``spec``.
 
     Raises:
         ProgramError: The program is not held or an input does not fit it.
         StoreError: An input is not held, or there is no room to note the job.
+        JobError: An input is an output of no unit that there is.
     """
+    given = spec.units if given is None else given
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
-    checked: dict[BlobId, TensorSpec] = {}
-    for inputs in spec.units:
-        for blob_id in inputs.values():
-            if blob_id not in checked:
-                checked[blob_id] = await tensor_spec_of(house.store, blob_id)
-        manifests.check_inputs(manifest, {n: checked[i] for n, i in inputs.items()})
+    job_id = new_job_id()
+    taken = await given_units.take(house, manifest, job_id, given, 0)
+    running = bool(given) or spec.open
     job = Job(
-        id=new_job_id(),
+        id=job_id,
         policy=spec.policy,
         program=spec.program,
         numeric_class=spec.numeric_class,
         label=spec.label,
-        state=JobState.RUNNING if spec.units else JobState.DONE,
+        state=JobState.RUNNING if running else JobState.DONE,
         created_at=time.time(),
-        ended_at=None if spec.units else time.time(),
-        units_total=len(spec.units),
+        ended_at=None if running else time.time(),
+        units_total=len(given),
         units_done=0,
         units_failed=0,
+        priority=spec.priority,
+        open=spec.open,
+        outputs_stay=spec.outputs_stay,
     )
-    units = [
-        Unit(job=job.id, index=index, state=UnitState.QUEUED, inputs=inputs)
-        for index, inputs in enumerate(spec.units)
-    ]
-    await house.journal.add_job(job, spec, units)
+    try:
+        await house.journal.add_job(job, spec, taken.units, taken.tensors)
+    except BaseException:
+        house.store.unpin(job_id)
+        raise
     return job
+
+
+async def add_units(
+    house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
+) -> Job:
+    """Check units whole and add them to an open job: all of them or none.
+
+    Args:
+        house: This node.
+        job_id: The job.
+        given: The units.
+        at: The index that the first is to have; None for whatever comes next.
+
+    Raises:
+        JobError: ``no_such_job``, ``job_sealed``, ``job_ended``, ``wrong_place``, or as
+            `submit`.
+        ProgramError, StoreError: As `submit`.
+    """
+    async with house.adding.take(job_id):
+        job = await house.journal.job(job_id)
+        if at is not None and at != job.units_total:
+            raise JobError(
+                f"job {job_id} has {job.units_total} units, so that none can be added as {at}",
+                code="wrong_place",
+                hint=f"go on with unit {job.units_total}",
+            )
+        manifest = await program_of(house.store, job.program)
+        taken = await given_units.take(house, manifest, job_id, given, job.units_total)
+        return await house.journal.add_units(job_id, taken.units, taken.tensors)
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------
@@ -139,47 +194,32 @@ class Need:
     input_bytes: int
 
 
-async def call_for_bids(
-    house: House, need: Need, peers: Sequence[PeerId], units: int
-) -> dict[PeerId, RequesterSide | Refusal | ShoalError]:
-    """Ask all ``peers`` at once and give what each of them answered.
+async def call_for_bid(
+    house: House, need: Need, peer: PeerId, units: int
+) -> RequesterSide | Refusal:
+    """Ask one peer for a bid on ``units`` units; gives the conversation, or its refusal.
 
-    A peer that has not answered `BID_GRACE_S` after the first bid is left out,
-    and has its turn in the next call: one that hangs must not hold up the rest.
+    Raises:
+        NetworkError: It cannot be reached, or gave no answer in time.
+        RemoteProtocolError: It answered with anything but a bid or a refusal.
     """
-    answers: dict[PeerId, RequesterSide | Refusal | ShoalError] = {}
-
-    async def ask(peer: PeerId) -> None:
-        side = RequesterSide(requester=house.peer_id, provider=peer)
-        call = Call(
-            call=secrets.token_hex(16),
-            program=need.spec.program,
-            numeric_class=need.spec.numeric_class,
-            precision=need.manifest.precision,
-            units=units,
-            input_bytes=need.input_bytes,
-            program_bytes=need.program_bytes,
-            time_limit_s=need.spec.time_limit_s,
-            memory_bytes=need.spec.memory_limit_bytes,
-        )
-        try:
-            await house.reach(peer)
-            side.send(call, trio.current_time())
-            answer = fitting(
-                await house.control.request(peer, call, BID_TIME_LIMIT_S), Bid | Refusal
-            )
-            side.receive(answer, trio.current_time())
-            answers[peer] = answer if isinstance(answer, Refusal) else side
-            if isinstance(answer, Bid):
-                asked.deadline = min(asked.deadline, trio.current_time() + BID_GRACE_S)
-        except ShoalError as error:
-            answers[peer] = error
-
-    async with trio.open_nursery() as nursery:
-        asked = nursery.cancel_scope
-        for peer in peers:
-            nursery.start_soon(ask, peer)
-    return answers
+    side = RequesterSide(requester=house.peer_id, provider=peer)
+    call = Call(
+        call=secrets.token_hex(16),
+        program=need.spec.program,
+        numeric_class=need.spec.numeric_class,
+        precision=need.manifest.precision,
+        units=units,
+        input_bytes=need.input_bytes,
+        program_bytes=need.program_bytes,
+        time_limit_s=need.spec.time_limit_s,
+        memory_bytes=need.spec.memory_limit_bytes,
+    )
+    await house.reach(peer)
+    side.send(call, trio.current_time())
+    answer = fitting(await house.control.request(peer, call, BID_TIME_LIMIT_S), Bid | Refusal)
+    side.receive(answer, trio.current_time())
+    return answer if isinstance(answer, Refusal) else side
 
 
 async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None:
@@ -238,7 +278,7 @@ async def hand_over(
         call=side.call.call,
         unit=name,
         inputs=tuple(sorted(unit.inputs.items())),
-        blobs=await inline_blobs(house.store, unit.inputs.values()),
+        blobs=await inline_blobs(house, unit, await small_inputs(house, [unit])),
     )
     side.send(request, trio.current_time())
     timeout_s = need.spec.time_limit_s * bidding.IN_FLIGHT + HAND_OVER_GRACE_S
@@ -248,14 +288,68 @@ async def hand_over(
             UnitResult | Refusal,
         )
     except trio.Cancelled:
-        if side.state is State.LEASED:
-            cancel = Cancel(call=side.call.call, unit=name)
-            side.send(cancel, trio.current_time())
-            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-                await tell(house, side.provider, cancel)
+        with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
+            await cancel(house, side, [name])
         raise
     side.receive(answer, trio.current_time(), name)
     return answer
+
+
+async def hand_over_together(
+    house: House, need: Need, side: RequesterSide, units: Sequence[Unit]
+) -> dict[int, UnitResult | Refusal]:
+    """Give several units to the provider in one message and wait until all have ended.
+
+    No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
+    allow. Inputs that do not fit into the message go by blob stream.
+
+    Cancelling it tells the provider that nobody waits any more for those that are out;
+    one alone is cancelled by `Cancel`, and the others' answers come all the same.
+
+    Returns:
+        The answer of each unit that was not cancelled meanwhile, by its index.
+
+    Raises:
+        NetworkError: The provider went away, or is over the units' time limit.
+        RemoteProtocolError: It broke the protocol.
+    """
+    assert side.call is not None
+    assert side.bid is not None
+    assert side.award_id is not None
+    names = {unit_name(unit): unit for unit in units}
+    requests = []
+    room = min(INLINE_LIMIT_BYTES, side.inline_room_bytes)
+    small = await small_inputs(house, units)
+    for name, unit in names.items():
+        house.rights.grant(side.award_id, side.provider, unit.inputs.values())
+        blobs = await inline_blobs(house, unit, small, room)
+        room -= sum(map(len, blobs))
+        inputs = tuple(sorted(unit.inputs.items()))
+        requests.append(UnitRequest(side.call.call, name, inputs, blobs))
+    message = UnitsRequest(call=side.call.call, units=tuple(requests))
+    side.send(message, trio.current_time())
+    timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
+    try:
+        answer = fitting(
+            await house.control.request(side.provider, message, timeout_s),
+            UnitsResult | Refusal,
+        )
+    except trio.Cancelled:
+        with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
+            await cancel(house, side, list(names))
+        raise
+    effects = side.receive(answer, trio.current_time(), *names)
+    delivered = [effect for effect in effects if isinstance(effect, Deliver)]
+    return {names[effect.unit.unit].index: effect.answer for effect in delivered}
+
+
+async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> None:
+    """Tell a provider that nobody waits for these units any more; never raises."""
+    out = [name for name in units if name in side.units]
+    if side.state is State.LEASED and side.call is not None and out:
+        message = Cancel(call=side.call.call, unit=out[0], others=tuple(out[1:]))
+        side.send(message, trio.current_time())
+        await tell(house, side.provider, message)
 
 
 async def release(house: House, side: RequesterSide) -> None:
@@ -419,6 +513,39 @@ async def sign(
     )
 
 
+def units_per_message(manifest: manifests.Manifest) -> int:
+    """How many units of a program one message may carry, so that its answer fits a frame."""
+    ports = [(port.name, "") for port in (*manifest.inputs, *manifest.outputs)]
+    return min(BATCH_UNITS_LIMIT, BATCH_PORTS_LIMIT_BYTES // max(1, ports_bytes(ports)))
+
+
+async def answer_together(
+    house: House,
+    side: ProviderSide,
+    units: Sequence[UnitRequest],
+    answers: Sequence[UnitResult | Refusal],
+) -> UnitsResult:
+    """The answers to the units of one message as one; outputs that it has no room for stay."""
+    assert side.call is not None
+    assert side.award_id is not None
+    together: list[UnitResult | UnitRefusal] = []
+    room = INLINE_LIMIT_BYTES
+    for unit, answer in zip(units, answers, strict=True):
+        if isinstance(answer, Refusal):
+            together.append(UnitRefusal(unit.unit, answer.reason, answer.detail))
+            continue
+        size_bytes = sum(map(len, answer.blobs))
+        if size_bytes <= room:
+            together.append(answer)
+            room -= size_bytes
+            continue
+        for blob in answer.blobs:
+            await house.store.put_bytes(blob)
+        house.rights.grant(side.award_id, side.requester, map(blob_id_of, answer.blobs))
+        together.append(msgspec.structs.replace(answer, blobs=()))
+    return UnitsResult(call=side.call.call, answers=tuple(together))
+
+
 # --- and back at the requester -----------------------------------------------------
 # 6. verify: the receipt is about this unit, and signed by who ran it ---------------------
 
@@ -444,18 +571,20 @@ def verify(need: Need, side: RequesterSide, unit: Unit, result: UnitResult) -> R
     return receipt
 
 
-# 7. deliver: the outputs are held and the unit is written down, once ---------------------
+# 7. deliver: the outputs are held and the units are written down, once ------------------
 
 
-async def deliver(
+async def take_outputs(
     house: House,
     need: Need,
     side: RequesterSide,
     unit: Unit,
     result: UnitResult,
     receipt: Receipt,
-) -> bool:
-    """Hold the outputs and end the unit; False where it had ended before.
+) -> Ended:
+    """Have the outputs of one unit here, the small ones in hand and others in the store.
+
+    The latter stay until `let_go`, which is to be called after the end was written.
 
     Raises:
         VerificationError: Bytes came that no output of the receipt names, or an
@@ -464,38 +593,68 @@ async def deliver(
         StoreError: There is no room for the outputs.
     """
     outputs = {name: BlobId(blob_id) for name, blob_id in receipt.outputs or ()}
-    arriving = f"{outputs_of(unit.job)}/{unit.index}"
-    try:
-        for blob_id in outputs.values():
-            house.store.pin(blob_id, arriving)
-        for blob in result.blobs:
-            if blob_id_of(blob) not in outputs.values():
-                raise VerificationError(
-                    f"{side.provider} sent an output that its receipt does not name",
-                    code="wrong_output_id",
-                )
-            await house.store.put_bytes(blob)
-            note_known(house, side.provider, [blob_id_of(blob)])
-        for port in need.manifest.outputs:
-            await _take_output(house, need, side.provider, port, outputs[port.name], arriving)
-        ended = Unit(
-            job=unit.job,
-            index=unit.index,
-            state=UnitState.DONE,
-            inputs=unit.inputs,
-            outputs=outputs,
-            receipt=blob_id_of(result.receipt),
-            provider=side.provider,
-            attempts=unit.attempts,
-            seconds=unit.seconds,
+    inline = {blob_id_of(blob): blob for blob in result.blobs}
+    if not inline.keys() <= set(outputs.values()):
+        raise VerificationError(
+            f"{side.provider} sent an output that its receipt does not name",
+            code="wrong_output_id",
         )
-        delivered = await house.journal.end_unit(ended, result.receipt)
-        if delivered:
-            for blob_id in outputs.values():
-                house.store.pin(blob_id, outputs_of(unit.job))
-        return delivered
+    note_known(house, side.provider, inline)
+    tensors: dict[BlobId, bytes] = {}
+    try:
+        for port in need.manifest.outputs:
+            blob_id = outputs[port.name]
+            blob = inline.get(blob_id)
+            if blob is None or len(blob) > SMALL_TENSOR_LIMIT_BYTES:
+                house.store.pin(blob_id, arriving(unit))
+                if blob is not None:
+                    await house.store.put_bytes(blob)
+            small = await _take_output(house, need, side.provider, port, blob_id, blob, unit)
+            if small is not None:
+                tensors[blob_id] = small
+    except BaseException:
+        house.store.unpin(arriving(unit))
+        raise
+    done = Unit(
+        job=unit.job,
+        index=unit.index,
+        state=UnitState.DONE,
+        inputs=unit.inputs,
+        outputs=outputs,
+        receipt=blob_id_of(result.receipt),
+        provider=side.provider,
+        attempts=unit.attempts,
+        seconds=unit.seconds,
+    )
+    return Ended(done, result.receipt, tensors)
+
+
+async def deliver(house: House, ends: Sequence[Ended]) -> Written:
+    """End units, all in one write; their outputs stay with the job.
+
+    Raises:
+        StoreError: It cannot be written down.
+    """
+    try:
+        written = await house.journal.end_units(ends)
+        for end, new in zip(ends, written.new, strict=True):
+            if new and end.unit.outputs:
+                for blob_id in end.unit.outputs.values() - end.tensors.keys():
+                    house.store.pin(blob_id, outputs_of(end.unit.job))
+        return written
     finally:
-        house.store.unpin(arriving)
+        let_go(house, ends)
+
+
+def let_go(house: House, ends: Sequence[Ended]) -> None:
+    """Keep outputs no longer on account of being about to be written down."""
+    for end in ends:
+        house.store.unpin(arriving(end.unit))
+
+
+def arriving(unit: Unit) -> str:
+    """Under which name outputs are pinned that have come and are not written down."""
+    return f"{outputs_of(unit.job)}/{unit.index}"
 
 
 async def _take_output(
@@ -504,12 +663,23 @@ async def _take_output(
     provider: PeerId,
     port: manifests.Port,
     blob_id: BlobId,
-    pin_by: str,
-) -> None:
-    """Hold one output; it is the provider's lie, and no fault here, where it does not fit."""
+    blob: bytes | None,
+    unit: Unit,
+) -> bytes | None:
+    """Have one output, and give it where it is small.
+
+    Where it does not fit the program, it is the provider's lie, and no fault here.
+    """
+    limit_bytes = need.spec.memory_limit_bytes
     try:
-        await hold(house, provider, blob_id, pin_by, need.spec.memory_limit_bytes)
-        spec = await tensor_spec_of(house.store, blob_id)
+        if blob is None:
+            await hold(house, provider, blob_id, arriving(unit), limit_bytes)
+            if house.store.size_bytes(blob_id) <= SMALL_TENSOR_LIMIT_BYTES:
+                blob = await house.store.get_bytes(blob_id)
+        if blob is None:
+            spec = await tensor_spec_of(house.store, blob_id)
+        else:
+            spec = spec_of_blob(blob, len(blob))
     except (ProgramError, StoreError) as error:
         if error.code not in {"bad_tensor", "blob_too_large"}:
             raise
@@ -521,3 +691,4 @@ async def _take_output(
             f"output {port.name!r} of {provider} is a {spec}, and {port} is wanted",
             code="wrong_output",
         )
+    return blob if blob is not None and len(blob) <= SMALL_TENSOR_LIMIT_BYTES else None

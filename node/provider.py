@@ -34,20 +34,25 @@ from shoal.protocol.messages import (
     Reason,
     Refusal,
     Release,
+    UnitRefusal,
     UnitRequest,
     UnitResult,
+    UnitsRequest,
+    UnitsResult,
 )
 from shoal.protocol.negotiation import (
     Abandon,
     Answer,
     Await,
+    Effect,
     Execute,
     ProviderSide,
     State,
 )
+from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from shoal.crypto.peer_id import PeerId
 
@@ -77,6 +82,12 @@ class _Running:
     """Since when this node would not take the unit any more."""
     handed_back: Refusal | None = None
     """What to answer when the unit was ended because of that."""
+
+    async def end(self) -> UnitResult | Refusal:
+        """Wait for its answer."""
+        await self.ended.wait()
+        assert self.answer is not None
+        return self.answer
 
 
 @dataclass(slots=True)
@@ -134,8 +145,10 @@ class Provider:
                 running.scope.cancel()
 
     async def answer(
-        self, peer: PeerId, message: Call | AwardOffer | UnitRequest | Cancel | Release
-    ) -> Refusal | UnitResult | Lease | Done | bidding.Bid:
+        self,
+        peer: PeerId,
+        message: Call | AwardOffer | UnitRequest | UnitsRequest | Cancel | Release,
+    ) -> Refusal | UnitResult | UnitsResult | Lease | Done | bidding.Bid:
         """Answer one negotiation message of ``peer``.
 
         Raises:
@@ -143,13 +156,17 @@ class Provider:
             VerificationError: The award is not signed as it must be.
         """
         answer = await self._answer(peer, message)
-        if isinstance(answer, Refusal):
-            self.refused[answer.reason] += 1
+        parts = answer.answers if isinstance(answer, UnitsResult) else (answer,)
+        for part in parts:
+            if isinstance(part, Refusal | UnitRefusal):
+                self.refused[part.reason] += 1
         return answer
 
     async def _answer(
-        self, peer: PeerId, message: Call | AwardOffer | UnitRequest | Cancel | Release
-    ) -> Refusal | UnitResult | Lease | Done | bidding.Bid:
+        self,
+        peer: PeerId,
+        message: Call | AwardOffer | UnitRequest | UnitsRequest | Cancel | Release,
+    ) -> Refusal | UnitResult | UnitsResult | Lease | Done | bidding.Bid:
         if isinstance(message, Call):
             return await self._bid(peer, message)
         conversation = self._conversations.get((peer, message.call))
@@ -167,7 +184,13 @@ class Provider:
             case AwardOffer():
                 return self._lease(conversation, message)
             case UnitRequest():
-                return await self._unit(conversation, effects[0])
+                (answer,) = await self._units(conversation, effects)
+                return answer
+            case UnitsRequest(units=units):
+                answers = await self._units(conversation, effects)
+                return await pipeline.answer_together(
+                    self._house, conversation.side, units, answers
+                )
         for effect in effects:
             if isinstance(effect, Abandon) and effect.unit in conversation.running:
                 conversation.running[effect.unit].scope.cancel()
@@ -196,7 +219,9 @@ class Provider:
             )
         side = ProviderSide(requester=peer, provider=self._house.peer_id)
         side.receive(call, trio.current_time())
-        offer = bidding.bid(call, terms, held_bytes, secrets.token_hex(16))
+        batches = knows(self._house.control.versions.of(peer), UnitsRequest)
+        nonce = secrets.token_hex(16)
+        offer = bidding.bid(call, terms, held_bytes, nonce, batches=batches)
         side.send(offer, trio.current_time())
         self._conversations[peer, call.call] = _Conversation(side)
         return offer
@@ -230,24 +255,29 @@ class Provider:
         log.info("leased", requester=side.requester, award=side.award_id)
         return lease
 
-    async def _unit(self, conversation: _Conversation, effect: object) -> UnitResult | Refusal:
-        match effect:
-            case Answer(message):
-                return message
-            case Await(unit):
-                running = conversation.running[unit]
-            case Execute(request) if closed := self._closed(conversation.side):
-                conversation.side.send(closed, trio.current_time(), request.unit)
-                return closed
-            case Execute(request):
-                running = _Running()
-                conversation.running[request.unit] = running
-                self._nursery.start_soon(self._run, conversation, request, running)
-            case _:  # pragma: no cover
-                raise AssertionError(effect)
-        await running.ended.wait()
-        assert running.answer is not None
-        return running.answer
+    async def _units(
+        self, conversation: _Conversation, effects: Sequence[Effect]
+    ) -> list[UnitResult | Refusal]:
+        """The answers to the units of one message, when all have ended."""
+        closed = self._closed(conversation.side)
+        answers: list[UnitResult | Refusal | _Running] = []
+        for effect in effects:
+            match effect:
+                case Answer(message):
+                    answers.append(message)
+                case Await(unit):
+                    answers.append(conversation.running[unit])
+                case Execute(request) if closed:
+                    conversation.side.send(closed, trio.current_time(), request.unit)
+                    answers.append(closed)
+                case Execute(request):
+                    running = _Running()
+                    conversation.running[request.unit] = running
+                    self._nursery.start_soon(self._run, conversation, request, running)
+                    answers.append(running)
+        return [
+            await answer.end() if isinstance(answer, _Running) else answer for answer in answers
+        ]
 
     async def _run(
         self, conversation: _Conversation, request: UnitRequest, running: _Running

@@ -8,7 +8,7 @@ values; nothing here does IO.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, NewType
+from typing import Annotated, NewType, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +25,8 @@ JobId = NewType("JobId", str)
 SCHEMA_VERSION = 1
 """Of every JSON body that the local API and ``--json`` give; grows when a field changes."""
 
+SMALL_TENSOR_LIMIT_BYTES = 64 << 10
+"""A tensor of up to so many bytes is kept in the journal, a larger one as a blob."""
 
 PRIORITY_LIMIT = 4
 """A job of the highest priority has 256 times the share of one of the lowest: none starves."""
@@ -86,6 +88,10 @@ class OutputRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: str
 
 
+GivenUnit: TypeAlias = dict[str, BlobId | OutputRef | bytes]
+"""A unit as a submitter gives it: what is bytes is a whole tensor."""
+
+
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a submitter asks for.
 
@@ -138,6 +144,12 @@ class Job(msgspec.Struct, frozen=True):
     fetched: bool = False
     """Whether every result was given out, so that the job may go when room is needed."""
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from shoal.node.html_views import job_html
+
+        return job_html(self)
+
 
 class Unit(msgspec.Struct, frozen=True):
     """A unit as it stands.
@@ -152,6 +164,8 @@ class Unit(msgspec.Struct, frozen=True):
         provider: The peer that holds its lease, or that ran it.
         attempts: How many leases it has been under.
         seconds: From hand-over to verified result.
+        ended: Its number in the order in which the units of its job ended; numbers grow,
+            and some may be missing.
     """
 
     job: JobId
@@ -165,6 +179,35 @@ class Unit(msgspec.Struct, frozen=True):
     seconds: float | None = None
     failure: Failure | None = None
     awaits: dict[str, OutputRef] = {}
+    ended: int | None = None
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A unit's end, with all that is written down of it at once.
+
+    Attributes:
+        unit: As it ended: done, failed or cancelled.
+        receipt: The envelope that ``unit.receipt`` names, where there is one.
+        tensors: Outputs of up to `SMALL_TENSOR_LIMIT_BYTES`, which the journal keeps.
+        left: Outputs that stay with ``unit.provider``, with their sizes in bytes.
+    """
+
+    unit: Unit
+    receipt: bytes | None = None
+    tensors: dict[BlobId, bytes] = {}
+    left: dict[BlobId, int] = {}
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What the ends of units came to.
+
+    Attributes:
+        new: For each of them, False where the unit had ended before: nothing was written.
+        touched: Jobs of which units that awaited these became ready or failed.
+    """
+
+    new: tuple[bool, ...]
+    touched: frozenset[JobId]
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -1,22 +1,24 @@
 """What survives a restart: jobs, units, receipts, answers and known peers, in SQLite.
 
 The journal of the data path: a job is written before any of its units is given
-out, and a unit's end and its receipt before anyone is told. Each method is one
-transaction in a worker thread; a daemon killed at any instant finds all of it
-or nothing. A unit ends once, whoever says so again, and the counters of a job
-change in the same transaction, so nothing is counted twice.
+out, and a unit's end, its receipt and its small outputs before anyone is told. Each
+method is all or nothing; a daemon killed at any instant finds all of it or nothing. A
+unit ends once, whoever says so again, and the counters of a job change in the same
+transaction, so nothing is counted twice. `docs/STATE.md` has the whole argument.
+
+The writes of concurrent tasks share transactions: see `node.journal_writer`. What is
+written is in `node.journal_jobs`, `node.journal_units`, `node.journal_endings` and
+`node.journal_results`; the tables are in `node.migrations`.
 
 WAL with ``synchronous = NORMAL``: a killed process loses nothing; a power cut
 may lose the last moments, never the order of things. Cancelling a call either
 comes before its transaction or has to wait for its end.
-
-How records lie in tables is in `node.state_tables`.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -25,31 +27,28 @@ import trio
 
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
-from shoal.node import remembered_peers
-from shoal.node.errors import JobError
+from shoal.node import (
+    journal_jobs,
+    journal_results,
+    journal_units,
+    remembered_peers,
+)
+from shoal.node.journal_results import Order
+from shoal.node.journal_writer import JournalWriter
 from shoal.node.owner import Pause
 from shoal.node.records import (
     Answer,
+    Ended,
     Failure,
     Job,
     JobId,
     JobSpec,
     JobState,
     Unit,
-    UnitState,
+    Written,
 )
-from shoal.node.state_tables import (
-    answer_of,
-    from_json,
-    job_of,
-    job_row,
-    open_database,
-    reporting,
-    to_json,
-    transaction,
-    unit_of,
-    unit_row,
-)
+from shoal.node.state_file import open_database
+from shoal.node.state_tables import answer_of, insert
 
 ANSWERS_LIMIT = 500
 """Answers kept of one job, the newest: as many lines as a person will read."""
@@ -61,50 +60,85 @@ class State:
     """The database of one daemon. Made by `open_state`.
 
     Every method raises `StoreError` when the disk is full or the file damaged.
+
+    Attributes:
+        touched: Called with the jobs of which units became ready, failed, await again or
+            run again through the end of others, after that was written.
     """
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._database = database
-        self._path = path
-        self._turn = trio.CapacityLimiter(1)
+        self._writer = JournalWriter(database, path)
+        self.touched: Callable[[frozenset[JobId]], None] = lambda _jobs: None
 
     # --- jobs -------------------------------------------------------------------
 
-    async def add_job(self, job: Job, spec: JobSpec, units: Sequence[Unit]) -> None:
-        """Write a new job with all its units."""
+    async def add_job(
+        self,
+        job: Job,
+        spec: JobSpec,
+        units: Sequence[Unit] = (),
+        tensors: Mapping[BlobId, bytes] | None = None,
+    ) -> None:
+        """Write a new job with the units that it has so far.
 
-        def write() -> None:
-            self._insert("jobs", [job_row(job, spec)])
-            self._insert("units", [unit_row(unit) for unit in units])
+        Args:
+            job: As it begins; how many units it has is counted here.
+            spec: Kept without its units.
+            units: With indices from 0; what one awaits is an earlier unit.
+            tensors: Inputs of theirs, each up to `SMALL_TENSOR_LIMIT_BYTES`.
 
-        await self._write(write)
+        Raises:
+            JobError: ``no_such_unit``, ``wrong_unit_index``.
+        """
+        self._touch(
+            await self._write(journal_jobs.add_job, job, spec, units, tensors or {}), job.id
+        )
+
+    async def add_units(
+        self,
+        job_id: JobId,
+        units: Sequence[Unit],
+        tensors: Mapping[BlobId, bytes] | None = None,
+    ) -> Job:
+        """Add units to an open job; gives it as it then stands.
+
+        Args:
+            job_id: A job that is open.
+            units: With indices that follow those which the job has.
+            tensors: As in `add_job`.
+
+        Raises:
+            JobError: ``no_such_job``, ``job_ended``, ``job_sealed``, ``no_such_unit``, or
+                ``wrong_unit_index`` where units of the job are missing or were there before.
+        """
+        job, touched = await self._write(journal_jobs.add_units, job_id, units, tensors or {})
+        self._touch(touched, job_id)
+        return job
+
+    async def seal_job(self, job_id: JobId) -> Job:
+        """Note that no more units come; gives the job, which may have been sealed before.
+
+        Raises:
+            JobError: ``no_such_job``.
+        """
+        return await self._write(journal_jobs.seal, job_id)
 
     async def end_job(
         self, job_id: JobId, state: JobState, ended_at: float, failure: Failure | None = None
     ) -> Job:
         """End a job and cancel what is open of it; gives the job as it then stands.
 
-        A job that has ended already stays as it is.
+        A job that has ended already stays as it is. Units of other jobs that await what
+        is cancelled fail.
 
         Raises:
             JobError: ``no_such_job``.
         """
         assert state.final
-
-        def write() -> Job:
-            ended = self._database.execute(
-                "UPDATE jobs SET state = ?, ended_at = ?, failure = ?"
-                " WHERE id = ? AND state = 'running'",
-                (state.value, ended_at, to_json(failure), job_id),
-            )
-            if ended.rowcount:
-                self._database.execute(
-                    "UPDATE units SET state = 'cancelled' WHERE job = ? AND state = 'queued'",
-                    (job_id,),
-                )
-            return self._job(job_id)
-
-        return await self._write(write)
+        job, touched = await self._write(journal_jobs.end_job, job_id, state, ended_at, failure)
+        self._touch(touched)
+        return job
 
     async def job(self, job_id: JobId) -> Job:
         """One job as it stands.
@@ -112,7 +146,7 @@ class State:
         Raises:
             JobError: ``no_such_job``.
         """
-        return await self._read(lambda: self._job(job_id))
+        return await self._read(journal_jobs.find_job, job_id)
 
     async def spec(self, job_id: JobId) -> JobSpec:
         """What was asked for, without the units: those are `units`.
@@ -120,88 +154,123 @@ class State:
         Raises:
             JobError: ``no_such_job``.
         """
-
-        def read() -> JobSpec:
-            row = self._row("SELECT spec FROM jobs WHERE id = ?", (job_id,))
-            if row is None:
-                raise _no_such_job(job_id)
-            return from_json(row["spec"], JobSpec)
-
-        return await self._read(read)
+        return await self._read(journal_jobs.find_spec, job_id)
 
     async def jobs(self, limit: int) -> list[Job]:
         """The newest jobs, newest first."""
-        return await self._rows(job_of, "SELECT * FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
+        return await self._read(journal_jobs.newest, limit)
 
     async def running_jobs(self) -> list[Job]:
         """The jobs that have not ended, oldest first."""
-        return await self._rows(
-            job_of, "SELECT * FROM jobs WHERE state = 'running' ORDER BY id", ()
-        )
+        return await self._read(journal_jobs.running)
 
-    # --- units and receipts -----------------------------------------------------
+    # --- units ------------------------------------------------------------------
 
     async def end_unit(self, unit: Unit, receipt: bytes | None) -> bool:
-        """Write a unit's end with its receipt, and count it.
+        """`end_units` of one without outputs in the journal; False if it had ended before."""
+        return (await self.end_units([Ended(unit, receipt)])).new[0]
 
-        Args:
-            unit: As it ended: done, failed or cancelled.
-            receipt: The envelope that ``unit.receipt`` names, where there is one.
+    async def end_units(self, ends: Sequence[Ended]) -> Written:
+        """Write the ends of units with receipts and small outputs, and count them.
+
+        Units that await an output of these get it as an input, or fail where it will not
+        come, in the same transaction.
+        """
+        written = await self._write(journal_units.end_units, ends)
+        self._touch(written.touched)
+        return written
+
+    async def reopen_unit(self, job_id: JobId, index: int) -> bool:
+        """Queue a unit again whose outputs were lost with the peer that had them.
+
+        Units that await them and have not ended await them again; those that have ended
+        keep what they have. A job that was done runs again: `touched` is told of it.
 
         Returns:
-            False if the unit had ended before: then nothing is written.
+            False, and nothing has changed, where the unit is not done, or its job was
+            cancelled or is not there.
         """
-        assert _final(unit.state)
-        assert (unit.receipt is None) == (receipt is None)
-
-        def write() -> bool:
-            if not self._put_unit(unit):
-                return False
-            self._database.execute(
-                "UPDATE jobs SET units_done = units_done + ?, units_failed = units_failed + ?"
-                " WHERE id = ?",
-                (unit.state is UnitState.DONE, unit.state is UnitState.FAILED, unit.job),
-            )
-            if receipt is not None:
-                row = {"id": unit.receipt, "job": unit.job, "place": unit.index}
-                self._insert("receipts", [{**row, "envelope": receipt}])
-            return True
-
-        return await self._write(write)
+        touched = await self._write(journal_units.reopen, job_id, index)
+        self._touch(touched or frozenset())
+        return touched is not None
 
     async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
         """Some of a job's units, in order of their index."""
-        return await self._rows(
-            unit_of,
-            "SELECT * FROM units WHERE job = ? ORDER BY place LIMIT ? OFFSET ?",
-            (job_id, limit, offset),
-        )
+        return await self._read(journal_units.page, job_id, offset, limit)
 
-    async def open_units(self, job_id: JobId) -> list[Unit]:
-        """A job's units that have not ended."""
-        return await self._rows(
-            unit_of,
-            "SELECT * FROM units WHERE job = ? AND state = 'queued' ORDER BY place",
-            (job_id,),
-        )
+    async def open_units(
+        self, job_id: JobId, after: int = -1, limit: int | None = None
+    ) -> list[Unit]:
+        """A job's units that are ready: not ended, and awaiting nothing; in order of index.
+
+        Args:
+            job_id: A job; there are none of one that is not there.
+            after: Only those with a higher index.
+            limit: Only so many.
+        """
+        return await self._read(journal_units.ready, job_id, after, limit)
+
+    async def count_open(self, job_id: JobId) -> tuple[int, int]:
+        """How many units of a job are ready, and how many await others."""
+        return await self._read(journal_units.count_open, job_id)
 
     async def first_failure(self, job_id: JobId) -> Failure | None:
         """Why the first of a job's failed units failed; None where none has."""
-        failures: list[Failure] = await self._rows(
-            lambda row: from_json(row["failure"], Failure),
-            "SELECT failure FROM units WHERE job = ? AND state = 'failed'"
-            " ORDER BY place LIMIT 1",
-            (job_id,),
-        )
-        return failures[0] if failures else None
+        return await self._read(journal_units.first_failure, job_id)
+
+    # --- results ----------------------------------------------------------------
+
+    async def results(
+        self, job_id: JobId, after: int, limit: int, order: Order = "given"
+    ) -> list[Unit]:
+        """A page of a job's units that have ended.
+
+        Args:
+            job_id: A job of this daemon.
+            after: The index of the last unit of the page before, or its ``ended`` where
+                the order is that of ending; -1 for the first page.
+            limit: Units in a page, at most.
+            order: ``given``: by index, up to the first that has not ended; ``ended``: as
+                they ended.
+
+        Raises:
+            JobError: ``no_such_job``.
+        """
+        return await self._read(journal_results.results, job_id, after, limit, order)
+
+    async def note_fetched(self, job_id: JobId, indices: Collection[int] | None) -> Job:
+        """Note that the results of these units, or all, were given out; gives the job.
+
+        Raises:
+            JobError: ``no_such_job``.
+        """
+        return await self._write(journal_results.note_fetched, job_id, indices)
+
+    async def note_read(self, job_id: JobId, until: int, order: Order = "given") -> Job:
+        """Note that the results up to ``until``, as `results` counts, were given out.
+
+        Raises:
+            JobError: ``no_such_job``.
+        """
+        return await self._write(journal_results.note_read, job_id, until, order)
+
+    async def tensors(self, ids: Iterable[BlobId]) -> dict[BlobId, bytes]:
+        """Those of these tensors that are in the journal."""
+        return await self._read(journal_results.tensors, list(ids))
+
+    async def tensor_sizes(self, ids: Iterable[BlobId]) -> dict[BlobId, int]:
+        """The sizes in bytes of those of these tensors that are in the journal."""
+        return await self._read(journal_results.tensor_sizes, list(ids))
+
+    async def holders(
+        self, ids: Iterable[BlobId]
+    ) -> dict[BlobId, tuple[PeerId, JobId, int, int]]:
+        """Of outputs left with peers: who has one, of which job and unit, in how many bytes."""
+        return await self._read(journal_results.holders, list(ids))
 
     async def receipt_ids(self, job_id: JobId) -> list[BlobId]:
         """The ids of a job's receipts, in order of its units."""
-        return await self._rows(
-            lambda row: BlobId(row["id"]),
-            "SELECT id FROM receipts WHERE job = ? ORDER BY place",
-            (job_id,),
-        )
+        return await self._read(journal_results.receipt_ids, job_id)
 
     async def receipt(self, receipt_id: BlobId) -> bytes:
         """The signed envelope of a receipt.
@@ -209,28 +278,17 @@ class State:
         Raises:
             JobError: ``no_such_receipt``.
         """
-
-        def read() -> bytes:
-            row = self._row("SELECT envelope FROM receipts WHERE id = ?", (receipt_id,))
-            if row is None:
-                raise JobError(
-                    f"there is no receipt {receipt_id[:64]!r}",
-                    code="no_such_receipt",
-                    hint="`shoal job show JOB` lists a job's receipts",
-                )
-            return bytes(row["envelope"])
-
-        return await self._read(read)
+        return await self._read(journal_results.receipt, receipt_id)
 
     # --- what peers said, and where they are --------------------------------------
 
     async def add_answer(self, answer: Answer) -> None:
         """Keep what a peer answered; of each job the newest `ANSWERS_LIMIT`."""
 
-        def write() -> None:
+        def write(database: sqlite3.Connection) -> None:
             row = {name: getattr(answer, name) for name in answer.__struct_fields__}
-            self._insert("answers", [row])
-            self._database.execute(
+            insert(database, "answers", [row])
+            database.execute(
                 "DELETE FROM answers WHERE job = :job AND rowid <= (SELECT rowid FROM answers"
                 " WHERE job = :job ORDER BY rowid DESC LIMIT 1 OFFSET :limit)",
                 {"job": answer.job, "limit": ANSWERS_LIMIT},
@@ -240,9 +298,14 @@ class State:
 
     async def answers(self, job_id: JobId) -> list[Answer]:
         """What peers answered to a job's calls, oldest first."""
-        return await self._rows(
-            answer_of, "SELECT * FROM answers WHERE job = ? ORDER BY rowid", (job_id,)
-        )
+
+        def read(database: sqlite3.Connection) -> list[Answer]:
+            rows = database.execute(
+                "SELECT * FROM answers WHERE job = ? ORDER BY rowid", (job_id,)
+            )
+            return [answer_of(row) for row in rows]
+
+        return await self._read(read)
 
     async def remember_peer(
         self, peer: PeerId, addresses: Sequence[str], seen_at_s: float
@@ -257,12 +320,14 @@ class State:
             Whether it is another one.
         """
 
-        def write() -> bool:
-            row = self._row("SELECT value FROM counters WHERE name = 'network'", ())
+        def write(database: sqlite3.Connection) -> bool:
+            row = database.execute(
+                "SELECT value FROM counters WHERE name = 'network'"
+            ).fetchone()
             if number == (0 if row is None else int(row["value"])):
                 return False
-            self._database.execute("DELETE FROM peers")
-            self._database.execute(
+            database.execute("DELETE FROM peers")
+            database.execute(
                 "INSERT OR REPLACE INTO counters (name, value) VALUES ('network', ?)", (number,)
             )
             return True
@@ -271,16 +336,20 @@ class State:
 
     async def pauses(self) -> list[Pause]:
         """What the owner has paused, pauses that have ended by themselves among it."""
-        return await self._rows(
-            lambda row: Pause(row["device"], row["until_s"]), "SELECT * FROM pauses", ()
-        )
+
+        def read(database: sqlite3.Connection) -> list[Pause]:
+            rows = database.execute("SELECT * FROM pauses")
+            return [Pause(row["device"], row["until_s"]) for row in rows]
+
+        return await self._read(read)
 
     async def keep_pauses(self, pauses: Collection[Pause]) -> None:
         """Keep these pauses, and no others."""
+        rows = [{"device": pause.device, "until_s": pause.until_s} for pause in pauses]
 
-        def write() -> None:
-            self._database.execute("DELETE FROM pauses")
-            self._insert("pauses", [{"device": p.device, "until_s": p.until_s} for p in pauses])
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM pauses")
+            insert(database, "pauses", rows)
 
         await self._write(write)
 
@@ -292,14 +361,13 @@ class State:
                 was lost is not behind its own old adverts.
         """
 
-        def write() -> int:
-            row = self._row(
+        def write(database: sqlite3.Connection) -> int:
+            row = database.execute(
                 "INSERT INTO counters (name, value) VALUES ('advert', ?)"
                 " ON CONFLICT (name) DO UPDATE SET value = max(value + 1, excluded.value)"
                 " RETURNING value",
                 (wall_ms,),
-            )
-            assert row is not None
+            ).fetchone()
             return int(row["value"])
 
         return await self._write(write)
@@ -307,61 +375,21 @@ class State:
     # --- for modules that keep tables of their own ----------------------------------
 
     async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``work`` on the database in one transaction."""
-        return await self._write(lambda: work(self._database))
+        """Run ``work`` on the database, all or nothing, perhaps more than once."""
+        return await self._write(work)
 
-    # --- one thread at a time -----------------------------------------------------
+    # --- in the thread ------------------------------------------------------------
 
-    async def _read(self, work: Callable[[], T]) -> T:
-        def guarded() -> T:
-            with reporting(self._path):
-                return work()
+    def _touch(self, jobs: frozenset[JobId], but: JobId | None = None) -> None:
+        jobs -= {but} if but else set()
+        if jobs:
+            self.touched(jobs)
 
-        return await trio.to_thread.run_sync(guarded, limiter=self._turn)
+    async def _read(self, work: Callable[..., T], *arguments: object) -> T:
+        return await self._writer.read(lambda database: work(database, *arguments))
 
-    async def _write(self, work: Callable[[], T]) -> T:
-        def in_transaction() -> T:
-            with transaction(self._database):
-                return work()
-
-        return await self._read(in_transaction)
-
-    async def _rows(
-        self, make: Callable[[sqlite3.Row], T], query: str, values: tuple[object, ...]
-    ) -> list[T]:
-        return await self._read(
-            lambda: [make(row) for row in self._database.execute(query, values)]
-        )
-
-    def _row(self, query: str, values: tuple[object, ...]) -> sqlite3.Row | None:
-        row: sqlite3.Row | None = self._database.execute(query, values).fetchone()
-        return row
-
-    def _job(self, job_id: JobId) -> Job:
-        row = self._row("SELECT * FROM jobs WHERE id = ?", (job_id,))
-        if row is None:
-            raise _no_such_job(job_id)
-        return job_of(row)
-
-    def _put_unit(self, unit: Unit) -> bool:
-        """Write a unit over its row, unless that has ended; says whether it was written."""
-        row = unit_row(unit)
-        columns = ", ".join(f"{name} = :{name}" for name in row if name not in _UNIT_KEY)
-        written = self._database.execute(
-            f"UPDATE units SET {columns} WHERE job = :job AND place = :place"  # noqa: S608  # names are ours
-            " AND state = 'queued'",
-            row,
-        )
-        return written.rowcount > 0
-
-    def _insert(self, table: str, rows: list[dict[str, object]]) -> None:
-        if rows:
-            names = rows[0].keys()
-            values = ", ".join(f":{name}" for name in names)
-            self._database.executemany(
-                f"INSERT INTO {table} ({', '.join(names)}) VALUES ({values})",  # noqa: S608  # names are ours
-                rows,
-            )
+    async def _write(self, work: Callable[..., T], *arguments: object) -> T:
+        return await self._writer.write(lambda database: work(database, *arguments))
 
 
 @asynccontextmanager
@@ -378,18 +406,3 @@ async def open_state(path: Path) -> AsyncIterator[State]:
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(database.close)
-
-
-_UNIT_KEY = ("job", "place")
-
-
-def _final(state: UnitState) -> bool:
-    return state in {UnitState.DONE, UnitState.FAILED, UnitState.CANCELLED}
-
-
-def _no_such_job(job_id: JobId) -> JobError:
-    return JobError(
-        f"there is no job {job_id[:64]!r}",
-        code="no_such_job",
-        hint="`shoal jobs` lists the jobs of this daemon",
-    )

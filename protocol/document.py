@@ -86,6 +86,7 @@ matched by `id`.
 | `Call` | `Bid` or `Refusal` |
 | `AwardOffer` | `Lease` or `Refusal` |
 | `UnitRequest` | `UnitResult` or `Refusal` |
+| `UnitsRequest` | `UnitsResult`, or a `Refusal` of all of them |
 | `Cancel`, `Release` | `Done` |
 | `Challenge` | `Committed` or `Refusal` |
 | `Draw` | `Opened` or `Refusal` |
@@ -187,6 +188,7 @@ def document() -> str:
                 *dict.fromkeys(
                     get_args(messages.RequestBody) + get_args(messages.ResponseBody)
                 ),
+                messages.UnitRefusal,
             ]
         ),
         _reasons(messages.Reason),

@@ -14,12 +14,12 @@ from msgspec import Meta
 PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
-PROTOCOL_MINOR = 2
+PROTOCOL_MINOR = 3
 """A newer minor adds words that are said only to peers whose hello names it.
 
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
-introductions.
+introductions; 1.3 brought many units in one message.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -67,8 +67,26 @@ REQUESTS_IN_FLIGHT_LIMIT = 256
 LEASE_UNITS_LIMIT = 4096
 """Units under one lease: some seconds of the smallest units there are."""
 
-UNITS_IN_FLIGHT_LIMIT = 64
-"""Units handed over under one lease and not yet answered."""
+UNITS_IN_FLIGHT_LIMIT = 256
+"""Units handed over under one lease and not yet answered: four full batches, so that a
+link with a round trip of 100 ms keeps a provider of the smallest units busy. It was 64
+before 1.3, and no bid to an older peer names more.
+"""
+
+BATCH_UNITS_LIMIT = 64
+"""Units in one message: what a message costs is then a hundredth of what they cost."""
+
+BATCH_PORTS_LIMIT_BYTES = 192 << 10
+"""Names and ids of the inputs and outputs of one message's units, `PORT_BYTES` and the
+name for each. They stand in the request, and again in the receipts that answer it: with
+`INLINE_LIMIT_BYTES` of blobs and 64 receipts of the longest errors that is a frame.
+"""
+
+PORT_BYTES = 72
+"""What one input or output takes in a message beside its name."""
+
+IN_FLIGHT_INLINE_LIMIT_BYTES = 4 * INLINE_LIMIT_BYTES
+"""Inline blobs of all units that are out under one lease: a provider holds them."""
 
 LEASE_IDLE_LIMIT_S = 3600.0
 """Longest silence that a lease may outlast; a provider keeps blobs and answers for it."""

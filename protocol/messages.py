@@ -8,6 +8,7 @@ be in flight. Gossip carries adverts alone, and bulk bytes go by blob stream
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Annotated, TypeAlias
 
@@ -141,6 +142,10 @@ class Bid(_Message, frozen=True, tag="bid"):
     It binds the provider for ``valid_s`` seconds from when it was sent. The
     award names ``nonce``, which the provider drew: nobody can use an old award
     again and have two honest receipts for one unit of it.
+
+    Attributes:
+        in_flight_max: Units that may be out at once, in however many messages.
+        batch_max: Units that one `UnitsRequest` may carry; 1: none may be sent.
     """
 
     call: Nonce
@@ -151,6 +156,7 @@ class Bid(_Message, frozen=True, tag="bid"):
     units_max: Annotated[int, Meta(ge=1, le=limits.LEASE_UNITS_LIMIT)]
     in_flight_max: Annotated[int, Meta(ge=1, le=limits.UNITS_IN_FLIGHT_LIMIT)]
     valid_s: Seconds
+    batch_max: Annotated[int, Meta(ge=1, le=limits.BATCH_UNITS_LIMIT)] = 1
 
 
 class Refusal(_Message, frozen=True, tag="refusal"):
@@ -215,11 +221,67 @@ class UnitResult(_Message, frozen=True, tag="result"):
         _check_inline(self.blobs)
 
 
+class UnitsRequest(_Message, frozen=True, tag="units"):
+    """Several units to run under a lease, each with its own name.
+
+    Attributes:
+        units: Of the same call, no name twice. Their blobs have
+            `limits.INLINE_LIMIT_BYTES` in all at most, and their inputs' names and ids
+            `limits.BATCH_PORTS_LIMIT_BYTES`; those of their outputs count there too.
+    """
+
+    call: Nonce
+    units: Annotated[
+        tuple[UnitRequest, ...], Meta(min_length=1, max_length=limits.BATCH_UNITS_LIMIT)
+    ]
+
+    def __post_init__(self) -> None:
+        _check_inline([blob for unit in self.units for blob in unit.blobs])
+        size_bytes = sum(ports_bytes(unit.inputs) for unit in self.units)
+        if size_bytes > limits.BATCH_PORTS_LIMIT_BYTES:
+            raise ValueError(
+                f"{size_bytes} bytes of inputs' names and ids in one message, "
+                f"of {limits.BATCH_PORTS_LIMIT_BYTES}"
+            )
+
+
+class UnitRefusal(_Message, frozen=True, tag="unit_refusal"):
+    """No to one unit of a `UnitsRequest`, and why."""
+
+    unit: UnitId
+    reason: Reason
+    detail: Text = ""
+
+
+class UnitsResult(_Message, frozen=True, tag="results"):
+    """The answers to a `UnitsRequest`, one to each unit of it, once all have ended.
+
+    Attributes:
+        answers: In the order of the request. Their blobs have
+            `limits.INLINE_LIMIT_BYTES` in all at most; what does not fit is fetched.
+    """
+
+    call: Nonce
+    answers: Annotated[
+        tuple[UnitResult | UnitRefusal, ...],
+        Meta(min_length=1, max_length=limits.BATCH_UNITS_LIMIT),
+    ]
+
+    def __post_init__(self) -> None:
+        results = [a for a in self.answers if isinstance(a, UnitResult)]
+        _check_inline([blob for result in results for blob in result.blobs])
+
+
 class Cancel(_Message, frozen=True, tag="cancel"):
-    """The requester does not want this unit any more."""
+    """The requester does not want a unit any more.
+
+    Attributes:
+        others: More units that it does not want.
+    """
 
     call: Nonce
     unit: UnitId
+    others: Annotated[tuple[UnitId, ...], Meta(max_length=limits.UNITS_IN_FLIGHT_LIMIT)] = ()
 
 
 class Release(_Message, frozen=True, tag="release"):
@@ -385,6 +447,7 @@ RequestBody: TypeAlias = (
     | Call
     | AwardOffer
     | UnitRequest
+    | UnitsRequest
     | Cancel
     | Release
     | ChallengeRequest
@@ -397,6 +460,7 @@ ResponseBody: TypeAlias = (
     | Refusal
     | Lease
     | UnitResult
+    | UnitsResult
     | Committed
     | Opened
     | DialedBack
@@ -425,7 +489,12 @@ Frame: TypeAlias = Request | Response
 """What a control stream carries, each behind its length in 4 big-endian bytes."""
 
 
-def _check_inline(blobs: Blobs) -> None:
+def ports_bytes(ports: Iterable[tuple[str, str]]) -> int:
+    """What inputs or outputs take in a message; see `limits.BATCH_PORTS_LIMIT_BYTES`."""
+    return sum(limits.PORT_BYTES + len(name.encode()) for name, _ in ports)
+
+
+def _check_inline(blobs: Sequence[bytes]) -> None:
     size_bytes = sum(map(len, blobs))
     if size_bytes > limits.INLINE_LIMIT_BYTES:
         raise ValueError(

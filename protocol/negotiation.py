@@ -17,6 +17,12 @@ cancelled one is answered by a refusal. An answer that crosses a cancel, or come
 twice, is nobody's fault and is dropped. A lease ends by release, or when no unit
 was out for ``idle_s``. A message that is refused changes nothing.
 
+Up to ``batch_max`` units go in one `UnitsRequest`, and stand there for what they would
+be one by one: each is run, answered again or waited for by its own name, and may be
+cancelled alone. All of them are taken or, where one is against the terms, none. The
+message is answered once, when none of its units is out any more, with the result or the
+refusal of each in the same order; or by one refusal, which is then every unit's.
+
 What silence does not end: a call that is not answered, and a unit that is out.
 Those are requests, and whoever made them bounds how long it waits.
 
@@ -25,6 +31,7 @@ Prior art: contract net (Smith 1980) for the steps, h11 for the form.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
@@ -33,7 +40,7 @@ from shoal.crypto.content import BlobId
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.limits import LEASE_ANSWERS_LIMIT_BYTES
+from shoal.protocol.limits import IN_FLIGHT_INLINE_LIMIT_BYTES, LEASE_ANSWERS_LIMIT_BYTES
 from shoal.protocol.messages import (
     AwardOffer,
     Bid,
@@ -43,8 +50,11 @@ from shoal.protocol.messages import (
     Reason,
     Refusal,
     Release,
+    UnitRefusal,
     UnitRequest,
     UnitResult,
+    UnitsRequest,
+    UnitsResult,
 )
 from shoal.protocol.statements import Award, open_award, statement_id
 
@@ -68,7 +78,17 @@ class Way(StrEnum):
 
 
 Message: TypeAlias = (
-    Call | Bid | Refusal | AwardOffer | Lease | UnitRequest | UnitResult | Cancel | Release
+    Call
+    | Bid
+    | Refusal
+    | AwardOffer
+    | Lease
+    | UnitRequest
+    | UnitResult
+    | UnitsRequest
+    | UnitsResult
+    | Cancel
+    | Release
 )
 Table: TypeAlias = dict[tuple[State, Way, type[Message]], State]
 
@@ -81,7 +101,9 @@ REQUESTER: Table = {
     (State.AWARDED, Way.GOT, Lease): State.LEASED,
     (State.AWARDED, Way.GOT, Refusal): State.ENDED,
     (State.LEASED, Way.SENT, UnitRequest): State.LEASED,
+    (State.LEASED, Way.SENT, UnitsRequest): State.LEASED,
     (State.LEASED, Way.GOT, UnitResult): State.LEASED,
+    (State.LEASED, Way.GOT, UnitsResult): State.LEASED,
     (State.LEASED, Way.GOT, Refusal): State.LEASED,
     (State.LEASED, Way.SENT, Cancel): State.LEASED,
     (State.LEASED, Way.SENT, Release): State.ENDED,
@@ -96,7 +118,9 @@ PROVIDER: Table = {
     (State.AWARDED, Way.SENT, Lease): State.LEASED,
     (State.AWARDED, Way.SENT, Refusal): State.ENDED,
     (State.LEASED, Way.GOT, UnitRequest): State.LEASED,
+    (State.LEASED, Way.GOT, UnitsRequest): State.LEASED,
     (State.LEASED, Way.SENT, UnitResult): State.LEASED,
+    (State.LEASED, Way.SENT, UnitsResult): State.LEASED,
     (State.LEASED, Way.SENT, Refusal): State.LEASED,
     (State.LEASED, Way.GOT, Cancel): State.LEASED,
     (State.LEASED, Way.GOT, Release): State.ENDED,
@@ -108,7 +132,7 @@ PROVIDER: Table = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Send this message again: the unit was answered before."""
+    """Send this again: the unit was answered before."""
 
     message: UnitResult | Refusal
 
@@ -162,6 +186,19 @@ class _Conversation:
     """Units out: asked for and not yet answered."""
     units_asked: int = 0
     """Names of units used up, of ``award.units_max``."""
+
+    @property
+    def room(self) -> int:
+        """How many more units may go out now; 0 where there is no lease."""
+        if self.state is not State.LEASED or self.bid is None or self.award is None:
+            return 0
+        free = self.bid.in_flight_max - len(self.units)
+        return max(0, min(free, self.award.units_max - self.units_asked))
+
+    @property
+    def inline_room_bytes(self) -> int:
+        """How many bytes of inline blobs may go out now with them."""
+        return IN_FLIGHT_INLINE_LIMIT_BYTES - _inline_bytes(self.units.values())
 
     def expire(self, now_s: float) -> bool:
         """End the conversation if its time is up; True when this call ended it."""
@@ -244,14 +281,45 @@ class _Conversation:
             )
         return award
 
-    def _check_room(self, error: type[LocalProtocolError | RemoteProtocolError]) -> None:
-        """Refuse one more unit where the lease's terms do."""
+    def _check_batch(
+        self, batch: UnitsRequest, error: type[LocalProtocolError | RemoteProtocolError]
+    ) -> None:
+        """Refuse a message of several units that is not what was agreed."""
+        assert self.bid is not None
+        if len(batch.units) > self.bid.batch_max:
+            raise error(
+                f"{len(batch.units)} units in one message, of {self.bid.batch_max}",
+                code="batch_too_large",
+            )
+        for unit in batch.units:
+            if unit.call != batch.call:
+                raise error(f"unit {unit.unit!r} is of another call", code="unknown_call")
+        if len({unit.unit for unit in batch.units}) < len(batch.units):
+            raise error("a unit stands twice in one message", code="duplicate_unit")
+
+    def _check_room(
+        self,
+        units: Sequence[UnitRequest],
+        unused: int,
+        error: type[LocalProtocolError | RemoteProtocolError],
+    ) -> None:
+        """Refuse to let ``units`` out, ``unused`` names among them, where the terms do."""
         assert self.bid is not None
         assert self.award is not None
-        if len(self.units) >= self.bid.in_flight_max:
-            raise error(f"{len(self.units)} units are out already", code="too_many_in_flight")
-        if self.units_asked >= self.award.units_max:
+        out = len(self.units)
+        if units and out + len(units) > self.bid.in_flight_max:
+            raise error(
+                f"{out} units are out already, of {self.bid.in_flight_max}",
+                code="too_many_in_flight",
+            )
+        if unused and self.units_asked + unused > self.award.units_max:
             raise error("the lease is used up", code="lease_used_up")
+        if units and _inline_bytes(units) > self.inline_room_bytes:
+            raise error(
+                f"the units that are out bring more than {IN_FLIGHT_INLINE_LIMIT_BYTES} bytes "
+                "of inline blobs",
+                code="too_many_in_flight",
+            )
 
 
 class RequesterSide(_Conversation):
@@ -263,7 +331,9 @@ class RequesterSide(_Conversation):
         """Units answered or cancelled; another answer to one is dropped."""
 
     def send(
-        self, message: Call | AwardOffer | UnitRequest | Cancel | Release, now_s: float
+        self,
+        message: Call | AwardOffer | UnitRequest | UnitsRequest | Cancel | Release,
+        now_s: float,
     ) -> None:
         """Note that ``message`` is about to be sent.
 
@@ -276,19 +346,32 @@ class RequesterSide(_Conversation):
                 self.call = message
             case AwardOffer():
                 self._take_award(message, self._check_award(message, LocalProtocolError), now_s)
-            case UnitRequest() if message.unit not in self.units:
-                self._check_room(LocalProtocolError)
-                self.units[message.unit] = message
-                self.units_asked += message.unit not in self._closed
-            case Cancel() if self.units.pop(message.unit, None) is not None:
-                self._closed.add(message.unit)
-                self._touch(now_s)
+            case UnitRequest():
+                self._let_out((message,))
+            case UnitsRequest():
+                self._check_batch(message, LocalProtocolError)
+                self._let_out(message.units)
+            case Cancel():
+                for name in (message.unit, *message.others):
+                    if self.units.pop(name, None) is not None:
+                        self._closed.add(name)
+                        self._touch(now_s)
         self.state = state
 
+    def _let_out(self, units: Sequence[UnitRequest]) -> None:
+        fresh = [unit for unit in units if unit.unit not in self.units]
+        unused = sum(unit.unit not in self._closed for unit in fresh)
+        self._check_room(fresh, unused, LocalProtocolError)
+        self.units |= {unit.unit: unit for unit in fresh}
+        self.units_asked += unused
+
     def receive(
-        self, message: Bid | Refusal | Lease | UnitResult, now_s: float, unit: str = ""
+        self,
+        message: Bid | Refusal | Lease | UnitResult | UnitsResult,
+        now_s: float,
+        *units: str,
     ) -> list[Effect]:
-        """Take the provider's answer; ``unit`` says to which unit, under a lease.
+        """Take the provider's answer; ``units`` are those that were asked, under a lease.
 
         Raises:
             RemoteProtocolError: Out of turn, about another call, award or unit.
@@ -304,22 +387,38 @@ class RequesterSide(_Conversation):
                         "the lease names an award that was not given", code="unknown_award"
                     )
                 self._take_lease(message, now_s)
-            case UnitResult() | Refusal() if self.state is State.LEASED:
-                effects = self._take_answer(message, unit)
+            case UnitResult() | UnitsResult() | Refusal() if self.state is State.LEASED:
+                effects = self._take_answers(message, units)
                 self._touch(now_s)
         self.state = state
         return effects
 
-    def _take_answer(self, answer: UnitResult | Refusal, unit: str) -> list[Effect]:
-        names_it = answer.unit == unit if isinstance(answer, UnitResult) else True
-        if not names_it or (unit not in self.units and unit not in self._closed):
+    def _take_answers(
+        self, message: UnitResult | UnitsResult | Refusal, units: Sequence[str]
+    ) -> list[Effect]:
+        answers: Sequence[UnitResult | UnitRefusal | Refusal]
+        match message:
+            case UnitsResult():
+                answers = message.answers
+            case UnitResult():
+                answers = (message,)
+            case Refusal():
+                answers = (message,) * len(units)
+        named = [a.unit for a in answers if not isinstance(a, Refusal)]
+        unknown = not all(unit in self.units or unit in self._closed for unit in units)
+        if unknown or not units or named not in ([], list(units)):
             raise RemoteProtocolError(
-                f"an answer about a unit other than {unit!r}, or one not asked for",
+                f"an answer about other units than {', '.join(units)!r:.150}, "
+                "or ones not asked for",
                 code="unknown_unit",
             )
-        asked = self.units.pop(unit, None)
-        self._closed.add(unit)
-        return [] if asked is None else [Deliver(asked, answer)]
+        effects: list[Effect] = []
+        for unit, answer in zip(units, answers, strict=True):
+            asked = self.units.pop(unit, None)
+            self._closed.add(unit)
+            if asked is not None:
+                effects.append(Deliver(asked, _as_answer(answer, message.call)))
+        return effects
 
 
 class ProviderSide(_Conversation):
@@ -330,11 +429,17 @@ class ProviderSide(_Conversation):
         self._answers: dict[str, UnitResult | Refusal] = {}
         self._results: dict[str, int] = {}
         """Size in bytes of each result among the answers, oldest first."""
+        self._results_bytes = 0
 
     def send(
-        self, message: Bid | Refusal | Lease | UnitResult, now_s: float, unit: str = ""
+        self,
+        message: Bid | Refusal | Lease | UnitResult | UnitsResult,
+        now_s: float,
+        unit: str = "",
     ) -> None:
-        """Note that ``message`` is about to be sent; ``unit`` as in `RequesterSide.receive`.
+        """Note that ``message`` is about to be sent, or that ``unit`` has ended with it.
+
+        The units of a `UnitsResult` may have been noted one by one before, as they ended.
 
         Raises:
             LocalProtocolError: Not in this state, not about the award that was
@@ -353,12 +458,20 @@ class ProviderSide(_Conversation):
             case UnitResult() | Refusal() if self.state is State.LEASED:
                 self._note_answer(message, unit)
                 self._touch(now_s)
+            case UnitsResult():
+                for answer in message.answers:
+                    self._note_answer(_as_answer(answer, message.call), answer.unit)
+                self._touch(now_s)
         self.state = state
 
     def receive(
-        self, message: Call | AwardOffer | UnitRequest | Cancel | Release, now_s: float
+        self,
+        message: Call | AwardOffer | UnitRequest | UnitsRequest | Cancel | Release,
+        now_s: float,
     ) -> list[Effect]:
         """Take the requester's message and say what is to be done.
+
+        Of several units there is one effect for each, in their order.
 
         Raises:
             RemoteProtocolError: Out of turn, expired, over the terms, or an award
@@ -374,28 +487,37 @@ class ProviderSide(_Conversation):
                     message, self._check_award(message, RemoteProtocolError), now_s
                 )
             case UnitRequest():
-                effects = self._take_unit(message)
+                effects = self._take_units((message,))
                 self._touch(now_s)
-            case Cancel() if self.units.pop(message.unit, None) is not None:
-                self._answers[message.unit] = self._gone("the unit was cancelled")
+            case UnitsRequest():
+                self._check_batch(message, RemoteProtocolError)
+                effects = self._take_units(message.units)
                 self._touch(now_s)
-                effects = [Abandon(message.unit)]
+            case Cancel():
+                for name in (message.unit, *message.others):
+                    if self.units.pop(name, None) is not None:
+                        self._answers[name] = self._gone("the unit was cancelled")
+                        self._touch(now_s)
+                        effects.append(Abandon(name))
             case Release():
                 effects = [Abandon(unit) for unit in self.units]
                 self.units.clear()
         self.state = state
         return effects
 
-    def _take_unit(self, message: UnitRequest) -> list[Effect]:
-        answered = self._answers.get(message.unit)
+    def _take_units(self, units: Sequence[UnitRequest]) -> list[Effect]:
+        effects = [self._effect_of(unit) for unit in units]
+        fresh = [effect.unit for effect in effects if isinstance(effect, Execute)]
+        self._check_room(fresh, len(fresh), RemoteProtocolError)
+        self.units |= {unit.unit: unit for unit in fresh}
+        self.units_asked += len(fresh)
+        return effects
+
+    def _effect_of(self, unit: UnitRequest) -> Effect:
+        answered = self._answers.get(unit.unit)
         if answered is not None:
-            return [Answer(answered)]
-        if message.unit in self.units:
-            return [Await(message.unit)]
-        self._check_room(RemoteProtocolError)
-        self.units[message.unit] = message
-        self.units_asked += 1
-        return [Execute(message)]
+            return Answer(answered)
+        return Await(unit.unit) if unit.unit in self.units else Execute(unit)
 
     def _note_answer(self, answer: UnitResult | Refusal, unit: str) -> None:
         if isinstance(answer, UnitResult) and answer.unit != unit:
@@ -411,10 +533,12 @@ class ProviderSide(_Conversation):
             return  # sent again, or crossed by a cancel
         self._answers[unit] = answer
         if isinstance(answer, UnitResult):
-            self._results[unit] = len(answer.receipt) + sum(map(len, answer.blobs))
-        while sum(self._results.values()) > LEASE_ANSWERS_LIMIT_BYTES:
+            size_bytes = len(answer.receipt) + sum(map(len, answer.blobs))
+            self._results[unit] = size_bytes
+            self._results_bytes += size_bytes
+        while self._results_bytes > LEASE_ANSWERS_LIMIT_BYTES:
             oldest = next(iter(self._results))
-            del self._results[oldest]
+            self._results_bytes -= self._results.pop(oldest)
             self._answers[oldest] = self._gone("the answer was sent and is not kept any more")
 
     def _gone(self, detail: str) -> Refusal:
@@ -424,6 +548,17 @@ class ProviderSide(_Conversation):
 
 def _name(message: Message) -> str:
     return type(message).__name__
+
+
+def _inline_bytes(units: Iterable[UnitRequest]) -> int:
+    return sum(len(blob) for unit in units for blob in unit.blobs)
+
+
+def _as_answer(answer: UnitResult | UnitRefusal | Refusal, call: str) -> UnitResult | Refusal:
+    """A unit's answer as it would be by itself."""
+    if not isinstance(answer, UnitRefusal):
+        return answer
+    return Refusal(call=call, reason=answer.reason, detail=answer.detail)
 
 
 TERMINAL = frozenset({State.ENDED})

@@ -45,6 +45,8 @@ from shoal.protocol.messages import (
     Response,
     UnitRequest,
     UnitResult,
+    UnitsRequest,
+    UnitsResult,
 )
 from shoal.protocol.versions import OWN, Version, is_newer, misfit, said_version
 
@@ -78,10 +80,15 @@ SINCE: Mapping[type[msgspec.Struct], int] = {
     NotIntroduced: 2,
     ProofsWanted: 2,
     Proofs: 2,
+    UnitsRequest: 3,
+    UnitsResult: 3,
 }
 """The minor that brought each message."""
 
-FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {}
+FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {
+    (Bid, "batch_max"): 3,
+    (Cancel, "others"): 3,
+}
 """The minor that brought a field, where it is younger than its message. It has a default."""
 
 REASONS_SINCE: Mapping[Reason, int] = {}
@@ -112,7 +119,9 @@ def said_to(theirs: Version, body: Body) -> Body:
         )
     for (holder, name), since in FIELDS_SINCE.items():
         if holder is kind and since > theirs[1]:
-            body = msgspec.structs.replace(body, **{name: _default(kind, name)})
+            default = _default(kind, name)
+            if getattr(body, name) != default:
+                body = msgspec.structs.replace(body, **{name: default})
     if isinstance(body, Refusal) and REASONS_SINCE.get(body.reason, 0) > theirs[1]:
         return msgspec.structs.replace(body, reason=Reason.INTERNAL)
     return body

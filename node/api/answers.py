@@ -45,6 +45,7 @@ _STATUS_OF_CODE = {
     "no_such_unit": 404,
     "peer_too_old": 409,
     "quota_exceeded": 507,
+    "unit_too_large": 413,
 }
 
 

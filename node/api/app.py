@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import trio
@@ -19,6 +19,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.node.api.answers import answer, confess, refuse, refuse_route
 from shoal.node.api.bodies import (
     BodyReader,
+    blobs_with,
     npy_of,
     read_bounded,
     safetensors_of,
@@ -26,12 +27,14 @@ from shoal.node.api.bodies import (
     store_safetensors,
 )
 from shoal.node.api.events import JobEvents, cancel_when_gone
+from shoal.node.api.results import MSGPACK, ResultsQuery, results_of
+from shoal.node.api.units import UnitReader, add_stream, check_ids, submit_stream, writes
 from shoal.node.errors import JobError, RequestError
 from shoal.node.metrics import CONTENT_TYPE
 from shoal.node.records import JobId, JobSpec, UnitState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
     from starlette.requests import Request
 
@@ -46,6 +49,9 @@ JOB_LIMIT_BYTES = 64 << 20
 
 SHORT_LIMIT_BYTES = 4 << 10
 """A body of some words: an address, a device and a time, a log level."""
+
+CANCEL_LIMIT_BYTES = 1 << 20
+"""Some 150,000 indices of units."""
 
 PAUSE_LIMIT_S = 10 * 366 * 86_400.0
 """Longer than any device lives; without it a pause lasts until it is resumed."""
@@ -84,6 +90,13 @@ class _Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     device: str | None = None
     for_s: Annotated[float, msgspec.Meta(gt=0.0, le=PAUSE_LIMIT_S)] | None = None
+    schema_version: int = 1
+
+
+class _CancelUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/jobs/{id}/cancel; no units means the job."""
+
+    units: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] | None = None
     schema_version: int = 1
 
 
@@ -135,6 +148,9 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/jobs/{id}/wait", api.wait),
         ("GET", "/v1/jobs/{id}/events", api.events),
         ("GET", "/v1/jobs/{id}/outputs/{name:path}", api.output),
+        ("POST", "/v1/jobs/{id}/units", api.add_units),
+        ("POST", "/v1/jobs/{id}/seal", api.seal),
+        ("GET", "/v1/jobs/{id}/results", api.results),
         ("POST", "/v1/jobs/{id}/cancel", api.cancel),
         ("GET", "/v1/jobs/{id}/why", api.why),
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
@@ -242,8 +258,8 @@ class _Api:
 
     async def get_blob(self, request: Request) -> Response:
         blob_id = _blob_id(request)
-        size_bytes = self._daemon.blobs.size_bytes(blob_id)
-        return _stream(request, size_bytes, self._daemon.blobs.read_chunks(blob_id))
+        blobs = await blobs_with(self._daemon, blob_id)
+        return _stream(request, blobs.size_bytes(blob_id), blobs.read_chunks(blob_id))
 
     async def put_tensors(self, request: Request) -> Response:
         kind = request.headers.get("content-type", "application/x-npy").partition(";")[0]
@@ -269,10 +285,37 @@ class _Api:
         return _program(program, await self._daemon.program(program))
 
     async def submit(self, request: Request) -> Response:
+        if _kind(request) == MSGPACK:
+            return answer({"job": await submit_stream(self._daemon, request.stream())}, 201)
         spec = _decode(await read_bounded(request, JOB_LIMIT_BYTES), JobSpec)
-        for blob_id in {spec.program, *(i for unit in spec.units for i in unit.values())}:
-            check_blob_id(blob_id)
-        return answer({"job": await self._daemon.submit(spec)}, 201)
+        check_ids(spec)
+        return answer({"job": await self._daemon.submit(spec, spec.units)}, 201)
+
+    async def add_units(self, request: Request) -> Response:
+        job_id = _job_id(request)
+        at = _whole_number(request, "at", 0) if "at" in request.query_params else None
+        if _kind(request) == MSGPACK:
+            given = writes(UnitReader(request.stream()).maps())
+        else:
+            body = await read_bounded(request, JOB_LIMIT_BYTES)
+            given = writes(_each(_decode(body, list[dict[str, Any]])))
+        job = await add_stream(self._daemon, job_id, given, at)
+        return answer({"job": job}, 201)
+
+    async def seal(self, request: Request) -> Response:
+        return answer({"job": await self._daemon.seal(_job_id(request))})
+
+    async def results(self, request: Request) -> Response:
+        query = ResultsQuery(
+            after=_cursor(request),
+            limit=_whole_number(
+                request, "limit", UNITS_PER_ANSWER_LIMIT, UNITS_PER_ANSWER_LIMIT
+            ),
+            order=_one_of(request, "order", ("given", "ended")),
+            wait_s=_seconds(request, "wait_s", 0.0),
+        )
+        body = await results_of(self._daemon, _job_id(request), query, request.receive)
+        return Response(body, media_type=MSGPACK)
 
     async def jobs(self, request: Request) -> Response:
         limit = _whole_number(request, "limit", 50, JOBS_PER_ANSWER_LIMIT)
@@ -325,7 +368,12 @@ class _Api:
         return await self._tensor(request, unit.outputs[name])
 
     async def cancel(self, request: Request) -> Response:
-        return answer({"job": await self._daemon.cancel(_job_id(request))})
+        job_id = _job_id(request)
+        wanted = _decode(await read_bounded(request, CANCEL_LIMIT_BYTES) or b"{}", _CancelUnits)
+        if wanted.units is None:
+            return answer({"job": await self._daemon.cancel(job_id)})
+        cancelled = await self._daemon.cancel_units(job_id, wanted.units)
+        return answer({"job": await self._daemon.job(job_id), "cancelled": cancelled})
 
     async def why(self, request: Request) -> Response:
         asked = "unit" in request.query_params
@@ -342,17 +390,23 @@ class _Api:
         return Response(envelope, media_type="application/octet-stream")
 
     async def _tensor(self, request: Request, blob_id: BlobId) -> Response:
+        blobs = await blobs_with(self._daemon, blob_id)
         match request.query_params.get("format", "npy"):
             case "npy":
-                kind, opened = "application/x-npy", npy_of(blob_id, self._daemon.blobs)
+                kind, opened = "application/x-npy", npy_of(blob_id, blobs)
             case "safetensors":
                 kind = "application/x-safetensors"
-                opened = safetensors_of(blob_id, self._daemon.blobs)
+                opened = safetensors_of(blob_id, blobs)
             case other:
                 raise RequestError(
                     f"there is no tensor format {other[:40]!r}", hint="npy or safetensors"
                 )
         return _stream(request, *await opened, media_type=kind)
+
+
+async def _each(values: Iterable[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    for value in values:
+        yield value
 
 
 async def _non_empty(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -387,7 +441,8 @@ def _decode(body: bytes, kind: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"the body is not a {kind.__name__.strip('_')}: {error}") from None
+        name = getattr(kind, "__name__", "list").strip("_")
+        raise RequestError(f"the body is not a {name}: {error}") from None
 
 
 def _blob_id(request: Request) -> BlobId:
@@ -396,6 +451,23 @@ def _blob_id(request: Request) -> BlobId:
 
 def _job_id(request: Request) -> JobId:
     return JobId(request.path_params["id"])
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip()
+
+
+def _cursor(request: Request) -> int:
+    if request.query_params.get("after", "-1") == "-1":
+        return -1
+    return _whole_number(request, "after", 0)
+
+
+def _one_of(request: Request, name: str, choices: tuple[str, ...]) -> str:
+    text = request.query_params.get(name, choices[0])
+    if text not in choices:
+        raise RequestError(f"{name} is {' or '.join(choices)}, and not {text[:40]!r}")
+    return text
 
 
 def _whole_number(request: Request, name: str, default: int, limit: int = (1 << 63) - 1) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ast
 import json
 import struct
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from shoal.compute.errors import ProgramError
 from shoal.compute.tensor import HEADER_LIMIT_BYTES, TensorSpec, decode_header, encode_header
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from shoal.crypto.content import BlobId
-    from shoal.node.api.facade import BlobStore
+    from shoal.node.api.facade import BlobStore, DaemonFacade
 
 NPY_HEADER_LIMIT_BYTES = 64 << 10
 """numpy itself refuses to evaluate longer ones without being told to."""
@@ -162,7 +163,41 @@ async def store_safetensors(body: BodyReader, blobs: BlobStore) -> dict[str, Blo
     return ids
 
 
-async def npy_of(blob_id: BlobId, blobs: BlobStore) -> tuple[int, AsyncIterator[bytes]]:
+class ReadableBlobs(Protocol):
+    """What can be read of blobs: see `BlobStore`."""
+
+    def size_bytes(self, blob_id: BlobId) -> int:
+        """The blob's size; raises StoreError ``blob_missing``."""
+        ...
+
+    def read_chunks(self, blob_id: BlobId) -> AsyncIterator[bytes]:
+        """A blob chunk by chunk; raises StoreError ``blob_missing``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _SmallTensor:
+    """One tensor that is held in memory."""
+
+    tensor: bytes
+
+    def size_bytes(self, _blob_id: BlobId) -> int:
+        return len(self.tensor)
+
+    async def read_chunks(self, _blob_id: BlobId) -> AsyncIterator[bytes]:
+        yield self.tensor
+
+
+async def blobs_with(daemon: DaemonFacade, blob_id: BlobId) -> ReadableBlobs:
+    """Where to read a blob: small tensors are in the journal, and not in the store."""
+    if not daemon.blobs.holds(blob_id):
+        small = await daemon.small_tensors([blob_id])
+        if blob_id in small:
+            return _SmallTensor(small[blob_id])
+    return daemon.blobs
+
+
+async def npy_of(blob_id: BlobId, blobs: ReadableBlobs) -> tuple[int, AsyncIterator[bytes]]:
     """A tensor blob as npy: its size in bytes, and its bytes in pieces.
 
     Raises:
@@ -180,7 +215,9 @@ async def npy_of(blob_id: BlobId, blobs: BlobStore) -> tuple[int, AsyncIterator[
     return len(header) + spec.data_bytes, _after(header, data)
 
 
-async def safetensors_of(blob_id: BlobId, blobs: BlobStore) -> tuple[int, AsyncIterator[bytes]]:
+async def safetensors_of(
+    blob_id: BlobId, blobs: ReadableBlobs
+) -> tuple[int, AsyncIterator[bytes]]:
     """A tensor blob as safetensors, named ``tensor``; raises as `npy_of` does."""
     spec, data = await _open_tensor(blob_id, blobs)
     entry = {
@@ -206,7 +243,7 @@ async def _store(body: BodyReader, spec: TensorSpec, blobs: BlobStore, *, last: 
 
 
 async def _open_tensor(
-    blob_id: BlobId, blobs: BlobStore
+    blob_id: BlobId, blobs: ReadableBlobs
 ) -> tuple[TensorSpec, AsyncIterator[bytes]]:
     size_bytes = blobs.size_bytes(blob_id)
     chunks = blobs.read_chunks(blob_id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator
+    from collections.abc import AsyncIterable, AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     import trio
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shoal.node.causes import Explanation
     from shoal.node.records import (
         CutView,
+        GivenUnit,
         Job,
         JobId,
         JobSpec,
@@ -122,8 +123,55 @@ class DaemonFacade(Protocol):
         """The manifest of a program held; raises StoreError ``blob_missing``."""
         ...
 
-    async def submit(self, spec: JobSpec) -> Job:
-        """Take a job; raises ProgramError where inputs do not fit the program."""
+    async def submit(self, spec: JobSpec, units: Sequence[GivenUnit]) -> Job:
+        """Take a job with its units, or its first ones where it is open.
+
+        Raises:
+            ProgramError: A unit does not fit the program; the sentence names its index.
+        """
+        ...
+
+    async def add_units(self, job_id: JobId, units: Sequence[GivenUnit], at: int | None) -> Job:
+        """Add units to an open job, all of them or none.
+
+        Args:
+            job_id: The job.
+            units: Some of them.
+            at: The index that the first is to have; None for whatever comes next.
+
+        Raises:
+            JobError: ``job_sealed``, ``job_ended``, or ``wrong_place`` for ``at``.
+            ProgramError: As `submit`.
+        """
+        ...
+
+    async def seal(self, job_id: JobId) -> Job:
+        """No more units come to an open job; a sealed one stays as it is."""
+        ...
+
+    async def results(
+        self, job_id: JobId, after: int, limit: int, order: str
+    ) -> tuple[list[Unit], int]:
+        """Units that have ended, and the ``after`` of those that follow them.
+
+        Args:
+            job_id: The job.
+            after: -1 for the first.
+            limit: Units at most.
+            order: ``given``, where ``after`` is an index, or ``ended``.
+        """
+        ...
+
+    async def note_read(self, job_id: JobId, until: int, order: str) -> None:
+        """Note that whoever asks has the results up to ``until``, counted as in `results`."""
+        ...
+
+    async def small_tensors(self, ids: Sequence[BlobId]) -> dict[BlobId, bytes]:
+        """Those of ``ids`` that are held as small tensors, and not as blobs."""
+        ...
+
+    async def cancel_units(self, job_id: JobId, indices: Sequence[int]) -> tuple[int, ...]:
+        """Cancel units that nobody runs; gives the indices of those that are cancelled."""
         ...
 
     async def jobs(self, limit: int) -> list[Job]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
 
-from shoal.node.client import flows
+from shoal.node.client import fetching, flows, submitting
 from shoal.node.client.exchange import (
     CONNECT_LIMIT_S,
+    PARTING_LIMIT_S,
     Flow,
     Request,
     Value,
@@ -21,16 +24,15 @@ from shoal.node.client.exchange import (
     unreachable,
 )
 from shoal.node.client.flows import Options, Prepared
+from shoal.node.client.progress import Progress
+from shoal.node.client.tensors import As, Inputs, Outputs, check_as, named_arrays
 from shoal.node.daemon_place import find_daemon
 from shoal.node.records import Job, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
-
-    import numpy as np
-    from numpy.typing import ArrayLike
 
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
@@ -198,17 +200,20 @@ class Client:
     def run(
         self,
         model: Model,
-        inputs: Mapping[str, ArrayLike],
+        inputs: Inputs,
         *,
         timeout_s: float | None = None,
+        as_: As = "numpy",
         **options: Any,
-    ) -> dict[str, np.ndarray]:
+    ) -> Outputs:
         """Run a model once and give its outputs by name.
 
         Args:
             model: As for `prepare`, or what `prepare` gave.
-            inputs: An array for each of the model's inputs.
+            inputs: For each of the model's inputs an array, a torch tensor, a list, or
+                the path of a file with one; or the path of an npz or safetensors file.
             timeout_s: How long to wait; without it, until the job ends.
+            as_: ``numpy`` or ``torch``.
             **options: Fields of `Options`, such as ``label`` or ``time_limit_s``.
 
         Raises:
@@ -216,43 +221,88 @@ class Client:
             JobFailedError: The job ended without results.
             WaitTimeoutError: The job is still running after ``timeout_s``.
         """
-        return self._drive(flows.run(model, inputs, Options(**options), timeout_s))
+        flow = submitting.run(model, inputs, Options(**options), timeout_s, as_)
+        return self._drive(flow)
 
     def map(
         self,
         model: Model,
-        inputs: Mapping[str, np.ndarray],
+        inputs: Mapping[str, Any] | str | PathLike[str] | Iterable[Inputs],
         *,
         batch: int = 1,
+        ordered: bool = True,
+        as_: As = "numpy",
+        ahead: int = submitting.AHEAD_UNITS,
+        progress: bool = False,
         **options: Any,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Run a model on each ``batch`` rows of the inputs, on many nodes at once.
+    ) -> Iterator[Outputs]:
+        """Run a model on many inputs, on many nodes at once.
 
-        The job is submitted before this returns; the iterator then gives the
-        outputs of each batch in order, as soon as they are there. Memory-mapped
-        inputs are read batch by batch.
+        With arrays by name, each ``batch`` rows of them are a unit, and all are handed
+        over before this returns: the job goes on whatever becomes of the iterator. With
+        an iterable of inputs, each of them is a unit, and they are taken while results
+        come back: memory stays constant, and the job is cancelled where the iterator is
+        closed before its end.
+
+        Args:
+            model: As for `prepare`, or what `prepare` gave.
+            inputs: Arrays by name (or the path of an npz or safetensors file), or an
+                iterable of what `run` takes.
+            batch: Rows in one unit; for arrays by name.
+            ordered: Whether results come in order, or as they are there; then
+                ``outputs.unit`` tells whose they are.
+            as_: ``numpy`` or ``torch``.
+            ahead: How many units of an iterable are handed over before their results
+                are taken.
+            progress: Show how far it is, in a notebook or on a terminal.
+            **options: Fields of `Options`.
 
         Raises:
             ProgramError: Model or inputs cannot be used.
-            JobFailedError: From the iterator, at the first batch that failed.
+            JobFailedError: From the iterator, at the first unit that failed.
         """
-        job = self._drive(flows.map_(model, inputs, batch, Options(**options)))
-        return self.results(job.id)
+        if isinstance(inputs, Mapping | str | PathLike):
+            check_as(as_)
+            rows = named_arrays(inputs)
+            job = self._drive(submitting.map_rows(model, rows, batch, Options(**options)))
+            return self.results(job.id, ordered=ordered, as_=as_, progress=progress)
+        shown = Progress(off=not progress)
+        lazy = submitting.LazyMap(
+            self._drive(flows.prepare(model, flows.precision_of(Options(**options)))),
+            iter(inputs),
+            Options(**options),
+            ordered=ordered,
+            as_=as_,
+            ahead=ahead,
+            seen=shown.show,
+        )
+        return self._lazily(lazy, shown)
+
+    def _lazily(self, lazy: submitting.LazyMap, shown: Progress) -> Iterator[Outputs]:
+        try:
+            with shown:
+                while (found := self._drive(lazy.next())) is not None:
+                    yield found
+        finally:
+            self._drive(lazy.give_up())
 
     def submit(
         self,
         model: Model,
-        units: Iterable[Mapping[str, ArrayLike]],
+        units: Iterable[Inputs],
         *,
         policy: Policy = Policy.MAP,
         **options: Any,
     ) -> Job:
-        """Submit a job and return at once; ``units`` are consumed one by one.
+        """Submit a job and return at once; ``units`` are consumed as they are sent.
+
+        Some hundred at a time go to the daemon, which may begin with them; where a later
+        one is in error, the job is cancelled.
 
         Raises:
             ProgramError: Model or inputs cannot be used.
         """
-        return self._drive(flows.submit(model, units, policy, Options(**options)))
+        return self._drive(submitting.submit(model, iter(units), policy, Options(**options)))
 
     def jobs(self, limit: int = 50) -> list[Job]:
         """The newest jobs first."""
@@ -282,22 +332,53 @@ class Client:
         except httpx.TransportError:
             raise unreachable(self.place) from None
 
-    def results(self, job_id: str) -> Iterator[dict[str, np.ndarray]]:
-        """The outputs of each unit of a job, in order, as soon as they are there.
+    def results(
+        self,
+        job_id: str,
+        *,
+        ordered: bool = True,
+        as_: As = "numpy",
+        progress: bool = False,
+    ) -> Iterator[Outputs]:
+        """The outputs of each unit of a job, as soon as they are there, in constant memory.
+
+        Args:
+            job_id: The job.
+            ordered: Whether in order; otherwise as units end, and ``outputs.unit`` tells
+                which it is.
+            as_: ``numpy`` or ``torch``.
+            progress: Show how far the job is, in a notebook or on a terminal.
 
         Raises:
             JobFailedError: At the first unit that has none.
         """
-        total = self.job(job_id).units_total
-        index = 0
-        while index < total:
-            for unit in self._drive(flows.next_done(job_id, index)):
-                yield self._drive(flows.arrays(unit))
-                index += 1
+        check_as(as_)
+        shown = Progress(off=not progress)
+        found = fetching.Results(
+            job_id,
+            ordered=ordered,
+            as_=as_,
+            seen=shown.show,
+        )
+        return self._each(found, shown)
 
-    def outputs(self, job_id: str, unit: int = 0) -> dict[str, np.ndarray]:
+    def _each(self, results: fetching.Results, shown: Progress) -> Iterator[Outputs]:
+        with shown:
+            while (found := self._drive(results.next())) is not None:
+                yield found
+
+    def outputs(self, job_id: str, unit: int = 0, *, as_: As = "numpy") -> Outputs:
         """The outputs of one unit; raises JobFailedError where it has none."""
-        return self._drive(flows.outputs(job_id, unit))
+        check_as(as_)
+        return self._drive(fetching.outputs(job_id, unit, as_))
+
+    def seal(self, job_id: str) -> Job:
+        """Add no more units to an open job, such as one whose submitter went away."""
+        return self._drive(flows.seal(job_id))
+
+    def cancel_units(self, job_id: str, units: Sequence[int]) -> list[int]:
+        """Cancel units that nobody runs yet; gives the indices of those cancelled."""
+        return self._drive(flows.cancel_units(job_id, units))
 
     def cancel(self, job_id: str) -> Job:
         """End a job early."""
@@ -323,9 +404,12 @@ class Client:
         try:
             step = next(flow)
             while True:
-                step = flow.send(
-                    step.call() if isinstance(step, Work) else self._exchange(step)
-                )
+                try:
+                    came = step.call() if isinstance(step, Work) else self._exchange(step)
+                except BaseException as error:  # noqa: BLE001  # Ctrl-C too; thrown on
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(came)
         except StopIteration as end:
             return end.value
         finally:
@@ -337,8 +421,12 @@ class Client:
                 request.method,
                 request.path,
                 params=dict(request.query),
-                content=request.body,
-                timeout=httpx.Timeout(request.answer_limit_s, connect=CONNECT_LIMIT_S),
+                content=request.body() if callable(request.body) else request.body,
+                headers=request.headers,
+                timeout=httpx.Timeout(
+                    PARTING_LIMIT_S if request.parting else request.answer_limit_s,
+                    connect=CONNECT_LIMIT_S,
+                ),
             )
         except httpx.TimeoutException:
             raise too_slow(request) from None

@@ -2,13 +2,14 @@
 
 A *flow* is a generator that yields `Request` and `Work` steps, is sent what came
 of each, and returns a value. The blocking and the non-blocking client differ
-only in how they carry out a step.
+only in how they carry out a step. Where a step ends by an error, or is cancelled, that is
+thrown into the flow, which may take back what it began before it lets the error go on.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -27,6 +28,9 @@ CONNECT_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 60.0
 """The daemon answers at once unless a request says that it may take longer."""
 
+PARTING_LIMIT_S = 2.0
+"""For telling the daemon that nobody waits any more; it is on this machine."""
+
 Value = TypeVar("Value")
 
 
@@ -35,16 +39,26 @@ class Request:
     """One HTTP request.
 
     Attributes:
+        body: Bytes, or what gives them in pieces, for those that are not held in memory.
         answer_limit_s: How long the answer may take.
         refusals: Statuses of errors that the flow wants to see as None.
+        parting: Whether it is said while the flow is being ended from outside: it is
+            then carried out all the same, within `PARTING_LIMIT_S`.
     """
 
     method: str
     path: str
     query: Mapping[str, str | int | float] = field(default_factory=dict)
-    body: bytes = b""
+    body: bytes | Callable[[], Iterator[bytes]] = b""
     answer_limit_s: float = ANSWER_LIMIT_S
     refusals: tuple[int, ...] = ()
+    content_type: str = ""
+    parting: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is said about the body."""
+        return {"content-type": self.content_type} if self.content_type else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,73 +1,66 @@
 """What each call of a client says to the daemon, step by step and with no IO.
 
 First step of the data path, *submit*: a model becomes a program here, in the
-submitter's own process, and arrays become tensor blobs. Last step, *deliver*:
-blobs become arrays.
+submitter's own process. How units are handed over is in `submitting`, and how
+results come back in `fetching`.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import msgspec
 
 from shoal.compute.devices import Device, Inventory
 from shoal.compute.errors import ProgramError
 from shoal.compute.executors.base import NumericClass
-from shoal.compute.manifest import Manifest, check_inputs, decode
-from shoal.compute.tensor import from_blob, spec_of_array, to_blob
-from shoal.crypto.content import BlobId, blob_id_of
+from shoal.compute.manifest import Manifest, decode
+from shoal.crypto.content import BlobId
 from shoal.node.capability_views import CapabilityView, ChallengeView
 from shoal.node.causes import Explanation
-from shoal.node.client.batching import batches, check_batch
 from shoal.node.client.exchange import Flow, Request, Value, Work
-from shoal.node.errors import JobFailedError, WaitTimeoutError
+from shoal.node.errors import JobFailedError
 from shoal.node.records import (
     Answer,
     CutView,
     Failure,
     Job,
-    JobSpec,
     JobState,
     LogLevelView,
     MisfitView,
     OwnerView,
     PeerView,
-    Policy,
     ReloadView,
     Status,
     Unit,
-    UnitState,
 )
 from shoal.node.settings_view import SettingView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Sequence
 
-    import numpy as np
     import onnx
-    from numpy.typing import ArrayLike
 
     from shoal.compute.convert import Program
 
-Model: TypeAlias = "str | Path | bytes | onnx.ModelProto | Prepared"
-"""A path, an ONNX file's bytes, a loaded model, a program id, or a prepared program."""
+Model: TypeAlias = "str | Path | bytes | onnx.ModelProto | Program | Prepared"
+"""A path, an ONNX file's bytes, a loaded model, a program id, an exported program
+(`shoal.export`), or what `prepare` gave."""
 
 _HEAD_FROM_BYTES = 64 << 10
 """Smaller blobs are sent without asking first whether the daemon holds them."""
 
 _STATUS_LIMIT_S = 10.0
-_UPLOAD_LIMIT_S = 600.0
+UPLOAD_LIMIT_S = 600.0
 _CHALLENGE_LIMIT_S = 120.0
 """Those before it, the dial, the chain at its slowest, and this node's own worker."""
-_WAIT_STEP_S = 30.0
-_POLL_S = 0.2
+WAIT_STEP_S = 30.0
+"""How long one request waits for something to change."""
+
 DEFAULT_PRECISION = "x20"
-_UNITS_PER_REQUEST = 100
 
 
 NUMERIC_CLASSES = tuple(numeric_class.value for numeric_class in NumericClass)
@@ -85,6 +78,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: str = ""
     time_limit_s: float = 300.0
     memory_limit_bytes: int = 1 << 30
+    priority: int = 0
+    fail_fast: bool = False
+    outputs_stay: bool = False
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -94,10 +90,18 @@ class Prepared(msgspec.Struct, frozen=True):
     manifest: Manifest
 
 
+class Drive(Protocol):
+    """Carries out a flow and gives its value: what a client does with each call."""
+
+    def __call__(self, flow: Flow[Value], /) -> Value:
+        """Carry out ``flow``; raises what it raises."""
+        ...
+
+
 def status() -> Flow[Status]:
     """How the daemon is."""
     request = Request("GET", "/v1/status", answer_limit_s=_STATUS_LIMIT_S)
-    return msgspec.convert((yield from _json(request)), Status)
+    return msgspec.convert((yield from json_of(request)), Status)
 
 
 def settings() -> Flow[list[SettingView]]:
@@ -123,7 +127,7 @@ def cuts() -> Flow[list[CutView]]:
 def forgive(peer: str) -> Flow[None]:
     """Let a peer that is cut back in."""
     body = msgspec.json.encode({"peer": peer})
-    yield from _json(Request("POST", "/v1/forgive", body=body))
+    yield from json_of(Request("POST", "/v1/forgive", body=body))
 
 
 def devices() -> Flow[list[Device]]:
@@ -133,7 +137,7 @@ def devices() -> Flow[list[Device]]:
 
 def inventory() -> Flow[Inventory]:
     """The daemon's devices, and the kinds of which it has none."""
-    return msgspec.convert((yield from _json(Request("GET", "/v1/devices"))), Inventory)
+    return msgspec.convert((yield from json_of(Request("GET", "/v1/devices"))), Inventory)
 
 
 def pause(device: str | None, for_s: float | None) -> Flow[OwnerView]:
@@ -148,13 +152,13 @@ def resume(device: str | None) -> Flow[OwnerView]:
 
 def _owner(verb: str, wanted: dict[str, Any]) -> Flow[OwnerView]:
     request = Request("POST", f"/v1/{verb}", body=msgspec.json.encode(wanted))
-    return msgspec.convert((yield from _json(request))["owner"], OwnerView)
+    return msgspec.convert((yield from json_of(request))["owner"], OwnerView)
 
 
 def reload() -> Flow[ReloadView]:
     """Have the daemon read its settings again."""
     return msgspec.convert(
-        (yield from _json(Request("POST", "/v1/reload")))["reload"], ReloadView
+        (yield from json_of(Request("POST", "/v1/reload")))["reload"], ReloadView
     )
 
 
@@ -166,14 +170,14 @@ def log_level() -> Flow[LogLevelView]:
 def set_log_level(level: str, module: str | None) -> Flow[LogLevelView]:
     """Have it tell more or less."""
     body = msgspec.json.encode({"level": level, "module": module})
-    answered = yield from _json(Request("PUT", "/v1/log-level", body=body))
+    answered = yield from json_of(Request("PUT", "/v1/log-level", body=body))
     return msgspec.convert(answered["log_level"], LogLevelView)
 
 
 def end(*, now: bool) -> Flow[int]:
     """Make the daemon end; gives the number of its process."""
     body = msgspec.json.encode({"now": now})
-    return (yield from _json(Request("POST", "/v1/end", body=body)))["pid"]
+    return (yield from json_of(Request("POST", "/v1/end", body=body)))["pid"]
 
 
 def metrics() -> Flow[str]:
@@ -190,13 +194,13 @@ def challenge(peer: str, device: str | None = None) -> Flow[ChallengeView]:
     """Have a peer show a rate that it claims."""
     body = msgspec.json.encode({"peer": peer, "device": device})
     request = Request("POST", "/v1/challenges", body=body, answer_limit_s=_CHALLENGE_LIMIT_S)
-    return msgspec.convert((yield from _json(request))["challenge"], ChallengeView)
+    return msgspec.convert((yield from json_of(request))["challenge"], ChallengeView)
 
 
 def connect(address: str) -> Flow[str]:
     """Link the daemon to a peer; gives its id."""
     body = msgspec.json.encode({"address": address})
-    return (yield from _json(Request("POST", "/v1/connect", body=body)))["peer"]
+    return (yield from json_of(Request("POST", "/v1/connect", body=body)))["peer"]
 
 
 def prepare(model: Model, precision: str | None = None) -> Flow[Prepared]:
@@ -213,76 +217,16 @@ def prepare(model: Model, precision: str | None = None) -> Flow[Prepared]:
     if isinstance(model, str) and re.fullmatch("[0-9a-f]{64}", model):
         manifest = yield Request("GET", f"/v1/blobs/{model}")
         return Prepared(BlobId(model), decode(manifest))
-    program: Program = yield Work(lambda: _convert(model, precision))
+    if _is_program(model):
+        program = cast("Program", model)
+    else:
+        program = yield Work(lambda: _convert(cast("Any", model), precision))
     register = Request("PUT", f"/v1/programs/{program.program_id}", refusals=(404, 409))
     if (yield register) is None:
         for blob_id, blob in program.blobs.items():
-            yield from _upload(blob_id, blob)
+            yield from upload(blob_id, blob)
         yield Request("PUT", register.path)
     return Prepared(program.program_id, program.manifest)
-
-
-def submit(
-    model: Model,
-    units: Iterable[Mapping[str, ArrayLike]],
-    policy: Policy,
-    options: Options,
-) -> Flow[Job]:
-    """Upload a job's inputs unit by unit, then the job itself.
-
-    Raises:
-        ProgramError: An input is missing, or does not fit the program.
-    """
-    prepared = yield from prepare(model, precision_of(options))
-    ids = []
-    for unit in units:
-        ids.append((yield from _upload_inputs(prepared.manifest, unit)))  # noqa: PERF401  # yields
-    if not ids:
-        raise ProgramError("there is nothing to run: no inputs were given", code="no_units")
-    fields = msgspec.structs.asdict(options)
-    del fields["precision"]
-    spec = JobSpec(policy, prepared.program_id, tuple(ids), **fields)
-    request = Request(
-        "POST", "/v1/jobs", body=msgspec.json.encode(spec), answer_limit_s=_UPLOAD_LIMIT_S
-    )
-    return msgspec.convert((yield from _json(request))["job"], Job)
-
-
-def run(
-    model: Model,
-    inputs: Mapping[str, ArrayLike],
-    options: Options,
-    timeout_s: float | None,
-) -> Flow[dict[str, np.ndarray]]:
-    """Run one unit and give its outputs.
-
-    Raises:
-        JobFailedError: The unit failed, or the job was cancelled.
-        WaitTimeoutError: It is still running after ``timeout_s``.
-    """
-    submitted = yield from submit(model, [inputs], Policy.RUN, options)
-    ended = yield from wait(submitted.id, timeout_s)
-    if not ended.state.final:
-        raise WaitTimeoutError(
-            f"job {ended.id} is still running after {timeout_s:g} s",
-            hint=f"it goes on; `shoal job wait {ended.id}`",
-        )
-    if ended.state is not JobState.DONE:
-        raise failure_of(ended)
-    return (yield from outputs(ended.id, 0))
-
-
-def map_(
-    model: Model, inputs: Mapping[str, np.ndarray], batch: int, options: Options
-) -> Flow[Job]:
-    """Submit a job of a unit for each ``batch`` rows of the inputs.
-
-    Raises:
-        ProgramError: Model or inputs cannot be used, or do not fit in such pieces.
-    """
-    prepared = yield from prepare(model, precision_of(options))
-    check_batch(prepared.manifest, inputs, batch)
-    return (yield from submit(prepared, batches(inputs, batch), Policy.MAP, options))
 
 
 def jobs(limit: int) -> Flow[list[Job]]:
@@ -305,15 +249,28 @@ def wait(job_id: str, timeout_s: float | None) -> Flow[Job]:
     """Wait for a job to end; gives it as it stands when the time is over."""
     deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
     while True:
-        step_s = max(0.0, min(_WAIT_STEP_S, deadline - time.monotonic()))
+        step_s = max(0.0, min(WAIT_STEP_S, deadline - time.monotonic()))
         now = yield from _wait_once(job_id, step_s)
         if now.state.final or time.monotonic() >= deadline:
             return now
 
 
-def cancel(job_id: str) -> Flow[Job]:
+def cancel(job_id: str, *, parting: bool = False) -> Flow[Job]:
     """End a job early."""
-    answer = yield from _json(Request("POST", f"/v1/jobs/{job_id}/cancel"))
+    request = Request("POST", f"/v1/jobs/{job_id}/cancel", parting=parting)
+    return msgspec.convert((yield from json_of(request))["job"], Job)
+
+
+def cancel_units(job_id: str, indices: Sequence[int]) -> Flow[list[int]]:
+    """Cancel units that nobody runs yet; gives those that are cancelled."""
+    body = msgspec.json.encode({"units": indices})
+    request = Request("POST", f"/v1/jobs/{job_id}/cancel", body=body)
+    return [*(yield from json_of(request))["cancelled"]]
+
+
+def seal(job_id: str) -> Flow[Job]:
+    """Add no more units to an open job."""
+    answer = yield from json_of(Request("POST", f"/v1/jobs/{job_id}/seal"))
     return msgspec.convert(answer["job"], Job)
 
 
@@ -326,7 +283,7 @@ def why(job_id: str) -> Flow[tuple[list[Answer], str]]:
 def explanation(job_id: str, unit: int | None = None) -> Flow[Explanation]:
     """Why a job, or one unit of it, stands where it stands."""
     query = {} if unit is None else {"unit": unit}
-    answer = yield from _json(Request("GET", f"/v1/jobs/{job_id}/why", query))
+    answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/why", query))
     return msgspec.convert(answer, Explanation)
 
 
@@ -338,45 +295,6 @@ def receipts(job_id: str) -> Flow[list[BlobId]]:
 def receipt(receipt_id: str) -> Flow[bytes]:
     """A receipt's signed envelope."""
     return (yield Request("GET", f"/v1/receipts/{receipt_id}"))
-
-
-def outputs(job_id: str, index: int) -> Flow[dict[str, np.ndarray]]:
-    """The outputs of one unit.
-
-    Raises:
-        JobFailedError: It is not done.
-    """
-    found = yield from units(job_id, index, 1)
-    if not found:
-        raise JobFailedError(f"job {job_id} has no unit {index}", code="no_such_unit")
-    return (yield from arrays(found[0]))
-
-
-def arrays(unit: Unit) -> Flow[dict[str, np.ndarray]]:
-    """The outputs of a unit as it was told; raises as `outputs` does."""
-    if unit.state is not UnitState.DONE or unit.outputs is None:
-        raise unit_failure(unit)
-    found = {}
-    for name, tensor in unit.outputs.items():
-        found[name] = from_blob((yield Request("GET", f"/v1/blobs/{tensor}")))
-    return found
-
-
-def next_done(job_id: str, index: int) -> Flow[list[Unit]]:
-    """Wait for unit ``index``; gives it and the done ones that follow it without a gap.
-
-    Raises:
-        JobFailedError: It ended without outputs.
-    """
-    while True:
-        now = yield from _wait_once(job_id, 0)  # before the units: they may end meanwhile
-        found = yield from units(job_id, index, _UNITS_PER_REQUEST)
-        done = list(takewhile(lambda unit: unit.state is UnitState.DONE, found))
-        if done:
-            return done
-        if not found or now.state.final or found[0].state is UnitState.FAILED:
-            raise unit_failure(found[0]) if found else failure_of(now)
-        yield from _wait_once(job_id, _POLL_S)
 
 
 def failure_of(ended: Job) -> JobFailedError:
@@ -410,36 +328,26 @@ def _wait_once(job_id: str, timeout_s: float) -> Flow[Job]:
         {"timeout_s": timeout_s},
         answer_limit_s=timeout_s + 30,
     )
-    return msgspec.convert((yield from _json(request))["job"], Job)
+    return msgspec.convert((yield from json_of(request))["job"], Job)
 
 
-def _upload_inputs(
-    manifest: Manifest, unit: Mapping[str, ArrayLike]
-) -> Flow[dict[str, BlobId]]:
-    import numpy as np
-
-    given = {name: np.asarray(value) for name, value in unit.items()}
-    check_inputs(manifest, {name: spec_of_array(array) for name, array in given.items()})
-    ids = {}
-    for name, array in given.items():
-        blob = to_blob(array)
-        ids[name] = blob_id_of(blob)
-        yield from _upload(ids[name], blob)
-    return ids
-
-
-def _upload(blob_id: BlobId, blob: bytes) -> Flow[None]:
+def upload(blob_id: BlobId, blob: bytes) -> Flow[None]:
+    """Send a blob, unless it is a larger one that the daemon holds."""
     if len(blob) >= _HEAD_FROM_BYTES:
         held = yield Request("HEAD", f"/v1/blobs/{blob_id}", refusals=(404,))
         if held is not None:
             return
-    yield Request("PUT", "/v1/blobs", body=blob, answer_limit_s=_UPLOAD_LIMIT_S)
+    yield Request("PUT", "/v1/blobs", body=blob, answer_limit_s=UPLOAD_LIMIT_S)
 
 
 def precision_of(options: Options) -> str | None:
     """The precision that a program needs for these options: x20 where none was chosen."""
     exact = options.numeric_class == NumericClass.EXACT.value
     return options.precision or (DEFAULT_PRECISION if exact else None)
+
+
+def _is_program(model: object) -> bool:
+    return hasattr(model, "program_id") and hasattr(model, "blobs")
 
 
 def _convert(model: str | Path | bytes | onnx.ModelProto, precision: str | None) -> Program:
@@ -458,9 +366,10 @@ def _convert(model: str | Path | bytes | onnx.ModelProto, precision: str | None)
 
 
 def _get(path: str, field: str, kind: type[Value], **query: int) -> Flow[Value]:
-    answer = yield from _json(Request("GET", path, query))
+    answer = yield from json_of(Request("GET", path, query))
     return msgspec.convert(answer[field], kind)
 
 
-def _json(request: Request) -> Flow[dict[str, Any]]:
+def json_of(request: Request) -> Flow[dict[str, Any]]:
+    """The JSON of an answer."""
     return cast("dict[str, Any]", msgspec.json.decode((yield request)))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.from_thread
 import anyio.to_thread
 import httpx
 import msgspec
 
-from shoal.node.client import flows
+from shoal.node.client import fetching, flows, submitting
 from shoal.node.client.exchange import (
     CONNECT_LIMIT_S,
+    PARTING_LIMIT_S,
     Flow,
     Request,
     Value,
@@ -22,16 +27,15 @@ from shoal.node.client.exchange import (
     unreachable,
 )
 from shoal.node.client.flows import Options, Prepared
+from shoal.node.client.progress import Progress
+from shoal.node.client.tensors import As, Inputs, Outputs, check_as, named_arrays
 from shoal.node.daemon_place import find_daemon
 from shoal.node.records import Job, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
-
-    import numpy as np
-    from numpy.typing import ArrayLike
 
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
@@ -186,40 +190,75 @@ class AsyncClient:
     async def run(
         self,
         model: Model,
-        inputs: Mapping[str, ArrayLike],
+        inputs: Inputs,
         *,
         timeout_s: float | None = None,
+        as_: As = "numpy",
         **options: Any,
-    ) -> dict[str, np.ndarray]:
+    ) -> Outputs:
         """Run a model once and give its outputs by name; see `Client.run`."""
-        return await self._drive(flows.run(model, inputs, Options(**options), timeout_s))
+        flow = submitting.run(model, inputs, Options(**options), timeout_s, as_)
+        return await self._drive(flow)
 
     async def map(
         self,
         model: Model,
-        inputs: Mapping[str, np.ndarray],
+        inputs: Mapping[str, Any]
+        | str
+        | PathLike[str]
+        | Iterable[Inputs]
+        | AsyncIterable[Inputs],
         *,
         batch: int = 1,
+        ordered: bool = True,
+        as_: As = "numpy",
+        ahead: int = submitting.AHEAD_UNITS,
+        progress: bool = False,
         **options: Any,
-    ) -> AsyncIterator[dict[str, np.ndarray]]:
-        """Run a model on each ``batch`` rows of the inputs; see `Client.map`.
+    ) -> AsyncIterator[Outputs]:
+        """Run a model on many inputs, on many nodes at once; see `Client.map`.
 
-        Used as ``async for outputs in client.map(…)``.
+        Used as ``async for outputs in client.map(…)``. Inputs may come from an
+        asynchronous iterator too; an ordinary one is waited for in a thread.
         """
-        job = await self._drive(flows.map_(model, inputs, batch, Options(**options)))
-        async for outputs in self.results(job.id):
-            yield outputs
+        if isinstance(inputs, Mapping | str | PathLike):
+            check_as(as_)
+            rows = named_arrays(inputs)
+            job = await self._drive(submitting.map_rows(model, rows, batch, Options(**options)))
+            async for outputs in self.results(
+                job.id, ordered=ordered, as_=as_, progress=progress
+            ):
+                yield outputs
+            return
+        shown = Progress(off=not progress)
+        lazy = submitting.LazyMap(
+            model,
+            _pulled(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs),
+            Options(**options),
+            ordered=ordered,
+            as_=as_,
+            ahead=ahead,
+            seen=shown.show,
+        )
+        try:
+            with shown:
+                while (found := await self._drive(lazy.next())) is not None:
+                    yield found
+        finally:
+            with anyio.CancelScope(shield=True):  # within `PARTING_LIMIT_S`
+                await self._drive(lazy.give_up())
 
     async def submit(
         self,
         model: Model,
-        units: Iterable[Mapping[str, ArrayLike]],
+        units: Iterable[Inputs],
         *,
         policy: Policy = Policy.MAP,
         **options: Any,
     ) -> Job:
         """Submit a job and return at once; see `Client.submit`."""
-        return await self._drive(flows.submit(model, units, policy, Options(**options)))
+        flow = submitting.submit(model, iter(units), policy, Options(**options))
+        return await self._drive(flow)
 
     async def jobs(self, limit: int = 50) -> list[Job]:
         """The newest jobs first."""
@@ -249,18 +288,39 @@ class AsyncClient:
         except httpx.TransportError:
             raise unreachable(self.place) from None
 
-    async def results(self, job_id: str) -> AsyncIterator[dict[str, np.ndarray]]:
-        """The outputs of each unit in order, as soon as they are there."""
-        total = (await self.job(job_id)).units_total
-        index = 0
-        while index < total:
-            for unit in await self._drive(flows.next_done(job_id, index)):
-                yield await self._drive(flows.arrays(unit))
-                index += 1
+    async def results(
+        self,
+        job_id: str,
+        *,
+        ordered: bool = True,
+        as_: As = "numpy",
+        progress: bool = False,
+    ) -> AsyncIterator[Outputs]:
+        """The outputs of each unit, as soon as they are there; see `Client.results`."""
+        check_as(as_)
+        shown = Progress(off=not progress)
+        results = fetching.Results(
+            job_id,
+            ordered=ordered,
+            as_=as_,
+            seen=shown.show,
+        )
+        with shown:
+            while (found := await self._drive(results.next())) is not None:
+                yield found
 
-    async def outputs(self, job_id: str, unit: int = 0) -> dict[str, np.ndarray]:
+    async def outputs(self, job_id: str, unit: int = 0, *, as_: As = "numpy") -> Outputs:
         """The outputs of one unit; raises JobFailedError where it has none."""
-        return await self._drive(flows.outputs(job_id, unit))
+        check_as(as_)
+        return await self._drive(fetching.outputs(job_id, unit, as_))
+
+    async def seal(self, job_id: str) -> Job:
+        """Add no more units to an open job; see `Client.seal`."""
+        return await self._drive(flows.seal(job_id))
+
+    async def cancel_units(self, job_id: str, units: Sequence[int]) -> list[int]:
+        """Cancel units that nobody runs yet; see `Client.cancel_units`."""
+        return await self._drive(flows.cancel_units(job_id, units))
 
     async def cancel(self, job_id: str) -> Job:
         """End a job early."""
@@ -286,27 +346,57 @@ class AsyncClient:
         try:
             step = next(flow)
             while True:
-                if isinstance(step, Work):
-                    came = await anyio.to_thread.run_sync(step.call)
+                try:
+                    if isinstance(step, Work):
+                        came = await anyio.to_thread.run_sync(step.call)
+                    else:
+                        came = await self._exchange(step)
+                except BaseException as error:  # noqa: BLE001  # cancellation too; thrown on
+                    step = flow.throw(error)
                 else:
-                    came = await self._exchange(step)
-                step = flow.send(came)
+                    step = flow.send(came)
         except StopIteration as end:
             return end.value
         finally:
             flow.close()
 
     async def _exchange(self, request: Request) -> bytes | None:
-        try:
-            response = await self._http.request(
-                request.method,
-                request.path,
-                params=dict(request.query),
-                content=request.body,
-                timeout=httpx.Timeout(request.answer_limit_s, connect=CONNECT_LIMIT_S),
-            )
-        except httpx.TimeoutException:
-            raise too_slow(request) from None
-        except httpx.TransportError:
-            raise unreachable(self.place) from None
+        with anyio.CancelScope(shield=request.parting):
+            try:
+                response = await self._http.request(
+                    request.method,
+                    request.path,
+                    params=dict(request.query),
+                    content=_pieces(request.body) if callable(request.body) else request.body,
+                    headers=request.headers,
+                    timeout=httpx.Timeout(
+                        PARTING_LIMIT_S if request.parting else request.answer_limit_s,
+                        connect=CONNECT_LIMIT_S,
+                    ),
+                )
+            except httpx.TimeoutException:
+                raise too_slow(request) from None
+            except httpx.TransportError:
+                raise unreachable(self.place) from None
         return body_of(request, response.status_code, response.content)
+
+
+async def _pieces(body: Callable[[], Iterator[bytes]]) -> AsyncIterator[bytes]:
+    """A body that is made, or read from a disk, in a thread."""
+    pieces = body()
+    while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
+        yield piece
+
+
+def _pulled(source: AsyncIterable[Inputs]) -> Iterator[Inputs]:
+    """An asynchronous iterator as an ordinary one, for the thread of a `Work` step."""
+    iterator = aiter(source)
+
+    async def pull() -> list[Inputs]:
+        try:
+            return [await anext(iterator)]
+        except StopAsyncIteration:
+            return []
+
+    while found := anyio.from_thread.run(pull):
+        yield found[0]

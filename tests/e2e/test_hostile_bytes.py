@@ -38,7 +38,7 @@ from shoal.node.control import CONTROL_PROTOCOL
 from shoal.node.errors import DaemonError, NetworkError
 from shoal.node.membership import ADVERT_TOPIC
 from shoal.node.network import open_network
-from shoal.protocol.limits import FRAME_LIMIT_BYTES
+from shoal.protocol.limits import FRAME_LIMIT_BYTES, INLINE_LIMIT_BYTES
 from shoal.protocol.messages import (
     Adverts,
     Bid,
@@ -51,6 +51,7 @@ from shoal.protocol.messages import (
     Refusal,
     Release,
     UnitRequest,
+    UnitsRequest,
 )
 
 STATUS_LIMIT_S = 2.0
@@ -181,6 +182,9 @@ A_BID = Bid(
     valid_s=1.0,
 )
 
+A_UNIT = {"type": "unit", "call": NEVER_MADE, "unit": "j/0", "inputs": []}
+A_LARGE_UNIT = A_UNIT | {"blobs": [bytes(INLINE_LIMIT_BYTES)]}
+
 
 @pytest.mark.parametrize(
     ("frame", "why"),
@@ -197,6 +201,21 @@ A_BID = Bid(
         pytest.param(as_request({"type": "sermon"}), "sermon", id="an unknown tag"),
         pytest.param(
             as_request(msgspec.to_builtins(A_BID)), "bid", id="a bid sent as a request"
+        ),
+        pytest.param(
+            as_request({"type": "units", "call": NEVER_MADE, "units": []}),
+            "$.body.units",
+            id="a batch of nothing",
+        ),
+        pytest.param(
+            as_request({"type": "units", "call": NEVER_MADE, "units": [A_UNIT] * 65}),
+            "$.body.units",
+            id="a batch over its limit",
+        ),
+        pytest.param(
+            as_request({"type": "units", "call": NEVER_MADE, "units": [A_LARGE_UNIT] * 2}),
+            "bytes of blobs in one message",
+            id="a batch with too many bytes",
         ),
     ],
 )
@@ -248,7 +267,9 @@ def program(node):
 async def test_what_names_an_unknown_call_is_refused(victim, attacker, attacker_key, program):
     stream = await open_greeted(attacker, victim.peer)
     award = make_award(attacker_key, victim.peer, make_call(program, NEVER_MADE), A_BID)
-    for message in (award, UnitRequest(call=NEVER_MADE, unit="j/0", inputs=())):
+    unit = UnitRequest(call=NEVER_MADE, unit="j/0", inputs=())
+    batch = UnitsRequest(call=NEVER_MADE, units=(unit,))
+    for message in (award, unit, batch):
         answer = await ask(stream, message)
         assert isinstance(answer, Refusal)
         assert answer.reason is Reason.EXPIRED

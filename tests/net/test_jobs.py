@@ -18,7 +18,7 @@ from shoal.crypto import identity
 from shoal.crypto.content import BlobId, ChunkList, blob_id_of
 from shoal.node import house, jobs
 from shoal.node import provider as providers
-from shoal.node.bidding import IN_FLIGHT, Terms
+from shoal.node.bidding import Terms
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights
 from shoal.node.blobs import open_store
 from shoal.node.control import open_control
@@ -28,6 +28,8 @@ from shoal.node.network import open_network
 from shoal.node.owner import OPEN, Cause, Stance
 from shoal.node.provider import OPEN_LIMIT, open_provider
 from shoal.node.records import Failure, Job, JobSpec, JobState, Policy, Unit, UnitState
+from shoal.node.scheduling import setbacks
+from shoal.node.scheduling.feeding import BATCHES_OUT
 from shoal.node.state import open_state
 from shoal.protocol.blob_messages import MESSAGE_LIMIT_BYTES, BlobFound, BlobRequest
 from shoal.protocol.messages import (
@@ -190,7 +192,7 @@ async def test_a_unit_fails_when_the_last_provider_that_could_try_it_goes_away(n
     assert (await node.ended(job.id)).state is JobState.FAILED
 
 
-async def noted(node, states, spec):
+async def noted(node, states, spec, *, open_=False):
     """A job of an earlier run of the daemon, with one unit in each of ``states``."""
     job = Job(
         id=house.new_job_id(),
@@ -204,6 +206,7 @@ async def noted(node, states, spec):
         units_total=len(states),
         units_done=0,
         units_failed=0,
+        open=open_,
     )
     units = [
         Unit(job=job.id, index=k, state=UnitState.QUEUED, inputs=spec.units[0])
@@ -267,11 +270,10 @@ async def test_a_job_is_cancelled_while_it_ends_and_ends_once(node):
 
 async def test_a_state_that_cannot_be_written_ends_neither_the_daemon_nor_its_other_jobs(node):
     database = node.journal._database
-    pages = database.execute("PRAGMA page_count").fetchone()[0]
     job = await node.jobs.submit(
         await node.spec(*[to_blob(models.rows(k + 1)) for k in range(99)])
     )
-    database.execute(f"PRAGMA max_page_count = {pages}")
+    database.execute("PRAGMA query_only = ON")
     with trio.fail_after(LIMIT_S):
         async with node.jobs.watch(job.id) as changes:
             async for _ in changes:
@@ -281,7 +283,7 @@ async def test_a_state_that_cannot_be_written_ends_neither_the_daemon_nor_its_ot
         return not node.jobs.running
 
     await until(none_runs)
-    database.execute("PRAGMA max_page_count = 1000000")
+    database.execute("PRAGMA query_only = OFF")
     assert not (await node.journal.job(job.id)).state.final
     await node.jobs.resume()
     job = await node.ended(job.id)
@@ -357,7 +359,7 @@ class LiesToEveryUnit(Liar):
 
 
 async def test_a_provider_whose_result_is_false_gets_no_more_of_the_job(node, monkeypatch):
-    monkeypatch.setattr(jobs, "COOL_DOWN_BROKEN_S", 0.0)
+    monkeypatch.setattr(setbacks, "COOL_DOWN_BROKEN_S", 0.0)
     node.offering.clear()
     async with open_peer(LiesToEveryUnit, node) as liar:
         job = await node.jobs.submit(await node.spec(X))
@@ -384,7 +386,7 @@ class TakesAllAndAnswersNothing(Liar):
         return await super().answer(peer, body)
 
 
-async def test_a_provider_cannot_take_more_units_at_once_than_this_node_would(node):
+async def test_a_provider_that_answers_nothing_gets_no_more_and_others_run_what_it_has(node):
     node.offering.clear()
     async with open_peer(TakesAllAndAnswersNothing, node) as greedy:
         inputs = [to_blob(models.rows(k + 1)) for k in range(30)]
@@ -393,15 +395,66 @@ async def test_a_provider_cannot_take_more_units_at_once_than_this_node_would(no
         async def it_has_some():
             return greedy.taken
 
-        async def the_others_are_done():
-            done = (await node.journal.job(job.id)).units_done
-            return done == len(inputs) - IN_FLIGHT
-
         await until(it_has_some)
         node.offering.append(node.key.peer_id)
-        await until(the_others_are_done)
-        await node.jobs.cancel(job.id)
-    assert greedy.taken == IN_FLIGHT
+        assert (await node.ended(job.id)).state is JobState.DONE
+        units = await node.journal.units(job.id, 0, 30)
+    assert 1 <= greedy.taken <= BATCHES_OUT
+    assert {unit.provider for unit in units} == {node.key.peer_id}
+
+
+async def test_a_job_that_is_not_to_wait_fails_when_nobody_bids_and_says_what_would_help(node):
+    node.offering.clear()
+    spec = msgspec.structs.replace(await node.spec(X), fail_fast=True)
+    async with open_peer(Distrusts, node):
+        job = await node.ended((await node.jobs.submit(spec)).id)
+    assert (job.state, job.failure.code) == (JobState.FAILED, "nobody_bids")
+    assert "takes no work from strangers" in job.failure.message
+    assert "--fail-fast" in job.failure.hint
+    assert "`allow`" in job.failure.hint
+
+
+async def test_a_job_that_is_not_to_wait_runs_where_somebody_bids(node):
+    spec = msgspec.structs.replace(await node.spec(X), fail_fast=True)
+    async with open_peer(Distrusts, node):
+        job = await node.ended((await node.jobs.submit(spec)).id)
+    assert job.state is JobState.DONE
+
+
+async def test_an_outlook_says_who_has_what_and_how_fast(node):
+    job = await node.jobs.submit(await node.spec(*[X] * 8, program=SLOW))
+
+    async def some_are_done():
+        return (await node.journal.job(job.id)).units_done >= 2
+
+    await until(some_are_done)
+    seen = await node.jobs.outlook(job.id)
+    (own,) = seen.peers
+    assert own.peer == node.key.peer_id
+    assert own.unit_s > 0
+    assert own.units_done >= 2
+    assert seen.units_waiting + seen.units_out + own.units_done >= 8
+    await node.ended(job.id)
+    assert await node.jobs.outlook(job.id) is None
+
+
+async def test_units_are_added_to_an_open_job_until_it_is_sealed(node):
+    spec = await node.spec(X)
+    job_id = await noted(node, [UnitState.QUEUED], spec, open_=True)
+    await node.jobs.resume()
+
+    async def done(count):
+        return (await node.journal.job(job_id)).units_done == count
+
+    await until(lambda: done(1))
+    units = [Unit(job_id, k, UnitState.QUEUED, spec.units[0]) for k in (1, 2)]
+    await node.journal.add_units(job_id, units)
+    node.jobs.units_added(job_id)
+    await until(lambda: done(3))
+    assert not (await node.journal.job(job_id)).state.final
+    await node.journal.seal_job(job_id)
+    node.jobs.sealed(job_id)
+    assert (await node.ended(job_id)).state is JobState.DONE
 
 
 # --- what a requester can do to a provider ------------------------------------------------
@@ -609,7 +662,7 @@ async def test_the_time_that_a_unit_gets_begins_anew_with_each_pause(node):
 async def test_the_owners_job_runs_here_in_a_pause_for_peers_and_waits_in_one_of_the_device(
     node, monkeypatch
 ):
-    monkeypatch.setitem(jobs.COOL_DOWN_S, Reason.PAUSED, 0.0)
+    monkeypatch.setitem(setbacks.COOL_DOWN_S, Reason.PAUSED, 0.0)
     node.stance = PAUSED
     job = await node.ended((await node.jobs.submit(await node.spec(X))).id)
     assert job.state is JobState.DONE
@@ -653,13 +706,13 @@ async def test_what_a_pausing_provider_still_has_in_hand_is_waited_for_and_taken
         job = await node.jobs.submit(await node.spec(X, X))
         with trio.fail_after(LIMIT_S):
             await pausing.handed_back.wait()
-        node.offering.append(node.key.peer_id)
 
-        async def the_other_one_is_done():
+        async def the_first_one_is_done():
             return (await node.journal.job(job.id)).units_done
 
-        await until(the_other_one_is_done)
         pausing.go_on.set()
+        await until(the_first_one_is_done)
+        node.offering.append(node.key.peer_id)
         assert (await node.ended(job.id)).state is JobState.DONE
         units = await node.journal.units(job.id, 0, 10)
     assert [unit.provider for unit in units] == [pausing.key.peer_id, node.key.peer_id]
@@ -737,7 +790,7 @@ async def test_a_draining_requester_waits_for_what_is_out_and_keeps_the_rest(nod
     with pytest.raises(JobError) as caught:
         await node.jobs.submit(await node.spec(X))
     assert caught.value.code == "draining"
-    node.jobs._draining = False  # the next start takes it up
+    node.jobs._state.draining = False  # the next start takes it up
     assert (await node.ended(job.id)).state is JobState.DONE
     assert node.jobs.jobs_ended == {JobState.DONE: 1}
 

@@ -33,7 +33,7 @@ from shoal.node.records import (
 )
 from shoal.node.remembered_peers import AWAY_S, PEERS_LIMIT, RememberedPeer, remembered
 from shoal.node.state import ANSWERS_LIMIT, open_state
-from shoal.node.state_tables import open_database
+from shoal.node.state_file import open_database
 
 PROGRAM = blob_id_of(b"program")
 PEER = PeerId("12D3KooWpeer")
@@ -72,6 +72,11 @@ def ended(unit, state=UnitState.DONE, receipt=None, **changes):
     return msgspec.structs.replace(unit, state=state, **changes)
 
 
+def at(unit, place):
+    """A unit that has ended, as the journal gives it: the ``place``-th of its job to end."""
+    return msgspec.structs.replace(unit, ended=place)
+
+
 @pytest.fixture
 async def state(tmp_path):
     async with open_state(tmp_path / "state.sqlite") as state:
@@ -102,7 +107,8 @@ async def test_a_restart_finds_jobs_units_receipts_answers_and_peers_as_they_wer
         assert await state.job(job.id) == now
         assert await state.running_jobs() == [now]
         assert await state.spec(job.id) == msgspec.structs.replace(spec, units=())
-        assert await state.units(job.id, 0, 10) == [done, failed, units[2]]
+        first, second = (at(unit, place) for place, unit in enumerate((done, failed)))
+        assert await state.units(job.id, 0, 10) == [first, second, units[2]]
         assert await state.open_units(job.id) == [units[2]]
         assert await state.receipt_ids(job.id) == [done.receipt]
         assert await state.receipt(done.receipt) == b"signed"
@@ -119,7 +125,7 @@ async def test_a_unit_that_ended_stays_ended_and_is_counted_once(state):
     assert await state.end_unit(first, b"first")
     assert not await state.end_unit(ended(units[0], receipt=b"second"), b"second")
     assert not await state.end_unit(ended(units[0], UnitState.FAILED), None)
-    assert await state.units(job.id, 0, 1) == [first]
+    assert await state.units(job.id, 0, 1) == [at(first, 0)]
     assert await state.receipt_ids(job.id) == [first.receipt]
     now = await state.job(job.id)
     assert (now.units_done, now.units_failed) == (1, 0)
@@ -214,18 +220,6 @@ async def test_a_peer_counts_once_more_when_it_comes_back_and_not_when_it_flaps(
     assert known.met == 2
 
 
-async def test_a_state_of_an_older_version_remembers_its_peers(tmp_path):
-    path = tmp_path / "state.sqlite"
-    open_database(path).close()
-    with sqlite3.connect(path) as older:
-        for column in ("worked", "met"):
-            older.execute(f"ALTER TABLE peers DROP COLUMN {column}")
-        older.execute("INSERT INTO peers VALUES (?, '[\"/a\"]', 5.0)", (PEER,))
-    older.close()
-    async with open_state(path) as state:
-        assert await remembered(state, 5) == [RememberedPeer(PEER, ("/a",), 5.0)]
-
-
 async def test_peers_of_another_network_are_forgotten_and_of_the_same_are_kept(state):
     changes, counts = [], []
     for network in (0, 7, 7, 9, 0):
@@ -271,15 +265,6 @@ async def test_a_proof_that_cannot_be_kept_counts_all_the_same():
     book, proof = ProofBook(ALICE.peer_id, frozenset()), checked(signed_proof(ALICE))
     await capability_records.take_up(FullDisk(), book, proof)
     assert book.about(proof.said.prover) == [proof]
-
-
-async def test_a_state_from_before_there_were_pauses_gets_them(tmp_path):
-    path = tmp_path / "state.sqlite"
-    async with open_state(path) as state:
-        state._database.execute("DROP TABLE pauses")
-    async with open_state(path) as state:
-        await state.keep_pauses([Pause("cpu")])
-        assert await state.pauses() == [Pause("cpu")]
 
 
 async def test_sequences_grow_whatever_the_clock_does(state):
@@ -381,7 +366,7 @@ async def test_damage_in_the_middle_of_the_file_is_said(tmp_path):
     async with open_state(path) as state:
         await state.add_job(job, spec, units)
     with path.open("r+b") as file:
-        file.seek(40_000)
+        file.seek(path.stat().st_size // 2)
         file.write(os.urandom(100_000))
     async with open_state(path) as state:
         with pytest.raises(StoreError) as caught:

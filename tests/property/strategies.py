@@ -18,7 +18,16 @@ from shoal.crypto.content import blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.identity import Identity
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import AwardOffer, Bid, Call, Frame, UnitRequest, UnitResult
+from shoal.protocol.messages import (
+    AwardOffer,
+    Bid,
+    Call,
+    Frame,
+    UnitRequest,
+    UnitResult,
+    UnitsRequest,
+    UnitsResult,
+)
 from shoal.protocol.statements import Advert, Award, DeviceOffer, Receipt, Renewal
 
 ALICE, BOB, CAROL, MALLORY = (
@@ -58,6 +67,7 @@ def a_bid(**changes: Any) -> Bid:
         units_max=5,
         in_flight_max=2,
         valid_s=10.0,
+        batch_max=2,
     )
     return msgspec.structs.replace(bid, **changes)
 
@@ -87,6 +97,14 @@ def an_offer(signer: Identity = ALICE, **changes: Any) -> AwardOffer:
 
 def a_unit(name: str = "job/0") -> UnitRequest:
     return UnitRequest(call=CALL_ID, unit=name, inputs=(("x", INPUT),))
+
+
+def some_units(*names: str) -> UnitsRequest:
+    return UnitsRequest(call=CALL_ID, units=tuple(map(a_unit, names)))
+
+
+def some_results(*names: str) -> UnitsResult:
+    return UnitsResult(call=CALL_ID, answers=tuple(map(a_result, names)))
 
 
 def a_result(name: str = "job/0", blobs: tuple[bytes, ...] = ()) -> UnitResult:

@@ -19,7 +19,17 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from strategies import ALICE, BOB, CALL_ID, a_bid, a_call, a_result, a_unit, an_offer
+from strategies import (
+    ALICE,
+    BOB,
+    CALL_ID,
+    a_bid,
+    a_call,
+    a_result,
+    a_unit,
+    an_offer,
+    some_units,
+)
 
 from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -32,6 +42,9 @@ from shoal.protocol.messages import (
     Release,
     Request,
     Response,
+    UnitRefusal,
+    UnitResult,
+    UnitsResult,
 )
 from shoal.protocol.negotiation import (
     PROVIDER,
@@ -49,21 +62,24 @@ from shoal.protocol.negotiation import (
 from shoal.protocol.statements import statement_id
 
 UNITS = ("u0", "u1", "u2", "u3", "u4", "u5")
-IN_FLIGHT_MAX, UNITS_MAX = 2, 4
+IN_FLIGHT_MAX, UNITS_MAX, BATCH_MAX = 2, 4, 2
+TERMS = {"in_flight_max": IN_FLIGHT_MAX, "batch_max": BATCH_MAX}
 IDLE_S = 30.0
 OFFER = an_offer(units_max=UNITS_MAX, idle_s=IDLE_S)
 LEASE = Lease(call=CALL_ID, award=statement_id(OFFER.award), idle_s=IDLE_S)
 seldom = st.integers(0, 7).map(lambda number: number == 7)
 units = st.sampled_from(UNITS)
+batches = st.lists(units, min_size=1, max_size=BATCH_MAX + 1)
+"""Too long ones among them, and ones with a unit twice."""
 
 
 @dataclass
 class Letter:
-    """A frame on its way; ``unit`` is what the request that it answers was about."""
+    """A frame on its way; ``units`` are those that it asks for, or that it answers."""
 
     to_provider: bool
     data: bytes
-    unit: str = ""
+    units: tuple[str, ...] = ()
 
 
 class Conversation(RuleBasedStateMachine):
@@ -75,17 +91,20 @@ class Conversation(RuleBasedStateMachine):
         self.requester = RequesterSide(ALICE.peer_id, BOB.peer_id)
         self.provider = ProviderSide(ALICE.peer_id, BOB.peer_id)
         self.executed: list[str] = []
+        self.waiting: list[tuple[str, ...]] = []
+        """Batches that the provider has not answered."""
+        self.ended: dict[str, UnitResult | Refusal] = {}
         self.delivered: list[str] = []
 
-    def post(self, message, *, unit=""):
+    def post(self, message, units=()):
         to_provider = isinstance(message, REQUESTS)
         frame = (Request if to_provider else Response)(id=1, body=message)
-        return Letter(to_provider, encode(frame), unit)
+        return Letter(to_provider, encode(frame), tuple(units))
 
     @initialize(steps=st.sampled_from([0, 4, 4, 4]))
     def begin(self, steps):
         """Most often with a lease: chance alone hardly ever gets that far."""
-        for message in (a_call(), a_bid(in_flight_max=IN_FLIGHT_MAX), OFFER, LEASE)[:steps]:
+        for message in (a_call(), a_bid(**TERMS), OFFER, LEASE)[:steps]:
             asker, other = self.requester, self.provider
             if not isinstance(message, REQUESTS):
                 asker, other = other, asker
@@ -105,15 +124,19 @@ class Conversation(RuleBasedStateMachine):
 
     @rule(target=mail, name=units)
     def ask_for_a_unit(self, name):
-        return self.requesters(a_unit(name), unit=name)
+        return self.requesters(a_unit(name), [name])
 
-    @rule(target=mail, name=units, now=seldom)
-    def cancel(self, name, now):
+    @rule(target=mail, names=batches)
+    def ask_for_a_batch(self, names):
+        return self.requesters(some_units(*names), names)
+
+    @rule(target=mail, name=units, others=st.lists(units, max_size=2), now=seldom)
+    def cancel(self, name, others, now):
         if not now:
             return multiple()
-        return self.requesters(Cancel(call=CALL_ID, unit=name))
+        return self.requesters(Cancel(call=CALL_ID, unit=name, others=tuple(others)))
 
-    def requesters(self, message, unit=""):
+    def requesters(self, message, units=()):
         """Send it if the machine lets us, else send it all the same, as a villain would."""
         known = set(self.requester.units)
         before = self.requester.state
@@ -122,14 +145,14 @@ class Conversation(RuleBasedStateMachine):
         except LocalProtocolError:
             assert self.requester.state is before
             assert set(self.requester.units) == known
-        return self.post(message, unit=unit)
+        return self.post(message, units)
 
     # --- the provider's own moves ------------------------------------------------
 
     @precondition(lambda self: self.provider.state is State.CALLED)
     @rule(target=mail, refuse=st.booleans())
     def bid(self, refuse):
-        return self.providers(self.refusal() if refuse else a_bid(in_flight_max=IN_FLIGHT_MAX))
+        return self.providers(self.refusal() if refuse else a_bid(**TERMS))
 
     @precondition(lambda self: self.provider.state is State.AWARDED)
     @rule(target=mail, refuse=st.booleans())
@@ -140,7 +163,29 @@ class Conversation(RuleBasedStateMachine):
     @rule(target=mail, data=st.data(), refuse=st.booleans())
     def answer(self, data, refuse):
         name = data.draw(st.sampled_from(sorted(self.provider.units)))
-        return self.providers(self.refusal() if refuse else a_result(name), name)
+        self.ended[name] = self.refusal() if refuse else a_result(name)
+        return self.providers(self.ended[name], name)
+
+    @precondition(lambda self: self.provider.state is State.LEASED and self.waiting)
+    @rule(target=mail, data=st.data())
+    def answer_a_batch(self, data):
+        """Once none of its units is out any more."""
+        names = data.draw(st.sampled_from(self.waiting))
+        if not self.provider.units.keys().isdisjoint(names):
+            return multiple()
+        self.waiting.remove(names)
+        answers = [self.ended.get(name, self.refusal()) for name in names]
+        message = UnitsResult(
+            call=CALL_ID,
+            answers=tuple(
+                UnitRefusal(unit=name, reason=answer.reason)
+                if isinstance(answer, Refusal)
+                else answer
+                for name, answer in zip(names, answers, strict=True)
+            ),
+        )
+        self.provider.send(message, self.now_s)
+        return self.post(message, names)
 
     @precondition(lambda self: self.provider.state is State.LEASED and self.executed)
     @rule(target=mail, data=st.data())
@@ -151,7 +196,7 @@ class Conversation(RuleBasedStateMachine):
 
     def providers(self, message, unit=""):
         self.provider.send(message, self.now_s, unit)
-        return self.post(message, unit=unit)
+        return self.post(message, [unit])
 
     def refusal(self):
         return Refusal(call=CALL_ID, reason=Reason.BUSY)
@@ -175,7 +220,7 @@ class Conversation(RuleBasedStateMachine):
     def truncate(self, letter, data):
         end = data.draw(st.integers(0, len(letter.data) - 1))
         before = self.states()
-        self.arrive(Letter(letter.to_provider, letter.data[:end], letter.unit))
+        self.arrive(Letter(letter.to_provider, letter.data[:end], letter.units))
         assert self.states() == before
 
     def arrive(self, letter):
@@ -183,18 +228,23 @@ class Conversation(RuleBasedStateMachine):
         try:
             body = decode(letter.data, Frame).body
             if not letter.to_provider:
-                self.took(self.requester.receive(body, self.now_s, letter.unit))
+                self.took(self.requester.receive(body, self.now_s, *letter.units))
                 return multiple()
             effects = self.provider.receive(body, self.now_s)
         except RemoteProtocolError:
             return multiple()
+        if body.__struct_config__.tag == "units":
+            assert len(effects) == len(letter.units)
+            self.waiting.append(letter.units)
         for effect in effects:
             match effect:
                 case Execute(unit):
                     assert unit.unit not in self.executed, "run twice under one lease"
                     self.executed.append(unit.unit)
+                case Answer(message) if len(letter.units) == 1:
+                    return self.providers(message, letter.units[0])
                 case Answer(message):
-                    return self.providers(message, letter.unit)
+                    assert isinstance(message, Refusal) or message.unit in self.executed
                 case Await(unit):
                     assert unit in self.executed
                 case Abandon(unit):

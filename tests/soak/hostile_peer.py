@@ -52,6 +52,7 @@ from shoal.protocol.messages import (
     Release,
     Request,
     UnitRequest,
+    UnitsRequest,
 )
 
 IDENTIFY, GOSSIP, PING = "/ipfs/id/1.0.0", "/meshsub/1.1.0", "/ipfs/ping/1.0.0"
@@ -91,7 +92,8 @@ def control_frames(key, victim):
         asked,
         make_award(key, victim, asked, bid),
         UnitRequest(call=CALL, unit="j/0", inputs=(("x", "ab" * 32),), blobs=(b"tensor",)),
-        Cancel(call=CALL, unit="j/0"),
+        UnitsRequest(call=CALL, units=(UnitRequest(CALL, "a", ()), UnitRequest(CALL, "b", ()))),
+        Cancel(call=CALL, unit="j/0", others=("a", "b")),
         Release(call=CALL),
         Challenge(CALL, "cpu", "exact", "x20", 1e9, 16, 64, 2),
         Draw(nonce=CALL, places=((0, 0), (1, 3))),

@@ -27,8 +27,11 @@ from shoal.protocol.messages import (
     Reason,
     Refusal,
     Release,
+    UnitRefusal,
     UnitRequest,
     UnitResult,
+    UnitsRequest,
+    UnitsResult,
 )
 
 CALL = "ab" * 16
@@ -74,6 +77,16 @@ def test_what_finds_nothing_pays_for_the_search():
     served = cost_ms(CALL_FOR_BIDS, 250, Done(), 250)
     refused = cost_ms(CALL_FOR_BIDS, 250, Problem(code="odd", message=""), 250)
     assert refused - served == NOTHING_MS
+
+
+def test_a_batch_that_runs_costs_little_and_one_that_is_refused_pays_for_each_unit():
+    batch = UnitsRequest(call=CALL, units=(UNIT,) * 64)
+    ran = cost_ms(batch, 1 << 19, UnitsResult(call=CALL, answers=(RESULT,) * 64), 1 << 19)
+    assert ran < 64 * cost_ms(UNIT, 100, RESULT, 100) / 4
+    refusal = UnitRefusal(unit="j/0", reason=Reason.EXPIRED)
+    refused = cost_ms(batch, 100, UnitsResult(call=CALL, answers=(refusal,) * 64), 100)
+    assert refused > 4 * NOTHING_MS
+    assert cost_ms(batch, 100, NO_LEASE, 100) > NOTHING_MS
 
 
 def test_adverts_pay_for_their_signatures_and_digests_for_their_bytes():

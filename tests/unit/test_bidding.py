@@ -7,7 +7,6 @@ from shoal.node.bidding import (
     STRANGERS_LEASES_LIMIT,
     Terms,
     bid,
-    choose,
     price,
     rank,
     refusal,
@@ -172,35 +171,9 @@ def bids(**prices: float) -> dict[str, Bid]:
     return {p: msgspec.structs.replace(template, price=cost) for p, cost in prices.items()}
 
 
-def test_one_unit_goes_to_the_cheapest_bid():
-    assert choose(bids(a=3.0, b=1.0, c=2.0), 1) == ["b"]
-
-
-def test_many_units_go_to_every_bid_cheapest_first():
-    assert choose(bids(a=3.0, b=1.0, c=2.0), 50) == ["b", "c", "a"]
-
-
-def test_equal_prices_are_chosen_the_same_way_every_time():
-    assert choose(bids(c=1.0, a=1.0, b=1.0), 2) == ["a", "b"]
-
-
-def test_no_bid_and_no_unit_choose_nobody():
-    assert choose({}, 5) == []
-    assert choose(bids(a=1.0), 0) == []
-
-
 def test_the_owner_s_units_go_first_and_a_stranger_s_last():
     peers = [generate().peer_id, REQUESTER, PROVIDER]
     assert sorted(peers, key=lambda peer: rank(peer, TERMS)) == [PROVIDER, REQUESTER, peers[0]]
-
-
-def test_at_equal_prices_a_proven_claim_goes_first_and_a_lower_price_before_it():
-    unproven, proven = sorted(generate().peer_id for _ in range(2))
-    bids = dict.fromkeys((unproven, proven), bid(CALL, TERMS, 0, "0" * 32))
-    assert choose(bids, 1) == [unproven]
-    assert choose(bids, 1, {proven}) == [proven]
-    cheaper = bids | {unproven: msgspec.structs.replace(bids[proven], price=0.0)}
-    assert choose(cheaper, 1, {proven}) == [unproven]
 
 
 def test_strangers_cannot_take_every_lease():

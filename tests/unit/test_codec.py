@@ -90,7 +90,7 @@ def test_a_field_that_does_not_fit_is_named(change, path):
     assert path in error.message
 
 
-@pytest.mark.parametrize("missing", sorted(BID))
+@pytest.mark.parametrize("missing", sorted(set(BID) - {"batch_max"}))
 def test_no_field_may_be_missing(missing):
     value = {name: field for name, field in BID.items() if name != missing}
     if missing == "type":  # a struct asked for by itself needs no tag to be told

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from msgspec import inspect
-from strategies import INPUT, signed_renewal
+from strategies import INPUT, signed_receipt, signed_renewal
 
 from shoal.crypto import envelope
 from shoal.protocol import limits
@@ -16,7 +16,18 @@ from shoal.protocol.blob_messages import (
     BlobRequest,
 )
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import Adverts, Digest, Frame, Request, Response, UnitRequest
+from shoal.protocol.messages import (
+    Adverts,
+    Cancel,
+    Digest,
+    Frame,
+    Request,
+    Response,
+    UnitRequest,
+    UnitResult,
+    UnitsRequest,
+    UnitsResult,
+)
 from shoal.protocol.statements import (
     Advert,
     Award,
@@ -24,6 +35,7 @@ from shoal.protocol.statements import (
     Commitment,
     Receipt,
     Renewal,
+    UnitError,
 )
 
 KINDS = (
@@ -132,6 +144,55 @@ def test_the_fullest_unit_fits_into_a_frame():
         blobs=(bytes(limits.INLINE_LIMIT_BYTES),),
     )
     encode(Request(id=1 << 31, body=unit))
+
+
+def fullest_ports():
+    """Of one unit of a full batch, its inputs and outputs: as many as may be, named shortly."""
+    count = limits.BATCH_PORTS_LIMIT_BYTES // limits.BATCH_UNITS_LIMIT // 75
+    return tuple((f"{number:03d}", INPUT) for number in range(count))
+
+
+def test_the_fullest_batch_fits_into_a_frame_and_its_answer_too():
+    ports = fullest_ports()
+    blob = bytes(limits.INLINE_LIMIT_BYTES // limits.BATCH_UNITS_LIMIT)
+    names = [f"{number:02d}{'🐚' * 62}" for number in range(limits.BATCH_UNITS_LIMIT)]
+    units = tuple(
+        UnitRequest(call="a" * 32, unit=name, inputs=ports, blobs=(blob,)) for name in names
+    )
+    encode(Request(id=1 << 31, body=UnitsRequest(call="a" * 32, units=units)))
+    half = len(ports) // 2
+    given = {"device": "🐚" * 64, "runtime": "🐚" * 64, "precision": "🐚" * 64}
+    ran = signed_receipt(unit=names[0], inputs=ports[:half], outputs=ports[half:], **given)
+    error = UnitError("c" * 64, "🐚" * 1024, "🐚" * 256, "🐚" * 64)
+    failed = signed_receipt(unit=names[0], inputs=ports, outputs=None, error=error, **given)
+    containers = 4 + limits.BATCH_UNITS_LIMIT * (3 + len(ports))
+    assert containers <= limits.CONTAINERS_LIMIT
+    for receipt in (ran, failed):
+        answers = tuple(
+            UnitResult(call="a" * 32, unit=name, receipt=receipt, blobs=(blob,))
+            for name in names
+        )
+        encode(Response(id=1 << 31, body=UnitsResult(call="a" * 32, answers=answers)))
+
+
+def test_a_batch_with_more_blobs_or_ports_than_fit_cannot_be_said():
+    one = UnitRequest(call="a" * 32, unit="u", inputs=fullest_ports())
+    units = (msgspec.structs.replace(one, blobs=(bytes(limits.INLINE_LIMIT_BYTES),)),)
+    UnitsRequest(call="a" * 32, units=units)
+    with pytest.raises(ValueError, match="bytes of blobs in one message"):
+        UnitsRequest(call="a" * 32, units=(*units, msgspec.structs.replace(one, blobs=(b"x",))))
+    wide = msgspec.structs.replace(one, inputs=one.inputs * 2)
+    with pytest.raises(ValueError, match="names and ids in one message"):
+        UnitsRequest(call="a" * 32, units=(wide,) * limits.BATCH_UNITS_LIMIT)
+    half = UnitResult("a" * 32, "u", b"r", (bytes(limits.INLINE_LIMIT_BYTES // 2),))
+    UnitsResult(call="a" * 32, answers=(half,) * 2)
+    with pytest.raises(ValueError, match="bytes of blobs in one message"):
+        UnitsResult(call="a" * 32, answers=(half,) * 3)
+
+
+def test_every_unit_that_is_out_can_be_cancelled_at_once():
+    others = ("🐚" * 64,) * limits.UNITS_IN_FLIGHT_LIMIT
+    encode(Request(id=1 << 31, body=Cancel(call="a" * 32, unit="u", others=others)))
 
 
 def test_the_fullest_words_of_a_blob_stream_fit():

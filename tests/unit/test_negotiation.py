@@ -1,5 +1,6 @@
 import itertools
 
+import msgspec
 import pytest
 from strategies import (
     ALICE,
@@ -12,11 +13,24 @@ from strategies import (
     a_result,
     a_unit,
     an_offer,
+    some_results,
+    some_units,
 )
 
 from shoal.protocol import negotiation
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.messages import AwardOffer, Cancel, Lease, Reason, Refusal, Release
+from shoal.protocol.limits import INLINE_LIMIT_BYTES
+from shoal.protocol.messages import (
+    AwardOffer,
+    Cancel,
+    Lease,
+    Reason,
+    Refusal,
+    Release,
+    UnitRefusal,
+    UnitsRequest,
+    UnitsResult,
+)
 from shoal.protocol.negotiation import (
     PROVIDER,
     REQUESTER,
@@ -40,12 +54,15 @@ REFUSAL = Refusal(call=CALL_ID, reason=Reason.BUSY)
 RELEASE = Release(call=CALL_ID)
 CANCEL = Cancel(call=CALL_ID, unit="job/0")
 
-MESSAGES = (a_call(), a_bid(), REFUSAL, OFFER, LEASE, a_unit(), a_result(), CANCEL, RELEASE)
+MESSAGES = (
+    *(a_call(), a_bid(), REFUSAL, OFFER, LEASE, a_unit(), a_result(), CANCEL, RELEASE),
+    *(some_units("job/0"), some_results("job/0")),
+)
 
 THE_PATH = (a_call(), a_bid(), OFFER, LEASE, a_unit())
 """One conversation up to a unit that is out, at the requester's and provider's turns."""
 STATES_ON_IT = (State.IDLE, State.CALLED, State.BID, State.AWARDED, State.LEASED, State.LEASED)
-REQUESTERS = (type(a_call()), AwardOffer, type(a_unit()), Cancel, Release)
+REQUESTERS = (type(a_call()), AwardOffer, type(a_unit()), UnitsRequest, Cancel, Release)
 
 
 def speak(side, message, now_s=0.0, unit=""):
@@ -54,6 +71,10 @@ def speak(side, message, now_s=0.0, unit=""):
     if isinstance(side, RequesterSide):
         return side.send(message, now_s) if sent else side.receive(message, now_s, unit)
     return side.send(message, now_s, unit) if sent else side.receive(message, now_s)
+
+
+def inline(name, size_bytes):
+    return msgspec.structs.replace(a_unit(name), blobs=(bytes(size_bytes),))
 
 
 def side_after(role, steps, now_s=0.0):
@@ -386,3 +407,162 @@ def test_answers_kept_are_bounded_and_the_oldest_are_forgotten(provider, monkeyp
     answers = list(itertools.chain(*(provider.receive(a_unit(name), 0.0) for name in "abc")))
     assert answers[1:] == [Answer(results["b"]), Answer(results["c"])]
     assert answers[0].message.reason is Reason.EXPIRED
+
+
+# --- several units in one message --------------------------------------------------------
+
+
+def test_the_units_of_a_batch_go_out_and_come_back_each_by_its_name(requester, provider):
+    batch = some_units("a", "b")
+    requester.send(batch, 0.0)
+    assert provider.receive(batch, 0.0) == [Execute(a_unit("a")), Execute(a_unit("b"))]
+    provider.send(a_result("b"), 1.0, "b")  # as it ends
+    refused = UnitRefusal(unit="a", reason=Reason.NO_ROOM, detail="full")
+    answer = UnitsResult(call=CALL_ID, answers=(refused, a_result("b")))
+    provider.send(answer, 2.0)
+    no = Refusal(call=CALL_ID, reason=Reason.NO_ROOM, detail="full")
+    assert requester.receive(answer, 3.0, "a", "b") == [
+        Deliver(a_unit("a"), no),
+        Deliver(a_unit("b"), a_result("b")),
+    ]
+    assert requester.units == provider.units == {}
+    assert provider.receive(a_unit("a"), 4.0) == [Answer(no)]
+
+
+def test_a_batch_is_its_units_and_each_is_run_once(provider):
+    provider.receive(a_unit("a"), 0.0)
+    assert provider.receive(some_units("b", "a"), 0.0) == [Execute(a_unit("b")), Await("a")]
+    provider.send(a_result("a"), 1.0, "a")
+    assert provider.receive(some_units("a", "b"), 1.0) == [Answer(a_result("a")), Await("b")]
+    assert provider.units_asked == 2
+
+
+def test_one_refusal_answers_a_whole_batch(requester):
+    requester.send(some_units("a", "b"), 0.0)
+    delivered = requester.receive(REFUSAL, 1.0, "a", "b")
+    assert delivered == [Deliver(a_unit("a"), REFUSAL), Deliver(a_unit("b"), REFUSAL)]
+    assert requester.state is State.LEASED
+
+
+def test_a_unit_of_a_batch_is_cancelled_alone_and_the_batch_answered_all_the_same(
+    requester, provider
+):
+    for side in (requester, provider):
+        speak(side, some_units("a", "b"))
+    cancel = Cancel(call=CALL_ID, unit="a")
+    requester.send(cancel, 1.0)
+    assert provider.receive(cancel, 1.0) == [Abandon("a")]
+    assert provider.units.keys() == {"b"}
+    answer = some_results("a", "b")  # its result crossed the cancel
+    provider.send(answer, 2.0)
+    assert requester.receive(answer, 2.0, "a", "b") == [Deliver(a_unit("b"), a_result("b"))]
+    (kept,) = provider.receive(a_unit("a"), 3.0)
+    assert isinstance(kept.message, Refusal)
+
+
+def test_several_units_are_cancelled_by_one_message(requester, provider):
+    cancel = Cancel(call=CALL_ID, unit="a", others=("b", "never asked"))
+    for side in (requester, provider):
+        speak(side, some_units("a", "b"))
+    assert provider.receive(cancel, 1.0) == [Abandon("a"), Abandon("b")]
+    requester.send(cancel, 1.0)
+    assert requester.units == provider.units == {}
+
+
+@pytest.mark.parametrize(
+    ("batch", "code"),
+    [
+        (some_units("a", "b", "c"), "batch_too_large"),
+        (some_units("a", "a"), "duplicate_unit"),
+        (
+            UnitsRequest(
+                call=CALL_ID,
+                units=(a_unit("a"), msgspec.structs.replace(a_unit("b"), call=OTHER_CALL)),
+            ),
+            "unknown_call",
+        ),
+    ],
+)
+def test_a_batch_that_is_not_what_was_agreed_is_refused_whole(requester, provider, batch, code):
+    assert local_error(requester.send, batch, 0.0) == code
+    assert remote_error(provider.receive, batch, 0.0) == code
+    assert requester.units == provider.units == {}
+    assert requester.units_asked == provider.units_asked == 0
+
+
+def test_no_batch_is_taken_where_the_bid_does_not_offer_it():
+    for role, error in ((RequesterSide, local_error), (ProviderSide, remote_error)):
+        side = role(ALICE.peer_id, BOB.peer_id)
+        for message in (a_call(), a_bid(batch_max=1), OFFER, LEASE):
+            speak(side, message)
+        act = side.send if role is RequesterSide else side.receive
+        assert error(act, some_units("a", "b"), 0.0) == "batch_too_large"
+        act(some_units("a"), 0.0)
+
+
+def test_a_batch_of_which_one_unit_has_no_room_is_refused_whole(requester, provider):
+    for side, error in ((requester, local_error), (provider, remote_error)):
+        speak(side, a_unit("a"))
+        act = side.send if side is requester else side.receive
+        assert error(act, some_units("b", "c"), 0.0) == "too_many_in_flight"
+        assert side.units.keys() == {"a"}
+        for name in "abc":
+            speak(side, a_unit(name))
+            speak(side, a_result(name), unit=name)
+        assert error(act, some_units("d", "e"), 0.0) == "lease_used_up"
+        assert side.units_asked == 3
+        assert side.room == 1
+
+
+def test_what_is_out_brings_no_more_inline_bytes_than_a_provider_may_be_made_to_hold():
+    half = INLINE_LIMIT_BYTES // 2
+    for role, error in ((RequesterSide, local_error), (ProviderSide, remote_error)):
+        side = role(ALICE.peer_id, BOB.peer_id)
+        for message in (
+            a_call(),
+            a_bid(in_flight_max=64, units_max=64),
+            an_offer(units_max=64),
+        ):
+            speak(side, message)
+        speak(side, Lease(call=CALL_ID, award=side.award_id, idle_s=30.0))
+        for batch in range(4):
+            units = (inline(f"{batch}a", half), inline(f"{batch}b", half))
+            speak(side, UnitsRequest(call=CALL_ID, units=units))
+        assert side.inline_room_bytes == 0
+        act = side.send if role is RequesterSide else side.receive
+        assert error(act, inline("one more", 1), 0.0) == "too_many_in_flight"
+        speak(side, a_unit("one without"))
+        speak(side, a_result("0a"), unit="0a")
+        assert side.inline_room_bytes == half
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        some_results("a"),
+        some_results("b", "a"),
+        some_results("a", "c"),
+        some_results("a", "b", "c"),
+        some_results("a", "a"),
+        a_result("a"),
+    ],
+)
+def test_an_answer_to_a_batch_that_is_not_about_its_units_is_refused(requester, answer):
+    requester.send(some_units("a", "b"), 0.0)
+    assert remote_error(requester.receive, answer, 1.0, "a", "b") == "unknown_unit"
+    assert requester.units.keys() == {"a", "b"}
+
+
+def test_a_second_answer_to_a_batch_is_dropped(requester):
+    requester.send(some_units("a", "b"), 0.0)
+    requester.receive(some_results("a", "b"), 1.0, "a", "b")
+    assert requester.receive(some_results("a", "b"), 2.0, "a", "b") == []
+
+
+def test_there_is_no_room_before_a_lease_and_none_after_it(requester):
+    assert side_after(RequesterSide, 3).room == 0
+    assert requester.room == 2
+    requester.send(a_unit("a"), 0.0)
+    assert requester.room == 1
+    requester.send(RELEASE, 0.0)
+    assert requester.room == 0

@@ -4,7 +4,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from strategies import a_bid, a_call
+from strategies import a_bid, a_call, some_results, some_units
 
 from shoal.protocol import vocabulary
 from shoal.protocol.codec import encode
@@ -12,6 +12,7 @@ from shoal.protocol.errors import VersionError
 from shoal.protocol.limits import PROTOCOL_MINOR
 from shoal.protocol.messages import (
     Bid,
+    Cancel,
     Challenge,
     Draw,
     Hello,
@@ -64,8 +65,20 @@ def test_a_reason_that_a_peer_does_not_know_is_said_in_words(monkeypatch):
 
 
 def test_what_every_version_knows_is_said_as_it_is():
-    for body in (a_call(), a_bid(), REFUSAL):
+    for body in (a_call(), a_bid(batch_max=1), REFUSAL):
         assert said_to(OLD, body) is body
+
+
+def test_of_batches_an_older_peer_hears_nothing():
+    old = said_to((OWN[0], 2), a_bid(batch_max=64))
+    assert b"batch_max" not in encode(old)
+    assert old.in_flight_max == a_bid().in_flight_max
+    many = Cancel(call="ab" * 16, unit="a", others=("b",))
+    assert b"others" not in encode(said_to((OWN[0], 2), many))
+    for batch in (some_units("a"), some_results("a")):
+        assert said_to(OWN, batch) is batch
+        with pytest.raises(VersionError):
+            said_to((OWN[0], 2), batch)
 
 
 def test_every_field_that_is_younger_than_its_message_has_a_default():

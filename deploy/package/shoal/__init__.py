@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shoal.crypto.errors import ShoalError
     from shoal.node.client import AsyncClient, Client
+    from shoal.node.client.executor import Executor
     from shoal.node.errors import (
         DaemonError,
         DaemonUnreachableError,
@@ -31,6 +32,7 @@ _HOME_OF = {
     "Client": "shoal.node.client",
     "DaemonError": "shoal.node.errors",
     "DaemonUnreachableError": "shoal.node.errors",
+    "Executor": "shoal.node.client.executor",
     "JobFailedError": "shoal.node.errors",
     "ShoalError": "shoal.crypto.errors",
     "WaitTimeoutError": "shoal.node.errors",
@@ -41,6 +43,7 @@ __all__ = [
     "Client",
     "DaemonError",
     "DaemonUnreachableError",
+    "Executor",
     "JobFailedError",
     "ShoalError",
     "WaitTimeoutError",

@@ -1,0 +1,129 @@
+"""Results of a job as they go out: a msgpack map for each unit that has ended.
+
+An answer is bounded in bytes and in units, and ends with a map that tells where to go on;
+so neither side ever holds more of a job than one answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import msgpack
+import msgspec
+import trio
+
+from shoal.node.api.events import cancel_when_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from starlette.types import Receive
+
+    from shoal.crypto.content import BlobId
+    from shoal.node.api.facade import DaemonFacade
+    from shoal.node.records import Job, JobId, Unit
+
+MSGPACK = "application/msgpack"
+
+ANSWER_LIMIT_BYTES = 4 << 20
+"""Inline outputs in one answer; the units after them are for the next one."""
+
+_PAGE_UNITS = 128
+"""Read at once: with outputs of `SMALL_TENSOR_LIMIT_BYTES`, some 8 MiB for each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsQuery:
+    """What a client asks for.
+
+    Attributes:
+        after: Where the answer before told to go on; -1 for the beginning.
+        limit: Units at most.
+        order: ``given``, by index and without gaps, or ``ended``.
+        wait_s: How long to wait for the first.
+    """
+
+    after: int
+    limit: int
+    order: str
+    wait_s: float
+
+
+async def results_of(
+    daemon: DaemonFacade, job_id: JobId, query: ResultsQuery, receive: Receive
+) -> bytes:
+    """The body of an answer; empty but for its last map where nothing has ended in time.
+
+    Raises:
+        JobError: ``no_such_job``.
+    """
+    job = await daemon.job(job_id)  # before the units: they may end meanwhile
+    if query.after >= 0:  # who reads on has what came before
+        await daemon.note_read(job_id, query.after, query.order)
+    found = await _page(daemon, job_id, query, query.after, query.limit)
+    if not found[0] and not job.state.final and query.wait_s:
+        found = await _wait(daemon, job_id, query, receive) or found
+        if not found[0]:
+            job = await daemon.job(job_id)
+            found = await _page(daemon, job_id, query, query.after, query.limit)
+    units, small, after, size_bytes = [*found[0]], {**found[1]}, found[2], found[3]
+    while found[0] and len(units) < query.limit and size_bytes < ANSWER_LIMIT_BYTES:
+        found = await _page(daemon, job_id, query, after, query.limit - len(units))
+        units += found[0]
+        small |= found[1]
+        after = found[2]
+        size_bytes += found[3]
+    return _body(units, small, job, after)
+
+
+_Page = tuple[list["Unit"], dict["BlobId", bytes], int, int]
+"""Units, their small outputs, where to go on, and how many bytes those outputs have."""
+
+
+async def _wait(
+    daemon: DaemonFacade, job_id: JobId, query: ResultsQuery, receive: Receive
+) -> _Page | None:
+    found: _Page | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
+        with trio.move_on_after(query.wait_s):
+            async with daemon.watch(job_id) as changes:
+                async for job in changes:
+                    found = await _page(daemon, job_id, query, query.after, query.limit)
+                    if found[0] or job.state.final:
+                        break
+        nursery.cancel_scope.cancel()
+    return found
+
+
+async def _page(
+    daemon: DaemonFacade, job_id: JobId, query: ResultsQuery, after: int, limit: int
+) -> _Page:
+    units, cursor = await daemon.results(job_id, after, min(limit, _PAGE_UNITS), query.order)
+    if query.order == "given":
+        whole = takewhile(lambda at: at[1].index == after + 1 + at[0], enumerate(units))
+        units = [unit for _, unit in whole]
+        cursor = units[-1].index if units else after
+    ids = [i for unit in units for i in (unit.outputs or {}).values()]
+    small = await daemon.small_tensors(ids)
+    return units, small, cursor, sum(len(small.get(i, i)) for i in ids)
+
+
+def _body(units: Sequence[Unit], small: Mapping[BlobId, bytes], job: Job, after: int) -> bytes:
+    """Units that have ended, one map each, then one that tells where to go on.
+
+    An output is its tensor where that is in ``small``, otherwise its id.
+    """
+    packer = msgpack.Packer()
+    parts: list[bytes] = []
+    for unit in units:
+        told = msgspec.to_builtins(unit)
+        if unit.outputs is not None:
+            told["outputs"] = {name: small.get(i, i) for name, i in unit.outputs.items()}
+        for left_out in ("job", "inputs", "awaits"):
+            del told[left_out]
+        parts.append(packer.pack(told))
+    parts.append(packer.pack({"job": msgspec.to_builtins(job), "after": after}))
+    return b"".join(parts)

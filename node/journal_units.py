@@ -1,0 +1,130 @@
+"""Units in the journal: which are open, how they end, and that one runs again.
+
+Each function is one transaction. Units that are ready are read in windows by index, so
+that nobody holds all of a large job at once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from shoal.crypto.content import BlobId
+from shoal.node.journal_endings import Endings
+from shoal.node.records import Ended, Failure, JobId, OutputRef, Unit, UnitState, Written
+from shoal.node.state_tables import from_json, to_json, unit_of
+
+
+def end_units(database: sqlite3.Connection, ends: Sequence[Ended]) -> Written:
+    """Write the ends of units, each once, and what follows for those that await them."""
+    for ended in ends:
+        assert ended.unit.state in {UnitState.DONE, UnitState.FAILED, UnitState.CANCELLED}
+        assert (ended.unit.receipt is None) == (ended.receipt is None)
+    endings = Endings(database)
+    new = tuple(endings.end(ended) for ended in ends)
+    endings.close()
+    return Written(new, frozenset(endings.touched))
+
+
+def reopen(database: sqlite3.Connection, job_id: JobId, place: int) -> frozenset[JobId] | None:
+    """Queue a unit again whose outputs were lost; those that have not ended await it again.
+
+    A job that was done, or had failed, runs again; one that was cancelled does not.
+
+    Returns:
+        The jobs that have changed: that of the unit, and those of units that await it;
+        None, and nothing has changed, where the unit is not done or its job is cancelled.
+    """
+    row = database.execute(
+        "SELECT fetched, receipt, length(envelope) AS size_bytes FROM units"
+        " JOIN jobs ON jobs.id = units.job"
+        " LEFT JOIN receipts ON receipts.id = units.receipt"
+        " WHERE units.job = ? AND units.place = ? AND units.state = 'done'"
+        " AND jobs.state <> 'cancelled' AND NOT forgotten",
+        (job_id, place),
+    ).fetchone()
+    if row is None:
+        return None
+    key = (job_id, place)
+    database.execute("DELETE FROM receipts WHERE job = ? AND place = ?", key)
+    database.execute("DELETE FROM left_outputs WHERE job = ? AND place = ?", key)
+    database.execute(
+        "UPDATE units SET state = 'queued', outputs = NULL, receipt = NULL, provider = NULL,"
+        " seconds = NULL, ended = NULL, fetched = 0 WHERE job = ? AND place = ?",
+        key,
+    )
+    database.execute(
+        "UPDATE jobs SET state = 'running', ended_at = NULL, failure = NULL,"
+        " units_done = units_done - 1, units_fetched = units_fetched - ?,"
+        " size_bytes = size_bytes - ? WHERE id = ?",
+        (row["fetched"], row["size_bytes"] or 0, job_id),
+    )
+    return frozenset({job_id}) | _await_again(database, job_id, place)
+
+
+def _await_again(database: sqlite3.Connection, job_id: JobId, place: int) -> set[JobId]:
+    changed: set[JobId] = set()
+    edges = database.execute(
+        "SELECT edges.job, edges.place, input, output FROM edges JOIN units"
+        " ON units.job = edges.job AND units.place = edges.place"
+        " WHERE from_job = ? AND from_place = ? AND state = 'queued'",
+        (job_id, place),
+    ).fetchall()
+    for edge in edges:
+        unit = database.execute(
+            "SELECT inputs, awaits FROM units WHERE job = ? AND place = ?",
+            (edge["job"], edge["place"]),
+        ).fetchone()
+        inputs = from_json(unit["inputs"], dict[str, BlobId])
+        awaits = from_json(unit["awaits"], dict[str, OutputRef]) or {}
+        inputs.pop(edge["input"], None)
+        awaits[edge["input"]] = OutputRef(job_id, place, edge["output"])
+        database.execute(
+            "UPDATE units SET inputs = ?, awaits = ? WHERE job = ? AND place = ?",
+            (to_json(inputs), to_json(awaits), edge["job"], edge["place"]),
+        )
+        changed.add(edge["job"])
+    return changed
+
+
+def page(database: sqlite3.Connection, job_id: JobId, offset: int, limit: int) -> list[Unit]:
+    """Some of a job's units, in order of their index."""
+    rows = database.execute(
+        # Indices have no gaps: an OFFSET would be counted row by row.
+        "SELECT * FROM units WHERE job = ? AND place >= ? ORDER BY place LIMIT ?",
+        (job_id, offset, limit),
+    )
+    return [unit_of(row) for row in rows]
+
+
+def ready(
+    database: sqlite3.Connection, job_id: JobId, after: int, limit: int | None
+) -> list[Unit]:
+    """Units that can be leased: they have not ended and await nothing; in order of index."""
+    rows = database.execute(
+        "SELECT * FROM units INDEXED BY ready_units WHERE job = ? AND place > ?"
+        " AND state = 'queued' AND awaits IS NULL ORDER BY place LIMIT ?",
+        (job_id, after, -1 if limit is None else limit),
+    )
+    return [unit_of(row) for row in rows]
+
+
+def count_open(database: sqlite3.Connection, job_id: JobId) -> tuple[int, int]:
+    """How many units of a job are ready, and how many await others."""
+    (ready_units,) = database.execute(
+        "SELECT count(*) FROM units WHERE job = ? AND state = 'queued' AND awaits IS NULL",
+        (job_id,),
+    ).fetchone()
+    (waiting,) = database.execute(
+        "SELECT count(*) FROM units WHERE job = ? AND awaits IS NOT NULL", (job_id,)
+    ).fetchone()
+    return ready_units, waiting
+
+
+def first_failure(database: sqlite3.Connection, job_id: JobId) -> Failure | None:
+    """Why the first of a job's failed units failed; None where none has."""
+    row = database.execute(
+        "SELECT failure FROM units WHERE job = ? AND state = 'failed' ORDER BY place LIMIT 1",
+        (job_id,),
+    ).fetchone()
+    return from_json(row["failure"], Failure) if row else None

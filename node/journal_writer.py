@@ -1,0 +1,154 @@
+"""Group commit: the writes of concurrent tasks in as few transactions as there can be.
+
+SQLite has one writer, and what a transaction costs is mostly its beginning and its end.
+While one runs in the thread, the writes of other tasks gather; then one of those tasks
+takes all of them into the next. Each has a savepoint: its error is its own. Where the
+disk fills up, what had gone before in the transaction is lost with it, and so each write
+is done again by itself: those fail for which there is no room, and no others.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import outcome
+import trio
+
+from shoal.node.state_file import reporting, transaction
+
+GROUP_LIMIT = 256
+"""Writes in one transaction: none waits long for the others of its group."""
+
+T = TypeVar("T")
+
+
+class _Write(Generic[T]):
+    """One task's write: before it has begun, and how it ended."""
+
+    def __init__(self, work: Callable[[sqlite3.Connection], T]) -> None:
+        self.work = work
+        self.task = trio.lowlevel.current_task()
+        self.ended: outcome.Outcome[T] | None = None
+
+
+class JournalWriter:
+    """Runs writes on a database in a thread, those of concurrent tasks together.
+
+    Args:
+        database: Used by nobody else while a write runs.
+        path: Of its file, for errors.
+    """
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+        self._database = database
+        self._path = path
+        self._thread = trio.CapacityLimiter(1)
+        self._waiting: list[_Write[Any]] = []
+        self._busy = False
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work`` in a transaction; it is on disk when this returns.
+
+        Args:
+            work: Called in a thread; again from the start where a transaction has to be
+                repeated, and so without effects elsewhere.
+
+        Cancelled before its transaction has begun, it leaves nothing; later, it is
+        waited for, and ends as it ends.
+
+        Raises:
+            StoreError: The disk is full or the file damaged; nothing is written.
+            Exception: What ``work`` raises; nothing is written.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        mine = _Write(work)
+        self._waiting.append(mine)
+        if self._busy:
+            await self._wait_for_turn(mine)
+        if mine.ended is None:
+            await self._lead(mine)
+        assert mine.ended is not None
+        return mine.ended.unwrap()
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work`` between two transactions; raises as `write`."""
+
+        def guarded() -> T:
+            with reporting(self._path):
+                return work(self._database)
+
+        return await trio.to_thread.run_sync(guarded, limiter=self._thread)
+
+    async def _wait_for_turn(self, mine: _Write[Any]) -> None:
+        """Until somebody else has done it, or this task is to lead the next group."""
+
+        def cancelled(_: object) -> trio.lowlevel.Abort:
+            if mine not in self._waiting:
+                return trio.lowlevel.Abort.FAILED
+            self._waiting.remove(mine)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(cancelled)
+
+    async def _lead(self, mine: _Write[Any]) -> None:
+        """Write the group that has gathered, and tell those whose writes are in it."""
+        self._busy = True
+        group, self._waiting = self._waiting[:GROUP_LIMIT], self._waiting[GROUP_LIMIT:]
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._commit, group, limiter=self._thread)
+        except BaseException as error:
+            for write in group:
+                write.ended = write.ended or outcome.Error(error)
+            raise
+        finally:
+            for write in group:
+                if write is not mine:
+                    trio.lowlevel.reschedule(write.task)
+            self._busy = bool(self._waiting)
+            if self._waiting:
+                trio.lowlevel.reschedule(self._waiting[0].task)
+
+    # --- in the thread ----------------------------------------------------------------
+
+    def _commit(self, group: list[_Write[Any]]) -> None:
+        if len(group) == 1 or not self._committed_together(group):
+            for write in group:
+                with _outcome_of(write), reporting(self._path), transaction(self._database):
+                    write.ended = outcome.Value(write.work(self._database))
+
+    def _committed_together(self, group: list[_Write[Any]]) -> bool:
+        """Write all in one transaction; False where that as a whole came to nothing."""
+        try:
+            with transaction(self._database):
+                for write in group:
+                    self._run_in_savepoint(write)
+        except sqlite3.DatabaseError:
+            for write in group:
+                write.ended = None
+            return False
+        return True
+
+    def _run_in_savepoint(self, write: _Write[Any]) -> None:
+        database = self._database
+        database.execute("SAVEPOINT one")
+        with _outcome_of(write), reporting(self._path):
+            write.ended = outcome.Value(write.work(database))
+        if not database.in_transaction:  # a full disk ended it, with all that was in it
+            raise sqlite3.OperationalError("the transaction was rolled back")
+        if isinstance(write.ended, outcome.Error):
+            database.execute("ROLLBACK TO one")
+        database.execute("RELEASE one")
+
+
+@contextmanager
+def _outcome_of(write: _Write[Any]) -> Iterator[None]:
+    """Give an error to the task whose write it is."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # it goes to its task, and the others go on
+        write.ended = outcome.Error(error)

@@ -1,0 +1,233 @@
+"""The tables of the state, and how those of an older shoal become these.
+
+One function for each version, in `_STEPS`: the first makes the tables of version 1, each
+next one changes those of the version before it. All that are needed run in one
+transaction, so that a file is of one version or of another and never between two; before
+it, a file that holds anything is copied beside itself, by SQLite's own backup, as
+``NAME.vVERSION.bak``. To go back to the older shoal, put that copy in the file's place.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+TABLES_VERSION: Final = 2
+
+INCREMENTAL: Final = 2
+"""The mode of SQLite's ``auto_vacuum`` in which freed pages are given back when asked."""
+
+log = structlog.get_logger(__name__)
+
+
+def migrate(database: sqlite3.Connection, path: Path) -> None:
+    """Bring the tables up to `TABLES_VERSION`; raises what SQLite raises, and OSError."""
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        # Before the first table: later it takes a whole copy of the file.
+        database.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
+    elif version < TABLES_VERSION:
+        copy = backup(database, path, version)
+        log.info("the state is brought up to this version", tables=version, backup=str(copy))
+    if version < TABLES_VERSION:
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            for step in _STEPS[version:]:
+                step(database)
+            database.execute(f"PRAGMA user_version = {TABLES_VERSION}")
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+
+def backup(database: sqlite3.Connection, path: Path, version: int) -> Path:
+    """Copy the state beside itself, whole or not at all; gives where."""
+    copy = path.with_name(f"{path.name}.v{version}.bak")
+    part = copy.with_name(copy.name + ".part")
+    part.unlink(missing_ok=True)
+    with closing(sqlite3.connect(part)) as into:
+        database.backup(into)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(copy)
+    return copy
+
+
+def _execute(database: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";"):  # executescript would commit in between
+        database.execute(statement)
+
+
+def _make_tables(database: sqlite3.Connection) -> None:
+    _execute(database, _TABLES_1)
+
+
+def _add_chaining_and_results(database: sqlite3.Connection) -> None:
+    """Version 2: units that await others, small tensors, and who fetched what."""
+    _execute(database, _LATER_IN_1)
+    there = {row["name"] for row in database.execute("PRAGMA table_info(peers)")}
+    if "worked" not in there:
+        database.execute("ALTER TABLE peers ADD COLUMN worked TEXT NOT NULL DEFAULT ''")
+    if "met" not in there:
+        database.execute("ALTER TABLE peers ADD COLUMN met INTEGER NOT NULL DEFAULT 1")
+    _execute(database, _CHANGES_2)
+
+
+_STEPS: Final = (_make_tables, _add_chaining_and_results)
+
+_TABLES_1: Final = """
+CREATE TABLE jobs (
+    id            TEXT PRIMARY KEY,
+    policy        TEXT NOT NULL,
+    program       TEXT NOT NULL,
+    numeric_class TEXT NOT NULL,
+    label         TEXT NOT NULL,
+    state         TEXT NOT NULL,
+    created_at    REAL NOT NULL,
+    ended_at      REAL,
+    units_total   INTEGER NOT NULL,
+    units_done    INTEGER NOT NULL DEFAULT 0,
+    units_failed  INTEGER NOT NULL DEFAULT 0,
+    failure       TEXT,
+    spec          TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX running_jobs ON jobs (id) WHERE state = 'running';
+
+CREATE TABLE units (
+    job      TEXT NOT NULL REFERENCES jobs (id),
+    place    INTEGER NOT NULL,
+    state    TEXT NOT NULL,
+    inputs   TEXT NOT NULL,
+    outputs  TEXT,
+    receipt  TEXT,
+    provider TEXT,
+    attempts INTEGER NOT NULL,
+    seconds  REAL,
+    failure  TEXT,
+    PRIMARY KEY (job, place)
+) WITHOUT ROWID;
+CREATE INDEX open_units ON units (job, place) WHERE state = 'queued';
+
+CREATE TABLE receipts (
+    id       TEXT PRIMARY KEY,
+    job      TEXT NOT NULL,
+    place    INTEGER NOT NULL,
+    envelope BLOB NOT NULL,
+    FOREIGN KEY (job, place) REFERENCES units (job, place)
+);
+CREATE INDEX receipts_of_job ON receipts (job, place);
+
+CREATE TABLE answers (
+    job     TEXT NOT NULL REFERENCES jobs (id),
+    peer    TEXT NOT NULL,
+    at      REAL NOT NULL,
+    verdict TEXT NOT NULL,
+    detail  TEXT NOT NULL
+);
+CREATE INDEX answers_of_job ON answers (job);
+
+CREATE TABLE peers (
+    peer      TEXT PRIMARY KEY,
+    addresses TEXT NOT NULL,
+    seen_at   REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX peers_by_age ON peers (seen_at);
+
+CREATE TABLE counters (
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+_LATER_IN_1: Final = """
+CREATE TABLE IF NOT EXISTS pauses (
+    device  TEXT PRIMARY KEY,
+    until_s REAL
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS measurements (
+    device  TEXT PRIMARY KEY,
+    figures TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS proofs (
+    verifier      TEXT NOT NULL,
+    prover        TEXT NOT NULL,
+    device        TEXT NOT NULL,
+    numeric_class TEXT NOT NULL,
+    precision     TEXT NOT NULL,
+    issued_at_ms  INTEGER NOT NULL,
+    envelope      BLOB NOT NULL,
+    PRIMARY KEY (verifier, prover, device, numeric_class, precision)
+) WITHOUT ROWID;
+"""
+"""What came in the time of version 1: some of its files have it already."""
+
+_CHANGES_2: Final = """
+ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN open INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN outputs_stay INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN endings INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN units_fetched INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN size_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN blobs INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX ended_jobs ON jobs (ended_at) WHERE ended_at IS NOT NULL;
+
+ALTER TABLE units ADD COLUMN awaits TEXT;
+ALTER TABLE units ADD COLUMN ended INTEGER;
+ALTER TABLE units ADD COLUMN fetched INTEGER NOT NULL DEFAULT 0;
+DROP INDEX open_units;
+CREATE INDEX ready_units ON units (job, place) WHERE state = 'queued' AND awaits IS NULL;
+CREATE INDEX ended_units ON units (job, ended) WHERE ended IS NOT NULL;
+CREATE INDEX unfetched_units ON units (job, ended) WHERE ended IS NOT NULL AND NOT fetched;
+CREATE INDEX failed_units ON units (job, place) WHERE state = 'failed';
+
+UPDATE units SET ended = place WHERE state <> 'queued';
+UPDATE jobs SET endings = units_total,
+    blobs = coalesce((SELECT sum((SELECT count(*) FROM json_each(outputs)))
+        FROM units WHERE job = jobs.id AND outputs IS NOT NULL), 0),
+    size_bytes = coalesce((SELECT sum(length(envelope))
+        FROM receipts WHERE job = jobs.id), 0);
+
+CREATE TABLE edges (
+    from_job   TEXT NOT NULL,
+    from_place INTEGER NOT NULL,
+    job        TEXT NOT NULL,
+    place      INTEGER NOT NULL,
+    input      TEXT NOT NULL,
+    output     TEXT NOT NULL,
+    PRIMARY KEY (from_job, from_place, job, place, input),
+    FOREIGN KEY (job, place) REFERENCES units (job, place)
+) WITHOUT ROWID;
+CREATE INDEX edges_of_unit ON edges (job, place);
+
+CREATE TABLE tensors (
+    job  TEXT NOT NULL REFERENCES jobs (id),
+    id   TEXT NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (job, id)
+) WITHOUT ROWID;
+CREATE INDEX tensors_by_id ON tensors (id);
+
+CREATE TABLE left_outputs (
+    tensor     TEXT NOT NULL,
+    job        TEXT NOT NULL,
+    place      INTEGER NOT NULL,
+    peer       TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    PRIMARY KEY (tensor, job, place),
+    FOREIGN KEY (job, place) REFERENCES units (job, place)
+) WITHOUT ROWID;
+CREATE INDEX left_outputs_of_unit ON left_outputs (job, place)
+"""
+"""Columns of counters are kept in the transactions that change what they count:
+``endings`` is the next number in the order of ending, ``size_bytes`` of tensors and
+receipts together, ``blobs`` how many outputs lie in the blob store."""

@@ -1,0 +1,154 @@
+"""What is in memory of a job while it runs, beside what the scheduler keeps of it.
+
+How a job is taken up: what it needs is pinned and looked for, once, whether it was
+submitted now or ran when the daemon ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from shoal.node import pipeline
+from shoal.node.errors import StoreError
+from shoal.node.house import program_blobs, program_of
+from shoal.node.records import UnitState
+from shoal.node.scheduling.state import JobQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shoal.crypto.content import BlobId
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.house import House
+    from shoal.node.records import Failure, Job, JobSpec, Unit
+    from shoal.node.scheduling.state import LeaseId
+    from shoal.protocol.negotiation import RequesterSide
+
+UNITS_AT_ONCE = 1024
+"""Units looked at in one piece when a job is taken up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a unit ends if nobody else can try it: the newest error it was given."""
+
+    unit: Unit
+    peer: PeerId | None
+    failure: Failure
+    receipt: bytes | None
+
+
+@dataclass(slots=True)
+class Held:
+    """A lease that is held, and the hand-overs under it."""
+
+    side: RequesterSide
+    scopes: set[trio.CancelScope] = field(default_factory=set)
+
+    def cut(self) -> None:
+        """Wait for nothing more of it."""
+        for scope in self.scopes:
+            scope.cancel()
+
+
+@dataclass(slots=True)
+class RunningJob:
+    """A job that runs.
+
+    Attributes:
+        need: What it needs of a provider.
+        queue: The scheduler's part.
+        units: Those in memory: that wait, or are out.
+        cursor: The last index read from the journal.
+        bids: Conversations that stand at a bid or an award.
+        held: Its leases.
+        errors: For each unit that somebody called an error, the newest.
+        ending: Units whose end is being written.
+        failure: Why it has failed, beside its units.
+        touched: Whether units became ready since it was looked up if all have ended.
+    """
+
+    need: pipeline.Need
+    queue: JobQueue
+    units: dict[int, Unit] = field(default_factory=dict)
+    cursor: int = -1
+    bids: dict[PeerId, RequesterSide] = field(default_factory=dict)
+    held: dict[LeaseId, Held] = field(default_factory=dict)
+    errors: dict[int, Ending] = field(default_factory=dict)
+    ending: set[int] = field(default_factory=set)
+    failure: Failure | None = None
+    touched: bool = False
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    nursery: trio.Nursery | None = None
+    finished: trio.Event = field(default_factory=trio.Event)
+
+
+async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> RunningJob:
+    """Pin what a job needs, and see that it is there.
+
+    Args:
+        house: This node.
+        job: As it stands.
+        spec: What was asked for.
+        resumed: It ran before this daemon started: what its units need is pinned by nobody
+            yet, as it is at a submission. And to fail fast is for a first start.
+
+    Raises:
+        StoreError: ``blob_missing`` or ``blobs_missing``: something is not held any more.
+        ProgramError: The program is none.
+    """
+    store = house.store
+    manifest = await program_of(store, spec.program)
+    program = [spec.program, *program_blobs(manifest)]
+    for blob_id in program:
+        store.pin(blob_id, job.id)
+    input_bytes = 0
+    seen = job.units_total if resumed else min(job.units_total, UNITS_AT_ONCE)
+    for offset in range(0, seen, UNITS_AT_ONCE):
+        units = await house.journal.units(job.id, offset, UNITS_AT_ONCE)
+        queued = [unit for unit in units if unit.state is UnitState.QUEUED]
+        sizes = await input_sizes(house, queued)
+        for blob_id in sizes:
+            if store.holds(blob_id):
+                store.pin(blob_id, job.id)
+        for unit in queued:
+            input_bytes = max(input_bytes, sum(sizes[i] for i in unit.inputs.values()))
+    program_bytes = sum(store.size_bytes(blob_id) for blob_id in program)
+    queue = JobQueue(
+        job.id,
+        (spec.program, spec.numeric_class),
+        spec.numeric_class,
+        weight=2.0**spec.priority,
+        unit_bytes=input_bytes,
+        program_bytes=program_bytes,
+        time_limit_s=spec.time_limit_s,
+        fail_fast=spec.fail_fast and not resumed,
+        units=job.units_total,
+        ended=job.units_done + job.units_failed,
+    )
+    need = pipeline.Need(job, spec, manifest, program_bytes, input_bytes)
+    return RunningJob(need, queue)
+
+
+async def input_sizes(house: House, units: Iterable[Unit]) -> dict[BlobId, int]:
+    """The size in bytes of every input of these units, wherever it is.
+
+    Raises:
+        StoreError: ``blob_missing``: one is neither held nor in the journal, nor with a peer.
+    """
+    inputs = {blob_id for unit in units for blob_id in unit.inputs.values()}
+    sizes = {i: house.store.size_bytes(i) for i in inputs if house.store.holds(i)}
+    if rest := inputs - sizes.keys():
+        sizes |= await house.journal.tensor_sizes(rest)
+    if rest := inputs - sizes.keys():
+        sizes |= {i: size for i, (*_, size) in (await house.journal.holders(rest)).items()}
+    if rest := inputs - sizes.keys():
+        raise StoreError(
+            f"input {min(rest)[:16]}… is not held any more",
+            code="blob_missing",
+            hint="submit the job again with its inputs",
+        )
+    return sizes

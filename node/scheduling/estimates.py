@@ -1,0 +1,154 @@
+"""How long things will take, by what was measured: pure looks at the state.
+
+A peer is taken as a line that does one unit after another, of all this node's jobs. What
+others than this node give it shows in its measured speed.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median_low
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.scheduling.state import Batch, BatchId, JobQueue, State
+
+GUESS_S = 0.5
+"""What a unit is taken to last where nobody has run one of its kind: a batch's length, so
+that two are out at a new peer."""
+
+LINK_BYTES_PER_S = 10e6
+"""What a link is taken to carry at the least: 100 Mbit/s at home, less what is lost."""
+
+LATE_FACTOR = 3.0
+"""A unit is overdue after so many times what others take for it: on a machine that somebody
+works at, units of one program seldom differ by more."""
+
+LATE_GRACE_S = 1.0
+"""Beyond that, for a link that hiccups: a resent TCP segment takes some 0.3 s, thrice 1 s."""
+
+COLD_S = 30.0
+"""What the first unit of a kind may take before it counts as overdue, apart from its bytes:
+a cold worker starts and compiles within 10 s on a slow machine, and longer units are not
+worth running twice on the mere suspicion."""
+
+COLD_PEER_S = 10.0
+"""The same at one peer, where others were measured: its worker starts and compiles."""
+
+HANG_FACTOR = 10.0
+HANG_GRACE_S = 60.0
+"""A provider that takes so much longer than measured hangs, whether or not another one could
+have run the unit: its lease is dropped."""
+
+
+def fetch_s(job: JobQueue, units: int = 1, *, program: bool = False) -> float:
+    """Seconds until the bytes of some units are where they are needed, at the most."""
+    size_bytes = units * job.unit_bytes + (job.program_bytes if program else 0)
+    return size_bytes / LINK_BYTES_PER_S
+
+
+def measured_s(state: State, job: JobQueue, peer: PeerId) -> float | None:
+    """Seconds per unit that were measured of this peer; None before there are any."""
+    speed = state.speeds.get(job.kind, {}).get(peer)
+    return speed.unit_s if speed else None
+
+
+def typical_s(state: State, job: JobQueue, but: PeerId | None = None) -> float | None:
+    """The lower median of what was measured of all peers, ``but`` one, for such units."""
+    speeds = state.speeds.get(job.kind, {})
+    return (
+        median_low([s.unit_s for p, s in speeds.items() if p != but] or [math.nan])
+        if any(p != but for p in speeds)
+        else None
+    )
+
+
+def unit_s(state: State, job: JobQueue, peer: PeerId) -> float | None:
+    """Seconds per unit of a peer: its own, else as others take it, by what both claim.
+
+    None where nobody was measured. A claim counts between half and twice: it is of
+    another program.
+    """
+    own = measured_s(state, job, peer)
+    if own is not None:
+        return own
+    typical = typical_s(state, job)
+    if typical is None:
+        return None
+    claims = [state.facts(job, p).rate for p in state.speeds[job.kind]]
+    rates = [rate for rate in claims if rate]
+    rate = state.facts(job, peer).rate
+    if not rate or not rates:
+        return typical
+    return typical * min(2.0, max(0.5, median_low(rates) / rate))
+
+
+def batch_s(state: State, batch: Batch) -> float:
+    """Seconds of one batch at its peer, at a guess where nothing was measured."""
+    each = unit_s(state, state.jobs[batch.job], batch.peer)
+    return len(batch.open) * (GUESS_S if each is None else each)
+
+
+def ends(state: State, peer: PeerId, now_s: float) -> dict[BatchId, float]:
+    """When each batch at a peer is expected back, in the order of its line.
+
+    One that should be back already is taken to need as long again as it is late: who has
+    been waited for in vain is not about to come.
+    """
+    line = state.line(peer)
+    at_s = line.answered_s
+    expected: dict[BatchId, float] = {}
+    for batch_id in line.batches:
+        batch = state.batches[batch_id]
+        began_s = max(at_s, batch.handed_s)
+        at_s = began_s + batch_s(state, batch)
+        if at_s < now_s:
+            at_s = now_s + (now_s - at_s)
+        expected[batch_id] = at_s
+    return expected
+
+
+def free_at_s(state: State, peer: PeerId, now_s: float) -> float:
+    """When a peer is expected to have done all that this node has given it."""
+    expected = ends(state, peer, now_s)
+    return max(now_s, *expected.values()) if expected else now_s
+
+
+def due_s(state: State, batch: Batch) -> float:
+    """From when on a batch is overdue, by what *others* take for such units.
+
+    Only where no other peer was measured its own earlier speed counts, and before
+    anything was measured its bytes.
+    """
+    job = state.jobs[batch.job]
+    typical = typical_s(state, job, but=batch.peer)
+    if typical is None and batch.expected_s is None:
+        allowed_s = COLD_S + fetch_s(job, batch.units, program=True)
+    else:
+        cold = measured_s(state, job, batch.peer) is None
+        run_s = (batch.expected_s or 0.0) if typical is None else batch.units * typical
+        ahead_s = max(0.0, (batch.expected_s or 0.0) - run_s)
+        allowed_s = (
+            LATE_FACTOR * (run_s + ahead_s)
+            + LATE_GRACE_S
+            + fetch_s(job, batch.units, program=cold)
+            + (COLD_PEER_S if cold else 0.0)
+        )
+    return batch.handed_s + allowed_s
+
+
+def hung_s(state: State, batch: Batch) -> float:
+    """From when on the provider of a batch counts as hanging; infinity before a measure."""
+    job = state.jobs[batch.job]
+    each = typical_s(state, job)
+    if each is None:
+        return math.inf
+    own = measured_s(state, job, batch.peer) or each
+    run_s = max(batch.units * max(each, own), batch.expected_s or 0.0)
+    return (
+        batch.handed_s
+        + HANG_FACTOR * run_s
+        + HANG_GRACE_S
+        + fetch_s(job, batch.units, program=True)
+    )

@@ -1,0 +1,252 @@
+"""What the scheduler knows, as plain values: peers, jobs, leases and units out.
+
+Nothing in here decides or waits. `scheduling.events` changes it, `scheduling.plan`
+reads it. Times are seconds of one clock that never jumps; units are indices in
+their job.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import NewType, TypeAlias
+
+from shoal.crypto.content import BlobId
+from shoal.crypto.peer_id import PeerId
+from shoal.node.records import JobId
+
+LeaseId = NewType("LeaseId", int)
+BatchId = NewType("BatchId", int)
+
+Kind: TypeAlias = tuple[BlobId, str]
+"""A program and a numeric class: what a measured speed is of."""
+
+KINDS_LIMIT = 256
+"""Kinds of which speeds are kept, the last used: a day's work of a busy user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a peer beside a job.
+
+    Attributes:
+        rtt_s: Of the link; None where there is no link, 0 for this node itself.
+        standing: From 0, where it is cut, to 1.
+        rate: Multiply-adds per second that it claims for the class; None without a claim.
+        said: The sequence of its advert: it grows when the node has something new to say.
+    """
+
+    rtt_s: float | None = None
+    standing: float = 1.0
+    rate: float | None = None
+    said: int = 0
+
+
+@dataclass(slots=True)
+class Speed:
+    """How fast one peer runs one kind of unit, as this node sees it.
+
+    Attributes:
+        unit_s: Seconds per unit, newer ones counting more.
+        samples: Batches measured. The first one also fetched the program and found the
+            worker cold: the second takes its place.
+    """
+
+    unit_s: float
+    samples: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a bid says that matters here."""
+
+    price: float
+    units_max: int
+    in_flight_max: int
+    batch_max: int = 1
+    proven: bool = False
+
+
+@dataclass(slots=True)
+class Batch:
+    """Units that went to a peer in one message.
+
+    Attributes:
+        open: Those that have not come back.
+        expected_s: How long it would take from `handed_s` on, by what was measured then,
+            the batches before it included; None where nothing was measured.
+        answered: The provider is done with it, and its results are being taken in.
+    """
+
+    id: BatchId
+    job: JobId
+    lease: LeaseId
+    peer: PeerId
+    units: int
+    open: dict[int, None]
+    handed_s: float
+    expected_s: float | None
+    copies: bool = False
+    answered: bool = False
+    unwanted: dict[int, None] = field(default_factory=dict)
+    """Still open here, while another peer has ended them; to be cancelled."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """One lease that this node holds.
+
+    Attributes:
+        left: Units that it may still be given.
+        closed: It takes nothing more; what is out may still come back.
+        used_s: When it last had something to do.
+    """
+
+    id: LeaseId
+    job: JobId
+    peer: PeerId
+    offer: Offer
+    left: int
+    used_s: float
+    closed: bool = False
+    batches: dict[BatchId, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One peer as one job sees it.
+
+    Attributes:
+        not_before_s: It is not asked before; infinity for not any more in this job.
+        setbacks: Refusals and broken links in a row.
+        asked: A call to it is unanswered.
+        offer: Its bid, neither awarded nor let go, which came at `bid_s`.
+        awarding: An award to it is unanswered.
+        lease: The open lease with it.
+        why: The code of what it answered last.
+    """
+
+    not_before_s: float = -math.inf
+    setbacks: int = 0
+    asked: bool = False
+    offer: Offer | None = None
+    bid_s: float = 0.0
+    awarding: bool = False
+    lease: LeaseId | None = None
+    done: int = 0
+    why: str = ""
+
+
+@dataclass(slots=True)
+class JobQueue:
+    """One running job: which of its units wait, are out, or were called errors.
+
+    Attributes:
+        weight: Its share beside other jobs is in proportion.
+        unit_bytes: Inputs of one unit, about.
+        program_bytes: Of the program with its tensors.
+        units: How many it has, by what is known now.
+        waiting: Ready units in memory that nobody has.
+        out: For each unit that somebody has, the batches in which it is.
+        unread: Whether the journal may have ready units that are not in memory.
+        reading: They are being read.
+        ended_meanwhile: Units that ended while others were read.
+        checking: Whether all have ended is being looked up.
+        errors: Who called a unit an error.
+        losses: Leases lost under a unit.
+        copies: Units that were handed over again while somebody had them.
+        called: A round of calls was made.
+        leased: It has had a lease.
+        virtual_s: Measured seconds that it got, by its weight (start-time fair queuing).
+    """
+
+    id: JobId
+    kind: Kind
+    numeric_class: str
+    weight: float = 1.0
+    unit_bytes: int = 0
+    program_bytes: int = 0
+    time_limit_s: float = 300.0
+    fail_fast: bool = False
+    units: int = 0
+    waiting: deque[int] = field(default_factory=deque)
+    out: dict[int, list[BatchId]] = field(default_factory=dict)
+    unread: bool = True
+    reading: bool = False
+    ended_meanwhile: set[int] = field(default_factory=set)
+    checking: bool = False
+    ended: int = 0
+    errors: dict[int, set[PeerId]] = field(default_factory=dict)
+    losses: Counter[int] = field(default_factory=Counter)
+    copies: int = 0
+    called: bool = False
+    leased: bool = False
+    virtual_s: float = 0.0
+    candidates: dict[PeerId, Candidate] = field(default_factory=dict)
+
+    def candidate(self, peer: PeerId) -> Candidate:
+        """The entry of a peer, made where there is none."""
+        return self.candidates.setdefault(peer, Candidate())
+
+    def untried(self, index: int, peer: PeerId) -> bool:
+        """Whether ``peer`` has not called this unit an error."""
+        return peer not in self.errors.get(index, ())
+
+    @property
+    def backlog(self) -> int:
+        """Units that nobody has: those in memory, and those of the journal at a guess."""
+        behind = self.units - self.ended - len(self.waiting) - len(self.out)
+        return len(self.waiting) + (max(0, behind) if self.unread or self.reading else 0)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has anything to be done now."""
+        return bool(self.waiting or self.out or self.unread or self.reading)
+
+
+@dataclass(slots=True)
+class Line:
+    """What this node has at one peer, of all its jobs: a peer runs one unit at a time.
+
+    Attributes:
+        batches: In the order in which they were handed over.
+        answered_s: When it last answered one.
+    """
+
+    batches: dict[BatchId, None] = field(default_factory=dict)
+    answered_s: float = -math.inf
+
+
+@dataclass(slots=True)
+class State:
+    """All that `plan` goes by.
+
+    Attributes:
+        offering: For each numeric class, the peers that may be called, with what is
+            known of them.
+        virtual_s: Where fair queuing stands: what a job that begins now starts from.
+        draining: Nothing is begun any more.
+    """
+
+    jobs: dict[JobId, JobQueue] = field(default_factory=dict)
+    leases: dict[LeaseId, Lease] = field(default_factory=dict)
+    batches: dict[BatchId, Batch] = field(default_factory=dict)
+    lines: dict[PeerId, Line] = field(default_factory=dict)
+    offering: dict[str, dict[PeerId, Facts]] = field(default_factory=dict)
+    speeds: dict[Kind, dict[PeerId, Speed]] = field(default_factory=dict)
+    virtual_s: float = 0.0
+    next_lease: int = 0
+    next_batch: int = 0
+    draining: bool = False
+
+    def line(self, peer: PeerId) -> Line:
+        """The entry of a peer, made where there is none."""
+        return self.lines.setdefault(peer, Line())
+
+    def facts(self, job: JobQueue, peer: PeerId) -> Facts:
+        """What is known of a peer."""
+        return self.offering.get(job.numeric_class, {}).get(peer, _UNKNOWN)
+
+
+_UNKNOWN = Facts()

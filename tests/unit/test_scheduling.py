@@ -1,0 +1,240 @@
+"""What the scheduler makes of peers of differing speeds, in virtual time."""
+
+import math
+
+import pytest
+from simulated_peers import CLASS, Peer, Simulation
+
+from shoal.node.scheduling import events
+from shoal.node.scheduling import state as s
+from shoal.node.scheduling.feeding import BATCH_S, COPIES_FEW, COPIES_SHARE
+from shoal.node.scheduling.outlooks import outlook
+from shoal.node.scheduling.placement import score
+
+
+def ideal_s(units, *unit_s):
+    """The makespan of whole units where each goes to the peer that ends it first."""
+    free = [0.0] * len(unit_s)
+    for _ in range(units):
+        first = min(range(len(free)), key=lambda k: free[k] + unit_s[k])
+        free[first] += unit_s[first]
+    return max(free)
+
+
+def even(count, unit_s=1.0, **more):
+    return [Peer(f"p{k}", unit_s, **more) for k in range(count)]
+
+
+# --- one slow peer, and the end of a job --------------------------------------------------
+
+
+@pytest.mark.parametrize("unit_s", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("units", [20, 50, 200, 2000])
+def test_a_peer_that_is_ten_times_slower_hardly_delays_a_job(units, unit_s):
+    peers = [*even(3, unit_s), Peer("slow", 10 * unit_s)]
+    simulation = Simulation(*peers)
+    simulation.job("j", units)
+    ended_s = simulation.run()
+    assert ended_s <= 1.3 * ideal_s(units, *(peer.unit_s for peer in peers))
+    assert len(simulation.results["j"]) == units
+    assert simulation.units_run - units <= COPIES_SHARE * units + COPIES_FEW
+
+
+@pytest.mark.parametrize("units", [50, 200])
+def test_so_it_is_where_peers_know_no_batches(units):
+    peers = [*even(3, batch_max=1, in_flight_max=2), Peer("slow", 10.0, batch_max=1)]
+    simulation = Simulation(*peers)
+    simulation.job("j", units)
+    assert simulation.run() <= 1.3 * ideal_s(units, 1, 1, 1, 10)
+
+
+def test_small_units_go_many_in_a_message_and_large_ones_alone():
+    small = Simulation(*even(2, 0.001))
+    small.job("j", 5000)
+    small.run()
+    assert small.state.next_batch < 5000 / 40
+    large = Simulation(*even(2, 3 * BATCH_S))
+    large.job("j", 20)
+    large.run()
+    assert large.state.next_batch == large.units_run
+
+
+def test_a_cold_peer_is_not_taken_for_a_slow_one_for_long():
+    simulation = Simulation(*even(3, 0.1, cold_s=3.0))
+    simulation.job("j", 600)
+    assert simulation.run() <= 3.0 + 1.1 * 600 * 0.1 / 3
+
+
+# --- churn -----------------------------------------------------------------------------------
+
+
+def test_what_a_peer_had_when_it_died_is_run_by_others():
+    simulation = Simulation(*even(4))
+    simulation.job("j", 100)
+    simulation.at(7.3, simulation.down, "p0")
+    simulation.at(11.1, simulation.down, "p1")
+    simulation.at(20.0, simulation.comes_up, "p0")
+    assert simulation.run() < 45
+    assert len(simulation.results["j"]) == 100
+
+
+def test_a_job_ends_though_a_peer_takes_units_and_answers_nothing_any_more():
+    simulation = Simulation(*even(3, 0.05))
+    simulation.job("j", 1000)
+    simulation.at(2.0, simulation.hangs, "p0")
+    assert simulation.run() < 2.0 + 1000 * 0.05 / 2 + 5
+    assert simulation.units_run - 1000 <= COPIES_SHARE * 1000 + COPIES_FEW
+
+
+def test_a_single_unit_at_a_peer_that_hangs_is_run_again_by_another():
+    simulation = Simulation(Peer("good", 1.0, rtt_s=0.5), Peer("bad", 1.0))
+    simulation.hangs("bad")
+    simulation.job("j", 1)
+    assert simulation.run() < 60
+    assert simulation.results["j"]
+
+
+def test_a_job_waits_for_peers_that_come_later():
+    simulation = Simulation(Peer("late", 1.0, up=False))
+    simulation.job("j", 3)
+    simulation.at(100.0, simulation.comes_up, "late")
+    assert simulation.run() == pytest.approx(103, abs=1)
+
+
+def test_a_unit_that_kills_every_provider_fails_and_spares_the_others_of_its_batch():
+    simulation = Simulation(*even(2, 0.1))
+    simulation.job("j", 30)
+    poison = 7
+    ran = simulation._ran
+
+    def killing(peer, generation, entry):
+        if peer.generation == generation and entry["left"][0] == poison:
+            simulation.down(peer.name)
+            simulation.at(simulation.now_s + 0.5, simulation.comes_up, peer.name)
+        else:
+            ran(peer, generation, entry)
+
+    simulation._ran = killing
+    assert simulation.run() < 1000
+    assert simulation.failed == [("j", poison)]
+    assert len(simulation.results["j"]) == 30
+
+
+# --- fairness -------------------------------------------------------------------------------
+
+
+def test_a_short_job_behind_a_long_one_gets_its_share_at_once():
+    simulation = Simulation(*even(2, 0.1))
+    simulation.job("long", 3000)
+    simulation.job("short", 100, at_s=20.0)
+    simulation.run()
+    alone_s = 100 * 0.1 / 2
+    assert simulation.ended_s["short"] - 20.0 <= 2 * alone_s + 2 * BATCH_S + 0.5
+    assert simulation.ended_s["long"] <= 3100 * 0.1 / 2 * 1.02
+
+
+def test_a_short_job_of_the_same_program_behind_long_units_waits_for_one_of_them_only():
+    simulation = Simulation(*even(2, 1.0))
+    simulation.job("long", 40, factor=10.0)
+    simulation.job("short", 2, at_s=25.0, program="q", factor=0.1)
+    simulation.run()
+    assert simulation.ended_s["short"] - 25.0 <= 10.0 + 1.0
+
+
+def test_shares_go_by_priority():
+    simulation = Simulation(*even(2, 0.1))
+    simulation.job("high", 600, priority=1)
+    simulation.job("low", 600)
+    simulation.run()
+    by_then = sum(
+        end <= simulation.ended_s["high"] for end in simulation.results["low"].values()
+    )
+    assert by_then == pytest.approx(300, rel=0.15)
+
+
+def test_a_job_that_had_nothing_to_do_has_saved_up_nothing():
+    simulation = Simulation(*even(1, 0.1))
+    simulation.job("open", 1)
+    simulation.job("steady", 600)
+    simulation._checked = lambda job_id: (
+        events.not_finished(simulation.state, job_id)
+        if job_id == "open" and len(simulation.results["open"]) < 100
+        else simulation._over(job_id)
+    )
+
+    def add():
+        simulation.journal["open"] = dict.fromkeys(range(1, 100))
+        events.units_ready(simulation.state, "open", 100)
+
+    simulation.at(30.0, add)
+    simulation.run()
+    steady = simulation.results["steady"].values()
+    assert sum(30.0 < end <= 40.0 for end in steady) == pytest.approx(50, abs=10)
+
+
+# --- placement and outlook ------------------------------------------------------------------
+
+
+def a_job(**more):
+    return s.JobQueue("j", ("p", CLASS), CLASS, **more)
+
+
+def test_the_score_prefers_fast_near_cheap_proven_peers_in_good_standing():
+    job = a_job(unit_bytes=1_000_000)
+    state = s.State(jobs={"j": job})
+    state.offering = {
+        CLASS: {
+            "own": s.Facts(rtt_s=0.0),
+            "near": s.Facts(rtt_s=0.01),
+            "far": s.Facts(rtt_s=0.3),
+            "bad": s.Facts(rtt_s=0.01, standing=0.2),
+        }
+    }
+    cheap, dear = s.Offer(1.0, 10, 10), s.Offer(5.0, 10, 10)
+    names = ["own", "near", "far", "bad"]
+    for name in names:
+        events.bid_came(state, "j", name, cheap, 0.0)
+    scores = [score(state, job, name) for name in names]
+    assert scores == sorted(scores)
+    events.bid_came(state, "j", "own", dear, 0.0)
+    assert score(state, job, "own") > score(state, job, "near")
+    plain = score(state, job, "near")
+    events.bid_came(state, "j", "near", s.Offer(1.0, 10, 10, proven=True), 0.0)
+    assert score(state, job, "near") < plain
+    state.speeds[job.kind] = {"near": s.Speed(9.0), "far": s.Speed(0.1)}
+    assert score(state, job, "far") < score(state, job, "near")
+
+
+def test_an_outlook_tells_what_each_peer_does():
+    simulation = Simulation(*even(2), Peer("down", 1.0, up=False))
+    simulation.job("j", 100)
+    simulation.run(until_s=10.0)
+    simulation.state.offering[CLASS]["down"] = s.Facts()
+    job = simulation.state.jobs["j"]
+    job.candidate("down").not_before_s = math.inf
+    seen = outlook(simulation.state, job, 0, simulation.now_s)
+    assert {peer.peer: peer.doing.value for peer in seen.peers} == {
+        "p0": "leased",
+        "p1": "leased",
+        "down": "excluded",
+    }
+    assert seen.units_waiting + seen.units_out == 100 - len(simulation.results["j"])
+    assert seen.ends_in_s == pytest.approx((100 - len(simulation.results["j"])) / 2, rel=0.2)
+    assert seen.share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("why", "said", "asked"),
+    [
+        ("price", 2, True),  # it has issued a new advert since
+        ("price", 1, False),
+        ("no_answer", 2, False),  # that is no opinion which it could have changed
+    ],
+)
+def test_who_refused_and_has_something_new_to_say_is_asked_again_at_once(why, said, asked):
+    state = s.State(jobs={"j": a_job()})
+    events.peers_known(state, {CLASS: {"p0": s.Facts(said=1)}})
+    events.refused(state, "j", "p0", why, 20.0, setbacks=3)
+    events.peers_known(state, {CLASS: {"p0": s.Facts(said=said)}})
+    candidate = state.jobs["j"].candidate("p0")
+    assert (candidate.not_before_s <= 0.0, candidate.setbacks == 0) == (asked, asked)
