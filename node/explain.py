@@ -7,7 +7,6 @@ told once for all who gave them. How a job went that has ended is `node.account`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -73,14 +72,7 @@ class Surroundings:
 
 def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> Explanation:
     """Why a job that has not ended stands where it stands."""
-    latest = {
-        answer.peer: answer
-        for answer in sorted(answers, key=lambda answer: answer.at)
-        if answer.verdict not in _AWARDED
-    }
-    for answer in answers:  # who gave a lease since then has no such answer any more
-        if answer.verdict in _AWARDED and _at(latest, answer.peer) <= answer.at:
-            latest.pop(answer.peer, None)
+    latest = _latest(answers)
     causes = [
         *_nobody(job, around),
         *_refused(job, latest, around),
@@ -99,8 +91,15 @@ def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> Explan
     )
 
 
-def _at(latest: Mapping[PeerId, Answer], peer: PeerId) -> float:
-    return latest[peer].at if peer in latest else -math.inf
+def refusals(job: Job, answers: Sequence[Answer], around: Surroundings) -> list[Cause]:
+    """What peers answered in place of a lease, and no more than that."""
+    return _refused(job, _latest(answers), around)
+
+
+def _latest(answers: Sequence[Answer]) -> dict[PeerId, Answer]:
+    """The newest answer of each peer, but for those who gave a lease."""
+    newest = {answer.peer: answer for answer in sorted(answers, key=lambda answer: answer.at)}
+    return {peer: one for peer, one in newest.items() if one.verdict not in _AWARDED}
 
 
 def _progress(job: Job, around: Surroundings) -> str:

@@ -271,9 +271,9 @@ def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_pa
             "hours": None,  # its advert says so, and it was not asked
         }
         for name, words in {
-            "denied": ("deny list", "`deny`"),
-            "friends": ("only peers on its allow list", "shoal identity show"),
-            "price": ("worth", "--batch", "`min_price`"),
+            "denied": ("has this node on its deny list",),
+            "friends": ("this node is not on its allow list",),
+            "price": ("takes only units worth 50 credits or more", "is worth 1"),
         }.items():
             line = next(line for line in summary.splitlines() if nodes[name].peer in line)
             assert all(word in line for word in words), line
