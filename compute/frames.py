@@ -106,6 +106,25 @@ class Run(_Message):
     limits: UnitLimits
 
 
+class RunMany(_Message):
+    """Run a kept program on one set of the attached tensors after another.
+
+    Answer: a frame for each set, in order, as soon as it has run: `Ran`, its outputs in
+    the frame whatever their size, or `Failed`; or `Paused`, and the rest is not run.
+
+    Attributes:
+        input_names: Of one set; the attachments are ``count`` sets one after another.
+        limits: Of each set by itself.
+        stop_after_s: No further set is begun from then on.
+    """
+
+    program_id: str
+    input_names: tuple[str, ...]
+    count: int
+    limits: UnitLimits
+    stop_after_s: float
+
+
 class Measure(_Message):
     """Multiply float32, or copy memory, for about so long. Answer: `Measured`."""
 
@@ -167,6 +186,10 @@ class Ran(_Message):
     runtime: _Text
 
 
+class Paused(_Message):
+    """The time of a `RunMany` is over; what was not answered was not run."""
+
+
 _Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e18)]
 
 
@@ -205,8 +228,8 @@ class Failed(_Message):
     operator: _Text
 
 
-Request = Start | Convert | Prepare | Run | Measure | Prove | Recompute
-Answer = Started | Converted | Prepared | Ran | Measured | Proved | Recomputed | Failed
+Request = Start | Convert | Prepare | Run | RunMany | Measure | Prove | Recompute
+Answer = Started | Converted | Prepared | Ran | Paused | Measured | Proved | Recomputed | Failed
 
 _Size = Annotated[int, msgspec.Meta(ge=0, le=ATTACHMENT_LIMIT_BYTES)]
 _Sizes = Annotated[tuple[_Size, ...], msgspec.Meta(max_length=ATTACHMENT_COUNT_LIMIT)]

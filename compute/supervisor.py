@@ -13,9 +13,10 @@ early awaits `Worker.probe` in a task of its own. From then on a spare is kept.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -23,14 +24,11 @@ import trio
 
 from shoal.compute import frames, priority
 from shoal.compute.errors import ComputeError, ProgramError
-from shoal.compute.frames import FrameError, UnitLimits
+from shoal.compute.exchanges import Answer, exchange, exchange_many
+from shoal.compute.frames import UnitLimits
 from shoal.compute.turnstile import Turnstile
-from shoal.compute.worker_process import (
-    WORKER,
-    WorkerGoneError,
-    WorkerProcess,
-    compile_kernels,
-)
+from shoal.compute.unit_runs import Execution, Outcome, UnitRun
+from shoal.compute.worker_process import WORKER, WorkerProcess, compile_kernels
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
@@ -42,9 +40,6 @@ if TYPE_CHECKING:
 START_LIMIT_S: Final = 60.0
 """Imports take half a second on an idle machine, and much longer on a busy one."""
 
-GRACE_S: Final = 2.0
-"""How long after its time limit a unit may take to end by itself; then its worker is ended."""
-
 CACHE_BYTES: Final = 2 << 30
 """Weights of prepared programs that a process keeps at most."""
 
@@ -55,6 +50,17 @@ ROOM_IDLE_LIMIT_S: Final = 300.0
 """How long a process waits for its requester's next unit; a cold one takes about a second."""
 
 SWEEP_INTERVAL_S: Final = 30.0
+
+TURN_S: Final = 0.25
+"""So long one requester's small units are run in a row while another's wait: a hundred
+times what it costs to hand over between them."""
+
+FIRST_TURN_S: Final = 1.0
+"""The same in a process that is new: its start took as long, and where more requesters
+take turns than have processes, each turn begins with one."""
+
+PART_LIMIT_BYTES: Final = 1 << 20
+"""Inputs of the units that are handed over together; they may be handed over again."""
 
 _FIRST: Final = 0  # what the owner waits for, and what is soon done
 _LAST: Final = 3  # what nobody waits for: after strangers' units
@@ -74,23 +80,6 @@ class Converted:
     blobs: Mapping[BlobId, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """A unit that ran.
-
-    Attributes:
-        outputs: Tensor blobs by output name, in the program's order.
-        compute_s: From the inputs' arrival in the worker to the last output.
-        runtime: Name and version, such as ``onnxruntime 1.32.0 CPUExecutionProvider``.
-    """
-
-    outputs: Mapping[str, bytes]
-    compute_s: float
-    runtime: str
-
-
-_Answer = TypeVar("_Answer", bound=frames.Answer)
-
 log = structlog.get_logger(__name__)
 
 
@@ -102,6 +91,8 @@ class _Room:
     probes: tuple[Probe, ...]
     held: frozenset[str] = frozenset()
     used_at_s: float = 0.0
+    turn_s: float = FIRST_TURN_S
+    """How long its next turn lasts, where many units wait."""
 
 
 class Worker:
@@ -196,7 +187,7 @@ class Worker:
             ProgramError: The model is not a program.
             ComputeError: A limit was met, or the worker failed.
         """
-        async with self._turnstile.turn(_FIRST):
+        async with self._turnstile.turn(_FIRST, requester):
             await self._room_of(requester)
             request = frames.Convert(limits, precision)
             answer, blobs = await self._ask(
@@ -233,21 +224,120 @@ class Worker:
                 ``output_limit``) or the worker failed (``worker_died``,
                 ``worker_nonsense``, ``worker_start``, ``no_memory``).
         """
-        async with self._turnstile.turn(rank):
-            room = await self._room_of(requester)
-            if program_id not in room.held:
-                blobs = await fetch_blobs()
-                prepare = frames.Prepare(program_id, tuple(blobs), limits)
-                prepared, _ = await self._ask(
-                    requester, prepare, list(blobs.values()), limits, frames.Prepared
+        async with self._turnstile.turn(rank, requester):
+            await self._room_with(requester, program_id, fetch_blobs, limits)
+            return await self._run(requester, program_id, inputs, limits)
+
+    async def run_many(
+        self,
+        requester: str,
+        program_id: BlobId,
+        fetch_blobs: Callable[[], Awaitable[Mapping[BlobId, Buffer]]],
+        units: Sequence[UnitRun],
+        limits: UnitLimits,
+        ended: Callable[[UnitRun], None],
+        rank: int = 0,
+    ) -> None:
+        """Run several units of one program, in as few exchanges as is fair to others.
+
+        Each is held to the limits by itself, and its error is its own. What is done of
+        them within `TURN_S` is done in one turn; then whoever waits has theirs. Where one
+        breaks its process it runs again by itself, and so do those behind it.
+
+        Cancelling ends the requester's process; of one unit, `UnitRun.cancel` does, and
+        the others go on.
+
+        Args:
+            requester: As for `run`, like ``program_id``, ``fetch_blobs`` and ``rank``.
+            program_id: The program.
+            fetch_blobs: Gives its blobs.
+            units: With the same names of inputs.
+            limits: What each of them may take.
+            ended: Told of each that has its outcome, in order.
+            rank: Of those that wait, one of a lower rank goes first.
+        """
+        together = True
+        left = deque(units)
+        while left := deque(unit for unit in left if not unit.cancelled):
+            async with self._turnstile.turn(rank, requester):
+                try:
+                    room = await self._room_with(requester, program_id, fetch_blobs, limits)
+                except ProgramError as error:  # nor will any other unit of it run
+                    for unit in left:
+                        unit.end(error)
+                        ended(unit)
+                    return
+                except ComputeError as error:
+                    unit = left.popleft()
+                    unit.end(error)
+                    ended(unit)
+                    continue
+                part = _part(left) if together else [left[0]]
+                turn_s, room.turn_s = room.turn_s, TURN_S
+                if len(part) == 1:
+                    await self._run_one(requester, program_id, left.popleft(), limits, ended)
+                    continue
+                request = frames.RunMany(
+                    program_id, tuple(part[0].inputs), len(part), limits, turn_s
                 )
-                room.held = frozenset(prepared.held)
-            request = frames.Run(program_id, tuple(inputs), limits)
-            answer, outputs = await self._ask(
-                requester, request, list(inputs.values()), limits, frames.Ran
-            )
+                try:
+                    for _ in range(await exchange_many(room.process, request, part, ended)):
+                        left.popleft()
+                finally:
+                    if room.process.ended:
+                        del self._rooms[requester]
+                        together = False
+
+    async def _run_one(
+        self,
+        requester: str,
+        program_id: BlobId,
+        unit: UnitRun,
+        limits: UnitLimits,
+        ended: Callable[[UnitRun], None],
+    ) -> None:
+        """Run one of several units by itself."""
+        outcome: Outcome
+        with unit.attempt():
+            try:
+                outcome = await self._run(requester, program_id, unit.inputs, limits)
+            except (ProgramError, ComputeError) as error:
+                outcome = error
+            unit.end(outcome)
+            ended(unit)
+
+    async def _run(
+        self,
+        requester: str,
+        program_id: BlobId,
+        inputs: Mapping[str, Buffer],
+        limits: UnitLimits,
+    ) -> Execution:
+        """Run one unit of a program that the requester's process holds."""
+        request = frames.Run(program_id, tuple(inputs), limits)
+        answer, outputs = await self._ask(
+            requester, request, list(inputs.values()), limits, frames.Ran
+        )
         named = dict(zip(answer.output_names, outputs, strict=True))
         return Execution(named, answer.compute_s, answer.runtime)
+
+    async def _room_with(
+        self,
+        requester: str,
+        program_id: BlobId,
+        fetch_blobs: Callable[[], Awaitable[Mapping[BlobId, Buffer]]],
+        limits: UnitLimits,
+    ) -> _Room:
+        """The requester's process, in which the program is prepared."""
+        room = await self._room_of(requester)
+        if program_id not in room.held:
+            blobs = await fetch_blobs()
+            prepare = frames.Prepare(program_id, tuple(blobs), limits)
+            prepared, _ = await self._ask(
+                requester, prepare, list(blobs.values()), limits, frames.Prepared
+            )
+            room.held = frozenset(prepared.held)
+        return room
 
     @property
     def busy(self) -> bool:
@@ -259,9 +349,9 @@ class Worker:
     async def measure(
         self,
         request: frames.Measure | frames.Prove | frames.Recompute,
-        kind: type[_Answer],
+        kind: type[Answer],
         time_limit_s: float,
-    ) -> _Answer:
+    ) -> Answer:
         """Have a measurement made, or a challenge's work done, by the spare process.
 
         Nobody's data is in it, so the spare stays one. Units that wait go first, but for
@@ -275,7 +365,7 @@ class Worker:
         async with self._turnstile.turn(rank), self._starting:
             spare = await self._ready_spare()
             try:
-                answer, _ = await _exchange(spare.process, request, [], limits, kind)
+                answer, _ = await exchange(spare.process, request, [], limits, kind)
             finally:
                 if spare.process.ended:
                     self._spare = None
@@ -338,7 +428,7 @@ class Worker:
         self.processes_started += 1
         limits = UnitLimits(time_s=START_LIMIT_S, memory_bytes=0, output_bytes=0)
         try:
-            answer, _ = await _exchange(process, self._start, [], limits, frames.Started)
+            answer, _ = await exchange(process, self._start, [], limits, frames.Started)
         except ComputeError as error:
             if not process.ended:
                 await process.end()
@@ -357,12 +447,12 @@ class Worker:
         request: frames.Request,
         attachments: Sequence[Buffer],
         limits: UnitLimits,
-        kind: type[_Answer],
-    ) -> tuple[_Answer, list[bytes]]:
-        """Exchange one request for one answer of ``kind``; see `_exchange`."""
+        kind: type[Answer],
+    ) -> tuple[Answer, list[bytes]]:
+        """Exchange one request for one answer of ``kind``; see `exchange`."""
         room = self._rooms[requester]
         try:
-            return await _exchange(room.process, request, attachments, limits, kind)
+            return await exchange(room.process, request, attachments, limits, kind)
         finally:
             if room.process.ended:
                 del self._rooms[requester]
@@ -374,6 +464,18 @@ class Worker:
         spare, self._spare = self._spare, None
         if spare is not None:
             await spare.process.end()
+
+
+def _part(units: Sequence[UnitRun]) -> list[UnitRun]:
+    """As many of the units, from the first, as are handed over together."""
+    part: list[UnitRun] = []
+    room = PART_LIMIT_BYTES
+    for unit in units:
+        room -= sum(memoryview(blob).nbytes for blob in unit.inputs.values())
+        if part and room < 0:
+            break
+        part.append(unit)
+    return part
 
 
 @asynccontextmanager
@@ -415,68 +517,3 @@ async def open_worker(
         if worker is not None:
             with trio.CancelScope(shield=True):
                 await worker.close()
-
-
-async def _exchange(
-    process: WorkerProcess,
-    request: frames.Request,
-    attachments: Sequence[Buffer],
-    limits: UnitLimits,
-    kind: type[_Answer],
-) -> tuple[_Answer, list[bytes]]:
-    """Exchange one request for one answer of ``kind``, or raise.
-
-    The process is ended unless it has answered as it must: then it may still run.
-    """
-    answer: frames.Answer | None = None
-    received: list[bytes] = []
-    try:
-        with trio.move_on_after(limits.time_s + GRACE_S):
-            answer, received = await process.exchange(request, attachments, limits.output_bytes)
-    except WorkerGoneError:
-        how = await process.end()
-        raise ComputeError(
-            f"the worker {how} while the unit ran",
-            code="worker_died",
-            hint="try another node; a unit that ends workers everywhere is at fault itself",
-        ) from None
-    except FrameError as error:
-        raise _nonsense(str(error)) from None
-    except OSError as error:
-        raise ComputeError(
-            f"there is no memory to hand the unit's tensors over in: {error.strerror}",
-            code="no_memory",
-            hint="free some memory, or lower `memory` in the settings",
-        ) from None
-    finally:  # after a cancellation too
-        if not isinstance(answer, (kind, frames.Failed)) and not process.ended:
-            await process.end()
-    if answer is None:
-        raise ComputeError(
-            f"the unit took longer than its limit of {limits.time_s:g} s, "
-            "and its worker was ended",
-            code="time_limit",
-            hint="ask for more time, or split the inputs into smaller batches",
-        )
-    if isinstance(answer, frames.Failed):
-        raise _raised(answer)
-    if not isinstance(answer, kind):
-        raise _nonsense(f"a {type(answer).__name__} is no {kind.__name__}")
-    return answer, received
-
-
-def _raised(failed: frames.Failed) -> ProgramError | ComputeError:
-    family = ProgramError if failed.of_program else ComputeError
-    return family(
-        failed.message,
-        hint=failed.hint,
-        code=failed.code,
-        node=failed.node,
-        operator=failed.operator,
-    )
-
-
-def _nonsense(why: str) -> ComputeError:
-    return ComputeError(
-        f"the worker answered nonsense ({why[:200]}) and was ended", code="worker_nonsense"
-    )

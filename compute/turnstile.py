@@ -1,17 +1,17 @@
-"""One at a time, the foremost rank first, and within a rank in order of arrival.
+"""One at a time: the foremost rank first, and within a rank each requester its share.
 
-Trio's `Lock` is fair to all; a machine's owner comes before friends, and friends come
-before strangers. Who is inside is never put out: a unit cannot be interrupted.
+Trio's `Lock` is fair to tasks; here it is the seconds inside that are shared out
+(`compute.fair_queue`). Who is inside is never put out: a unit cannot be interrupted.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
+
+from shoal.compute.fair_queue import FairQueue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,8 +22,7 @@ class Turnstile:
 
     def __init__(self) -> None:
         self._taken = False
-        self._numbers = itertools.count()
-        self._waiting: list[tuple[int, int, trio.Event]] = []
+        self._queue: FairQueue[trio.Event] = FairQueue()
 
     @property
     def taken(self) -> bool:
@@ -31,33 +30,40 @@ class Turnstile:
         return self._taken
 
     @asynccontextmanager
-    async def turn(self, rank: int) -> AsyncIterator[None]:
-        """Wait for a turn, and have it while the block runs; a lower rank goes first."""
-        await self._enter(rank)
+    async def turn(self, rank: int, requester: str = "") -> AsyncIterator[None]:
+        """Wait for a turn, and have it while the block runs; it is charged for its time.
+
+        Args:
+            rank: A lower one goes first.
+            requester: Whose turn it is.
+        """
+        await self._enter(rank, requester)
+        began_s = trio.current_time()
         try:
             yield
         finally:
+            self._queue.charge(rank, requester, trio.current_time() - began_s)
             self._leave()
 
-    async def _enter(self, rank: int) -> None:
+    async def _enter(self, rank: int, requester: str) -> None:
         await trio.lowlevel.checkpoint()
+        come = trio.Event()
+        self._queue.add(rank, requester, come)
         if not self._taken:
-            self._taken = True
+            self._leave()
             return
-        ticket = (rank, next(self._numbers), trio.Event())
-        heapq.heappush(self._waiting, ticket)
         try:
-            await ticket[2].wait()
+            await come.wait()
         except trio.Cancelled:
-            if ticket[2].is_set():  # its turn came at the same moment
+            if come.is_set():  # its turn came at the same moment
+                self._queue.charge(rank, requester, 0.0)
                 self._leave()
             else:
-                self._waiting.remove(ticket)
-                heapq.heapify(self._waiting)
+                self._queue.remove(rank, requester, come)
             raise
 
     def _leave(self) -> None:
-        if self._waiting:
-            heapq.heappop(self._waiting)[2].set()
-        else:
-            self._taken = False
+        """Let the next one in."""
+        self._taken = len(self._queue) > 0
+        if self._taken:
+            self._queue.take().set()

@@ -297,6 +297,31 @@ def _failed(error: Exception) -> frames.Failed:
     )
 
 
+def _run_many(
+    channel: socket.socket,
+    worker: Worker,
+    request: frames.RunMany,
+    attachments: list[Buffer] | None,
+) -> None:
+    """Run one set of inputs after another, each with its own limits and its own answer."""
+    one = frames.Run(request.program_id, request.input_names, request.limits)
+    began_s = time.monotonic()
+    for number in range(request.count):
+        if number and time.monotonic() - began_s >= request.stop_after_s:
+            channel.sendall(b"".join(frames.encode_answer(frames.Paused())))
+            return
+        answer: frames.Answer
+        outputs: list[bytes] = []
+        try:
+            if attachments is None:
+                raise MemoryError
+            first = number * len(one.input_names)
+            answer, outputs = worker.run(one, attachments[first : first + len(one.input_names)])
+        except Exception as error:  # noqa: BLE001  # the root of a unit, as in `serve`
+            answer, outputs = _failed(error), []
+        channel.sendall(b"".join(frames.encode_answer(answer, outputs)))
+
+
 def _answer(
     worker: Worker, request: frames.Request, attachments: list[Buffer]
 ) -> tuple[frames.Answer, list[bytes]]:
@@ -311,6 +336,8 @@ def _answer(
             return worker.measure(request), []
         case frames.Start():
             return worker.start(), []
+        case frames.RunMany():
+            raise AssertionError("it has many answers")
 
 
 def serve(channel: socket.socket, worker_class: type[Worker] = Worker) -> None:
@@ -321,6 +348,10 @@ def serve(channel: socket.socket, worker_class: type[Worker] = Worker) -> None:
         if isinstance(request, frames.Start):
             worker = worker_class(request)
         assert worker is not None, "the first request is Start"
+        if isinstance(request, frames.RunMany):
+            _run_many(channel, worker, request, attachments)
+            del attachments, received
+            continue
         answer: frames.Answer
         outputs: list[bytes] = []
         inline = True

@@ -19,7 +19,7 @@ import trio
 
 from shoal.compute import frames
 from shoal.compute.errors import ComputeError
-from shoal.compute.lent_memory import lend, read_answer
+from shoal.compute.lent_memory import LentMemory, lend, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _LAST_WORDS_LIMIT_BYTES: Final = 64 << 10
 _POLL_S: Final = 0.1
+
+_AT_ONCE_BYTES: Final = 64 << 10
+"""Received at once where so much is there: the answers of many small units."""
 _INHERITED_VARIABLES: Final = (
     "HOME",
     "NUMBA_CACHE_DIR",
@@ -128,6 +131,7 @@ class WorkerProcess:
             theirs.close()
             os.close(stderr)
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self._received = bytearray()
         self.ended = False
 
     @property
@@ -152,52 +156,98 @@ class WorkerProcess:
             FrameError: What came is no answer, or its attachments are over the limit.
             OSError: There is no memory to lend.
         """
-        inline = frames.are_inline(attachments)
         room = answer_limit_bytes if answer_limit_bytes > frames.INLINE_LIMIT_BYTES else 0
-        if inline:
-            lent = lend((), room)
-        else:  # copying much is a thread's work
-            lent = await trio.to_thread.run_sync(lend, attachments, room)
+        lent = await self._ask(request, attachments, room)
         try:
-            pieces = frames.encode_request(request, attachments, answer_bytes=room)
-            await self._send(pieces, lent.descriptors)
-            size = frames.head_size(await self._receive(frames.SIZE_FIELD_BYTES))
-            answer, sizes, inline = frames.decode_answer(await self._receive(size))
-            limit = frames.INLINE_LIMIT_BYTES if inline else answer_limit_bytes
-            if sum(sizes) > min(limit, answer_limit_bytes):
-                raise frames.FrameError(f"an answer of {sum(sizes)} bytes is over the limit")
-            if inline:
-                return answer, [bytes(await self._receive(size)) for size in sizes]
+            limit = min(frames.INLINE_LIMIT_BYTES, answer_limit_bytes)
+            answer, sizes, received = await self._answer(limit, answer_limit_bytes)
+            if received is not None:
+                return answer, received
             if lent.answer is None:
                 raise frames.FrameError("no memory was lent for this answer")
             return answer, await trio.to_thread.run_sync(read_answer, lent.answer, sizes)
         finally:
             lent.close()
 
+    async def ask_many(self, request: frames.RunMany, attachments: Sequence[Buffer]) -> None:
+        """Send a request that has many answers, for `next_answer` to take.
+
+        Not cancel-safe, and it raises, as `exchange`.
+        """
+        (await self._ask(request, attachments, 0)).close()
+
+    async def next_answer(self, limit_bytes: int) -> tuple[frames.Answer, list[bytes]]:
+        """Wait for the next answer to `ask_many`; cancel-safe, and raises as `exchange`."""
+        answer, _, received = await self._answer(limit_bytes, limit_bytes)
+        if received is None:
+            raise frames.FrameError("no memory was lent for this answer")
+        return answer, received
+
+    async def _ask(
+        self, request: frames.Request, attachments: Sequence[Buffer], room: int
+    ) -> LentMemory:
+        """Send a request, with memory for its attachments and ``room`` bytes of an answer."""
+        if frames.are_inline(attachments):
+            lent = lend((), room)
+        else:  # copying much is a thread's work
+            lent = await trio.to_thread.run_sync(lend, attachments, room)
+        try:
+            pieces = frames.encode_request(request, attachments, answer_bytes=room)
+            await self._send(pieces, lent.descriptors)
+        except BaseException:
+            lent.close()
+            raise
+        return lent
+
+    async def _answer(
+        self, inline_limit_bytes: int, limit_bytes: int
+    ) -> tuple[frames.Answer, Sequence[int], list[bytes] | None]:
+        """An answer, the sizes of its attachments, and these where they are in the frame."""
+        head_at = frames.SIZE_FIELD_BYTES
+        await self._receive(head_at)
+        size = frames.head_size(self._received[:head_at])
+        await self._receive(head_at + size)
+        head = bytes(memoryview(self._received)[head_at : head_at + size])
+        answer, sizes, inline = frames.decode_answer(head)
+        total = sum(sizes)
+        if total > (inline_limit_bytes if inline else limit_bytes):
+            raise frames.FrameError(f"an answer of {total} bytes is over the limit")
+        end = head_at + size
+        attachments: list[bytes] | None = None
+        if inline:
+            await self._receive(end + total)
+            attachments = []
+            for attachment_size in sizes:
+                view = memoryview(self._received)[end : end + attachment_size]
+                attachments.append(bytes(view))
+                view.release()
+                end += attachment_size
+        del self._received[:end]
+        return answer, sizes, attachments
+
     async def _send(self, pieces: Sequence[Buffer], descriptors: Sequence[int]) -> None:
         """Send a frame; the descriptors go with its first bytes."""
-        size_field, *rest = pieces
+        frame = b"".join(pieces)
         rights = array("i", descriptors)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
         try:
-            sent = await self._stream.socket.sendmsg([size_field], ancillary)
-            for piece in (memoryview(size_field)[sent:], *rest):
-                await self._stream.send_all(piece)
+            sent = await self._stream.socket.sendmsg([frame], ancillary)
+            if sent < len(frame):
+                await self._stream.send_all(memoryview(frame)[sent:])
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             raise WorkerGoneError from None
 
-    async def _receive(self, size: int) -> bytearray:
-        data = bytearray(size)
-        view = memoryview(data)
-        while view:
+    async def _receive(self, size: int) -> None:
+        """Have ``size`` bytes among those that were received and not taken. Cancel-safe."""
+        while (missing := size - len(self._received)) > 0:
+            at_once = min(max(missing, _AT_ONCE_BYTES), 1 << 20)
             try:
-                count = await self._stream.socket.recv_into(view)
+                data = await self._stream.socket.recv(at_once)
             except (OSError, trio.ClosedResourceError):
                 raise WorkerGoneError from None
-            if count == 0:
+            if not data:
                 raise WorkerGoneError
-            view = view[count:]
-        return data
+            self._received += data
 
     async def end(self) -> str:
         """Kill the process if it still runs, and wait until it is gone. Call it once.

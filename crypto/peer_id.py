@@ -7,6 +7,7 @@ can go wrong. Source: libp2p peer ids specification, "Ed25519 keys".
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NewType
 
 import base58
@@ -24,12 +25,20 @@ _IDENTITY_MULTIHASH_PREFIX = bytes([0x00, 0x24])
 _PREFIX = _IDENTITY_MULTIHASH_PREFIX + PUBLIC_KEY_PROTOBUF_PREFIX
 _TEXT_SIZE = 52
 
+_REMEMBERED = 1024
+"""Peer ids whose text is kept: to encode one takes half as long as to sign a receipt."""
+
 
 def peer_id_of(public_key: bytes) -> PeerId:
     """Name the node that holds the private half of ``public_key`` (32 raw bytes)."""
     if len(public_key) != PUBLIC_KEY_SIZE_BYTES:
         message = f"an Ed25519 public key has 32 bytes, this one has {len(public_key)}"
         raise VerificationError(message, code="bad_public_key")
+    return _text_of(bytes(public_key))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _text_of(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_PREFIX + public_key).decode("ascii"))
 
 

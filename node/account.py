@@ -13,8 +13,9 @@ import msgspec
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.causes import AFTER_FAILURE, Cause, Explanation, Remedy
-from shoal.node.explain import Neighbour, Surroundings, explain, refusals
+from shoal.node.explain import explain
 from shoal.node.records import Answer, Failure, Job, JobState, Unit, UnitState
+from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.wording import count, duration, names
 from shoal.node.work_done import WorkDone
 
@@ -69,22 +70,13 @@ def told(
         found = explain(job, answers, around)
         failed = tuple(_failed(work, around.own))
         return msgspec.structs.replace(found, causes=found.causes + failed)
-    causes = [
-        *_done(work, around.own),
-        *_failed(work, around.own),
-        *(_no_matter(cause) for cause in refusals(job, answers, around)),
-    ]
+    causes = [*_done(work, around.own), *_failed(work, around.own)]
     if job.failure is not None and job.failure.code == NOBODY_BIDS:
         # What would get it running is what its submitter wants to know, though it has ended.
         causes = list(explain(job, answers, around).causes)
     return Explanation(
         job=job, headline=_ended(job), causes=tuple(causes), answers=tuple(answers)
     )
-
-
-def _no_matter(cause: Cause) -> Cause:
-    """The same of a job that has ended: who took no part, and nothing to do about it."""
-    return msgspec.structs.replace(cause, step="", remedy=Remedy.NOBODY)
 
 
 def _ended(job: Job) -> str:

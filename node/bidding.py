@@ -20,6 +20,9 @@ BASE_PRICE = 1.0
 """Credits for one unit on an idle device that holds the program, until the work
 of a program is counted in multiply-adds."""
 
+BASE_UNIT_S = 1.0
+"""So long such a unit is taken to run."""
+
 BYTES_PER_CREDIT = 100e6
 """Moving this many bytes delays a device about as long as a unit of one credit."""
 
@@ -46,7 +49,7 @@ class Terms:
     ``providing``, ``min_price``, ``time_limit_s`` and the lists are about peers: work of
     the node's own user is taken unless the device itself is paused. Strangers, whom the
     owner has put on neither list, are served where ``strangers`` says so and the worker
-    is ``sandboxed``.
+    is ``sandboxed``. ``waiting_s`` is how long the units that wait will run.
     """
 
     device: str
@@ -58,6 +61,7 @@ class Terms:
     allowed: Collection[PeerId]
     leases: int
     units_waiting: int
+    waiting_s: float = 0.0
     stance: owner.Stance = owner.OPEN
     denied: Collection[PeerId] = ()
     strangers: bool = True
@@ -153,8 +157,8 @@ def worth(call: Call) -> float:
 def price(call: Call, terms: Terms, held_bytes: int) -> float:
     """Credits for one unit of ``call``.
 
-    Grows with the units that wait here already and with the bytes that would
-    have to be fetched first, spread over the units of the call.
+    Grows with the seconds that others will run first and with the bytes that would
+    have to be fetched, spread over the units of the call.
 
     Args:
         call: What is asked for.
@@ -163,7 +167,7 @@ def price(call: Call, terms: Terms, held_bytes: int) -> float:
     """
     missing_bytes = max(0, call.program_bytes - held_bytes)
     fetch = (missing_bytes / call.units + call.input_bytes) / BYTES_PER_CREDIT
-    return BASE_PRICE * (1.0 + terms.units_waiting) + fetch
+    return BASE_PRICE * (1.0 + terms.waiting_s / BASE_UNIT_S) + fetch
 
 
 def bid(call: Call, terms: Terms, held_bytes: int, nonce: str, *, batches: bool = False) -> Bid:

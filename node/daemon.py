@@ -49,6 +49,7 @@ from shoal.node.prover import Prover
 from shoal.node.provider import open_provider
 from shoal.node.reachability import Reachability, open_reachability
 from shoal.node.reload import Change, LiveConfig
+from shoal.node.retention import Retention
 from shoal.node.service_manager import ServiceManager
 from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
@@ -117,6 +118,13 @@ async def serve(
         blobs = await stack.enter_async_context(
             open_store(config.home / "blobs", config.blob_quota_bytes)
         )
+        retention = Retention(
+            journal,
+            blobs,
+            quota_bytes=lambda: settings().results_quota_bytes,
+            keep_s=lambda: settings().results_keep_s,
+        )
+        await retention.pin()  # before anything else can need room
         places = await find_seeds(config, swarm_key, journal)
         seeds = places.seeds()
         conduct = Conduct(identity.peer_id, config.allow, seeds.bootstrap)
@@ -257,9 +265,15 @@ async def serve(
             reachability=reached,
             introductions=introductions,
             joining=joining,
+            retention=retention,
         )
         blob_server = BlobServer(
-            identity.peer_id, blobs, rights, control.versions.is_newer, conduct.broke
+            identity.peer_id,
+            blobs,
+            rights,
+            house.kept,
+            newer=control.versions.is_newer,
+            broke=conduct.broke,
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
@@ -279,6 +293,7 @@ async def serve(
             nursery.start_soon(_probe, daemon)
             nursery.start_soon(lifecycle.pulse, daemon.look)
             nursery.start_soon(joining.run)
+            nursery.start_soon(retention.run)
             log.info(
                 "ready",
                 peer=identity.peer_id,

@@ -20,7 +20,7 @@ import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
-from shoal.node import pipeline, reload
+from shoal.node import chaining, pipeline, reload
 from shoal.node.account import about_unit, told
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
@@ -59,6 +59,7 @@ from shoal.protocol.messages import (
     DialBack,
     Digest,
     Draw,
+    Drop,
     Introduce,
     Introduction,
     Problem,
@@ -66,6 +67,7 @@ from shoal.protocol.messages import (
     ProofsWanted,
     Reason,
     Release,
+    Share,
     UnitRequest,
     UnitsRequest,
 )
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
         OwnerView,
         Unit,
     )
+    from shoal.node.retention import Retention
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -133,6 +136,7 @@ class Daemon:
     reachability: Reachability
     introductions: Introductions
     joining: Joining
+    retention: Retention
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -271,6 +275,10 @@ class Daemon:
         """Those of ``ids`` that the journal holds."""
         return await self.journal.tensors(ids) if ids else {}
 
+    async def bring_home(self, blob_id: BlobId) -> None:
+        """Hold an output that was left with a peer; raises as `chaining.bring_home`."""
+        await chaining.bring_home(self.house, blob_id)
+
     async def jobs(self, limit: int) -> list[Job]:
         """The newest jobs first."""
         return await self.journal.jobs(limit)
@@ -293,6 +301,10 @@ class Daemon:
     async def cancel(self, job_id: JobId) -> Job:
         """End a job early; a final one stays as it is."""
         return await self.jobs_running.cancel(job_id)
+
+    async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
+        """Forget a job that has ended; raises JobError as `Retention.forget`."""
+        return await self.retention.forget(job_id, unfetched_too=unfetched_too)
 
     async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:
         """Why a job stands where it stands; of one unit, where that is asked for.
@@ -464,6 +476,8 @@ class Daemon:
                 return await self.membership.answer(peer, body)
             case Call() | AwardOffer() | UnitRequest() | UnitsRequest() | Cancel() | Release():
                 return await self.provider.answer(peer, body)
+            case Share() | Drop():
+                return self.provider.answer_about_kept(peer, body)
             case Challenge() | Draw() | ProofOffer() | ProofsWanted():
                 return await self.prover.answer(peer, body)
             case DialBack():

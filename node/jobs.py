@@ -20,11 +20,12 @@ import trio
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
-from shoal.node import handing_over, pipeline
+from shoal.node import chaining, handing_over, pipeline
 from shoal.node.account import nobody_bids
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S, House
 from shoal.node.job_views import JobViews
+from shoal.node.lineage import nearest
 from shoal.node.records import (
     Answer,
     Ended,
@@ -229,7 +230,10 @@ class Jobs:
         running = self._running.get(job_id)
         if running is not None:
             running.scope.cancel()
-        return await self._end(job_id, JobState.CANCELLED)
+        job = await self._end(job_id, JobState.CANCELLED)
+        if job.outputs_stay:
+            self._nursery.start_soon(chaining.let_go, self._house, job_id)
+        return job
 
     # --- jobs from start to end ---
 
@@ -522,6 +526,9 @@ class Jobs:
                 problem = outcome.problem
                 if outcome.ends:
                     await self._deliver(running, batch, outcome.ends)
+                for index in outcome.given_up:
+                    events.ended(self._state, running.need.job.id, index)
+                    await self._give_up(running, index)
                 if outcome.refusal is not None:
                     await self._note(running, peer, outcome.refusal)
             except StoreError:
@@ -589,13 +596,16 @@ class Jobs:
             running.cursor = units[-1].index
             running.queue.units = max(running.queue.units, running.cursor + 1)
         fresh = [unit for unit in units if unit.index not in running.ending]
+        near = nearest(await chaining.left_inputs(self._house, fresh), fresh)
         for unit in fresh:
-            running.units.setdefault(unit.index, unit)
+            if unit.index not in running.queue.out:  # its inputs may be others than before
+                running.units[unit.index] = unit
         events.units_read(
             self._state,
             job_id,
             [unit.index for unit in fresh],
             more=len(units) == WINDOW_UNITS,
+            near=near,
         )
         self._wake()
 

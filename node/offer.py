@@ -124,6 +124,7 @@ def make_terms(
         allowed=frozenset(config.allow),
         leases=provider.leases,
         units_waiting=provider.units_waiting,
+        waiting_s=provider.waiting_s,
         stance=owner.stance(device),
         denied=frozenset(config.deny),
         strangers=config.serve == "anyone",

@@ -9,10 +9,9 @@ requester may ask for it again.
 from __future__ import annotations
 
 import secrets
-import time
 from collections import Counter
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,20 +19,23 @@ import trio
 
 from shoal.compute.errors import ProgramError
 from shoal.crypto.content import BlobId
-from shoal.crypto.errors import ShoalError
-from shoal.node import bidding, pipeline
+from shoal.node import bidding, kept_outputs, pipeline
 from shoal.node.errors import StoreError
-from shoal.node.house import House, inputs_of, manifest_of, program_blobs, usable
+from shoal.node.house import House, manifest_of, program_blobs, usable
+from shoal.node.running import Batch, Conversation, Running
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import (
     AwardOffer,
     Call,
     Cancel,
     Done,
+    Drop,
     Lease,
     Reason,
     Refusal,
     Release,
+    Share,
+    Shared,
     UnitRefusal,
     UnitRequest,
     UnitResult,
@@ -71,40 +73,13 @@ back. Most units end within it, and the worker yields to the owner's processes m
 log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
-class _Running:
-    """A unit in the worker or waiting for it."""
-
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    ended: trio.Event = field(default_factory=trio.Event)
-    answer: UnitResult | Refusal | None = None
-    unwanted_since_s: float | None = None
-    """Since when this node would not take the unit any more."""
-    handed_back: Refusal | None = None
-    """What to answer when the unit was ended because of that."""
-
-    async def end(self) -> UnitResult | Refusal:
-        """Wait for its answer."""
-        await self.ended.wait()
-        assert self.answer is not None
-        return self.answer
-
-
-@dataclass(slots=True)
-class _Conversation:
-    """A machine and the units that run because of it."""
-
-    side: ProviderSide
-    running: dict[str, _Running] = field(default_factory=dict)
-
-
 class Provider:
     """Answers negotiation messages. Made by `open_provider`."""
 
     def __init__(self, house: House, nursery: trio.Nursery) -> None:
         self._house = house
         self._nursery = nursery
-        self._conversations: dict[tuple[PeerId, str], _Conversation] = {}
+        self._conversations: dict[tuple[PeerId, str], Conversation] = {}
         self._forgotten = trio.Event()
         self.units_served = 0
         self.refused: Counter[Reason] = Counter()
@@ -119,6 +94,11 @@ class Provider:
     def units_waiting(self) -> int:
         """How many units were handed over and have not ended."""
         return sum(len(c.running) for c in self._conversations.values())
+
+    @property
+    def waiting_s(self) -> float:
+        """How long they will run, by how long others of their leases ran."""
+        return sum(len(c.running) * c.unit_s for c in self._conversations.values())
 
     def drop(self, peer: PeerId) -> None:
         """End whatever was agreed with a peer, and its units: it is cut."""
@@ -139,10 +119,9 @@ class Provider:
         for conversation in self._conversations.values():
             call = conversation.side.call
             assert call is not None  # of which its units come
-            for unit, running in conversation.running.items():
+            for unit, running in list(conversation.running.items()):
                 log.info("a unit is handed back", unit=unit, reason=reason)
-                running.handed_back = Refusal(call=call.call, reason=reason, detail=detail)
-                running.scope.cancel()
+                running.give_up(Refusal(call=call.call, reason=reason, detail=detail))
 
     async def answer(
         self,
@@ -161,6 +140,10 @@ class Provider:
             if isinstance(part, Refusal | UnitRefusal):
                 self.refused[part.reason] += 1
         return answer
+
+    def answer_about_kept(self, peer: PeerId, message: Share | Drop) -> Shared | Done:
+        """Answer a requester about the outputs that are kept here for it."""
+        return kept_outputs.answer(self._house, peer, message)
 
     async def _answer(
         self,
@@ -193,7 +176,8 @@ class Provider:
                 )
         for effect in effects:
             if isinstance(effect, Abandon) and effect.unit in conversation.running:
-                conversation.running[effect.unit].scope.cancel()
+                running = conversation.running[effect.unit]
+                running.give_up(_cancelled(running.request))
         if isinstance(message, Release):
             self._forget((peer, message.call))
         return Done()
@@ -223,7 +207,7 @@ class Provider:
         nonce = secrets.token_hex(16)
         offer = bidding.bid(call, terms, held_bytes, nonce, batches=batches)
         side.send(offer, trio.current_time())
-        self._conversations[peer, call.call] = _Conversation(side)
+        self._conversations[peer, call.call] = Conversation(side)
         return offer
 
     async def _held_bytes(self, peer: PeerId, call: Call) -> int:
@@ -242,7 +226,7 @@ class Provider:
         blob_ids = [program, *program_blobs(manifest)]
         return sum(house.store.size_bytes(b) for b in blob_ids if usable(house, peer, b))
 
-    def _lease(self, conversation: _Conversation, offer: AwardOffer) -> Lease | Refusal:
+    def _lease(self, conversation: Conversation, offer: AwardOffer) -> Lease | Refusal:
         side = conversation.side
         assert side.call is not None
         assert side.award_id is not None
@@ -256,11 +240,12 @@ class Provider:
         return lease
 
     async def _units(
-        self, conversation: _Conversation, effects: Sequence[Effect]
+        self, conversation: Conversation, effects: Sequence[Effect]
     ) -> list[UnitResult | Refusal]:
         """The answers to the units of one message, when all have ended."""
         closed = self._closed(conversation.side)
-        answers: list[UnitResult | Refusal | _Running] = []
+        answers: list[UnitResult | Refusal | Running] = []
+        started: list[Running] = []
         for effect in effects:
             match effect:
                 case Answer(message):
@@ -271,65 +256,36 @@ class Provider:
                     conversation.side.send(closed, trio.current_time(), request.unit)
                     answers.append(closed)
                 case Execute(request):
-                    running = _Running()
+                    running = Running(request)
                     conversation.running[request.unit] = running
-                    self._nursery.start_soon(self._run, conversation, request, running)
                     answers.append(running)
+                    started.append(running)
+        if started:
+            ended = partial(self._end, conversation)
+            batch = Batch(self._house, conversation, started, ended)
+            self._nursery.start_soon(self._run, conversation.side, batch)
         return [
-            await answer.end() if isinstance(answer, _Running) else answer for answer in answers
+            await answer.end() if isinstance(answer, Running) else answer for answer in answers
         ]
 
-    async def _run(
-        self, conversation: _Conversation, request: UnitRequest, running: _Running
-    ) -> None:
-        """Take one unit through fetch, execute and sign, and keep its answer."""
-        side = conversation.side
-        answer: UnitResult | Refusal = Refusal(
-            call=request.call, reason=Reason.EXPIRED, detail="the unit was cancelled"
-        )
+    async def _run(self, side: ProviderSide, batch: Batch) -> None:
         try:
-            with running.scope:
-                answer = await self._run_steps(side, request)
-                self.units_served += isinstance(answer, UnitResult)
-            if running.scope.cancelled_caught and running.handed_back is not None:
-                answer = running.handed_back
-        except Exception:  # root of a unit: a bug here must not end the other units
-            log.exception("a unit failed inside this node", unit=request.unit)
-            answer = Refusal(
-                call=request.call,
-                reason=Reason.INTERNAL,
-                detail="this node failed to run the unit",
-            )
+            await batch.run()
         finally:
-            if side.state is State.LEASED:
-                side.send(answer, trio.current_time(), request.unit)
-            else:  # forgotten meanwhile: what the last step still granted goes too
+            if side.state is not State.LEASED:
+                # Forgotten meanwhile: what the last step still granted goes too.
                 self._take_back(side)
-            running.answer = answer
-            running.ended.set()
-            conversation.running.pop(request.unit, None)
 
-    async def _run_steps(
-        self, side: ProviderSide, request: UnitRequest
-    ) -> UnitResult | Refusal:
-        assert side.call is not None
-        house, started_at_ms = self._house, time.time_ns() // 1_000_000
-        try:
-            manifest = await pipeline.fetch_program(house, side)
-            inputs = await pipeline.fetch_inputs(house, side, manifest, request)
-            outcome = await pipeline.execute(house, side, manifest, inputs)
-            return await pipeline.sign(house, side, request, outcome, started_at_ms)
-        except ProgramError as error:
-            return _refuse(request, Reason.PROGRAM_REFUSED, error)
-        except StoreError as error:
-            # A blob over what the unit may have of memory fits no disk of any node.
-            too_large = error.code == "blob_too_large"
-            reason = Reason.PROGRAM_REFUSED if too_large else Reason.NO_ROOM
-            return _refuse(request, reason, error)
-        except ShoalError as error:
-            return _refuse(request, Reason.DATA_MISSING, error)
-        finally:
-            house.store.unpin(inputs_of(side, request.unit))
+    def _end(self, conversation: Conversation, running: Running) -> None:
+        """Keep the answer of a unit, for whoever asks for it again."""
+        assert running.answer is not None
+        unit = running.request.unit
+        if conversation.side.state is State.LEASED:
+            conversation.side.send(running.answer, trio.current_time(), unit)
+        else:
+            self._take_back(conversation.side)
+        self.units_served += isinstance(running.answer, UnitResult)
+        conversation.running.pop(unit, None)
 
     async def sweep(self) -> None:
         """Look over the conversations for ever.
@@ -339,6 +295,7 @@ class Provider:
         """
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
+            kept_outputs.sweep(self._house)
             now_s = trio.current_time()
             for key, conversation in list(self._conversations.items()):
                 self._hand_back(conversation, now_s)
@@ -346,10 +303,10 @@ class Provider:
                 if conversation.side.state is State.ENDED:  # or a late message ended it
                     self._forget(key)
 
-    def _hand_back(self, conversation: _Conversation, now_s: float) -> None:
+    def _hand_back(self, conversation: Conversation, now_s: float) -> None:
         """End units that are not wanted any more, and have had their time to end."""
         closed = self._closed(conversation.side) if conversation.running else None
-        for unit, running in conversation.running.items():
+        for unit, running in list(conversation.running.items()):
             # How long a drain lasts is `node.lifecycle`'s to say.
             if closed is None or closed.reason is Reason.DRAINING:
                 running.unwanted_since_s = None
@@ -357,8 +314,7 @@ class Provider:
                 running.unwanted_since_s = now_s
             elif now_s - running.unwanted_since_s >= HAND_BACK_AFTER_S:
                 log.info("a unit is handed back", unit=unit, reason=closed.reason)
-                running.handed_back = closed
-                running.scope.cancel()
+                running.give_up(closed)
 
     def _closed(self, side: ProviderSide) -> Refusal | None:
         """Why this node takes nothing of this requester now, as an answer to it."""
@@ -370,8 +326,8 @@ class Provider:
         conversation = self._conversations.pop(key)
         self._forgotten.set()
         self._forgotten = trio.Event()
-        for running in conversation.running.values():
-            running.scope.cancel()
+        for running in list(conversation.running.values()):
+            running.give_up(_cancelled(running.request))
         self._take_back(conversation.side)
 
     def _take_back(self, side: ProviderSide) -> None:
@@ -391,5 +347,5 @@ async def open_provider(house: House) -> AsyncIterator[Provider]:
         nursery.cancel_scope.cancel()
 
 
-def _refuse(request: UnitRequest, reason: Reason, error: ShoalError) -> Refusal:
-    return Refusal(call=request.call, reason=reason, detail=error.message[:256])
+def _cancelled(request: UnitRequest) -> Refusal:
+    return Refusal(call=request.call, reason=Reason.EXPIRED, detail="the unit was cancelled")

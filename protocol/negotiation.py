@@ -31,7 +31,7 @@ Prior art: contract net (Smith 1980) for the steps, h11 for the form.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
@@ -40,7 +40,7 @@ from shoal.crypto.content import BlobId
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.limits import IN_FLIGHT_INLINE_LIMIT_BYTES, LEASE_ANSWERS_LIMIT_BYTES
+from shoal.protocol.limits import IN_FLIGHT_LIMIT_BYTES, LEASE_ANSWERS_LIMIT_BYTES
 from shoal.protocol.messages import (
     AwardOffer,
     Bid,
@@ -55,6 +55,7 @@ from shoal.protocol.messages import (
     UnitResult,
     UnitsRequest,
     UnitsResult,
+    unit_bytes,
 )
 from shoal.protocol.statements import Award, open_award, statement_id
 
@@ -186,6 +187,7 @@ class _Conversation:
     """Units out: asked for and not yet answered."""
     units_asked: int = 0
     """Names of units used up, of ``award.units_max``."""
+    _out_bytes: int = 0
 
     @property
     def room(self) -> int:
@@ -196,9 +198,9 @@ class _Conversation:
         return max(0, min(free, self.award.units_max - self.units_asked))
 
     @property
-    def inline_room_bytes(self) -> int:
-        """How many bytes of inline blobs may go out now with them."""
-        return IN_FLIGHT_INLINE_LIMIT_BYTES - _inline_bytes(self.units.values())
+    def room_bytes(self) -> int:
+        """How many bytes of blobs, names and ids may go out with them now."""
+        return IN_FLIGHT_LIMIT_BYTES - self._out_bytes
 
     def expire(self, now_s: float) -> bool:
         """End the conversation if its time is up; True when this call ended it."""
@@ -314,12 +316,22 @@ class _Conversation:
             )
         if unused and self.units_asked + unused > self.award.units_max:
             raise error("the lease is used up", code="lease_used_up")
-        if units and _inline_bytes(units) > self.inline_room_bytes:
+        if units and sum(map(unit_bytes, units)) > self.room_bytes:
             raise error(
-                f"the units that are out bring more than {IN_FLIGHT_INLINE_LIMIT_BYTES} bytes "
-                "of inline blobs",
+                f"the units that are out are more than {IN_FLIGHT_LIMIT_BYTES} bytes",
                 code="too_many_in_flight",
             )
+
+    def _put_out(self, units: Sequence[UnitRequest]) -> None:
+        self.units |= {unit.unit: unit for unit in units}
+        self._out_bytes += sum(map(unit_bytes, units))
+
+    def _take_back(self, name: str) -> UnitRequest | None:
+        """The unit of this name, which is out no more; None where it was not."""
+        unit = self.units.pop(name, None)
+        if unit is not None:
+            self._out_bytes -= unit_bytes(unit)
+        return unit
 
 
 class RequesterSide(_Conversation):
@@ -353,7 +365,7 @@ class RequesterSide(_Conversation):
                 self._let_out(message.units)
             case Cancel():
                 for name in (message.unit, *message.others):
-                    if self.units.pop(name, None) is not None:
+                    if self._take_back(name) is not None:
                         self._closed.add(name)
                         self._touch(now_s)
         self.state = state
@@ -362,7 +374,7 @@ class RequesterSide(_Conversation):
         fresh = [unit for unit in units if unit.unit not in self.units]
         unused = sum(unit.unit not in self._closed for unit in fresh)
         self._check_room(fresh, unused, LocalProtocolError)
-        self.units |= {unit.unit: unit for unit in fresh}
+        self._put_out(fresh)
         self.units_asked += unused
 
     def receive(
@@ -414,7 +426,7 @@ class RequesterSide(_Conversation):
             )
         effects: list[Effect] = []
         for unit, answer in zip(units, answers, strict=True):
-            asked = self.units.pop(unit, None)
+            asked = self._take_back(unit)
             self._closed.add(unit)
             if asked is not None:
                 effects.append(Deliver(asked, _as_answer(answer, message.call)))
@@ -495,7 +507,7 @@ class ProviderSide(_Conversation):
                 self._touch(now_s)
             case Cancel():
                 for name in (message.unit, *message.others):
-                    if self.units.pop(name, None) is not None:
+                    if self._take_back(name) is not None:
                         self._answers[name] = self._gone("the unit was cancelled")
                         self._touch(now_s)
                         effects.append(Abandon(name))
@@ -509,7 +521,7 @@ class ProviderSide(_Conversation):
         effects = [self._effect_of(unit) for unit in units]
         fresh = [effect.unit for effect in effects if isinstance(effect, Execute)]
         self._check_room(fresh, len(fresh), RemoteProtocolError)
-        self.units |= {unit.unit: unit for unit in fresh}
+        self._put_out(fresh)
         self.units_asked += len(fresh)
         return effects
 
@@ -525,7 +537,7 @@ class ProviderSide(_Conversation):
                 f"a result of unit {answer.unit!r} is no answer to {unit!r}",
                 code="unknown_unit",
             )
-        if self.units.pop(unit, None) is None:
+        if self._take_back(unit) is None:
             if unit not in self._answers:
                 raise LocalProtocolError(
                     f"unit {unit!r} was not asked for", code="unknown_unit"
@@ -550,15 +562,13 @@ def _name(message: Message) -> str:
     return type(message).__name__
 
 
-def _inline_bytes(units: Iterable[UnitRequest]) -> int:
-    return sum(len(blob) for unit in units for blob in unit.blobs)
-
-
 def _as_answer(answer: UnitResult | UnitRefusal | Refusal, call: str) -> UnitResult | Refusal:
     """A unit's answer as it would be by itself."""
     if not isinstance(answer, UnitRefusal):
         return answer
-    return Refusal(call=call, reason=answer.reason, detail=answer.detail)
+    return Refusal(
+        call=call, reason=answer.reason, detail=answer.detail, missing=answer.missing
+    )
 
 
 TERMINAL = frozenset({State.ENDED})

@@ -152,6 +152,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("POST", "/v1/jobs/{id}/seal", api.seal),
         ("GET", "/v1/jobs/{id}/results", api.results),
         ("POST", "/v1/jobs/{id}/cancel", api.cancel),
+        ("DELETE", "/v1/jobs/{id}", api.forget),
         ("GET", "/v1/jobs/{id}/why", api.why),
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
         ("GET", "/v1/receipts/{id}", api.receipt),
@@ -374,6 +375,11 @@ class _Api:
             return answer({"job": await self._daemon.cancel(job_id)})
         cancelled = await self._daemon.cancel_units(job_id, wanted.units)
         return answer({"job": await self._daemon.job(job_id), "cancelled": cancelled})
+
+    async def forget(self, request: Request) -> Response:
+        unfetched_too = _whole_number(request, "unfetched", 0, 1) == 1
+        job = await self._daemon.forget(_job_id(request), unfetched_too=unfetched_too)
+        return answer({"job": job})
 
     async def why(self, request: Request) -> Response:
         asked = "unit" in request.query_params

@@ -170,6 +170,15 @@ class DaemonFacade(Protocol):
         """Those of ``ids`` that are held as small tensors, and not as blobs."""
         ...
 
+    async def bring_home(self, blob_id: BlobId) -> None:
+        """Hold an output that was left with a peer; others are no matter.
+
+        Raises:
+            JobError: ``computed_again``: it is lost, and its unit runs again.
+            StoreError: There is no room for it.
+        """
+        ...
+
     async def cancel_units(self, job_id: JobId, indices: Sequence[int]) -> tuple[int, ...]:
         """Cancel units that nobody runs; gives the indices of those that are cancelled."""
         ...
@@ -194,6 +203,10 @@ class DaemonFacade(Protocol):
 
     async def cancel(self, job_id: JobId) -> Job:
         """End a job early; a final one stays as it is."""
+        ...
+
+    async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
+        """Forget a job that has ended; raises JobError where it may not go."""
         ...
 
     async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:

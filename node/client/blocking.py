@@ -384,6 +384,10 @@ class Client:
         """End a job early."""
         return self._drive(flows.cancel(job_id))
 
+    def forget(self, job_id: str, *, unfetched_too: bool = False) -> Job:
+        """Let a job go that has ended; refused where results were not fetched, unless told."""
+        return self._drive(flows.forget(job_id, unfetched_too=unfetched_too))
+
     def why(self, job_id: str) -> tuple[list[Answer], str]:
         """What peers answered to a job's calls, and a sentence for each cause."""
         return self._drive(flows.why(job_id))

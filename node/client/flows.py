@@ -63,7 +63,8 @@ WAIT_STEP_S = 30.0
 DEFAULT_PRECISION = "x20"
 
 
-NUMERIC_CLASSES = tuple(numeric_class.value for numeric_class in NumericClass)
+OFFERED_CLASSES = (NumericClass.FP32.value, NumericClass.EXACT.value)
+"""The numeric classes that some executor runs."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -271,6 +272,13 @@ def cancel_units(job_id: str, indices: Sequence[int]) -> Flow[list[int]]:
 def seal(job_id: str) -> Flow[Job]:
     """Add no more units to an open job."""
     answer = yield from json_of(Request("POST", f"/v1/jobs/{job_id}/seal"))
+    return msgspec.convert(answer["job"], Job)
+
+
+def forget(job_id: str, *, unfetched_too: bool) -> Flow[Job]:
+    """Let a job go that has ended, with its results; gives it as it was."""
+    query = {"unfetched": int(unfetched_too)}
+    answer = yield from json_of(Request("DELETE", f"/v1/jobs/{job_id}", query))
     return msgspec.convert(answer["job"], Job)
 
 

@@ -326,6 +326,10 @@ class AsyncClient:
         """End a job early."""
         return await self._drive(flows.cancel(job_id))
 
+    async def forget(self, job_id: str, *, unfetched_too: bool = False) -> Job:
+        """Let a job go that has ended; refused where results were not fetched, unless told."""
+        return await self._drive(flows.forget(job_id, unfetched_too=unfetched_too))
+
     async def why(self, job_id: str) -> tuple[list[Answer], str]:
         """What peers answered to a job's calls, and a sentence for each cause."""
         return await self._drive(flows.why(job_id))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.records import JobId
@@ -109,10 +110,26 @@ def units_ready(state: State, job_id: JobId, units: int | None = None) -> None:
         job.units = job.units if units is None else units
 
 
-def units_read(state: State, job_id: JobId, indices: Iterable[int], *, more: bool) -> None:
-    """Ready units came from the journal; ``more`` says whether there may be others."""
+def units_read(
+    state: State,
+    job_id: JobId,
+    indices: Iterable[int],
+    *,
+    more: bool,
+    near: Mapping[int, PeerId] = MappingProxyType({}),
+) -> None:
+    """Ready units came from the journal.
+
+    Args:
+        state: Changed.
+        job_id: Whose they are.
+        indices: Which.
+        more: Whether there may be others.
+        near: Peers that have inputs of a unit already: the one that has most of them.
+    """
     job = state.jobs.get(job_id)
     if job is not None:
+        job.near.update(near)
         _wake(state, job)
         known = {*job.waiting, *job.ended_meanwhile}
         job.waiting.extend(i for i in indices if i not in known and i not in job.out)
@@ -340,6 +357,7 @@ def ended(state: State, job_id: JobId, index: int, batch_id: BatchId | None = No
         job.ended_meanwhile.add(index)
     job.errors.pop(index, None)
     job.losses.pop(index, None)
+    job.near.pop(index, None)
     return True
 
 
@@ -358,6 +376,17 @@ def handed_back(state: State, batch_id: BatchId, index: int) -> None:
     batch = state.batches.get(batch_id)
     if batch is not None and index in batch.open:
         _back(state.jobs[batch.job], batch, index, lost=False)
+
+
+def waits_again(state: State, batch_id: BatchId, index: int) -> None:
+    """A unit awaits others again, since it lost an input; `units_read` brings it back."""
+    batch = state.batches.get(batch_id)
+    if batch is not None and index in batch.open:
+        job = state.jobs[batch.job]
+        _back(job, batch, index, lost=False)
+        if index in job.waiting:
+            job.waiting.remove(index)
+        job.near.pop(index, None)
 
 
 def batch_over(state: State, batch_id: BatchId) -> None:

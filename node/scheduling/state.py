@@ -155,6 +155,7 @@ class JobQueue:
         checking: Whether all have ended is being looked up.
         errors: Who called a unit an error.
         losses: Leases lost under a unit.
+        near: Peers that have inputs of a unit already, for units that wait.
         copies: Units that were handed over again while somebody had them.
         called: A round of calls was made.
         leased: It has had a lease.
@@ -179,6 +180,7 @@ class JobQueue:
     ended: int = 0
     errors: dict[int, set[PeerId]] = field(default_factory=dict)
     losses: Counter[int] = field(default_factory=Counter)
+    near: dict[int, PeerId] = field(default_factory=dict)
     copies: int = 0
     called: bool = False
     leased: bool = False

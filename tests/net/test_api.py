@@ -320,6 +320,21 @@ async def test_a_failed_job_raises_with_the_failure_and_its_hint(daemon, socket_
     await blocking(work)
 
 
+async def test_a_job_is_forgotten_where_its_results_were_fetched_or_need_not_be(
+    daemon, socket_path
+):
+    def work():
+        with Client(socket_path) as client:
+            job = client.wait(client.submit(model_bytes(), [{"x": rows(1)}]).id)
+            with pytest.raises(DaemonError) as caught:
+                client.forget(job.id)
+            assert (caught.value.code, caught.value.status) == ("results_unfetched", 409)
+            assert client.forget(job.id, unfetched_too=True) == job
+            assert client.jobs() == []
+
+    await blocking(work)
+
+
 async def test_an_unfinished_job_raises_at_the_time_out_and_can_be_cancelled(
     daemon, socket_path
 ):

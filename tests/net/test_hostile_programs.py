@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from shoal.compute import supervisor
+from shoal.compute import exchanges
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.sandbox import features, strangers_welcome
@@ -36,7 +36,7 @@ DOUBLE = convert(
 
 @pytest.fixture
 async def worker(monkeypatch):
-    monkeypatch.setattr(supervisor, "GRACE_S", 0.5)
+    monkeypatch.setattr(exchanges, "GRACE_S", 0.5)
     async with open_worker(threads=2, cache_bytes=1 << 26, memory_bytes=1 << 28) as opened:
         await opened.probe()
         assert opened.sandboxed

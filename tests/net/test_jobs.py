@@ -91,6 +91,7 @@ class Node:
             allowed={FRIEND.peer_id},
             leases=self.provider.leases,
             units_waiting=self.provider.units_waiting,
+            waiting_s=self.provider.waiting_s,
             stance=self.stance,
             sandboxed=self.sandboxed,
         )
@@ -653,9 +654,9 @@ async def test_the_time_that_a_unit_gets_begins_anew_with_each_pause(node):
         ):
             node.stance = stance
             node.provider._hand_back(conversation, began_s + at_s)
-            assert not running.scope.cancel_called
+            assert running.refusal is None
         node.provider._hand_back(conversation, began_s + 2 * limit_s + 1)
-        assert running.scope.cancel_called
+        assert running.refusal.reason is Reason.PAUSED
     assert answers[0].reason is Reason.PAUSED
 
 
@@ -764,7 +765,7 @@ async def test_a_unit_that_outlasts_a_drain_is_handed_back_by_it_and_by_nothing_
         (running,) = conversation.running.values()
         for at_s in (0.0, 1e6):
             node.provider._hand_back(conversation, trio.current_time() + at_s)
-        assert not running.scope.cancel_called
+        assert running.refusal is None
         node.provider.hand_back(Reason.DRAINING, "for a test")
     assert (answers[0].reason, answers[0].detail) == (Reason.DRAINING, "for a test")
     assert node.provider.units_waiting == 0

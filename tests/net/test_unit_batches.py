@@ -13,11 +13,15 @@ from shoal.compute.convert import convert
 from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
+from shoal.node import house, pipeline
+from shoal.node.errors import StoreError
+from shoal.node.running import HELD_BATCHES_LIMIT
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.limits import BATCH_UNITS_LIMIT, INLINE_LIMIT_BYTES
+from shoal.protocol.limits import BATCH_UNITS_LIMIT, INLINE_LIMIT_BYTES, PORT_BYTES
 from shoal.protocol.messages import (
     Cancel,
     Reason,
+    Release,
     UnitRequest,
     UnitsRequest,
 )
@@ -30,6 +34,23 @@ FOURFOLD = convert(
         "g (float[n] x) => (float[m] y) { y = Concat<axis = 0>(x, x, x, x) }"
     ).SerializeToString()
 )
+VARYING = convert(
+    parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]>'
+        """g (int64 x) => (int64 y) {
+            t = Constant<value = bool {1}>()
+            y = Loop <body = b (int64 i, bool c, int64 v) => (bool d, int64 w) {
+                d = Identity(c) w = Neg(v) }> (x, t, x) }"""
+    ).SerializeToString()
+)
+"""Goes round as often as it is told to."""
+ENDLESSLY = to_blob(np.array(10**12))
+
+
+async def until(condition):
+    with trio.fail_after(LIMIT_S):
+        while not condition():  # noqa: ASYNC110  # of others' states, which tell nobody
+            await trio.sleep(0.01)
 
 
 @pytest.fixture
@@ -157,3 +178,129 @@ async def test_a_batch_that_is_against_the_terms_is_refused_whole(node, names, c
         await node.provider.answer(FRIEND.peer_id, UnitsRequest(call=call.call, units=units))
     assert refused.value.code == code
     assert node.provider.units_waiting == 0
+
+
+# --- what it shares with units that come alone ------------------------------------------
+
+
+async def test_the_program_is_fetched_once_for_a_lease_and_again_when_it_is_lost(
+    node, monkeypatch
+):
+    fetched = []
+    fetch_program = pipeline.fetch_program
+
+    async def count(house, side):
+        fetched.append(side.award_id)
+        return await fetch_program(house, side)
+
+    monkeypatch.setattr(pipeline, "fetch_program", count)
+    call = await lease_for(node)
+    await ask(node, call, unit_of(call, "a"), unit_of(call, "b"))
+    await ask(node, call, unit_of(call, "c"))
+    assert len(fetched) == 1
+
+    async def gone(blob_id):
+        raise StoreError(f"{blob_id} is damaged", code="blob_missing")
+
+    get_bytes = node.blobs.get_bytes
+    monkeypatch.setattr(node.blobs, "get_bytes", gone)
+    await node.house.worker.close()  # so that it is prepared anew
+    lost = await ask(node, call, unit_of(call, "d"), unit_of(call, "e"))
+    assert {answer.reason for answer in lost} == {Reason.NO_ROOM}
+    monkeypatch.setattr(node.blobs, "get_bytes", get_bytes)
+    (found,) = await ask(node, call, unit_of(call, "f"))
+    assert open_receipt(found.receipt).error is None
+    assert len(fetched) == 2
+
+
+async def test_a_program_whose_receipts_are_long_runs_in_smaller_batches(node, monkeypatch):
+    call = await lease_for(node)
+    manifest = await house.manifest_of(node.blobs, DENSE.program_id)
+    assert pipeline.units_per_message(manifest) == BATCH_UNITS_LIMIT
+    monkeypatch.setattr(pipeline, "BATCH_PORTS_LIMIT_BYTES", 2 * 2 * (PORT_BYTES + 1))
+    assert pipeline.units_per_message(manifest) == 2
+    answers = await ask(node, call, *(unit_of(call, name) for name in "abc"))
+    assert [getattr(answer, "reason", None) for answer in answers] == [
+        None,
+        None,
+        Reason.TOO_LARGE,
+    ]
+
+
+async def test_a_batch_that_runs_is_handed_back_whole_but_for_what_has_ended(node):
+    call = await lease_for(node, VARYING)
+    units = (unit_of(call, "quick", to_blob(np.array(1))), unit_of(call, "b", ENDLESSLY))
+    answers = []
+
+    async def keep():
+        answers.extend(await ask(node, call, *units, unit_of(call, "c", ENDLESSLY)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep)
+        await until(lambda: node.provider.units_served == 1)
+        node.provider.hand_back(Reason.PAUSED, "for a test")
+    assert open_receipt(answers[0].receipt).error is None
+    assert [a.reason for a in answers[1:]] == [Reason.PAUSED] * 2
+    assert node.provider.units_waiting == 0
+    (after,) = await ask(node, call, unit_of(call, "d", to_blob(np.array(1))))
+    assert open_receipt(after.receipt).error is None
+
+
+async def test_a_device_that_closes_takes_no_batch_and_a_drain_waits_for_the_one_it_has(node):
+    call = await lease_for(node)
+    answers = []
+
+    async def keep():
+        answers.extend(await ask(node, call, unit_of(call, "a"), unit_of(call, "b")))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep)
+        await wait_all_tasks_blocked()
+        node.draining = True
+        late = await ask(node, call, unit_of(call, "c"), unit_of(call, "d"))
+        assert [answer.reason for answer in late] == [Reason.DRAINING] * 2
+    assert all(open_receipt(answer.receipt).error is None for answer in answers)
+    assert node.provider.refused[Reason.DRAINING] == 2
+
+
+async def test_a_batch_of_a_lease_that_is_released_ends_with_it(node):
+    call = await lease_for(node, VARYING)
+    answers = []
+
+    async def keep():
+        units = (unit_of(call, name, ENDLESSLY) for name in "abc")
+        answers.extend(await ask(node, call, *units))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep)
+        await until(lambda: FRIEND.peer_id in node.house.worker.pids)
+        await node.provider.answer(FRIEND.peer_id, Release(call=call.call))
+    assert [answer.reason for answer in answers] == [Reason.EXPIRED] * 3
+    assert node.provider.units_waiting == node.provider.leases == 0
+    assert FRIEND.peer_id not in node.house.worker.pids
+
+
+async def test_what_units_are_expected_to_take_follows_what_they_took(node):
+    call = await lease_for(node)
+    await ask(node, call, *(unit_of(call, str(k), blob) for k, blob in enumerate(distinct(9))))
+    (conversation,) = node.provider._conversations.values()
+    assert 0.0 < conversation.unit_s < 0.5
+    assert node.provider.waiting_s == 0.0
+
+
+async def test_the_inputs_of_few_messages_of_a_lease_are_in_memory_at_once(node, monkeypatch):
+    fetching = []
+
+    async def hang(*_):
+        fetching.append(1)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(pipeline, "fetch_inputs", hang)
+    call = await lease_for(node)
+    async with trio.open_nursery() as nursery:
+        for name in "abcd":
+            unit = UnitsRequest(call=call.call, units=(unit_of(call, name),))
+            nursery.start_soon(node.provider.answer, FRIEND.peer_id, unit)
+        await wait_all_tasks_blocked()
+        assert len(fetching) == HELD_BATCHES_LIMIT
+        await node.provider.answer(FRIEND.peer_id, Release(call=call.call))

@@ -3,7 +3,6 @@ import pytest
 
 from shoal.node.account import NOBODY_BIDS, about_unit, nobody_bids, told
 from shoal.node.causes import AFTER_FAILURE
-from shoal.node.explain import Neighbour, Surroundings
 from shoal.node.records import (
     Answer,
     Failure,
@@ -14,6 +13,7 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
+from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.work_done import WorkDone
 
 JOB = Job(
@@ -47,7 +47,6 @@ def test_a_job_that_is_done_tells_who_did_how_many_units_and_gives_no_advice():
         "The job is done: 10 units in 12 s.",
         "peer did 7 units, 0.2 s each.",
         "this node did 3 units, 1 s each.",
-        "peer takes only units that are worth more (more).",
     ]
 
 
@@ -79,7 +78,7 @@ def test_a_job_that_still_runs_tells_what_has_failed_so_far():
 def test_a_job_that_was_cancelled_tells_how_far_it_got():
     job = changed(state=JobState.CANCELLED, units_done=4)
     words = "The job was cancelled after 12 s: 4 of 10 units had been done by then."
-    assert told(job, [], AROUND, []).summary == words
+    assert told(job, [PRICE], AROUND, []).summary == words
 
 
 def test_a_job_for_which_nobody_bids_fails_with_the_first_cause_and_tells_them_all():

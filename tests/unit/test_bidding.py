@@ -134,7 +134,7 @@ def test_a_unit_worth_less_than_the_price_floor_is_refused_to_peers_alone():
 
 def test_what_a_unit_is_worth_does_not_depend_on_how_busy_the_node_is():
     assert worth(CALL) == price(CALL, TERMS, 0)
-    floor = but(min_price=worth(CALL) + 0.01, units_waiting=5)
+    floor = but(min_price=worth(CALL) + 0.01, waiting_s=5.0)
     assert price(CALL, floor, 0) > floor.min_price
     assert refusal(CALL, REQUESTER, floor).reason is Reason.PRICE
 
@@ -145,7 +145,7 @@ def test_a_stranger_learns_nothing_but_that_it_is_one():
 
 
 def test_a_busier_node_asks_more():
-    assert price(CALL, but(units_waiting=3), 0) > price(CALL, TERMS, 0)
+    assert price(CALL, but(waiting_s=3.0), 0) > price(CALL, TERMS, 0)
 
 
 def test_a_node_that_holds_the_program_asks_less():

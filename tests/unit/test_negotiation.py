@@ -19,7 +19,7 @@ from strategies import (
 
 from shoal.protocol import negotiation
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.limits import INLINE_LIMIT_BYTES
+from shoal.protocol.limits import IN_FLIGHT_LIMIT_BYTES, INLINE_LIMIT_BYTES
 from shoal.protocol.messages import (
     AwardOffer,
     Cancel,
@@ -30,6 +30,7 @@ from shoal.protocol.messages import (
     UnitRefusal,
     UnitsRequest,
     UnitsResult,
+    unit_bytes,
 )
 from shoal.protocol.negotiation import (
     PROVIDER,
@@ -514,7 +515,7 @@ def test_a_batch_of_which_one_unit_has_no_room_is_refused_whole(requester, provi
         assert side.room == 1
 
 
-def test_what_is_out_brings_no_more_inline_bytes_than_a_provider_may_be_made_to_hold():
+def test_what_is_out_has_no_more_bytes_than_a_provider_may_be_made_to_hold():
     half = INLINE_LIMIT_BYTES // 2
     for role, error in ((RequesterSide, local_error), (ProviderSide, remote_error)):
         side = role(ALICE.peer_id, BOB.peer_id)
@@ -525,15 +526,20 @@ def test_what_is_out_brings_no_more_inline_bytes_than_a_provider_may_be_made_to_
         ):
             speak(side, message)
         speak(side, Lease(call=CALL_ID, award=side.award_id, idle_s=30.0))
-        for batch in range(4):
+        assert side.room_bytes == IN_FLIGHT_LIMIT_BYTES
+        for batch in range(6):
             units = (inline(f"{batch}a", half), inline(f"{batch}b", half))
             speak(side, UnitsRequest(call=CALL_ID, units=units))
-        assert side.inline_room_bytes == 0
+        left = side.room_bytes
+        assert left == IN_FLIGHT_LIMIT_BYTES - 12 * unit_bytes(units[0]) < 2 * half
         act = side.send if role is RequesterSide else side.receive
-        assert error(act, inline("one more", 1), 0.0) == "too_many_in_flight"
-        speak(side, a_unit("one without"))
+        too_large = inline("one more", left)  # its names count too
+        assert error(act, too_large, 0.0) == "too_many_in_flight"
+        speak(side, inline("one more", left - unit_bytes(a_unit("one more"))))
+        assert side.room_bytes == 0
         speak(side, a_result("0a"), unit="0a")
-        assert side.inline_room_bytes == half
+        speak(side, Cancel(call=CALL_ID, unit="0b"))
+        assert side.room_bytes == 2 * unit_bytes(units[0])
 
 
 @pytest.mark.parametrize(
