@@ -100,8 +100,8 @@ def outputs_of(client, job):
 
 
 def assert_right(client, jobs, given):
-    """Every unit has one receipt, for the inputs that the stage before gave, and the end is
-    what it is in this process."""
+    """The end is what it is in this process, and every unit has one receipt, for what the
+    stage before gave."""
     wanted = locally(given)
     for index, y in enumerate(wanted):
         found = client.outputs(jobs[-1].id, index)["y"]
@@ -110,11 +110,10 @@ def assert_right(client, jobs, given):
     for job in jobs:
         units = client.units(job.id, 0, UNITS)
         receipts = [open_receipt(client.receipt(r)) for r in client.receipts(job.id)]
-        assert sorted(r.unit for r in receipts) == sorted(f"{job.id}/{u.index}" for u in units)
+        assert [r.unit for r in receipts] == [f"{job.id}/{unit.index}" for unit in units]
         if before is not None:
-            for unit in units:
-                made = before[unit.index].outputs["y"]
-                assert dict(unit.inputs)["x"] == made
+            took = [dict(receipt.inputs)["x"] for receipt in receipts]
+            assert took == [unit.outputs["y"] for unit in before]
         before = units
 
 
