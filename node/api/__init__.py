@@ -7,6 +7,9 @@ within bounds, streams bytes in and out, and turns every `ShoalError` into JSON:
 - `facade`: what a daemon must be able to do to stand behind this API;
 - `app`: the routes;
 - `bodies`: bodies of requests, npy and safetensors as tensors, both ways;
+- `units`: units of a job as they come in, piece by piece;
+- `results`: results as they go out, page by page;
+- `queries`: what a request says beside its body;
 - `events`: a job's changes as they happen;
 - `answers`: JSON bodies, errors and their HTTP statuses;
 - `server`: the socket and the HTTP server on it.

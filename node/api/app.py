@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import trio
@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from shoal.crypto.content import BlobId, check_blob_id
+from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 from shoal.node.api.answers import answer, confess, refuse, refuse_route
 from shoal.node.api.bodies import (
@@ -27,11 +27,21 @@ from shoal.node.api.bodies import (
     store_safetensors,
 )
 from shoal.node.api.events import JobEvents, cancel_when_gone
+from shoal.node.api.queries import (
+    blob_id_in,
+    content_type,
+    cursor,
+    decode,
+    job_id_in,
+    one_of,
+    seconds,
+    whole_number,
+)
 from shoal.node.api.results import MSGPACK, ResultsQuery, results_of
 from shoal.node.api.units import UnitReader, add_stream, check_ids, submit_stream, writes
 from shoal.node.errors import JobError, RequestError
 from shoal.node.metrics import CONTENT_TYPE
-from shoal.node.records import JobId, JobSpec, UnitState
+from shoal.node.records import JobSpec, UnitState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -58,10 +68,6 @@ PAUSE_LIMIT_S = 10 * 366 * 86_400.0
 
 UNITS_PER_ANSWER_LIMIT = 1000
 JOBS_PER_ANSWER_LIMIT = 1000
-WAIT_LIMIT_S = 3600.0
-"""How long one request may wait for a job; a client may ask again."""
-
-_Body = TypeVar("_Body")
 
 
 class _Connect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -203,7 +209,7 @@ class _Api:
         )
 
     async def forgive(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Forgive)
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Forgive)
         self._daemon.forgive(wanted.peer)
         return answer({"peer": wanted.peer})
 
@@ -212,11 +218,11 @@ class _Api:
         return answer({"devices": found.devices, "missing": found.missing})
 
     async def pause(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _Pause)
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _Pause)
         return answer({"owner": await self._daemon.pause(wanted.device, wanted.for_s)})
 
     async def resume(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _Resume)
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _Resume)
         return answer({"owner": await self._daemon.resume(wanted.device)})
 
     async def reload(self, _request: Request) -> Response:
@@ -226,11 +232,11 @@ class _Api:
         return answer({"log_level": self._daemon.log_level()})
 
     async def set_log_level(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES), _LogLevel)
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _LogLevel)
         return answer({"log_level": self._daemon.set_log_level(wanted.level, wanted.module)})
 
     async def end(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _End)
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _End)
         answered = answer({"pid": os.getpid()}, 202)
 
         async def end() -> None:  # once the answer is on its way
@@ -246,11 +252,11 @@ class _Api:
         return answer({"capability": self._daemon.capability()})
 
     async def challenge(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Challenge)
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Challenge)
         return answer({"challenge": await self._daemon.challenge(wanted.peer, wanted.device)})
 
     async def connect(self, request: Request) -> Response:
-        wanted = _decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Connect)
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Connect)
         return answer({"peer": await self._daemon.connect(wanted.address)})
 
     async def put_blob(self, request: Request) -> Response:
@@ -258,7 +264,7 @@ class _Api:
         return answer({"id": stored.blob_id, "size_bytes": stored.size_bytes}, 201)
 
     async def get_blob(self, request: Request) -> Response:
-        blob_id = _blob_id(request)
+        blob_id = blob_id_in(request)
         blobs = await blobs_with(self._daemon, blob_id)
         return _stream(request, blobs.size_bytes(blob_id), blobs.read_chunks(blob_id))
 
@@ -269,7 +275,7 @@ class _Api:
         return answer({"tensors": ids}, 201)
 
     async def get_tensor(self, request: Request) -> Response:
-        return await self._tensor(request, _blob_id(request))
+        return await self._tensor(request, blob_id_in(request))
 
     async def convert_program(self, request: Request) -> Response:
         onnx = await read_bounded(request, MODEL_LIMIT_BYTES)
@@ -278,61 +284,61 @@ class _Api:
         return _program(program, await self._daemon.program(program), 201)
 
     async def register_program(self, request: Request) -> Response:
-        program = _blob_id(request)
+        program = blob_id_in(request)
         return _program(program, await self._daemon.register_program(program), 201)
 
     async def program(self, request: Request) -> Response:
-        program = _blob_id(request)
+        program = blob_id_in(request)
         return _program(program, await self._daemon.program(program))
 
     async def submit(self, request: Request) -> Response:
-        if _kind(request) == MSGPACK:
+        if content_type(request) == MSGPACK:
             return answer({"job": await submit_stream(self._daemon, request.stream())}, 201)
-        spec = _decode(await read_bounded(request, JOB_LIMIT_BYTES), JobSpec)
+        spec = decode(await read_bounded(request, JOB_LIMIT_BYTES), JobSpec)
         check_ids(spec)
         return answer({"job": await self._daemon.submit(spec, spec.units)}, 201)
 
     async def add_units(self, request: Request) -> Response:
-        job_id = _job_id(request)
-        at = _whole_number(request, "at", 0) if "at" in request.query_params else None
-        if _kind(request) == MSGPACK:
+        job_id = job_id_in(request)
+        at = whole_number(request, "at", 0) if "at" in request.query_params else None
+        if content_type(request) == MSGPACK:
             given = writes(UnitReader(request.stream()).maps())
         else:
             body = await read_bounded(request, JOB_LIMIT_BYTES)
-            given = writes(_each(_decode(body, list[dict[str, Any]])))
+            given = writes(_each(decode(body, list[dict[str, Any]])))
         job = await add_stream(self._daemon, job_id, given, at)
         return answer({"job": job}, 201)
 
     async def seal(self, request: Request) -> Response:
-        return answer({"job": await self._daemon.seal(_job_id(request))})
+        return answer({"job": await self._daemon.seal(job_id_in(request))})
 
     async def results(self, request: Request) -> Response:
         query = ResultsQuery(
-            after=_cursor(request),
-            limit=_whole_number(
+            after=cursor(request),
+            limit=whole_number(
                 request, "limit", UNITS_PER_ANSWER_LIMIT, UNITS_PER_ANSWER_LIMIT
             ),
-            order=_one_of(request, "order", ("given", "ended")),
-            wait_s=_seconds(request, "wait_s", 0.0),
+            order=one_of(request, "order", ("given", "ended")),
+            wait_s=seconds(request, "wait_s", 0.0),
         )
-        body = await results_of(self._daemon, _job_id(request), query, request.receive)
+        body = await results_of(self._daemon, job_id_in(request), query, request.receive)
         return Response(body, media_type=MSGPACK)
 
     async def jobs(self, request: Request) -> Response:
-        limit = _whole_number(request, "limit", 50, JOBS_PER_ANSWER_LIMIT)
+        limit = whole_number(request, "limit", 50, JOBS_PER_ANSWER_LIMIT)
         return answer({"jobs": await self._daemon.jobs(limit)})
 
     async def job(self, request: Request) -> Response:
-        return answer({"job": await self._daemon.job(_job_id(request))})
+        return answer({"job": await self._daemon.job(job_id_in(request))})
 
     async def units(self, request: Request) -> Response:
-        offset = _whole_number(request, "offset", 0)
-        limit = _whole_number(request, "limit", 100, UNITS_PER_ANSWER_LIMIT)
-        return answer({"units": await self._daemon.units(_job_id(request), offset, limit)})
+        offset = whole_number(request, "offset", 0)
+        limit = whole_number(request, "limit", 100, UNITS_PER_ANSWER_LIMIT)
+        return answer({"units": await self._daemon.units(job_id_in(request), offset, limit)})
 
     async def wait(self, request: Request) -> Response:
-        timeout_s = _seconds(request, "timeout_s", 30.0)
-        job = await self._daemon.job(_job_id(request))
+        timeout_s = seconds(request, "timeout_s", 30.0)
+        job = await self._daemon.job(job_id_in(request))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_when_gone, request.receive, nursery.cancel_scope)
             with trio.move_on_after(timeout_s):
@@ -344,12 +350,12 @@ class _Api:
         return answer({"job": job})
 
     async def events(self, request: Request) -> Response:
-        job = await self._daemon.job(_job_id(request))
+        job = await self._daemon.job(job_id_in(request))
         return JobEvents(self._daemon, job.id)
 
     async def output(self, request: Request) -> Response:
-        job_id, name = _job_id(request), request.path_params["name"]
-        index = _whole_number(request, "unit", 0)
+        job_id, name = job_id_in(request), request.path_params["name"]
+        index = whole_number(request, "unit", 0)
         units = await self._daemon.units(job_id, index, 1)
         if not units:
             raise JobError(f"job {job_id} has no unit {index}", code="no_such_unit")
@@ -369,30 +375,30 @@ class _Api:
         return await self._tensor(request, unit.outputs[name])
 
     async def cancel(self, request: Request) -> Response:
-        job_id = _job_id(request)
-        wanted = _decode(await read_bounded(request, CANCEL_LIMIT_BYTES) or b"{}", _CancelUnits)
+        job_id = job_id_in(request)
+        wanted = decode(await read_bounded(request, CANCEL_LIMIT_BYTES) or b"{}", _CancelUnits)
         if wanted.units is None:
             return answer({"job": await self._daemon.cancel(job_id)})
         cancelled = await self._daemon.cancel_units(job_id, wanted.units)
         return answer({"job": await self._daemon.job(job_id), "cancelled": cancelled})
 
     async def forget(self, request: Request) -> Response:
-        unfetched_too = _whole_number(request, "unfetched", 0, 1) == 1
-        job = await self._daemon.forget(_job_id(request), unfetched_too=unfetched_too)
+        unfetched_too = whole_number(request, "unfetched", 0, 1) == 1
+        job = await self._daemon.forget(job_id_in(request), unfetched_too=unfetched_too)
         return answer({"job": job})
 
     async def why(self, request: Request) -> Response:
         asked = "unit" in request.query_params
-        unit = _whole_number(request, "unit", 0) if asked else None
-        found = await self._daemon.why(_job_id(request), unit)
+        unit = whole_number(request, "unit", 0) if asked else None
+        found = await self._daemon.why(job_id_in(request), unit)
         # The summary is for clients that have no words of their own.
         return answer({**msgspec.structs.asdict(found), "summary": found.summary})
 
     async def receipts(self, request: Request) -> Response:
-        return answer({"receipts": await self._daemon.receipts(_job_id(request))})
+        return answer({"receipts": await self._daemon.receipts(job_id_in(request))})
 
     async def receipt(self, request: Request) -> Response:
-        envelope = await self._daemon.receipt(_blob_id(request))
+        envelope = await self._daemon.receipt(blob_id_in(request))
         return Response(envelope, media_type="application/octet-stream")
 
     async def _tensor(self, request: Request, blob_id: BlobId) -> Response:
@@ -441,56 +447,3 @@ def _program(program: BlobId, manifest: Manifest, status: int = 200) -> Response
     return answer(
         {"program": program, "inputs": manifest.inputs, "outputs": manifest.outputs}, status
     )
-
-
-def _decode(body: bytes, kind: type[_Body]) -> _Body:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        name = getattr(kind, "__name__", "list").strip("_")
-        raise RequestError(f"the body is not a {name}: {error}") from None
-
-
-def _blob_id(request: Request) -> BlobId:
-    return check_blob_id(request.path_params["id"])
-
-
-def _job_id(request: Request) -> JobId:
-    return JobId(request.path_params["id"])
-
-
-def _kind(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip()
-
-
-def _cursor(request: Request) -> int:
-    if request.query_params.get("after", "-1") == "-1":
-        return -1
-    return _whole_number(request, "after", 0)
-
-
-def _one_of(request: Request, name: str, choices: tuple[str, ...]) -> str:
-    text = request.query_params.get(name, choices[0])
-    if text not in choices:
-        raise RequestError(f"{name} is {' or '.join(choices)}, and not {text[:40]!r}")
-    return text
-
-
-def _whole_number(request: Request, name: str, default: int, limit: int = (1 << 63) - 1) -> int:
-    text = request.query_params.get(name, str(default))
-    if not text.isascii() or not text.isdecimal() or int(text[:20]) > limit:
-        raise RequestError(f"{name} is a whole number up to {limit}, and not {text[:40]!r}")
-    return int(text)
-
-
-def _seconds(request: Request, name: str, default: float) -> float:
-    text = request.query_params.get(name, str(default))
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= WAIT_LIMIT_S:
-        raise RequestError(
-            f"{name} is a number of seconds from 0 to {WAIT_LIMIT_S:.0f}, and not {text[:40]!r}"
-        )
-    return value

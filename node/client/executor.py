@@ -174,7 +174,13 @@ def _results(
     try:
         while submitted:
             left_s = None if deadline is None else deadline - time.monotonic()
-            yield submitted.pop().future.result(left_s)
+            try:
+                outputs = submitted[-1].future.result(left_s)
+            finally:
+                if submitted[-1].future.done():  # what is late is cancelled with the rest
+                    submitted.pop()
+            yield outputs
+            del outputs
     finally:
         gathering.cancel(submitted)
 

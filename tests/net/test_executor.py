@@ -232,7 +232,7 @@ def test_map_times_out_and_cancels_what_nobody_runs(executor, served):
     with pytest.raises(TimeoutError):
         next(found)
     states = {unit.state for units in served.daemon.known_units.values() for unit in units}
-    assert states == {"cancelled"} or len(served.daemon.known_units) == 1
+    assert states <= {"cancelled"}  # none where the time was over before any was sent
 
 
 # --- cancel ---

@@ -718,6 +718,53 @@ def test_what_is_done_of_a_cancelled_job_can_be_fetched_and_is_said_to_be(
     assert ("`shoal job fetch 1a20 --output DIR --unit N`" in err) is told
 
 
+class Open(Ended):
+    """Stands for a client whose one job is open."""
+
+    def jobs(self, limit):
+        return [self.answer]
+
+    def seal(self, job_id):
+        return msgspec.structs.replace(self.answer, open=False)
+
+
+def test_an_open_job_is_shown_as_open_with_the_ways_to_end_it(capsys, monkeypatch):
+    job = msgspec.structs.replace(JOB, state=JobState.RUNNING, open=True)
+    monkeypatch.setattr("shoal.node.cli.options.Daemon.client", lambda _: Open(job))
+    code, out, err = shoal(capsys, "jobs")
+    assert (code, " open " in out) == (0, True)
+    assert "`shoal job seal 1a20`" in err
+    assert "`shoal job cancel 1a20`" in err
+    code, out, _ = shoal(capsys, "job", "seal", "1a20")
+    assert code == 0
+    assert "state    running\n" in out
+    ended = msgspec.structs.replace(job, state=JobState.CANCELLED)
+    monkeypatch.setattr("shoal.node.cli.options.Daemon.client", lambda _: Open(ended))
+    assert " cancelled " in shoal(capsys, "jobs")[1]
+
+
+class Interrupted(Open):
+    """Its user presses Ctrl-C while units are handed over, or results are fetched."""
+
+    def submit(self, *_arguments, **_options):
+        raise KeyboardInterrupt
+
+    def results(self, job_id, *, ordered):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_says_what_becomes_of_the_job_wherever_it_comes(capsys, monkeypatch, tmp_path):
+    np.save(tmp_path / "x.npy", M)
+    done = msgspec.structs.replace(JOB, state=JobState.DONE)
+    monkeypatch.setattr("shoal.node.cli.options.Daemon.client", lambda _: Interrupted(done))
+    code, _, err = shoal(capsys, "run", "m.onnx", "--input", f"x={tmp_path}/x.npy")
+    assert (code, "nothing of it goes on" in err) == (130, True)
+    code, _, err = shoal(capsys, "job", "fetch", "1a20", "--output", tmp_path / "out")
+    assert (code, "the outputs of job 1a20 are kept" in err) == (130, True)
+    assert "`shoal job fetch 1a20" in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.parametrize("state", [JobState.DONE, JobState.FAILED, JobState.CANCELLED])
 def test_to_cancel_a_job_that_has_ended_changes_nothing_and_says_so(capsys, monkeypatch, state):
     job = msgspec.structs.replace(JOB, state=state)
