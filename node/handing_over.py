@@ -64,16 +64,41 @@ async def hand_over(
     """
     units = []
     for index in batch.open:
+        if index in batch.unwanted or index not in running.units:
+            continue  # another peer has ended it since
         unit = running.units[index]
         unit = msgspec.structs.replace(unit, attempts=unit.attempts + 1)
         running.units[index] = unit
         units.append(unit)
+    if not units:
+        return Outcome()
     started_s = trio.current_time()
     answers = await _ask(house, running, held, units)
     now_s = trio.current_time()
     ran = sum(isinstance(answer, UnitResult) for answer in answers.values())
     events.came_back(state, batch.id, now_s, ran, cost_s)
+    unit_s = (now_s - started_s) / max(1, ran)
+    units = [msgspec.structs.replace(unit, seconds=unit_s) for unit in units]
     outcome = Outcome()
+    try:
+        await _take_in(house, state, running, held, batch, units, answers, outcome)
+    except BaseException:
+        pipeline.let_go(house, outcome.ends)
+        raise
+    return outcome
+
+
+async def _take_in(
+    house: House,
+    state: State,
+    running: RunningJob,
+    held: Held,
+    batch: Batch,
+    units: list[Unit],
+    answers: dict[int, UnitResult | Refusal],
+    outcome: Outcome,
+) -> None:
+    """Check the answers one after another; a false one ends the taking in."""
     for unit in units:
         answer = answers.get(unit.index)
         if answer is None or unit.index not in batch.open or unit.index in batch.unwanted:
@@ -83,14 +108,12 @@ async def hand_over(
             continue
         if outcome.problem is not None:
             continue
-        timed = msgspec.structs.replace(unit, seconds=(now_s - started_s) / max(1, ran))
         try:
-            await _result(house, state, running, held, batch, timed, answer, outcome)
+            await _result(house, state, running, held, batch, unit, answer, outcome)
         except StoreError:
             raise
         except ShoalError as error:
             outcome.problem = error
-    return outcome
 
 
 async def _ask(
