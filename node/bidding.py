@@ -68,6 +68,8 @@ class Terms:
     sandboxed: bool = False
     min_price: float = 0.0
     time_limit_s: float = math.inf
+    starting: bool = False
+    """Whether devices are still tested: what is not offered yet may be in some seconds."""
 
 
 def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
@@ -79,8 +81,10 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
     stranger = rank(requester, terms) > FRIEND
     if reason is not None:
         pass
+    elif terms.starting and call.numeric_class not in terms.executors:
+        reason = (Reason.BUSY, "it has just started and still tests its devices")
     elif not terms.executors:
-        reason = (Reason.NO_DEVICE, "no executor of this node works, or none was probed yet")
+        reason = (Reason.NO_DEVICE, "no executor of this node works")
     elif call.numeric_class not in terms.executors:
         offered = ", ".join(sorted(terms.executors))
         reason = (Reason.CLASS_NOT_OFFERED, f"offered here: {offered}")

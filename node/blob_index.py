@@ -1,8 +1,9 @@
 """What the blob store holds, what is promised room, and what has to go: pure.
 
 The least recently used blob goes first, a pinned one never, and transfers that
-have not ended and that nobody is at work on go before any blob. Nothing here
-does IO; `node.blob_shelf` carries out what is decided here.
+have not ended and that nobody is at work on go before any blob. Blobs that are kept
+for peers (`node.kept_outputs`) go after all others, those of the lowest rank first.
+Nothing here does IO; `node.blob_shelf` carries out what is decided here.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class BlobIndex:
         self.unfinished = OrderedDict(unfinished)
         self.used_bytes = sum(self.held.values()) + sum(self.unfinished.values())
         self._pins: dict[str, set[BlobId]] = {}
+        self._kept: dict[BlobId, int] = {}
 
     def pin(self, blob_id: BlobId, by: str) -> None:
         """Keep a blob, held now or later, until ``by`` lets go."""
@@ -42,6 +44,14 @@ class BlobIndex:
     def unpin(self, by: str) -> None:
         """Let go of everything that ``by`` pinned."""
         self._pins.pop(by, None)
+
+    def keep_longer(self, blob_id: BlobId, rank: int) -> None:
+        """Let a blob, held now or later, go after all that is not kept; a high rank first."""
+        self._kept[blob_id] = rank
+
+    def let_go(self, blob_id: BlobId) -> None:
+        """Let a blob go like any other, in its turn."""
+        self._kept.pop(blob_id, None)
 
     def touch(self, blob_id: BlobId) -> None:
         """Note that a blob was used; one that is not held is no matter."""
@@ -59,9 +69,12 @@ class BlobIndex:
         if excess_bytes <= 0:
             return victims
         pinned = set().union(*self._pins.values())
+        unpinned = [each for each in self.held.items() if each[0] not in pinned]
+        kept = [each for each in unpinned if each[0] in self._kept]
         candidates = [
             *self.unfinished.items(),
-            *((blob_id, size) for blob_id, size in self.held.items() if blob_id not in pinned),
+            *(each for each in unpinned if each[0] not in self._kept),
+            *sorted(kept, key=lambda each: -self._kept[each[0]]),
         ]
         for blob_id, freed_bytes in candidates:
             victims.append(blob_id)

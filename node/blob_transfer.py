@@ -1,7 +1,8 @@
 """Blobs between peers: ``/shoal/blob/1`` over a libp2p stream, both sides of it.
 
 The step "fetch inputs" of the data path, and "deliver" the other way. A blob is
-served to those who hold a right to it, and to nobody else. The receiver checks
+served to those who hold a right to it, and to nobody else: of a lease, or since it is
+kept for them or shared with them (`node.kept_outputs`). The receiver checks
 the chunk list against the blob's id and each chunk against the list; a wrong
 byte ends the transfer and names the peer, and what was right before it stays,
 so that a retry, with the same peer or another, goes on from there.
@@ -31,6 +32,7 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.blob_proofs import ANSWER_TIME_LIMIT_S, give_proof, hashing_limit_s, is_proved
 from shoal.node.errors import NetworkError, StoreError, StreamClosedError
 from shoal.node.frames import receive_frame, send_frame, within
+from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
 from shoal.protocol.blob_messages import (
@@ -105,6 +107,7 @@ class BlobServer:
         own: This node.
         store: Whose blobs are served.
         rights: Who may have which, and so may demand a proof of it.
+        kept: What is kept for whom, and may be had as well.
         newer: Whether a peer speaks a newer version (`protocol.versions`).
         broke: Told of what breaks the protocol.
     """
@@ -114,6 +117,8 @@ class BlobServer:
         own: PeerId,
         store: BlobStore,
         rights: Rights,
+        kept: KeptOutputs | None = None,
+        *,
         newer: Callable[[PeerId], bool] = lambda _peer: False,
         broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None,
     ) -> None:
@@ -122,6 +127,7 @@ class BlobServer:
         self._sending: Turns[PeerId] = Turns(SERVED_LIMIT)
         self._store = store
         self._rights = rights
+        self._kept = KeptOutputs() if kept is None else kept
         self._newer = newer
         self._proving: Turns[PeerId] = Turns()
 
@@ -135,7 +141,7 @@ class BlobServer:
             with within(REQUEST_TIME_LIMIT_S, stream.remote):
                 request = await self._hear(stream, BlobRequest)
             async with self._sending.take(stream.remote):
-                await self._send(stream, BlobId(request.blob))
+                await self._send(stream, request)
         except (RemoteProtocolError, StoreError) as error:
             log.warning("a blob was not served", peer=stream.remote, error=error.message)
             if isinstance(error, RemoteProtocolError):
@@ -144,9 +150,10 @@ class BlobServer:
                 self._broke(stream.remote, offence, error.message)
             await stream.reset()
 
-    async def _send(self, stream: ByteStream, blob_id: BlobId) -> None:
+    async def _send(self, stream: ByteStream, request: BlobRequest) -> None:
+        blob_id = BlobId(request.blob)
         with self._store.kept(blob_id):
-            chunks = await self._look_up(stream.remote, blob_id)
+            chunks = await self._look_up(stream.remote, blob_id, request.requester)
             if isinstance(chunks, WhyNot):
                 await send_frame(stream, BlobRefused(reason=chunks), MESSAGE_LIMIT_BYTES)
                 return
@@ -160,9 +167,14 @@ class BlobServer:
                 with within(CHUNK_TIME_LIMIT_S, stream.remote):
                     await stream.send_all(chunk)
 
-    async def _look_up(self, peer: PeerId, blob_id: BlobId) -> ChunkList | WhyNot:
+    async def _look_up(
+        self, peer: PeerId, blob_id: BlobId, requester: str | None
+    ) -> ChunkList | WhyNot:
         """Decide on a request: whoever has no right does not learn what is held."""
-        if not self._rights.allows(peer, blob_id):
+        for_whom = None if requester is None else PeerId(requester)
+        if not self._kept.allows(peer, blob_id, for_whom, trio.current_time()) and (
+            for_whom is not None or not self._rights.allows(peer, blob_id)
+        ):
             return WhyNot.NO_RIGHT
         try:
             return await self._store.chunk_list(blob_id)
@@ -199,6 +211,7 @@ async def fetch_blob(
     *,
     own: PeerId,
     limit_bytes: int,
+    requester: PeerId | None = None,
     newer: bool = False,
 ) -> None:
     """Fetch a blob from one peer; returns when that peer has shown to have all of it.
@@ -216,6 +229,8 @@ async def fetch_blob(
         store: Where it goes.
         own: This node, for which the peer proves what it has.
         limit_bytes: A larger blob is refused from its chunk list, before its bytes.
+        requester: For whose unit, where it is another peer that keeps the blob for it; to
+            be said only to a peer that knows protocol 1.3.
         newer: Whether the peer speaks a newer version.
 
     Raises:
@@ -224,14 +239,15 @@ async def fetch_blob(
         RemoteProtocolError: The peer sent something that is not the blob.
         StoreError: ``blob_too_large``, or the store has no room for it.
     """
+    request = BlobRequest(blob=blob_id, requester=requester)
     with store.kept(blob_id):
         try:
             async with await open_stream() as stream:
-                chunks = await _receive_list(stream, blob_id, limit_bytes, newer=newer)
+                chunks = await _receive_list(stream, request, limit_bytes, newer=newer)
                 await _take_the_rest(stream, own, chunks, store, newer=newer)
         except _UnprovedError:
             async with await open_stream() as stream:
-                chunks = await _receive_list(stream, blob_id, limit_bytes, newer=newer)
+                chunks = await _receive_list(stream, request, limit_bytes, newer=newer)
                 await _take_all(stream, chunks, store)
 
 
@@ -305,9 +321,10 @@ async def _take_small(stream: ByteStream, chunks: ChunkList, store: BlobStore) -
 
 
 async def _receive_list(
-    stream: ByteStream, blob_id: BlobId, limit_bytes: int, *, newer: bool
+    stream: ByteStream, request: BlobRequest, limit_bytes: int, *, newer: bool
 ) -> ChunkList:
-    await send_frame(stream, BlobRequest(blob=blob_id), MESSAGE_LIMIT_BYTES)
+    blob_id = BlobId(request.blob)
+    await send_frame(stream, request, MESSAGE_LIMIT_BYTES)
     with within(ANSWER_TIME_LIMIT_S, stream.remote):
         answer = await receive_frame(stream, BlobAnswer, MESSAGE_LIMIT_BYTES, newer=newer)
         if isinstance(answer, BlobRefused):

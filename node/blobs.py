@@ -85,6 +85,14 @@ class BlobStore:
         """Let go of everything that ``by`` pinned."""
         self._shelf.index.unpin(by)
 
+    def keep_longer(self, blob_id: BlobId, rank: int) -> None:
+        """Let a blob go after all that may go, those of a lower number last."""
+        self._shelf.index.keep_longer(blob_id, rank)
+
+    def let_go(self, blob_id: BlobId) -> None:
+        """Let a blob that was kept go in its turn, as any other does."""
+        self._shelf.index.let_go(blob_id)
+
     @contextmanager
     def kept(self, blob_id: BlobId) -> Iterator[None]:
         """Pin a blob for as long as the block runs."""

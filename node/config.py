@@ -93,6 +93,9 @@ class Config:
         memory_bytes: Memory that units may use.
         niceness: How far units yield to other processes.
         blob_quota_bytes: Disk space that blobs may take.
+        results_quota_bytes: What jobs may take in the journal before those that were
+            fetched are forgotten.
+        results_keep_s: How long results that nobody fetched are kept in any case.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
         log_file: Where the log goes; None for stderr.
         drain_s: What running units get to end when the daemon is told to end.
@@ -122,6 +125,8 @@ class Config:
     memory_bytes: int
     niceness: int
     blob_quota_bytes: int
+    results_quota_bytes: int
+    results_keep_s: float
     log_level: str
     log_file: Path | None
     drain_s: float
@@ -571,6 +576,26 @@ SETTINGS = (
         "Disk space that blobs (programs, inputs, outputs) may take, such as 20GB.",
         example='"20GB"',
         field="blob_quota_bytes",
+        live=True,
+    ),
+    Setting(
+        "results_quota",
+        "SIZE",
+        read_size_bytes,
+        lambda: 4 * 1000**3,
+        "Disk space of jobs and small results; beyond it, the oldest that were fetched go.",
+        example='"4GB"',
+        field="results_quota_bytes",
+        live=True,
+    ),
+    Setting(
+        "results_keep",
+        "TIME",
+        read_duration_s,
+        lambda: 30 * 86_400.0,
+        "Time for which results that nobody fetched are kept, whatever room they take.",
+        example='"30d"',
+        field="results_keep_s",
         live=True,
     ),
     Setting(

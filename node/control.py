@@ -129,6 +129,19 @@ class Control:
             )
         return _checked(peer, answer)
 
+    async def version_of(self, peer: PeerId) -> Version:
+        """The version of a connected peer, which is greeted where that has not been done.
+
+        Raises:
+            NetworkError: It cannot be greeted.
+            VersionError: It speaks another major.
+        """
+        line = self._lines.setdefault(peer, _Line(peer))
+        async with line.opening:
+            if line.stream is None:
+                await self._open(line)
+        return line.theirs
+
     def hang_up(self, peer: PeerId) -> None:
         """Fail whatever is in flight to a peer that is gone, and forget its version."""
         self.versions.forget(peer)

@@ -20,6 +20,7 @@ import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import COMPILING, failed
 from shoal.compute.supervisor import CACHE_BYTES, open_worker
+from shoal.node import chaining
 from shoal.node.api import claim_port, claim_socket, make_app, make_metrics_app
 from shoal.node.api.server import serve_on
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
@@ -49,6 +50,7 @@ from shoal.node.prover import Prover
 from shoal.node.provider import open_provider
 from shoal.node.reachability import Reachability, open_reachability
 from shoal.node.reload import Change, LiveConfig
+from shoal.node.retention import Retention
 from shoal.node.service_manager import ServiceManager
 from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
@@ -117,6 +119,13 @@ async def serve(
         blobs = await stack.enter_async_context(
             open_store(config.home / "blobs", config.blob_quota_bytes)
         )
+        retention = Retention(
+            journal,
+            blobs,
+            quota_bytes=lambda: settings().results_quota_bytes,
+            keep_s=lambda: settings().results_keep_s,
+        )
+        await retention.pin()  # before anything else can need room
         places = await find_seeds(config, swarm_key, journal)
         seeds = places.seeds()
         conduct = Conduct(identity.peer_id, config.allow, seeds.bootstrap)
@@ -215,6 +224,7 @@ async def serve(
             terms=lambda: make_terms(settings(), identity, capacity, provider, owner),
             proven=partial(is_proven, membership, book),
         )
+        retention.leaving = partial(chaining.let_go, house)
         prover = Prover(
             house,
             book,
@@ -257,9 +267,15 @@ async def serve(
             reachability=reached,
             introductions=introductions,
             joining=joining,
+            retention=retention,
         )
         blob_server = BlobServer(
-            identity.peer_id, blobs, rights, control.versions.is_newer, conduct.broke
+            identity.peer_id,
+            blobs,
+            rights,
+            house.kept,
+            newer=control.versions.is_newer,
+            broke=conduct.broke,
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
@@ -279,6 +295,7 @@ async def serve(
             nursery.start_soon(_probe, daemon)
             nursery.start_soon(lifecycle.pulse, daemon.look)
             nursery.start_soon(joining.run)
+            nursery.start_soon(retention.run)
             log.info(
                 "ready",
                 peer=identity.peer_id,
@@ -288,6 +305,10 @@ async def serve(
             task_status.started(daemon)
             await lifecycle.stay(daemon)
             nursery.cancel_scope.cancel()
+
+
+OF_TERMS = frozenset({"provide", "allow", "deny", "serve", "min_price", "time_limit"})
+"""Settings that decide whose units are taken."""
 
 
 def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
@@ -300,8 +321,8 @@ def _apply(daemon: Daemon, book: ProofBook, change: Change) -> None:
     daemon.lifecycle.logs.configure(config.log_level)
     if "bootstrap" in change.changed:
         daemon.joining.follow(config.bootstrap)
-    if "provide" in change.changed:
-        daemon.membership.announce()
+    if not OF_TERMS.isdisjoint(change.changed):
+        daemon.membership.announce()  # who was refused may ask again at once
 
 
 def _step_back(config: Config) -> float | None:
@@ -337,4 +358,5 @@ async def _probe(daemon: Daemon) -> None:
             log.warning("an executor does not work", reason=reason)
         capacity.offer(probes, [*map(failed, daemon.worker.missing)])
         daemon.membership.announce()
+    capacity.starting = False
     daemon.measured.settled.set()

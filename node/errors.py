@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 
 
@@ -27,6 +28,20 @@ class StreamClosedError(NetworkError):
     """The peer ended its side of a stream, between two messages and on purpose."""
 
     code = "stream_closed"
+
+
+class InputMissingError(NetworkError):
+    """An input of a unit that nobody who was asked has, or gives.
+
+    Attributes:
+        blob_id: Which.
+    """
+
+    code = "input_missing"
+
+    def __init__(self, message: str, blob_id: BlobId) -> None:
+        super().__init__(message)
+        self.blob_id = blob_id
 
 
 class OtherNetworkError(NetworkError):

@@ -1,176 +1,242 @@
 """Why a job stands where it stands, in words and with the next thing to do.
 
-Pure: turns the answers that peers gave to a job's calls into sentences. The
-table below is the only place where a refusal's meaning for a person is written.
+Pure: turns what peers answered to a job's calls, and what this node knows of them, into
+causes (`node.causes`), ranked by what would get the job running soonest. Answers alike are
+told once for all who gave them. How a job went that has ended is `node.account`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from shoal.crypto.peer_id import PeerId
-from shoal.node.records import Answer, Job, JobState
+from shoal.node.causes import (
+    ERRORS,
+    FALSE_RESULT,
+    FALSE_RESULTS,
+    NO_SANDBOX,
+    OTHER_ERROR,
+    REFUSALS,
+    Cause,
+    Explanation,
+    Remedy,
+    Words,
+)
+from shoal.node.not_asked import misfits, nobody, not_asked
+from shoal.node.outlook import Doing, Outlook, PeerOutlook
+from shoal.node.records import Answer, Job
+from shoal.node.refusal_figures import Refuser, with_figures
+from shoal.node.surroundings import Surroundings
+from shoal.node.wording import count, duration, names
 from shoal.protocol.messages import Reason
 
-NEXT_STEP = {
-    Reason.BUSY: ("is busy with other leases", "wait; it is asked again every few seconds"),
-    Reason.CLASS_NOT_OFFERED: (
-        "does not offer this numeric class",
-        "choose a class that `shoal peers` shows, with --class",
-    ),
-    Reason.DATA_MISSING: (
-        "could not fetch the program or an input",
-        "keep this daemon running and reachable until the job has ended",
-    ),
-    Reason.DENIED: (
-        "has this node on its deny list",
-        "only its operator can change that, by `deny`; other nodes are asked meanwhile",
-    ),
-    Reason.DRAINING: ("is shutting down", "wait for other peers, or connect to more"),
-    Reason.EXPIRED: ("had let go of the lease", "nothing to do; it is asked again"),
-    Reason.INTERNAL: (
-        "failed inside, by a fault of its own",
-        "its log tells its operator more; the unit goes to another node",
-    ),
-    Reason.NOT_PROVIDING: (
-        "takes no work",
-        "its operator can change that with `provide = true`",
-    ),
-    Reason.NO_DEVICE: (
-        "has no working device",
-        "its operator can look there, with “shoal devices” and “shoal doctor”",
-    ),
-    Reason.NO_ROOM: (
-        "has no room on its disk for the program, an input or an output",
-        "its operator can raise `blob_quota`; smaller units help too",
-    ),
-    Reason.PAUSED: (
-        "takes no work for now, as its owner wishes",
-        "wait, or connect to more nodes; “shoal status” there tells its owner why",
-    ),
-    Reason.PRICE: (
-        "takes only units that are worth more",
-        "make them larger with --batch, or ask its operator to lower `min_price`",
-    ),
-    Reason.PROGRAM_REFUSED: (
-        "refused the program",
-        "see the detail; `shoal run` checks a program against the same rules",
-    ),
-    Reason.TOO_LARGE: (
-        "gives a unit less memory or time than it asks for",
-        "ask for less with --memory-limit or --time-limit, or make units smaller by --batch",
-    ),
-    Reason.UNTRUSTED_REQUESTER: (
-        "takes no work from strangers, only from peers on its allow list",
-        "ask its operator to put this node's id (`shoal identity show`) into `allow`",
-    ),
-}
-"""For each refusal: what it says about the peer, and what would change it."""
-
-UNREACHED = {
-    "both_private": (
-        "cannot be dialled and neither can this node, and there is no relay",
-        "make this node reachable: `shoal status` says how, under reachability",
-    ),
-    "not_introduced": (
-        "cannot be dialled, and no peer could have it dial this node",
-        "it is tried again; `shoal status` says under reachability if this node can be dialled",
-    ),
-}
-"""For each way not to reach a node that others cannot dial: the same."""
-
 _REASONS = frozenset(reason.value for reason in Reason)
+_AWARDED = frozenset({"awarded", "bid"})
+
+UNITS_TOLD = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a node knows beside a job's own answers.
-
-    Attributes:
-        own: This node's id.
-        peers_known: How many other nodes have a valid advert.
-        classes_offered: Numeric classes that any node offers, this one included.
-        leases: How many leases the job holds now.
-        closed: Peers whose adverts say that they take no work now, so that they
-            are not even asked.
-    """
-
-    own: PeerId
-    peers_known: int
-    classes_offered: frozenset[str]
-    leases: int
-    closed: frozenset[PeerId] = frozenset()
-
-
-def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> str:
-    """One sentence for each cause, the newest answer of each peer counting."""
-    if job.state.final:
-        lines = [_ended(job)]
-    else:
-        ended = job.units_done + job.units_failed
-        lines = [
-            f"{ended} of {job.units_total} units have ended, {around.leases} leases are held."
-        ]
-        lines += _nobody(job, answers, around)
-    latest = {answer.peer: answer for answer in sorted(answers, key=lambda a: a.at)}
-    lines += [
-        f"{peer} is not asked: its advert says that it takes no work, because its owner "
-        "paused it or lets it only submit; wait, or connect to more nodes."
-        for peer in sorted(around.closed - {around.own})
-        if not job.state.final and not _refuses(latest.get(peer))
+def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> Explanation:
+    """Why a job that has not ended stands where it stands."""
+    latest = _latest(answers)
+    causes = [
+        *nobody(job, around),
+        *_refused(job, latest, around),
+        *not_asked(job, latest, around),
+        *misfits(around),
+        *_working(around),
     ]
-    for peer, answer in latest.items():
-        who = "this node" if peer == around.own else peer
-        if answer.verdict in _REASONS:
-            says, step = NEXT_STEP[Reason(answer.verdict)]
-            detail = f" ({answer.detail})" if answer.detail else ""
-            lines.append(f"{who} {says}{detail}: {step}.")
-        elif answer.verdict in UNREACHED:
-            says, step = UNREACHED[answer.verdict]
-            detail = f" ({answer.detail})" if answer.verdict == "not_introduced" else ""
-            lines.append(f"{who} {says}{detail}: {step}.")
-        elif answer.verdict == "peer_cut":
-            lines.append(
-                f"{answer.detail}; other nodes are asked, and "
-                f"`shoal peers --forgive {peer}` lets it back in before."
-            )
-        elif answer.verdict != "awarded":
-            lines.append(
-                f"{who} could not be used ({answer.detail or answer.verdict}): "
-                "unless its result was false, it is asked again in a few seconds; "
-                "`shoal peers` shows whether it is linked."
-            )
-    return "\n".join(lines)
+    if not around.leases:
+        causes += _passed_over(around)
+        causes = causes or [_unanswered(job, around)]
+    return Explanation(
+        job=job,
+        headline=_progress(job, around),
+        causes=tuple(sorted(causes, key=lambda cause: cause.remedy.rank)),
+        answers=tuple(answers),
+        outlook=around.outlook,
+    )
 
 
-def _refuses(answer: Answer | None) -> bool:
-    return answer is not None and answer.verdict in _REASONS
+def _latest(answers: Sequence[Answer]) -> dict[PeerId, Answer]:
+    """The newest answer of each peer, but for those who gave a lease."""
+    newest = {answer.peer: answer for answer in sorted(answers, key=lambda answer: answer.at)}
+    return {peer: one for peer, one in newest.items() if one.verdict not in _AWARDED}
 
 
-def _nobody(job: Job, answers: Sequence[Answer], around: Surroundings) -> list[str]:
-    """Why there is nobody to ask, where that is so."""
-    lines: list[str] = []
-    if job.numeric_class not in around.classes_offered:
-        offered = ", ".join(sorted(around.classes_offered)) or "no class at all yet"
-        lines.append(
-            f"No known node offers the class {job.numeric_class!r}; offered: {offered}. "
-            "Choose one of these with --class, or connect to more nodes."
+def _progress(job: Job, around: Surroundings) -> str:
+    ended = job.units_done + job.units_failed
+    words = f"{ended} of {count(job.units_total, 'unit')} {_have(ended)} ended"
+    outlook = around.outlook
+    if outlook is None:
+        return f"{words}, {count(around.leases, 'lease')} {_is(around.leases)} held."
+    parts = [f"{count(around.leases, 'lease')} {_is(around.leases)} held"]
+    parts.append(f"{outlook.units_out} {_is(outlook.units_out)} with a peer")
+    if outlook.units_waiting:
+        waiting = outlook.units_waiting
+        parts.append(f"{waiting} {'waits' if waiting == 1 else 'wait'} for one")
+    if outlook.units_awaiting:
+        awaiting = outlook.units_awaiting
+        verb = "awaits" if awaiting == 1 else "await"
+        parts.append(f"{awaiting} {verb} outputs of others that have not ended")
+    if job.open:
+        parts.append("more may be added")
+    if outlook.ends_in_s is not None:
+        parts.append(f"it ends in about {duration(outlook.ends_in_s)}")
+    text = f"{words}: {', '.join(parts)}."
+    if outlook.share < 1.0:
+        text += f" It has {outlook.share:.0%} of the turns, beside this daemon's other jobs."
+    return text
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
+
+
+def _unanswered(job: Job, around: Surroundings) -> Cause:
+    asked = [p for p, one in around.known.items() if job.numeric_class in one.classes]
+    who = "this node alone" if asked == [around.own] else count(len(asked), "node")
+    return Cause(
+        "unanswered",
+        f"{who} can be asked, and nothing was answered yet",
+        "wait some seconds and ask again",
+        Remedy.WAIT,
+        tuple(asked),
+    )
+
+
+# --- answers -----------------------------------------------------------------------
+
+
+def _refused(job: Job, latest: Mapping[PeerId, Answer], around: Surroundings) -> list[Cause]:
+    """What peers answered in place of a lease, told once for those who answered alike."""
+    alike: dict[tuple[str, str, bool, bool], list[Answer]] = {}
+    for answer in latest.values():
+        own = answer.peer == around.own
+        gone = not own and answer.verdict in _REASONS and answer.peer not in around.known
+        detail = answer.detail.replace(answer.peer, "it") if _words(answer).told else ""
+        alike.setdefault((answer.verdict, detail, own, gone), []).append(answer)
+    return [
+        _cause(job, verdict, group, around, gone=gone)
+        for (verdict, _, _, gone), group in alike.items()
+    ]
+
+
+def _words(answer: Answer) -> Words:
+    if answer.verdict == Reason.UNTRUSTED_REQUESTER and "sandbox" in answer.detail:
+        return NO_SANDBOX
+    if answer.verdict in _REASONS:
+        return REFUSALS[Reason(answer.verdict)]
+    if answer.verdict in FALSE_RESULTS:
+        return FALSE_RESULT
+    return ERRORS.get(answer.verdict, OTHER_ERROR)
+
+
+def _cause(
+    job: Job, verdict: str, group: Sequence[Answer], around: Surroundings, *, gone: bool
+) -> Cause:
+    """One cause of answers that are alike."""
+    peers = tuple(answer.peer for answer in group)
+    words, detail = _words(group[0]), group[0].detail
+    own = peers == (around.own,)
+    who = names(peers, around.own)
+    if gone:
+        return Cause(
+            "gone",
+            f"{who} {words.one if len(peers) == 1 else words.many}, and {_is(len(peers))} not "
+            "known any more",
+            "look there whether its daemon runs (“shoal status”, else “shoal up”)",
+            Remedy.THERE,
+            peers,
         )
-    if not answers and around.peers_known == 0:
-        lines.append(
-            "No other node is known: connect to one with `shoal peers --connect ADDRESS`, "
-            "or set `bootstrap`."
+    says = words.one if len(peers) == 1 else words.many
+    step = (own and words.here) or words.step
+    figures = with_figures(job, verdict, detail, Refuser(own, len(peers) > 1))
+    remedy = words.remedy
+    if figures is not None:
+        says, step = figures
+    elif words.told and detail:
+        said = detail.removeprefix(f"{peers[0]} ").removeprefix("it ")
+        says += f" ({said.rstrip('.')})"
+    if own and words.here and remedy is not Remedy.WAIT:
+        remedy = Remedy.HERE
+    return Cause(
+        "false_result" if verdict in FALSE_RESULTS else verdict,
+        f"{who} {says.replace('{class}', job.numeric_class)}",
+        _fill(step, peers, around),
+        remedy,
+        peers,
+    )
+
+
+def _fill(step: str, peers: Sequence[PeerId], around: Surroundings) -> str:
+    """A step with the names and figures of this case."""
+    if len(peers) > 1:
+        step = step.replace("its operator", "their operators")
+        step = step.replace("its owner gives", "their owners give")
+    return (
+        step.replace("{own}", around.own)
+        .replace("{peer}", peers[0])
+        .replace("{again}", _again(peers, around.outlook, len(peers) == 1))
+    )
+
+
+def _again(peers: Sequence[PeerId], outlook: Outlook | None, one: bool) -> str:
+    who = "it is" if one else "they are"
+    for peer in outlook.peers if outlook else ():
+        if peer.peer in peers and peer.again_in_s is not None:
+            return f"{who} asked again in {duration(peer.again_in_s)}"
+    return f"{who} asked again by itself" if one else f"{who} asked again by themselves"
+
+
+def _passed_over(around: Surroundings) -> list[Cause]:
+    """Peers that this daemon's other jobs keep busy, where that is all that is to be said."""
+    outlook = around.outlook
+    if outlook is None or not outlook.units_waiting or outlook.share >= 1.0:
+        return []
+    peers = [one.peer for one in outlook.peers if one.doing is Doing.PASSED_OVER]
+    if not peers:
+        return []
+    verb = "works" if len(peers) == 1 else "work"
+    return [
+        Cause(
+            "other_jobs",
+            f"{names(peers, around.own)} {verb} for other jobs of this daemon first; this job "
+            f"has {outlook.share:.0%} of the turns",
+            "nothing need be done; one that is submitted with a higher `--priority` gets more",
+            Remedy.WAIT,
+            tuple(peers),
         )
-    return lines
+    ]
 
 
-def _ended(job: Job) -> str:
-    match job.state:
-        case JobState.DONE:
-            return f"The job is done: {job.units_done} units."
-        case JobState.CANCELLED:
-            return "The job was cancelled."
-        case _:
-            why = f": {job.failure.message}" if job.failure else "."
-            return f"The job failed, {job.units_failed} of {job.units_total} units{why}"
+# --- at work -----------------------------------------------------------------------
+
+
+def _working(around: Surroundings) -> list[Cause]:
+    """Who has units now: nothing is wrong there."""
+    return [
+        Cause(
+            "working",
+            f"{names([peer.peer], around.own)} {_work(peer)}",
+            remedy=Remedy.WAIT,
+            peers=(peer.peer,),
+            units=peer.units_out,
+        )
+        for peer in (around.outlook.peers if around.outlook else ())
+        if peer.doing in (Doing.LEASED, Doing.ASKED)
+    ]
+
+
+def _work(peer: PeerOutlook) -> str:
+    if peer.doing is Doing.ASKED:
+        return "was asked, and has not answered yet"
+    told = ", ".join(map(str, peer.units_out[:UNITS_TOLD]))
+    more = " and more" if len(peer.units_out) > UNITS_TOLD else ""
+    has = f"has unit{'s' if len(peer.units_out) > 1 else ''} {told}{more}"
+    done = f"{has if peer.units_out else 'holds a lease'}, did {peer.units_done} before"
+    return done if peer.unit_s is None else f"{done}, {duration(peer.unit_s)} each"

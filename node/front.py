@@ -20,12 +20,12 @@ import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
-from shoal.node import pipeline, reload
+from shoal.node import chaining, pipeline, reload
+from shoal.node.account import about_unit, told
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
-from shoal.node.errors import ConfigError
-from shoal.node.explain import explain
+from shoal.node.errors import ConfigError, JobError
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
@@ -48,6 +48,7 @@ from shoal.node.records import (
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.swarm_key import PUBLIC
+from shoal.node.work_done import work_done
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
     Adverts,
@@ -58,6 +59,7 @@ from shoal.protocol.messages import (
     DialBack,
     Digest,
     Draw,
+    Drop,
     Introduce,
     Introduction,
     Problem,
@@ -65,6 +67,7 @@ from shoal.protocol.messages import (
     ProofsWanted,
     Reason,
     Release,
+    Share,
     UnitRequest,
     UnitsRequest,
 )
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
     from shoal.crypto.identity import Identity
     from shoal.node.blobs import BlobStore
     from shoal.node.capability_views import CapabilityView, ChallengeView
+    from shoal.node.causes import Explanation
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
     from shoal.node.house import House
@@ -91,7 +95,6 @@ if TYPE_CHECKING:
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.reachability import Reachability
     from shoal.node.records import (
-        Answer,
         CutView,
         GivenUnit,
         Job,
@@ -100,6 +103,7 @@ if TYPE_CHECKING:
         OwnerView,
         Unit,
     )
+    from shoal.node.retention import Retention
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -132,6 +136,7 @@ class Daemon:
     reachability: Reachability
     introductions: Introductions
     joining: Joining
+    retention: Retention
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -264,11 +269,15 @@ class Daemon:
 
     async def note_read(self, job_id: JobId, until: int, order: Order) -> None:
         """Note that the results up to ``until`` were given out."""
-        await self.journal.note_read(job_id, until, order)
+        await self.retention.note_read(job_id, until, order)
 
     async def small_tensors(self, ids: Sequence[BlobId]) -> dict[BlobId, bytes]:
         """Those of ``ids`` that the journal holds."""
         return await self.journal.tensors(ids) if ids else {}
+
+    async def bring_home(self, blob_id: BlobId) -> None:
+        """Hold an output that was left with a peer; raises as `chaining.bring_home`."""
+        await chaining.bring_home(self.house, blob_id)
 
     async def jobs(self, limit: int) -> list[Job]:
         """The newest jobs first."""
@@ -293,12 +302,38 @@ class Daemon:
         """End a job early; a final one stays as it is."""
         return await self.jobs_running.cancel(job_id)
 
-    async def why(self, job_id: JobId) -> tuple[list[Answer], str]:
-        """What peers answered to its calls, and a sentence for each cause."""
+    async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
+        """Forget a job that has ended; raises JobError as `Retention.forget`."""
+        return await self.retention.forget(job_id, unfetched_too=unfetched_too)
+
+    async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:
+        """Why a job stands where it stands; of one unit, where that is asked for.
+
+        Raises:
+            JobError: ``no_such_job`` or ``no_such_unit``.
+        """
         job = await self.journal.job(job_id)
         answers = await self.journal.answers(job_id)
-        around = surroundings(self.membership, self.jobs_running.leases(job_id))
-        return answers, explain(job, answers, around)
+        around = surroundings(
+            self.membership,
+            self.versions,
+            self.jobs_running.leases(job_id),
+            alone=self.joining.view().sentence,
+            outlook=await self.jobs_running.outlook(job_id),
+        )
+        work = ()
+        if job.state.final or job.units_failed:
+            work = await work_done(self.journal, job_id)
+        if unit is None:
+            return told(job, answers, around, work)
+        units = await self.units(job_id, unit, 1)
+        if not units:
+            raise JobError(
+                f"job {job_id} has no unit {unit}",
+                code="no_such_unit",
+                hint=f"it has {job.units_total}, and the first is 0",
+            )
+        return about_unit(told(job, answers, around, work), units[0], around.own)
 
     async def receipts(self, job_id: JobId) -> list[BlobId]:
         """Ids of the job's receipts."""
@@ -441,6 +476,8 @@ class Daemon:
                 return await self.membership.answer(peer, body)
             case Call() | AwardOffer() | UnitRequest() | UnitsRequest() | Cancel() | Release():
                 return await self.provider.answer(peer, body)
+            case Share() | Drop():
+                return self.provider.answer_about_kept(peer, body)
             case Challenge() | Draw() | ProofOffer() | ProofsWanted():
                 return await self.prover.answer(peer, body)
             case DialBack():

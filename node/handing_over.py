@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
-from shoal.node import pipeline
+from shoal.node import chaining, pipeline
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.records import Ended, Failure, Unit
 from shoal.node.running_jobs import Ending, Held, RunningJob
@@ -24,6 +25,7 @@ from shoal.protocol.messages import Reason, Refusal, UnitResult
 
 if TYPE_CHECKING:
     from shoal.node.house import House
+    from shoal.node.lineage import Left, Supply
     from shoal.node.scheduling.state import Batch, State
 
 RECONNECT_S = (0.0, 1.0)
@@ -40,12 +42,14 @@ class Outcome:
     Attributes:
         ends: Units that are done, to be written down.
         failed: How many were called errors.
+        given_up: Units that have failed, since what they need cannot be had any more.
         refusal: Why the provider takes no more under the lease, where it said so.
         problem: Why the lease is broken.
     """
 
     ends: list[Ended] = field(default_factory=list)
     failed: int = 0
+    given_up: list[int] = field(default_factory=list)
     refusal: Refusal | None = None
     problem: ShoalError | None = None
 
@@ -62,24 +66,18 @@ async def hand_over(
         ShoalError: The lease is broken, and nothing of the batch came back.
         StoreError: This node has no room for an output.
     """
-    units = []
-    for index in batch.open:
-        if index in batch.unwanted or index not in running.units:
-            continue  # another peer has ended it since
-        unit = running.units[index]
-        unit = msgspec.structs.replace(unit, attempts=unit.attempts + 1)
-        running.units[index] = unit
-        units.append(unit)
+    outcome = Outcome()
+    units, supply = await _supplied(house, state, running, batch, outcome)
     if not units:
-        return Outcome()
+        events.came_back(state, batch.id, trio.current_time(), 0, cost_s)
+        return outcome
     started_s = trio.current_time()
-    answers = await _ask(house, running, held, units)
+    answers = await _ask(house, running, held, units, supply)
     now_s = trio.current_time()
     ran = sum(isinstance(answer, UnitResult) for answer in answers.values())
     events.came_back(state, batch.id, now_s, ran, cost_s)
     unit_s = (now_s - started_s) / max(1, ran)
     units = [msgspec.structs.replace(unit, seconds=unit_s) for unit in units]
-    outcome = Outcome()
     try:
         await _take_in(house, state, running, held, batch, units, answers, outcome)
     except BaseException:
@@ -104,7 +102,8 @@ async def _take_in(
         if answer is None or unit.index not in batch.open or unit.index in batch.unwanted:
             continue
         if isinstance(answer, Refusal):
-            _refused(state, running, batch, unit, answer, outcome)
+            if not await _lacks_input(house, state, running, batch, unit, answer, outcome):
+                _refused(state, running, batch, unit, answer, outcome)
             continue
         if outcome.problem is not None:
             continue
@@ -116,8 +115,30 @@ async def _take_in(
             outcome.problem = error
 
 
+async def _supplied(
+    house: House, state: State, running: RunningJob, batch: Batch, outcome: Outcome
+) -> tuple[list[Unit], Supply]:
+    """The units of a batch, and how their provider gets their inputs.
+
+    Units that lost an input are not among them: they wait until it is made anew.
+    """
+    units = []
+    for index in list(batch.open):
+        if index in batch.unwanted or index not in running.units:
+            continue  # another peer has ended it since
+        unit = running.units[index]
+        unit = msgspec.structs.replace(unit, attempts=unit.attempts + 1)
+        running.units[index] = unit
+        units.append(unit)
+    supply = await chaining.supply(house, batch.peer, units)
+    for unit in units:
+        if lost := supply.lost.get(unit.index):
+            await _wait_again(house, state, running, batch, unit, lost, outcome)
+    return [unit for unit in units if unit.index in batch.open], supply
+
+
 async def _ask(
-    house: House, running: RunningJob, held: Held, units: list[Unit]
+    house: House, running: RunningJob, held: Held, units: list[Unit], supply: Supply
 ) -> dict[int, UnitResult | Refusal]:
     """Hand over, and ask again for the same units where the link broke and came back."""
     waits_s = iter(RECONNECT_S)
@@ -125,9 +146,12 @@ async def _ask(
         try:
             if len(units) == 1:
                 (unit,) = units
-                answer = await pipeline.hand_over(house, running.need, held.side, unit)
+                sources = supply.sources[unit.index]
+                answer = await pipeline.hand_over(house, running.need, held.side, unit, sources)
                 return {unit.index: answer}
-            return await pipeline.hand_over_together(house, running.need, held.side, units)
+            return await pipeline.hand_over_together(
+                house, running.need, held.side, units, supply.sources
+            )
         except NetworkError as error:
             wait_s = next(waits_s, None)
             if error.code == "no_answer" or wait_s is None:
@@ -137,6 +161,55 @@ async def _ask(
                 await house.reach(held.side.provider)
             if reaching.cancelled_caught:
                 raise
+
+
+async def _lacks_input(
+    house: House,
+    state: State,
+    running: RunningJob,
+    batch: Batch,
+    unit: Unit,
+    answer: Refusal,
+    outcome: Outcome,
+) -> bool:
+    """Look into a refusal that may be the fault of whom an input was left with.
+
+    Returns:
+        Whether it is: then it is nothing against the provider, nor against the unit.
+    """
+    lost: tuple[Left, ...] = ()
+    missing = answer.missing if answer.reason is Reason.DATA_MISSING else None
+    if missing in unit.inputs.values() and not house.store.holds(BlobId(missing)):
+        lost = await chaining.not_found(house, unit, BlobId(missing))
+        if house.store.holds(BlobId(missing)):
+            events.handed_back(state, batch.id, unit.index)
+            return True
+    elif answer.reason is Reason.PROGRAM_REFUSED:
+        lost = await chaining.false_inputs(house, unit)
+    if lost:
+        await _wait_again(house, state, running, batch, unit, lost, outcome)
+    return bool(lost)
+
+
+async def _wait_again(
+    house: House,
+    state: State,
+    running: RunningJob,
+    batch: Batch,
+    unit: Unit,
+    lost: tuple[Left, ...],
+    outcome: Outcome,
+) -> None:
+    """Take a unit out that lost inputs, until they are there again; or give it up."""
+    events.waits_again(state, batch.id, unit.index)
+    if unit.index not in running.queue.out:  # nor has another peer a copy of it
+        running.units.pop(unit.index, None)
+    try:
+        await chaining.wait_again(house, unit, lost)
+    except JobError as error:
+        failure = Failure(error.code, error.message, error.hint)
+        running.errors[unit.index] = Ending(unit, None, failure, None)
+        outcome.given_up.append(unit.index)
 
 
 def _refused(  # of one answer

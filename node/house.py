@@ -23,7 +23,9 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import bidding
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
 from shoal.node.errors import StoreError
+from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
+from shoal.node.lineage import Lineage
 from shoal.node.records import JobId, Unit
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
@@ -65,6 +67,10 @@ class House:
     terms: Callable[[], bidding.Terms]
     known: KnownBlobs = field(default_factory=KnownBlobs)
     """What peers are known to have; this node's own user needs no entry."""
+    kept: KeptOutputs = field(default_factory=KeptOutputs)
+    """What this node's provider keeps for its requesters."""
+    lineage: Lineage = field(default_factory=Lineage)
+    """How often this node's own units were made anew."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
     fetching_from: Turns[PeerId] = field(default_factory=lambda: Turns(FETCHES_AT_ONCE))
     adding: Turns[JobId] = field(default_factory=Turns)
@@ -175,9 +181,17 @@ async def inline_blobs(
 
 
 async def hold(
-    house: House, peer: PeerId, blob_id: BlobId, pin_by: str, limit_bytes: int
+    house: House,
+    peer: PeerId,
+    blob_id: BlobId,
+    pin_by: str,
+    limit_bytes: int,
+    source: PeerId | None = None,
 ) -> None:
     """Hold a blob that ``peer`` has too, until ``pin_by`` lets go.
+
+    It is asked of ``peer``, or of a ``source`` that keeps it for that peer. A source is to
+    be reached by now, and to know protocol 1.3.
 
     What is held already is used only where the peer is known to have it; else the
     peer sends it, or proves to have it (`blob_transfer.fetch_blob`). To a peer that
@@ -192,26 +206,32 @@ async def hold(
     async with house.fetching.take((peer, blob_id)):  # two units of its want it once
         if usable(house, peer, blob_id):
             return
-        stream = partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
+        asked = source or peer
+        stream = partial(house.network.open_stream, asked, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
         try:
-            async with house.fetching_from.take(peer):
+            async with house.fetching_from.take(asked):
                 await fetch_blob(
                     stream,
                     blob_id,
                     house.store,
                     own=house.peer_id,
                     limit_bytes=limit_bytes,
-                    newer=house.control.versions.is_newer(peer),
+                    requester=peer if source else None,
+                    newer=house.control.versions.is_newer(asked),
                 )
         except RemoteProtocolError as error:
-            house.broke(peer, Offence.BAD_BLOB, error.message)
+            house.broke(asked, Offence.BAD_BLOB, error.message)
             raise
         note_known(house, peer, [blob_id])
 
 
 def usable(house: House, peer: PeerId, blob_id: BlobId) -> bool:
     """Whether a blob is held, and may be used for ``peer`` as it is."""
-    known = peer == house.peer_id or house.known.has(peer, blob_id)
+    known = (
+        peer == house.peer_id
+        or house.known.has(peer, blob_id)
+        or house.kept.keeps(peer, blob_id)
+    )
     return known and house.store.holds(blob_id)
 
 

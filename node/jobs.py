@@ -20,10 +20,12 @@ import trio
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
-from shoal.node import handing_over, pipeline
+from shoal.node import chaining, handing_over, pipeline
+from shoal.node.account import nobody_bids
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S, House
 from shoal.node.job_views import JobViews
+from shoal.node.lineage import nearest
 from shoal.node.records import (
     Answer,
     Ended,
@@ -38,7 +40,6 @@ from shoal.node.records import (
 from shoal.node.running_jobs import Ending, Held, RunningJob, prepare
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
-from shoal.node.scheduling.fail_fast import nobody_bids
 from shoal.node.scheduling.outlooks import outlook
 from shoal.node.scheduling.plan import WINDOW_UNITS, plan
 from shoal.node.scheduling.setbacks import setback_of
@@ -229,7 +230,10 @@ class Jobs:
         running = self._running.get(job_id)
         if running is not None:
             running.scope.cancel()
-        return await self._end(job_id, JobState.CANCELLED)
+        job = await self._end(job_id, JobState.CANCELLED)
+        if job.outputs_stay:
+            self._nursery.start_soon(chaining.let_go, self._house, job_id)
+        return job
 
     # --- jobs from start to end ---
 
@@ -274,8 +278,7 @@ class Jobs:
                     finally:  # before the nursery closes: nothing is begun in it any more
                         self._leave(running)
                     nursery.cancel_scope.cancel()
-                failure = running.failure or await self._house.journal.first_failure(job_id)
-                await self._end(job_id, JobState.FAILED if failure else JobState.DONE, failure)
+                await self._end_by_itself(running)
         except* StoreError as errors:  # this node's disk: no other provider would help
             await self._break_off(job_id, _failure(_first(errors)))
         except* Exception as errors:  # root of a job: one job's end must not end the others
@@ -287,6 +290,18 @@ class Jobs:
             self._wake()
             if running.touched:
                 self._nursery.start_soon(self._start_again, job_id)
+
+    async def _end_by_itself(self, running: RunningJob) -> None:
+        """End a job of which all units have ended, or that was failed as a whole."""
+        job_id, failure = running.need.job.id, running.failure
+        if failure is not None:
+            await self._end(job_id, JobState.FAILED, failure)
+            return
+        failure = await self._house.journal.first_failure(job_id)
+        state = JobState.FAILED if failure else JobState.DONE
+        job = await self._end(job_id, state, failure, by_itself=True)
+        # Else a unit of it has to run again by now, since its outputs were lost.
+        running.touched = running.touched or not job.state.final
 
     def _leave(self, running: RunningJob) -> None:
         """Have nothing more to do with peers for a job."""
@@ -308,17 +323,30 @@ class Jobs:
                 error=str(error),
             )
 
-    async def _end(self, job_id: JobId, state: JobState, failure: Failure | None = None) -> Job:
+    async def _end(
+        self,
+        job_id: JobId,
+        state: JobState,
+        failure: Failure | None = None,
+        *,
+        by_itself: bool = False,
+    ) -> Job:
+        goes_on = False
         with trio.CancelScope(shield=True):
             try:
-                job = await self._house.journal.end_job(job_id, state, time.time(), failure)
+                job = await self._house.journal.end_job(
+                    job_id, state, time.time(), failure, by_itself=by_itself
+                )
+                if goes_on := not job.state.final:
+                    return job
                 self.jobs_ended[job.state] += 1
                 log.info(
                     "job ended", job=job_id, state=job.state.value, failed=job.units_failed
                 )
                 await self._views.changed(job_id)
             finally:  # also where it could not be written: nothing more will be shown
-                self._views.close(job_id)
+                if not goes_on:
+                    self._views.close(job_id)
         return job
 
     def _touched(self, job_ids: frozenset[JobId]) -> None:
@@ -531,6 +559,9 @@ class Jobs:
                 problem = outcome.problem
                 if outcome.ends:
                     await self._deliver(running, batch, outcome.ends)
+                for index in outcome.given_up:
+                    events.ended(self._state, running.need.job.id, index)
+                    await self._give_up(running, index)
                 if outcome.refusal is not None:
                     await self._note(running, peer, outcome.refusal)
             except StoreError:
@@ -598,13 +629,16 @@ class Jobs:
             running.cursor = units[-1].index
             running.queue.units = max(running.queue.units, running.cursor + 1)
         fresh = [unit for unit in units if unit.index not in running.ending]
+        near = nearest(await chaining.left_inputs(self._house, fresh), fresh)
         for unit in fresh:
-            running.units.setdefault(unit.index, unit)
+            if unit.index not in running.queue.out:  # its inputs may be others than before
+                running.units[unit.index] = unit
         events.units_read(
             self._state,
             job_id,
             [unit.index for unit in fresh],
             more=len(units) == WINDOW_UNITS,
+            near=near,
         )
         self._wake()
 
@@ -627,7 +661,7 @@ class Jobs:
 
     async def _fail_fast(self, running: RunningJob) -> None:
         answers = await self._house.journal.answers(running.need.job.id)
-        running.failure = nobody_bids(answers, self._house.peer_id)
+        running.failure = nobody_bids(running.need.job, answers, self._house.peer_id)
         running.finished.set()
 
 

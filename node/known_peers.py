@@ -16,18 +16,20 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node import remembered_peers
 from shoal.node.addresses import Address, parse_bootstrap
 from shoal.node.bidding import distrusted
-from shoal.node.explain import Surroundings
 from shoal.node.house import wall_ms
 from shoal.node.joining_plan import Entry, Source
 from shoal.node.membership import REMEMBERED_LIMIT, Membership, Seeds
 from shoal.node.records import PeerView
 from shoal.node.scheduling.state import Facts
+from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.swarm_key import PUBLIC
 
 if TYPE_CHECKING:
     from shoal.node.bidding import Terms
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
+    from shoal.node.outlook import Outlook
+    from shoal.node.peer_versions import PeerVersions
     from shoal.node.proofs import ProofBook
     from shoal.node.remembered_peers import RememberedPeer
     from shoal.node.state import State
@@ -119,7 +121,7 @@ def facts_of(
         rtt_s=link.rtt_s if link is not None else own,
         standing=1.0 if standing is None else standing.standing,
         rate=max(rates, default=None),
-        sequence=entry.advert.sequence if entry is not None else 0,
+        said=entry.advert.sequence if entry is not None else 0,
     )
 
 
@@ -156,13 +158,34 @@ def peer_views(
     return sorted(views, key=lambda view: view.peer)
 
 
-def surroundings(membership: Membership, leases: int) -> Surroundings:
-    """What a job without an answer is explained by; ``leases`` is how many it has."""
-    adverts = [entry.advert for entry in membership.table]
+def surroundings(
+    membership: Membership,
+    versions: PeerVersions,
+    leases: int,
+    *,
+    alone: str = "",
+    outlook: Outlook | None = None,
+) -> Surroundings:
+    """What a job is explained by, beside its answers.
+
+    Args:
+        membership: Whose adverts are valid.
+        versions: Which connected peers speak another version.
+        leases: How many the job holds.
+        alone: Why this node has found no other, by `node.joining`.
+        outlook: The job's plan now.
+    """
     return Surroundings(
         own=membership.own,
-        peers_known=len(adverts) - 1,
-        classes_offered=frozenset(name for each in adverts for name in each.numeric_classes),
+        known={
+            PeerId(entry.advert.peer): Neighbour(
+                providing=entry.advert.providing,
+                classes=frozenset(entry.advert.numeric_classes),
+            )
+            for entry in membership.table
+        },
         leases=leases,
-        closed=frozenset(PeerId(each.peer) for each in adverts if not each.providing),
+        misfits=dict(versions.misfits),
+        alone=alone,
+        outlook=outlook,
     )

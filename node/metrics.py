@@ -212,6 +212,18 @@ METRICS = (
         _of_network(lambda now: now.unread_bytes),
     ),
     Row(
+        "shoal_stream_received_bytes_total",
+        "Bytes that came over streams, by protocol, without what libp2p adds.",
+        _of_network(lambda now: now.received),
+        "protocol",
+    ),
+    Row(
+        "shoal_stream_sent_bytes_total",
+        "Bytes that went out over streams, by protocol, without what libp2p adds.",
+        _of_network(lambda now: now.sent),
+        "protocol",
+    ),
+    Row(
         "shoal_breaches_total",
         "Rules of the network that peers broke, by rule.",
         _of_network(lambda now: now.breaches),

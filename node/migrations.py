@@ -28,10 +28,7 @@ log = structlog.get_logger(__name__)
 def migrate(database: sqlite3.Connection, path: Path) -> None:
     """Bring the tables up to `TABLES_VERSION`; raises what SQLite raises, and OSError."""
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0:
-        # Before the first table: later it takes a whole copy of the file.
-        database.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
-    elif version < TABLES_VERSION:
+    if 0 < version < TABLES_VERSION:
         copy = backup(database, path, version)
         log.info("the state is brought up to this version", tables=version, backup=str(copy))
     if version < TABLES_VERSION:
@@ -45,6 +42,11 @@ def migrate(database: sqlite3.Connection, path: Path) -> None:
             if database.in_transaction:
                 database.execute("ROLLBACK")
             raise
+    if database.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL:
+        try:
+            database.execute("VACUUM")
+        except sqlite3.OperationalError as error:  # no room for a second copy, most likely
+            log.warning("the state stays as large as it was", error=str(error))
 
 
 def backup(database: sqlite3.Connection, path: Path, version: int) -> Path:

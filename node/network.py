@@ -38,7 +38,7 @@ from shoal.node.libp2p_compat.streams import (
     agree,
 )
 from shoal.node.listening import bind
-from shoal.node.network_statistics import NetworkStatistics
+from shoal.node.network_statistics import NetworkStatistics, Traffic
 from shoal.node.streams import ByteStream, translated
 from shoal.node.supervision import SupervisedHost
 from shoal.node.why_not import peer_cut, unreachable, why_not
@@ -233,7 +233,7 @@ class Network:
 
         async def serve(net_stream: Any) -> None:
             net_stream.muxed_conn.used_s = trio.current_time()
-            stream = ByteStream(net_stream)
+            stream = ByteStream(net_stream, self._traffic(protocol))
             try:
                 async with stream:
                     await handler(stream)
@@ -267,7 +267,7 @@ class Network:
             # close it. libp2p_compat bounds the time that this takes.
             with trio.CancelScope(shield=True):
                 net_stream = await connection.new_stream()
-            stream = ByteStream(net_stream)
+            stream = ByteStream(net_stream, self._traffic(protocol))
             try:
                 await agree(net_stream, protocol)
             except ProtocolNotSupportedError as error:
@@ -282,6 +282,11 @@ class Network:
             if protocol != PING_PROTOCOL:
                 connection.muxed_conn.used_s = trio.current_time()
             return stream
+
+    def _traffic(self, protocol: str) -> Traffic:
+        """Where bytes of a protocol's streams are counted: of ``/shoal/blob/1`` as ``blob``."""
+        _, _, name = protocol.strip("/").partition("/")
+        return self._supervised.counts.traffic[name.partition("/")[0] or protocol]
 
     def _live_connection(self, peer: PeerId) -> Any:
         return next(self._life.live(peer), None)
@@ -325,6 +330,8 @@ class Network:
             refused={str(cause): count for cause, count in counts.refused.items()},
             evicted=counts.evicted,
             breaches=dict(counts.breaches),
+            received={name: each.received for name, each in counts.traffic.items()},
+            sent={name: each.sent for name, each in counts.traffic.items()},
             gossip_in=counts.gossip_in,
             gossip_out=counts.gossip_out,
             gossip_dropped=counts.gossip_dropped,

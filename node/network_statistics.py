@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes over the streams of one protocol, without what libp2p adds."""
+
+    received: int = 0
+    sent: int = 0
 
 
 @dataclass(slots=True)
@@ -13,6 +21,7 @@ class Counts:
     refused: Counter[str] = field(default_factory=Counter)
     evicted: int = 0
     breaches: Counter[str] = field(default_factory=Counter)
+    traffic: dict[str, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
     gossip_in: int = 0
     gossip_out: int = 0
     gossip_dropped: int = 0
@@ -32,6 +41,9 @@ class NetworkStatistics:
         refused: Connections refused, by cause (`admission.Refusal`).
         evicted: Connections and handshakes ended to make room for others.
         breaches: Rules broken by peers, by rule (`admission.Breach`'s name, in small letters).
+        received: Bytes that came over streams, by protocol (``control``, ``blob``, ``ping``),
+            without what libp2p adds.
+        sent: Likewise what went out.
         gossip_in: Gossip messages of others that were new and valid.
         gossip_out: Gossip messages of this node's own.
         gossip_dropped: Gossip messages, or whole envelopes, that were not taken in.
@@ -47,6 +59,8 @@ class NetworkStatistics:
     refused: dict[str, int]
     evicted: int
     breaches: dict[str, int]
+    received: dict[str, int]
+    sent: dict[str, int]
     gossip_in: int
     gossip_out: int
     gossip_dropped: int

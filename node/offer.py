@@ -47,6 +47,8 @@ class Capacity:
     sandboxed: bool = False
     """Whether the worker is locked in well enough for strangers' programs."""
     draining: bool = False
+    starting: bool = True
+    """Whether canaries are still to come."""
 
     def units_run_on(self) -> tuple[str, ...]:
         """The ids of the devices that run units; the worker's is the CPU."""
@@ -129,4 +131,5 @@ def make_terms(
         sandboxed=capacity.sandboxed,
         min_price=config.min_price,
         time_limit_s=config.time_limit_s,
+        starting=capacity.starting,
     )

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 import trio
@@ -28,7 +29,8 @@ from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
-from shoal.node import bidding, given_units
+from shoal.crypto.peer_id import PeerId
+from shoal.node import bidding, chaining, given_units, input_sources
 from shoal.node.errors import JobError, StoreError
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
@@ -49,6 +51,8 @@ from shoal.node.house import (
     unit_name,
     wall_ms,
 )
+from shoal.node.input_sources import hold_input
+from shoal.node.kept_outputs import keep_outputs
 from shoal.node.records import (
     SMALL_TENSOR_LIMIT_BYTES,
     Ended,
@@ -64,8 +68,11 @@ from shoal.node.records import (
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import (
     BATCH_PORTS_LIMIT_BYTES,
+    BATCH_SOURCES_LIMIT,
     BATCH_UNITS_LIMIT,
     INLINE_LIMIT_BYTES,
+    SOURCE_BYTES,
+    SOURCES_LIMIT,
 )
 from shoal.protocol.messages import (
     AwardOffer,
@@ -93,7 +100,6 @@ from shoal.protocol.statements import (
 from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
-    from shoal.crypto.peer_id import PeerId
     from shoal.protocol.negotiation import ProviderSide
 
 BID_TIME_LIMIT_S = 3.0
@@ -259,8 +265,12 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
     return answer if isinstance(answer, Refusal) else None
 
 
+Sources: TypeAlias = Sequence[tuple[BlobId, PeerId]]
+"""Which inputs a provider may fetch from which peers: see `node.chaining.supply`."""
+
+
 async def hand_over(
-    house: House, need: Need, side: RequesterSide, unit: Unit
+    house: House, need: Need, side: RequesterSide, unit: Unit, sources: Sources = ()
 ) -> UnitResult | Refusal:
     """Give one unit to the provider and wait for its receipt.
 
@@ -280,6 +290,8 @@ async def hand_over(
         unit=name,
         inputs=tuple(sorted(unit.inputs.items())),
         blobs=await inline_blobs(house, unit, await small_inputs(house, [unit])),
+        keep=need.spec.outputs_stay,
+        sources=tuple(sources)[:SOURCES_LIMIT],
     )
     side.send(request, trio.current_time())
     timeout_s = need.spec.time_limit_s * bidding.IN_FLIGHT + HAND_OVER_GRACE_S
@@ -297,12 +309,17 @@ async def hand_over(
 
 
 async def hand_over_together(
-    house: House, need: Need, side: RequesterSide, units: Sequence[Unit]
+    house: House,
+    need: Need,
+    side: RequesterSide,
+    units: Sequence[Unit],
+    sources: Mapping[int, Sources] = MappingProxyType({}),
 ) -> dict[int, UnitResult | Refusal]:
     """Give several units to the provider in one message and wait until all have ended.
 
     No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
-    allow. Inputs that do not fit into the message go by blob stream.
+    allow. Inputs that do not fit into the message go by blob stream; ``sources`` says, by
+    the index of a unit, which of them come from other peers.
 
     Cancelling it tells the provider that nobody waits any more for those that are out;
     one alone is cancelled by `Cancel`, and the others' answers come all the same.
@@ -320,6 +337,7 @@ async def hand_over_together(
     names = {unit_name(unit): unit for unit in units}
     requests = []
     named_bytes = sum(ports_bytes(unit.inputs.items()) for unit in units)
+    named_bytes += SOURCE_BYTES * sum(map(len, sources.values()))
     room = min(INLINE_LIMIT_BYTES, side.room_bytes - named_bytes)
     small = await small_inputs(house, units)
     for name, unit in names.items():
@@ -327,7 +345,9 @@ async def hand_over_together(
         blobs = await inline_blobs(house, unit, small, room)
         room -= sum(map(len, blobs))
         inputs = tuple(sorted(unit.inputs.items()))
-        requests.append(UnitRequest(side.call.call, name, inputs, blobs))
+        named = tuple(sources.get(unit.index, ()))[:SOURCES_LIMIT]
+        keep = need.spec.outputs_stay
+        requests.append(UnitRequest(side.call.call, name, inputs, blobs, keep, named))
     message = UnitsRequest(call=side.call.call, units=tuple(requests))
     side.send(message, trio.current_time())
     timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
@@ -398,18 +418,20 @@ async def fetch_inputs(
     have as many bytes as the unit may use of memory: the daemon holds them too.
 
     Raises:
+        InputMissingError: Nobody gives an input.
         NetworkError: The requester went away.
         ProgramError: An input is missing, unknown, or of another dtype or shape,
             or all of them are too large.
     """
     assert side.call is not None
     inline = {blob_id_of(blob): blob for blob in request.blobs}
+    sources = input_sources.Sources(side.requester, request.sources)
     room = side.call.memory_bytes
     tensors: dict[str, bytes] = {}
     for name, text in request.inputs:
         blob_id = BlobId(text)
         if blob_id not in inline:
-            await hold(house, side.requester, blob_id, inputs_of(side, request.unit), room)
+            await hold_input(house, sources, blob_id, inputs_of(side, request.unit), room)
             room -= house.store.size_bytes(blob_id)
         if room < 0:
             raise ProgramError(
@@ -506,8 +528,14 @@ async def sign(
         runtime=outcome.runtime[:256] if outcome else "",
     )
     inline: list[bytes] = []
+    kept: dict[BlobId, int] = {}
     if outcome:
+        if request.keep:
+            made = {outputs[name]: tensor for name, tensor in outcome.outputs.items()}
+            kept = await keep_outputs(house, side.requester, made)
         for name, tensor in outcome.outputs.items():
+            if outputs[name] in kept:
+                continue
             if len(tensor) <= room:
                 inline.append(tensor)
                 room -= len(tensor)
@@ -517,7 +545,11 @@ async def sign(
         note_known(house, side.requester, outputs.values())
     envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
     return UnitResult(
-        call=request.call, unit=request.unit, receipt=envelope, blobs=tuple(inline)
+        call=request.call,
+        unit=request.unit,
+        receipt=envelope,
+        blobs=tuple(inline),
+        kept=tuple(sorted(kept.items())),
     )
 
 
@@ -536,7 +568,11 @@ def _unit_error(outcome: Outcome) -> UnitError | None:
 def units_per_message(manifest: manifests.Manifest) -> int:
     """How many units of a program one message may carry, so that its answer fits a frame."""
     ports = [(port.name, "") for port in (*manifest.inputs, *manifest.outputs)]
-    return min(BATCH_UNITS_LIMIT, BATCH_PORTS_LIMIT_BYTES // max(1, ports_bytes(ports)))
+    return min(
+        BATCH_UNITS_LIMIT,
+        BATCH_PORTS_LIMIT_BYTES // max(1, ports_bytes(ports)),
+        BATCH_SOURCES_LIMIT // max(1, len(manifest.inputs)),
+    )
 
 
 async def answer_together(
@@ -552,7 +588,9 @@ async def answer_together(
     room = INLINE_LIMIT_BYTES
     for unit, answer in zip(units, answers, strict=True):
         if isinstance(answer, Refusal):
-            together.append(UnitRefusal(unit.unit, answer.reason, answer.detail))
+            together.append(
+                UnitRefusal(unit.unit, answer.reason, answer.detail, answer.missing)
+            )
             continue
         size_bytes = sum(map(len, answer.blobs))
         if size_bytes <= room:
@@ -620,10 +658,13 @@ async def take_outputs(
             code="wrong_output_id",
         )
     note_known(house, side.provider, inline)
+    left = _left(need, side.provider, outputs, result)
     tensors: dict[BlobId, bytes] = {}
     try:
         for port in need.manifest.outputs:
             blob_id = outputs[port.name]
+            if blob_id in left:
+                continue
             blob = inline.get(blob_id)
             if blob is None or len(blob) > SMALL_TENSOR_LIMIT_BYTES:
                 house.store.pin(blob_id, arriving(unit))
@@ -646,7 +687,7 @@ async def take_outputs(
         attempts=unit.attempts,
         seconds=unit.seconds,
     )
-    return Ended(done, result.receipt, tensors)
+    return Ended(done, result.receipt, tensors, left)
 
 
 async def deliver(house: House, ends: Sequence[Ended]) -> Written:
@@ -661,6 +702,8 @@ async def deliver(house: House, ends: Sequence[Ended]) -> Written:
             if new and end.unit.outputs:
                 for blob_id in end.unit.outputs.values() - end.tensors.keys():
                     house.store.pin(blob_id, outputs_of(end.unit.job))
+            elif end.left and end.unit.provider is not None:
+                await chaining.let_go_of_copies(house, end.unit.provider, end.left)
         return written
     finally:
         let_go(house, ends)
@@ -675,6 +718,30 @@ def let_go(house: House, ends: Sequence[Ended]) -> None:
 def arriving(unit: Unit) -> str:
     """Under which name outputs are pinned that have come and are not written down."""
     return f"{outputs_of(unit.job)}/{unit.index}"
+
+
+def _left(
+    need: Need, provider: PeerId, outputs: Mapping[str, BlobId], result: UnitResult
+) -> dict[BlobId, int]:
+    """The outputs that stay with their provider, and their sizes in bytes, by its word."""
+    left = {BlobId(blob_id): size_bytes for blob_id, size_bytes in result.kept}
+    if left and not need.spec.outputs_stay:
+        raise VerificationError(
+            f"{provider} keeps outputs that are wanted here", code="wrong_output"
+        )
+    for blob_id, size_bytes in left.items():
+        if blob_id not in outputs.values():
+            raise VerificationError(
+                f"{provider} keeps an output that its receipt does not name",
+                code="wrong_output_id",
+            )
+        if size_bytes > need.spec.memory_limit_bytes:
+            raise VerificationError(
+                f"{provider} says that an output has {size_bytes} bytes, and a unit has no "
+                f"more than {need.spec.memory_limit_bytes}",
+                code="wrong_output",
+            )
+    return left
 
 
 async def _take_output(

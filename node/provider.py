@@ -19,7 +19,7 @@ import trio
 
 from shoal.compute.errors import ProgramError
 from shoal.crypto.content import BlobId
-from shoal.node import bidding, pipeline
+from shoal.node import bidding, kept_outputs, pipeline
 from shoal.node.errors import StoreError
 from shoal.node.house import House, manifest_of, program_blobs, usable
 from shoal.node.running import Batch, Conversation, Running
@@ -29,10 +29,13 @@ from shoal.protocol.messages import (
     Call,
     Cancel,
     Done,
+    Drop,
     Lease,
     Reason,
     Refusal,
     Release,
+    Share,
+    Shared,
     UnitRefusal,
     UnitRequest,
     UnitResult,
@@ -137,6 +140,10 @@ class Provider:
             if isinstance(part, Refusal | UnitRefusal):
                 self.refused[part.reason] += 1
         return answer
+
+    def answer_about_kept(self, peer: PeerId, message: Share | Drop) -> Shared | Done:
+        """Answer a requester about the outputs that are kept here for it."""
+        return kept_outputs.answer(self._house, peer, message)
 
     async def _answer(
         self,
@@ -288,6 +295,7 @@ class Provider:
         """
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
+            kept_outputs.sweep(self._house)
             now_s = trio.current_time()
             for key, conversation in list(self._conversations.items()):
                 self._hand_back(conversation, now_s)

@@ -150,6 +150,10 @@ class Job(msgspec.Struct, frozen=True):
 
         return job_html(self)
 
+    def output(self, unit: int, output: str) -> OutputRef:
+        """An output of one of its units, to be an input of a later job's."""
+        return OutputRef(self.id, unit, output)
+
 
 class Unit(msgspec.Struct, frozen=True):
     """A unit as it stands.

@@ -18,7 +18,7 @@ from shoal.compute.errors import ProgramError
 from shoal.compute.unit_runs import Execution, UnitRun
 from shoal.crypto.errors import ShoalError
 from shoal.node import pipeline
-from shoal.node.errors import StoreError
+from shoal.node.errors import InputMissingError, StoreError
 from shoal.node.house import House, inputs_of
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
 from shoal.protocol.messages import Reason, Refusal, UnitRequest, UnitResult
@@ -232,12 +232,17 @@ class Batch:
         match error:
             case ProgramError():
                 reason = Reason.PROGRAM_REFUSED
+            case StoreError(code="blob_too_large"):
+                # Over what the unit may have of memory: it fits no disk of any node.
+                reason = Reason.PROGRAM_REFUSED
             case StoreError():
                 reason = Reason.NO_ROOM
             case _:
                 reason = Reason.DATA_MISSING
+        missing = error.blob_id if isinstance(error, InputMissingError) else None
         for unit in units:
-            self._end(unit, Refusal(unit.request.call, reason, error.message[:256]))
+            call = unit.request.call
+            self._end(unit, Refusal(call, reason, error.message[:256], missing))
 
     def _end(self, unit: Running, answer: UnitResult | Refusal) -> None:
         self._house.store.unpin(inputs_of(self._side, unit.request.unit))

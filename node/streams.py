@@ -12,6 +12,7 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import NetworkError, StreamClosedError
 from shoal.node.libp2p_compat.muxing import MAX_FRAME_PAYLOAD_BYTES
 from shoal.node.libp2p_compat.streams import TRANSPORT_ERRORS, receive
+from shoal.node.network_statistics import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -34,11 +35,16 @@ class ByteStream:
 
     A frame that is going out when its sender is cancelled goes out whole: to a
     peer that takes nothing, that lasts `libp2p_compat.muxing.FRAME_LIMIT_S`.
+
+    Args:
+        stream: Of the libp2p host.
+        traffic: Where its bytes are counted.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, traffic: Traffic | None = None) -> None:
         self.remote = PeerId(str(stream.muxed_conn.peer_id))
         self._stream = stream
+        self._traffic = Traffic() if traffic is None else traffic
         self._unread = memoryview(b"")
 
     async def receive_some(self, limit: int) -> bytes:
@@ -83,6 +89,7 @@ class ByteStream:
             while rest:
                 frame = rest[:MAX_FRAME_PAYLOAD_BYTES]
                 await self._stream.write(bytes(frame))
+                self._traffic.sent += len(frame)
                 rest = rest[len(frame) :]
 
     async def aclose(self) -> None:
@@ -100,6 +107,7 @@ class ByteStream:
         with translated(self.remote, "sends no more data"):
             data, code = await receive(self._stream, READ_SIZE_BYTES)
         if code is None:
+            self._traffic.received += len(data)
             return data
         message = f"{self.remote} sends no more data: {code.replace('_', ' ')}"
         raise NetworkError(message, code=code)

@@ -30,7 +30,7 @@ from msgspec import Meta
 
 from shoal.crypto.content import CHUNK_SIZE_BYTES, DIGEST_SIZE_BYTES
 from shoal.crypto.possession import CHALLENGE_SIZE_BYTES, PROOF_SIZE_BYTES
-from shoal.protocol.limits import BLOB_LIMIT_BYTES, HexId
+from shoal.protocol.limits import BLOB_LIMIT_BYTES, HexId, PeerText
 
 CHUNKS_LIMIT = BLOB_LIMIT_BYTES // CHUNK_SIZE_BYTES
 """Chunks of the largest blob."""
@@ -49,10 +49,19 @@ class WhyNot(StrEnum):
     NO_RIGHT = "no_right"
 
 
-class BlobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="want"):
-    """This blob is wanted."""
+class BlobRequest(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="want"
+):
+    """This blob is wanted.
+
+    Attributes:
+        requester: For whose unit, where that is another peer: the blob is served if it is
+            kept for that peer, and shared with the sender by it. Said only to a peer of
+            protocol 1.3 or newer.
+    """
 
     blob: HexId
+    requester: PeerText | None = None
 
 
 class BlobFound(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="found"):

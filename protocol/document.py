@@ -94,6 +94,8 @@ matched by `id`.
 | `DialBack` | `DialedBack` |
 | `Introduce`, `Introduction` | `Done` once the node has dialled, or `NotIntroduced` |
 | `ProofsWanted` | `Proofs` |
+| `Share` | `Shared` |
+| `Drop` | `Done` |
 
 Any request may be answered by a `Problem` instead, whose `code` is stable.
 """
@@ -146,6 +148,24 @@ NEGOTIATION = """\
 
 One conversation is about one call, between one requester and one provider. Each side
 holds a state machine; whatever is not in its diagram is an error.
+"""
+
+KEPT_OUTPUTS = """\
+### Kept outputs
+
+A unit that is asked for with `keep` sends none of its outputs: they stay with the provider
+for the requester, and its `UnitResult` gives the size of each in `kept`. A provider that
+has no room to keep one sends it as ever. The requester can fetch a kept output by blob
+stream as long as it is kept; it is dropped on `Drop`, after a time without use that is the
+provider's to choose, or when the provider needs the room.
+
+A kept output is an input of a later unit by its id. The requester tells the peer that keeps
+it, with `Share`, whom to let fetch it, and names that peer in the `sources` of the unit. The
+unit's provider then opens a blob stream to the source with `requester` in its `BlobRequest`:
+so a right that one requester gave is of no use to another one that knows the id. It connects
+to a source only by an advert that it holds, tries a few and no more, and then asks the
+requester. An input that neither gives is named in the `missing` of a `Refusal` with
+`data_missing`; the requester then fetches it itself, or has it computed again.
 """
 
 CHALLENGE = """\
@@ -208,6 +228,7 @@ def document() -> str:
         diagram(REQUESTER),
         "### The provider\n",
         diagram(PROVIDER),
+        KEPT_OUTPUTS,
         CHALLENGE,
         _passage(challenge, "A challenge names", "Prior art"),
         "### The verifier\n",

@@ -19,7 +19,8 @@ PROTOCOL_MINOR = 3
 
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
-introductions; 1.3 brought many units in one message.
+introductions; 1.3 brought many units in one message, and outputs that stay with their
+provider.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -85,10 +86,6 @@ name for each. They stand in the request, and again in the receipts that answer 
 PORT_BYTES = 72
 """What one input or output takes in a message beside its name."""
 
-IN_FLIGHT_LIMIT_BYTES = 4 * (INLINE_LIMIT_BYTES + BATCH_PORTS_LIMIT_BYTES)
-"""Inline blobs, names and ids of all units that are out under one lease: a provider holds
-them. Four full batches.
-"""
 
 LEASE_IDLE_LIMIT_S = 3600.0
 """Longest silence that a lease may outlast; a provider keeps blobs and answers for it."""
@@ -98,6 +95,28 @@ UNIT_TIME_LIMIT_S = 7 * 86400.0
 
 PORTS_LIMIT = 256
 """Inputs or outputs of a program; the largest exported models have some dozens."""
+
+SOURCES_LIMIT = 512
+"""Peers named in one unit as holders of its inputs: two for each of the most inputs."""
+
+SOURCE_BYTES = 122
+"""What one source takes in a message: a blob's id and a peer's."""
+
+BATCH_SOURCES_LIMIT = 1024
+"""Sources that the units of one message name, in all: an eighth of its frame."""
+
+SOURCE_BYTES = 130
+"""What one source takes in a message."""
+
+IN_FLIGHT_LIMIT_BYTES = 4 * (
+    INLINE_LIMIT_BYTES + BATCH_PORTS_LIMIT_BYTES + BATCH_SOURCES_LIMIT * SOURCE_BYTES
+)
+"""Inline blobs, names, ids and sources of all units that are out under one lease: a
+provider holds them. Four full batches.
+"""
+
+SHARED_IDS_LIMIT = 512
+"""Kept outputs in one message; more go in several."""
 
 LIST_LIMIT = 512
 """Items in any one list: the renewals of one message are the most."""

@@ -168,6 +168,8 @@ class Refusal(_Message, frozen=True, tag="refusal"):
     call: Nonce
     reason: Reason
     detail: Text = ""
+    missing: HexId | None = None
+    """With `Reason.DATA_MISSING`: an input that nobody who was asked gave."""
 
 
 class AwardOffer(_Message, frozen=True, tag="award"):
@@ -189,17 +191,29 @@ Blobs = Annotated[tuple[InlineBytes, ...], Meta(max_length=limits.PORTS_LIMIT)]
 """Small blobs carried inside a message; their ids follow from their bytes."""
 
 
+Sources = Annotated[tuple[tuple[HexId, PeerText], ...], Meta(max_length=limits.SOURCES_LIMIT)]
+"""Where inputs may be fetched from, in the order in which to try."""
+
+KeptSizes = Annotated[tuple[tuple[HexId, ByteCount], ...], Meta(max_length=limits.PORTS_LIMIT)]
+"""Outputs that stay with their provider, and how many bytes each has."""
+
+
 class UnitRequest(_Message, frozen=True, tag="unit"):
     """One unit to run under a lease.
 
     Attributes:
         blobs: The smallest inputs, `limits.INLINE_LIMIT_BYTES` in all at most.
+        keep: The outputs are not to be sent: see "Kept outputs".
+        sources: Peers that keep inputs for the requester and that it has told to share
+            them with the provider, which asks them before it asks the requester.
     """
 
     call: Nonce
     unit: UnitId
     inputs: NamedIds
     blobs: Blobs = ()
+    keep: bool = False
+    sources: Sources = ()
 
     def __post_init__(self) -> None:
         _check_inline(self.blobs)
@@ -210,12 +224,15 @@ class UnitResult(_Message, frozen=True, tag="result"):
 
     Attributes:
         blobs: The smallest outputs, `limits.INLINE_LIMIT_BYTES` in all at most.
+        kept: The outputs that stay with the provider, as was asked; any other output is
+            among ``blobs``, or may be fetched.
     """
 
     call: Nonce
     unit: UnitId
     receipt: EnvelopeBytes
     blobs: Blobs = ()
+    kept: KeptSizes = ()
 
     def __post_init__(self) -> None:
         _check_inline(self.blobs)
@@ -227,7 +244,8 @@ class UnitsRequest(_Message, frozen=True, tag="units"):
     Attributes:
         units: Of the same call, no name twice. Their blobs have
             `limits.INLINE_LIMIT_BYTES` in all at most, and their inputs' names and ids
-            `limits.BATCH_PORTS_LIMIT_BYTES`; those of their outputs count there too.
+            `limits.BATCH_PORTS_LIMIT_BYTES`; those of their outputs count there too. They
+            name `limits.BATCH_SOURCES_LIMIT` sources in all at most.
     """
 
     call: Nonce
@@ -243,6 +261,11 @@ class UnitsRequest(_Message, frozen=True, tag="units"):
                 f"{size_bytes} bytes of inputs' names and ids in one message, "
                 f"of {limits.BATCH_PORTS_LIMIT_BYTES}"
             )
+        sources = sum(len(unit.sources) for unit in self.units)
+        if sources > limits.BATCH_SOURCES_LIMIT:
+            raise ValueError(
+                f"{sources} sources in one message, of {limits.BATCH_SOURCES_LIMIT}"
+            )
 
 
 class UnitRefusal(_Message, frozen=True, tag="unit_refusal"):
@@ -251,6 +274,8 @@ class UnitRefusal(_Message, frozen=True, tag="unit_refusal"):
     unit: UnitId
     reason: Reason
     detail: Text = ""
+    missing: HexId | None = None
+    """As in `Refusal`."""
 
 
 class UnitsResult(_Message, frozen=True, tag="results"):
@@ -288,6 +313,34 @@ class Release(_Message, frozen=True, tag="release"):
     """The requester is done with this bid or lease."""
 
     call: Nonce
+
+
+# --- kept outputs ---------------------------------------------------------------
+
+SharedIds = Annotated[tuple[HexId, ...], Meta(min_length=1, max_length=limits.SHARED_IDS_LIMIT)]
+"""Outputs that a provider keeps for whoever asks."""
+
+
+class Share(_Message, frozen=True, tag="share"):
+    """Asks a provider to let ``peer`` fetch outputs that it keeps for the asker.
+
+    That peer names the asker when it fetches them (`BlobRequest.requester`).
+    """
+
+    blobs: SharedIds
+    peer: PeerText
+
+
+class Shared(_Message, frozen=True, tag="shared"):
+    """The answer to `Share`: done, but for what is not kept here for the asker."""
+
+    missing: Annotated[tuple[HexId, ...], Meta(max_length=limits.SHARED_IDS_LIMIT)] = ()
+
+
+class Drop(_Message, frozen=True, tag="drop"):
+    """The asker does not need these kept outputs any more; unknown ones are no matter."""
+
+    blobs: SharedIds
 
 
 # --- capability challenge -------------------------------------------------------
@@ -440,6 +493,7 @@ class Problem(_Message, frozen=True, tag="problem"):
 
 ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer | ProofsWanted
 ReachabilityRequest: TypeAlias = DialBack | Introduce | Introduction
+KeepingRequest: TypeAlias = Share | Drop
 RequestBody: TypeAlias = (
     Hello
     | Digest
@@ -452,6 +506,7 @@ RequestBody: TypeAlias = (
     | Release
     | ChallengeRequest
     | ReachabilityRequest
+    | KeepingRequest
 )
 ResponseBody: TypeAlias = (
     Hello
@@ -466,6 +521,7 @@ ResponseBody: TypeAlias = (
     | DialedBack
     | NotIntroduced
     | Proofs
+    | Shared
     | Done
     | Problem
 )
@@ -496,7 +552,8 @@ def ports_bytes(ports: Iterable[tuple[str, str]]) -> int:
 
 def unit_bytes(unit: UnitRequest) -> int:
     """What a unit that is out counts for; see `limits.IN_FLIGHT_LIMIT_BYTES`."""
-    return sum(map(len, unit.blobs)) + ports_bytes(unit.inputs)
+    named_bytes = ports_bytes(unit.inputs) + limits.SOURCE_BYTES * len(unit.sources)
+    return sum(map(len, unit.blobs)) + named_bytes
 
 
 def _check_inline(blobs: Sequence[bytes]) -> None:

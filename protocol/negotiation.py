@@ -566,7 +566,9 @@ def _as_answer(answer: UnitResult | UnitRefusal | Refusal, call: str) -> UnitRes
     """A unit's answer as it would be by itself."""
     if not isinstance(answer, UnitRefusal):
         return answer
-    return Refusal(call=call, reason=answer.reason, detail=answer.detail)
+    return Refusal(
+        call=call, reason=answer.reason, detail=answer.detail, missing=answer.missing
+    )
 
 
 TERMINAL = frozenset({State.ENDED})

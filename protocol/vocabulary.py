@@ -28,6 +28,7 @@ from shoal.protocol.messages import (
     Digest,
     Done,
     Draw,
+    Drop,
     Hello,
     Introduce,
     Introduction,
@@ -43,6 +44,8 @@ from shoal.protocol.messages import (
     Release,
     Request,
     Response,
+    Share,
+    Shared,
     UnitRequest,
     UnitResult,
     UnitsRequest,
@@ -80,12 +83,19 @@ SINCE: Mapping[type[msgspec.Struct], int] = {
     NotIntroduced: 2,
     ProofsWanted: 2,
     Proofs: 2,
+    Share: 3,
+    Shared: 3,
+    Drop: 3,
     UnitsRequest: 3,
     UnitsResult: 3,
 }
 """The minor that brought each message."""
 
 FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {
+    (Refusal, "missing"): 3,
+    (UnitRequest, "keep"): 3,
+    (UnitRequest, "sources"): 3,
+    (UnitResult, "kept"): 3,
     (Bid, "batch_max"): 3,
     (Cancel, "others"): 3,
 }

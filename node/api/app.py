@@ -152,6 +152,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("POST", "/v1/jobs/{id}/seal", api.seal),
         ("GET", "/v1/jobs/{id}/results", api.results),
         ("POST", "/v1/jobs/{id}/cancel", api.cancel),
+        ("DELETE", "/v1/jobs/{id}", api.forget),
         ("GET", "/v1/jobs/{id}/why", api.why),
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
         ("GET", "/v1/receipts/{id}", api.receipt),
@@ -375,9 +376,17 @@ class _Api:
         cancelled = await self._daemon.cancel_units(job_id, wanted.units)
         return answer({"job": await self._daemon.job(job_id), "cancelled": cancelled})
 
+    async def forget(self, request: Request) -> Response:
+        unfetched_too = _whole_number(request, "unfetched", 0, 1) == 1
+        job = await self._daemon.forget(_job_id(request), unfetched_too=unfetched_too)
+        return answer({"job": job})
+
     async def why(self, request: Request) -> Response:
-        answers, summary = await self._daemon.why(_job_id(request))
-        return answer({"answers": answers, "summary": summary})
+        asked = "unit" in request.query_params
+        unit = _whole_number(request, "unit", 0) if asked else None
+        found = await self._daemon.why(_job_id(request), unit)
+        # The summary is for clients that have no words of their own.
+        return answer({**msgspec.structs.asdict(found), "summary": found.summary})
 
     async def receipts(self, request: Request) -> Response:
         return answer({"receipts": await self._daemon.receipts(_job_id(request))})

@@ -189,11 +189,18 @@ class _SmallTensor:
 
 
 async def blobs_with(daemon: DaemonFacade, blob_id: BlobId) -> ReadableBlobs:
-    """Where to read a blob: small tensors are in the journal, and not in the store."""
+    """Where to read a blob: small tensors are in the journal, and not in the store.
+
+    An output that was left with a peer is fetched from there first.
+
+    Raises:
+        JobError: ``computed_again``: it is lost, and its unit runs again.
+    """
     if not daemon.blobs.holds(blob_id):
         small = await daemon.small_tensors([blob_id])
         if blob_id in small:
             return _SmallTensor(small[blob_id])
+        await daemon.bring_home(blob_id)
     return daemon.blobs
 
 

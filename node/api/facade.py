@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId, ChunkList
     from shoal.crypto.peer_id import PeerId
     from shoal.node.capability_views import CapabilityView, ChallengeView
+    from shoal.node.causes import Explanation
     from shoal.node.records import (
-        Answer,
         CutView,
         GivenUnit,
         Job,
@@ -170,6 +170,15 @@ class DaemonFacade(Protocol):
         """Those of ``ids`` that are held as small tensors, and not as blobs."""
         ...
 
+    async def bring_home(self, blob_id: BlobId) -> None:
+        """Hold an output that was left with a peer; others are no matter.
+
+        Raises:
+            JobError: ``computed_again``: it is lost, and its unit runs again.
+            StoreError: There is no room for it.
+        """
+        ...
+
     async def cancel_units(self, job_id: JobId, indices: Sequence[int]) -> tuple[int, ...]:
         """Cancel units that nobody runs; gives the indices of those that are cancelled."""
         ...
@@ -196,8 +205,16 @@ class DaemonFacade(Protocol):
         """End a job early; a final one stays as it is."""
         ...
 
-    async def why(self, job_id: JobId) -> tuple[list[Answer], str]:
-        """What peers answered to its calls, and a sentence for each cause."""
+    async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
+        """Forget a job that has ended; raises JobError where it may not go."""
+        ...
+
+    async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:
+        """Why a job, or one unit of it, stands where it stands.
+
+        Raises:
+            JobError: ``no_such_job`` or ``no_such_unit``.
+        """
         ...
 
     async def receipts(self, job_id: JobId) -> list[BlobId]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
+import shutil
+import zipfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from shoal.crypto.errors import ShoalError
+from shoal.node.client.files import SAFETENSORS_CODES, InputError, read_array, read_arrays
 from shoal.node.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,49 +23,36 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class InputError(ShoalError):
-    """An input on the command line that names no usable file."""
-
-    code = "bad_input"
+FORMATS = ("npy", "npz", "safetensors")
+_ARCHIVES = (".npz", ".safetensors")
 
 
 def read_inputs(texts: Iterable[str]) -> dict[str, np.ndarray]:
-    """Open the files of ``NAME=FILE.npy``; their elements are read when used.
+    """Open the files of ``NAME=FILE``; their elements are read when used.
+
+    A file of named arrays, npz or safetensors, may stand alone: then it has all inputs.
 
     Raises:
-        InputError: A text has another form, a name comes twice, or a file is
-            not an npy file of plain numbers.
+        InputError: A file is not what its name says, or holds no plain numbers.
+        ConfigError: A text has another form, or an input comes twice.
         OSError: A file cannot be opened.
     """
-    import numpy as np
-
     inputs: dict[str, np.ndarray] = {}
     for text in texts:
         name, separator, file = text.partition("=")
-        if not name or not separator or not file:
+        if not separator and text.endswith(_ARCHIVES):
+            found = read_arrays(text)
+        elif name and file:
+            found = {name: read_array(file, name)}
+        else:
             raise ConfigError(
                 f"--input {text!r} is not of the form NAME=FILE.npy",
                 code="usage",
-                hint="for example --input x=a.npy",
+                hint="for example --input x=a.npy, or --input all.npz",
             )
-        if name in inputs:
-            raise ConfigError(f"input {name!r} is given twice", code="usage")
-        try:
-            found = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):
-            raise InputError(
-                f"{file} is not an npy file of numbers",
-                code="bad_npy",
-                hint="write it with numpy.save(path, array)",
-            ) from None
-        if not isinstance(found, np.ndarray):
-            found.close()
-            raise InputError(
-                f"{file} is an .npz archive of arrays, and not one array",
-                code="bad_npy",
-                hint="save one array with numpy.save(path, array)",
-            )
-        inputs[name] = found
+        for twice in found.keys() & inputs.keys():
+            raise ConfigError(f"input {twice!r} is given twice", code="usage")
+        inputs |= found
     return inputs
 
 
@@ -73,23 +64,30 @@ def check_directory(directory: Path | None) -> None:
     """
     if directory is None or directory.is_dir():
         return
-    if directory.exists() or directory.suffix == ".npy":
+    if directory.exists() or directory.suffix in {".npy", *_ARCHIVES}:
         raise ConfigError(
             f"--output is a directory, and {directory} is a file",
             code="usage",
-            hint="name a directory; each output is written to NAME.npy in it",
+            hint="name a directory; outputs are written to files in it",
         )
 
 
 class OutputFiles:
-    """One npy file for each output, put in place when all of them are whole.
+    """Outputs on the disk, put in place when all of them are whole.
 
-    Used as a context manager; left by an error, nothing stays.
+    Each grows row by row in a file of its own, which becomes ``NAME.npy`` or, in the other
+    formats, a part of ``outputs.npz`` or ``outputs.safetensors``. Used as a context manager;
+    left by an error, nothing stays.
+
+    Args:
+        directory: Where to; it is made.
+        file_format: One of `FORMATS`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, file_format: str = "npy") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
+        self._format = file_format
         self._writers: dict[str, _NpyWriter] = {}
 
     def append(self, outputs: Mapping[str, np.ndarray]) -> None:
@@ -102,7 +100,22 @@ class OutputFiles:
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Put the files in place; gives path, dtype and shape by output name."""
-        return {name: writer.finish() for name, writer in self._writers.items()}
+        if self._format == "npy":
+            return {name: writer.finish() for name, writer in self._writers.items()}
+        for writer in self._writers.values():
+            writer.complete()
+        whole = self._directory / f"outputs.{self._format}"
+        partial = whole.with_name(f".{whole.name}.{os.getpid()}.part")
+        try:
+            write = _write_npz if self._format == "npz" else _write_safetensors
+            write(partial, self._writers)
+            partial.replace(whole)
+        finally:
+            partial.unlink(missing_ok=True)
+        return {
+            name: writer.described | {"path": str(whole)}
+            for name, writer in self._writers.items()
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -153,16 +166,31 @@ class _NpyWriter:
         self._units += 1
         self._file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
 
-    def finish(self) -> dict[str, Any]:
+    def complete(self) -> None:
+        """Write the header of what is there now; nothing more comes."""
         self._file.seek(0)
         self._write_header()
         self._file.close()
+
+    def finish(self) -> dict[str, Any]:
+        self.complete()
         self._partial.replace(self.path)
-        return {
-            "path": str(self.path),
-            "dtype": self._dtype.name,
-            "shape": list(self._shape),
-        }
+        return self.described | {"path": str(self.path)}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        return {"dtype": self._dtype.name, "shape": list(self._shape)}
+
+    @property
+    def data_bytes(self) -> int:
+        return math.prod(self._shape) * self._dtype.itemsize
+
+    def copy_to(self, target: IO[bytes], *, data_only: bool) -> None:
+        """Write the file, or its elements alone, into another; once it is complete."""
+        with self._partial.open("rb") as source:
+            if data_only:
+                source.seek(-self.data_bytes or 0, os.SEEK_END)
+            shutil.copyfileobj(source, target, 1 << 20)
 
     def discard(self) -> None:
         self._file.close()
@@ -186,3 +214,34 @@ class _NpyWriter:
             "shape": self._shape,
         }
         npy.write_array_header_1_0(self._file, header)
+
+
+def _write_npz(path: Path, writers: Mapping[str, _NpyWriter]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, writer in writers.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as target:
+                writer.copy_to(target, data_only=False)
+
+
+def _write_safetensors(path: Path, writers: Mapping[str, _NpyWriter]) -> None:
+    entries: dict[str, dict[str, Any]] = {}
+    at = 0
+    for name, writer in writers.items():
+        described = writer.described
+        if described["dtype"] not in SAFETENSORS_CODES:
+            raise InputError(
+                f"output {name!r} is of {described['dtype']}, which safetensors cannot hold",
+                hint="use --format npy",
+            )
+        entries[name] = {
+            "dtype": SAFETENSORS_CODES[described["dtype"]],
+            "shape": described["shape"],
+            "data_offsets": [at, at + writer.data_bytes],
+        }
+        at += writer.data_bytes
+    header = json.dumps(entries).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)
+    with path.open("wb") as target:
+        target.write(len(header).to_bytes(8, "little") + header)
+        for writer in writers.values():
+            writer.copy_to(target, data_only=True)

@@ -31,7 +31,7 @@ _WHY_LINES = 3
 
 
 class DetachedError(ShoalError):
-    """Ctrl-C while following: the job goes on without us."""
+    """Ctrl-C: the command ends, and the sentence says what becomes of the job."""
 
     code = "interrupted"
 
@@ -59,7 +59,9 @@ def follow(client: Client, job: Job, timeout_s: float | None = None) -> Job:
                     tell_at = float("inf")
     except KeyboardInterrupt:
         raise DetachedError(
-            f"detached; job {job.id} goes on", hint=f"come back with `shoal job wait {job.id}`"
+            f"detached; job {job.id} goes on",
+            hint=f"come back with `shoal job wait {job.id}`, or end it with "
+            f"`shoal job cancel {job.id}`",
         ) from None
     if not job.state.final:
         raise WaitTimeoutError(
@@ -69,6 +71,19 @@ def follow(client: Client, job: Job, timeout_s: float | None = None) -> Job:
     if job.state is not JobState.DONE:
         raise failure_of(job)
     return job
+
+
+@contextmanager
+def interruptible(sentence: str, hint: str) -> Iterator[None]:
+    """Say at Ctrl-C what becomes of what was begun.
+
+    Raises:
+        DetachedError: The user pressed Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise DetachedError(sentence, hint=hint) from None
 
 
 def _units_ended(job: Job) -> int:

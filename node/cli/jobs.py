@@ -2,11 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from shoal.node.cli.follow import follow
+from shoal.node.cli.forget import forget
 from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import (
     duration_text,
@@ -14,10 +15,8 @@ from shoal.node.cli.output import (
     print_json,
     print_pairs,
     print_table,
-    printable,
-    runnable,
 )
-from shoal.node.cli.work import deliver
+from shoal.node.cli.work import Format, Into, deliver
 from shoal.node.errors import JobFailedError
 from shoal.node.records import Job, Unit
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 _UNITS_PER_REQUEST = 1000
 
 app = App(name="job", help="Look at one job, wait for it, fetch its outputs, or end it.")
+app.command("shoal.node.cli.why:why", name="why")
+app.command(forget)
 
 
 def jobs(*, limit: int = 20, daemon: Daemon | None = None) -> None:
@@ -50,7 +51,7 @@ def jobs(*, limit: int = 20, daemon: Daemon | None = None) -> None:
             (
                 job.id,
                 job.policy,
-                job.state,
+                "open" if _is_open(job) else job.state,
                 f"{job.units_done}/{job.units_total}",
                 job.units_failed,
                 duration_text(time.time() - job.created_at),
@@ -59,6 +60,12 @@ def jobs(*, limit: int = 20, daemon: Daemon | None = None) -> None:
             for job in found
         ),
     )
+    if waiting := [job for job in found if _is_open(job)]:
+        note(
+            f"open: more units are to come, or whoever was to send them went away; then "
+            f"`shoal job seal {waiting[0].id}` ends the job with the units it has, and "
+            f"`shoal job cancel {waiting[0].id}` at once"
+        )
 
 
 @app.command
@@ -125,9 +132,16 @@ def wait(job_id: str, /, *, timeout: str | None = None, daemon: Daemon | None = 
 
 @app.command
 def fetch(
-    job_id: str, /, *, output: Path, unit: int | None = None, daemon: Daemon | None = None
+    job_id: str,
+    /,
+    *,
+    output: Path,
+    unit: int | None = None,
+    file_format: Format = "npy",
+    unordered: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    daemon: Daemon | None = None,
 ) -> None:
-    """Write the outputs of a job that is done to DIR/NAME.npy.
+    """Write the outputs of a job that is done to files in a directory.
 
     The outputs of several units are put together along their first axis.
 
@@ -135,6 +149,8 @@ def fetch(
         job_id: The job.
         output: The directory; it is made where it is missing.
         unit: Only this unit's outputs.
+        file_format: npy: NAME.npy for each output; npz or safetensors: one file of all.
+        unordered: Write rows in the order in which their units ended.
     """
     from shoal.node.cli.arrays import OutputFiles, check_directory
 
@@ -144,9 +160,10 @@ def fetch(
         job = client.job(job_id)
         if unit is None:
             job = _follow_all(client, job)
-            deliver(client, job, output, as_json=daemon.as_json)
+            into = Into(output, file_format, ordered=not unordered)
+            deliver(client, job, into, as_json=daemon.as_json)
             return
-        with OutputFiles(output) as files:
+        with OutputFiles(output, file_format) as files:
             files.append(client.outputs(job_id, unit))
             written = files.finish()
     if daemon.as_json:
@@ -154,6 +171,22 @@ def fetch(
         return
     for name, file in written.items():
         print(f"{name}  {file['dtype']}{file['shape']}  {file['path']}")
+
+
+@app.command
+def seal(job_id: str, /, *, daemon: Daemon | None = None) -> None:
+    """Say that no more units come to an open job: it ends with those it has.
+
+    Args:
+        job_id: The job.
+    """
+    daemon = daemon or Daemon()
+    with daemon.client() as client:
+        job = client.seal(job_id)
+    if daemon.as_json:
+        print_json({"job": job})
+    else:
+        _print_job(job)
 
 
 @app.command
@@ -175,37 +208,6 @@ def cancel(job_id: str, /, *, daemon: Daemon | None = None) -> None:
         note(f"job {job.id} had ended already; nothing was changed")
 
 
-@app.command
-def why(job_id: str, /, *, daemon: Daemon | None = None) -> None:
-    """Tell why a job waits or failed: what each peer answered, and what to do next.
-
-    Args:
-        job_id: The job.
-    """
-    daemon = daemon or Daemon()
-    with daemon.client() as client:
-        answers, summary = client.why(job_id)
-    if daemon.as_json:
-        print_json({"answers": answers, "summary": summary})
-        return
-    print(runnable(printable(summary)))
-    if answers:
-        print()
-        print_table(
-            ("AGO", "PEER", "ANSWER", "DETAIL"),
-            (
-                (
-                    duration_text(max(0.0, time.time() - answer.at)),
-                    answer.peer,
-                    answer.verdict,
-                    answer.detail,
-                )
-                for answer in answers
-            ),
-            ids=("PEER",),
-        )
-
-
 def _follow_all(client: "Client", job: Job) -> Job:
     """As `follow`; where the job has ended without all outputs, tell how to get some."""
     try:
@@ -222,17 +224,23 @@ def _follow_all(client: "Client", job: Job) -> Job:
         ) from None
 
 
+def _is_open(job: Job) -> bool:
+    return job.open and not job.state.final
+
+
 def _print_job(job: Job) -> None:
     ended_at = job.ended_at if job.ended_at is not None else time.time()
     pairs: list[tuple[str, object]] = [
         ("job", job.id),
-        ("state", job.state),
+        ("state", f"{job.state}, open for more units" if _is_open(job) else job.state),
         ("policy", job.policy),
         ("program", job.program),
         ("class", job.numeric_class),
         ("units", f"{job.units_done} done, {job.units_failed} failed, of {job.units_total}"),
         ("time", duration_text(ended_at - job.created_at)),
     ]
+    if job.priority:
+        pairs.append(("priority", job.priority))
     if job.label:
         pairs.append(("label", job.label))
     if job.failure:

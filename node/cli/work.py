@@ -1,28 +1,35 @@
 """``shoal run`` and ``shoal map``: a model and arrays in, arrays out."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from shoal.node.cli.arrays import OutputFiles, check_directory, read_inputs
-from shoal.node.cli.follow import follow, progress_bar
+from shoal.node.cli.follow import follow, interruptible, progress_bar
 from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import note, print_json
 from shoal.node.errors import ConfigError
-from shoal.node.records import Job, Policy
+from shoal.node.records import PRIORITY_LIMIT, Job, Policy
 from shoal.node.setting_values import read_size_bytes
 from shoal.protocol.limits import UNIT_TIME_LIMIT_S
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import numpy as np
 
     from shoal.node.client import Client
 
-_NAME_FILE = "NAME=FILE.npy for each input of the model; give it once for each."
+_NAME_FILE = (
+    "NAME=FILE for each input of the model, an .npy, .npz or .safetensors file; or one "
+    ".npz or .safetensors file with all of them."
+)
 _PREVIEW_ELEMENTS = 8
 
+Format = Annotated[Literal["npy", "npz", "safetensors"], Parameter(name="--format")]
 Inputs = Annotated[list[str], Parameter(name="--input", negative="", help=_NAME_FILE)]
 
 
@@ -34,7 +41,7 @@ class Limits:
         self,
         *,
         numeric_class: Annotated[
-            str, Parameter(name="--class", help="Numeric class of the results.")
+            str, Parameter(name="--class", help="Numeric class of the results: fp32 or exact.")
         ] = "fp32",
         precision: Annotated[
             str | None, Parameter(help="Of the class exact: x20 (the default), x16 or x8.")
@@ -50,15 +57,43 @@ class Limits:
             str | None,
             Parameter(help="Time to wait for results, such as 90s; then exit with 5."),
         ] = None,
+        priority: Annotated[
+            int,
+            Parameter(
+                help="From -4 to 4: each step doubles the job's share beside your other jobs."
+            ),
+        ] = 0,
+        fail_fast: Annotated[
+            bool,
+            Parameter(
+                negative="",
+                show_default=False,
+                help="Fail where nobody takes the job at the first call, instead of waiting.",
+            ),
+        ] = False,
+        outputs_stay: Annotated[
+            bool,
+            Parameter(
+                negative="",
+                show_default=False,
+                help="Leave outputs with the peers that made them until they are fetched.",
+            ),
+        ] = False,
     ) -> None:
         from shoal.compute.exact.spec import PRECISIONS
-        from shoal.node.client.flows import NUMERIC_CLASSES
+        from shoal.node.client.flows import OFFERED_CLASSES
 
-        if numeric_class not in NUMERIC_CLASSES:
+        if numeric_class not in OFFERED_CLASSES:
             raise ConfigError(
-                f"--class: there is no numeric class {numeric_class!r}",
+                f"--class: nothing runs a numeric class {numeric_class!r}",
                 code="usage",
-                hint=f"there is {', '.join(NUMERIC_CLASSES)}",
+                hint=f"there is {', '.join(OFFERED_CLASSES)}",
+            )
+        if not -PRIORITY_LIMIT <= priority <= PRIORITY_LIMIT:
+            raise ConfigError(
+                f"--priority: {priority} is not from {-PRIORITY_LIMIT} to {PRIORITY_LIMIT}",
+                code="usage",
+                hint="0 is what jobs have that say nothing",
             )
         time_limit_s = read_time_s("--time-limit", time_limit, limit_s=UNIT_TIME_LIMIT_S)
         self.timeout_s = (
@@ -85,6 +120,9 @@ class Limits:
             "label": label,
             "time_limit_s": time_limit_s,
             "memory_limit_bytes": memory_limit_bytes,
+            "priority": priority,
+            "fail_fast": fail_fast,
+            "outputs_stay": outputs_stay,
         }
 
 
@@ -94,6 +132,7 @@ def run(
     *,
     inputs: Inputs,
     output: Path | None = None,
+    file_format: Format = "npy",
     detach: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     limits: Limits | None = None,
     daemon: Daemon | None = None,
@@ -104,19 +143,21 @@ def run(
 
     Args:
         model: An ONNX file, or the id of a program that the daemon holds.
-        output: Directory to write NAME.npy to, for each output.
+        output: Directory to write the outputs to.
+        file_format: npy: a file for each output; npz or safetensors: one file of all.
         detach: Submit the job, print its id and return.
     """
     daemon, limits = daemon or Daemon(), limits or Limits()
     check_directory(output)
     arrays = read_inputs(inputs)
     with daemon.client() as client:
-        job = client.submit(model, [arrays], policy=Policy.RUN, **limits.options)
+        with _handing_over():
+            job = client.submit(model, [arrays], policy=Policy.RUN, **limits.options)
         if detach:
             _print_submitted(job, daemon)
             return
         job = follow(client, job, limits.timeout_s)
-        deliver(client, job, output, as_json=daemon.as_json)
+        deliver(client, job, Into(output, file_format), as_json=daemon.as_json)
 
 
 def map_(
@@ -126,6 +167,8 @@ def map_(
     inputs: Inputs,
     batch: int = 1,
     output: Path | None = None,
+    file_format: Format = "npy",
+    unordered: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     detach: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     limits: Limits | None = None,
     daemon: Daemon | None = None,
@@ -138,7 +181,9 @@ def map_(
     Args:
         model: An ONNX file, or the id of a program that the daemon holds.
         batch: Rows in one unit.
-        output: Directory to write NAME.npy to, for each output.
+        output: Directory to write the outputs to.
+        file_format: npy: a file for each output; npz or safetensors: one file of all.
+        unordered: Write rows in the order in which their units ended.
         detach: Submit the job, print its id and return.
     """
     from shoal.node.client.batching import check_batch
@@ -149,19 +194,41 @@ def map_(
     with daemon.client() as client:
         prepared = client.prepare(model, limits.precision)
         check_batch(prepared.manifest, arrays, batch)
-        job = client.submit(prepared, _uploading(arrays, batch), **limits.options)
+        with _handing_over():
+            job = client.submit(prepared, _uploading(arrays, batch), **limits.options)
         if detach:
             _print_submitted(job, daemon)
             return
         job = follow(client, job, limits.timeout_s)
-        deliver(client, job, output, as_json=daemon.as_json)
+        into = Into(output, file_format, ordered=not unordered)
+        deliver(client, job, into, as_json=daemon.as_json)
 
 
-def deliver(client: "Client", job: Job, output: Path | None, *, as_json: bool) -> None:
-    """Fetch what a done job gave: into files, or to show it."""
+@dataclass(frozen=True, slots=True)
+class Into:
+    """Where outputs go: a directory or, where there is none, the terminal."""
+
+    directory: Path | None
+    file_format: str = "npy"
+    ordered: bool = True
+
+
+def deliver(client: "Client", job: Job, into: Into, *, as_json: bool) -> None:
+    """Fetch what a done job gave: into files, or to show it.
+
+    Raises:
+        DetachedError: The user pressed Ctrl-C.
+    """
+    output = into.directory
     if output is not None:
-        with OutputFiles(output) as files, progress_bar("fetching", job.units_total) as show:
-            for number, found in enumerate(client.results(job.id), start=1):
+        again = f"fetch them with `shoal job fetch {job.id} --output DIR`"
+        with (
+            interruptible(f"stopped; the outputs of job {job.id} are kept", again),
+            OutputFiles(output, into.file_format) as files,
+            progress_bar("fetching", job.units_total) as show,
+        ):
+            results = client.results(job.id, ordered=into.ordered)
+            for number, found in enumerate(results, start=1):
                 files.append(found)
                 show(number)
             written = files.finish()
@@ -185,6 +252,13 @@ def deliver(client: "Client", job: Job, output: Path | None, *, as_json: bool) -
     note(f"job {job.id}: {job.units_done} of {job.units_total} units done")
     if output is None:
         note(f"next: `shoal job fetch {job.id} --output DIR` writes the outputs to files")
+
+
+def _handing_over() -> "AbstractContextManager[None]":
+    return interruptible(
+        "stopped before the job was handed over; nothing of it goes on",
+        "`shoal jobs` lists what there is; --detach hands over and returns",
+    )
 
 
 def _uploading(

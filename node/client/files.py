@@ -41,6 +41,9 @@ _SAFETENSORS_DTYPES: Final = {
     "BF16": "bfloat16",
 }
 
+SAFETENSORS_CODES: Final = {name: code for code, name in _SAFETENSORS_DTYPES.items()}
+"""How safetensors calls each dtype."""
+
 
 class InputError(ShoalError):
     """An input that names no usable file, or is no array; the sentence says which."""

@@ -20,6 +20,7 @@ from shoal.compute.executors.base import NumericClass
 from shoal.compute.manifest import Manifest, decode
 from shoal.crypto.content import BlobId
 from shoal.node.capability_views import CapabilityView, ChallengeView
+from shoal.node.causes import Explanation
 from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError
 from shoal.node.records import (
@@ -62,7 +63,8 @@ WAIT_STEP_S = 30.0
 DEFAULT_PRECISION = "x20"
 
 
-NUMERIC_CLASSES = tuple(numeric_class.value for numeric_class in NumericClass)
+OFFERED_CLASSES = (NumericClass.FP32.value, NumericClass.EXACT.value)
+"""The numeric classes that some executor runs."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -273,10 +275,24 @@ def seal(job_id: str) -> Flow[Job]:
     return msgspec.convert(answer["job"], Job)
 
 
+def forget(job_id: str, *, unfetched_too: bool) -> Flow[Job]:
+    """Let a job go that has ended, with its results; gives it as it was."""
+    query = {"unfetched": int(unfetched_too)}
+    answer = yield from json_of(Request("DELETE", f"/v1/jobs/{job_id}", query))
+    return msgspec.convert(answer["job"], Job)
+
+
 def why(job_id: str) -> Flow[tuple[list[Answer], str]]:
     """What peers answered to a job's calls, and what to make of it."""
-    answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/why"))
-    return msgspec.convert(answer["answers"], list[Answer]), answer["summary"]
+    found = yield from explanation(job_id)
+    return list(found.answers), found.summary
+
+
+def explanation(job_id: str, unit: int | None = None) -> Flow[Explanation]:
+    """Why a job, or one unit of it, stands where it stands."""
+    query = {} if unit is None else {"unit": unit}
+    answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/why", query))
+    return msgspec.convert(answer, Explanation)
 
 
 def receipts(job_id: str) -> Flow[list[BlobId]]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
     from shoal.node.capability_views import CapabilityView, ChallengeView
+    from shoal.node.causes import Explanation
     from shoal.node.client.flows import Model
     from shoal.node.records import (
         Answer,
@@ -325,9 +326,17 @@ class AsyncClient:
         """End a job early."""
         return await self._drive(flows.cancel(job_id))
 
+    async def forget(self, job_id: str, *, unfetched_too: bool = False) -> Job:
+        """Let a job go that has ended; refused where results were not fetched, unless told."""
+        return await self._drive(flows.forget(job_id, unfetched_too=unfetched_too))
+
     async def why(self, job_id: str) -> tuple[list[Answer], str]:
         """What peers answered to a job's calls, and a sentence for each cause."""
         return await self._drive(flows.why(job_id))
+
+    async def explanation(self, job_id: str, unit: int | None = None) -> Explanation:
+        """Why a job, or one unit of it, stands where it stands, and what would change it."""
+        return await self._drive(flows.explanation(job_id, unit))
 
     async def receipts(self, job_id: str) -> list[BlobId]:
         """Ids of a job's receipts."""

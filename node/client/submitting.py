@@ -10,9 +10,10 @@ No IO; see `exchange`.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgpack
 import msgspec
@@ -47,10 +48,10 @@ from shoal.node.client.tensors import (
     pieces_of,
 )
 from shoal.node.errors import WaitTimeoutError
-from shoal.node.records import SMALL_TENSOR_LIMIT_BYTES, Job, JobState, Policy
+from shoal.node.records import SMALL_TENSOR_LIMIT_BYTES, Job, JobState, OutputRef, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
@@ -74,17 +75,20 @@ _RANK_FREE_BYTES = 192
 """No tensor's header is longer."""
 
 
+Encoded: TypeAlias = "dict[str, bytes | str | dict[str, Any]]"
+
+
 @dataclass(slots=True)
 class Gathered:
     """Units for one request.
 
     Attributes:
-        units: By input a small tensor's bytes, or an id.
+        units: By input a small tensor's bytes, an id, or where another unit's output is.
         large: Arrays that are put as blobs before, by the id that they have.
         ended: Whether the iterator has no more.
     """
 
-    units: list[dict[str, bytes | str]] = field(default_factory=list)
+    units: list[Encoded] = field(default_factory=list)
     large: dict[BlobId, np.ndarray] = field(default_factory=dict)
     ended: bool = False
 
@@ -97,13 +101,22 @@ class Gathered:
 
 def encoded(
     manifest: Manifest, inputs: Inputs
-) -> tuple[dict[str, bytes | str], dict[BlobId, np.ndarray], int]:
+) -> tuple[Encoded, dict[BlobId, np.ndarray], int]:
     """One unit as it travels, the arrays to be put before it, and its size in bytes.
+
+    Other units' outputs among the inputs are looked at by the daemon, which knows them.
 
     Raises:
         InputError, ProgramError: As `arrays_of`.
     """
-    unit: dict[str, bytes | str] = {}
+    refs = {}
+    if isinstance(inputs, Mapping):
+        refs = {name: value for name, value in inputs.items() if isinstance(value, OutputRef)}
+    if refs:
+        inputs = {name: value for name, value in inputs.items() if name not in refs}
+        ports = tuple(port for port in manifest.inputs if port.name not in refs)
+        manifest = msgspec.structs.replace(manifest, inputs=ports)
+    unit: Encoded = {name: msgspec.to_builtins(ref) for name, ref in refs.items()}
     large: dict[BlobId, np.ndarray] = {}
     size_bytes = 0
     for name, array in arrays_of(manifest, inputs).items():

@@ -28,7 +28,8 @@ As: TypeAlias = Literal["numpy", "torch"]
 """As what outputs are given."""
 
 Inputs: TypeAlias = "Mapping[str, Any] | str | PathLike[str]"
-"""By name an array, a torch tensor, a list, or a file of one; or an npz or safetensors file."""
+"""By name an array, a torch tensor, a list, a file of one, or an `OutputRef` to another unit's
+output; or an npz or safetensors file."""
 
 PIECE_BYTES = 1 << 20
 """How much of an array is copied at once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.records import JobId
@@ -26,6 +27,7 @@ from shoal.node.scheduling.state import (
     Speed,
     State,
 )
+from shoal.protocol.messages import Reason
 
 NEWEST_SHARE = 0.4
 """Of a new measurement in a speed: after five of them an old speed counts a twelfth."""
@@ -35,6 +37,11 @@ AFTER_DECLINE_S = 1.0
 
 CALL_AGAIN_S = 0.5
 """After a call that failed to reach its peer within the time of a bid."""
+
+
+NOT_SEEN = Facts(said=-1)
+
+_REFUSALS = frozenset(reason.value for reason in Reason)
 
 
 def apply(state: State, action: do.Action, now_s: float) -> None:  # noqa: C901  # a table
@@ -103,10 +110,26 @@ def units_ready(state: State, job_id: JobId, units: int | None = None) -> None:
         job.units = job.units if units is None else units
 
 
-def units_read(state: State, job_id: JobId, indices: Iterable[int], *, more: bool) -> None:
-    """Ready units came from the journal; ``more`` says whether there may be others."""
+def units_read(
+    state: State,
+    job_id: JobId,
+    indices: Iterable[int],
+    *,
+    more: bool,
+    near: Mapping[int, PeerId] = MappingProxyType({}),
+) -> None:
+    """Ready units came from the journal.
+
+    Args:
+        state: Changed.
+        job_id: Whose they are.
+        indices: Which.
+        more: Whether there may be others.
+        near: Peers that have inputs of a unit already: the one that has most of them.
+    """
     job = state.jobs.get(job_id)
     if job is not None:
+        job.near.update(near)
         _wake(state, job)
         known = {*job.waiting, *job.ended_meanwhile}
         job.waiting.extend(i for i in indices if i not in known and i not in job.out)
@@ -121,7 +144,10 @@ def not_finished(state: State, job_id: JobId) -> None:
         job.candidates = {
             peer: candidate
             for peer, candidate in job.candidates.items()
-            if candidate.lease is not None or candidate.asked or candidate.not_before_s > 0
+            if candidate.lease is not None
+            or candidate.asked
+            or candidate.offer is not None  # a bid that stands, or an award under way
+            or candidate.not_before_s > 0
         }
 
 
@@ -137,21 +163,18 @@ def _wake(state: State, job: JobQueue) -> None:
 def peers_known(state: State, offering: Mapping[str, Mapping[PeerId, Facts]]) -> None:
     """Who may be called now, for each numeric class.
 
-    One that gives a new advert may answer otherwise than before, so it need not rest.
+    A peer that refused, and has issued a new advert since, may have changed its mind: it
+    is asked again at once.
     """
-    before = {
-        p: facts.sequence for peers in state.offering.values() for p, facts in peers.items()
-    }
-    anew = {
-        peer
-        for peers in offering.values()
-        for peer, facts in peers.items()
-        if facts.sequence > before.get(peer, facts.sequence)
-    }
-    for job in state.jobs.values() if anew else ():
-        for peer in anew & job.candidates.keys():
-            candidate = job.candidates[peer]
-            if candidate.not_before_s < math.inf:
+    for job in state.jobs.values():
+        before = state.offering.get(job.numeric_class, {})
+        for peer, facts in offering.get(job.numeric_class, {}).items():
+            candidate = job.candidates.get(peer)
+            if (
+                candidate is not None
+                and candidate.why in _REFUSALS
+                and facts.said > before.get(peer, NOT_SEEN).said
+            ):
                 candidate.not_before_s, candidate.setbacks = -math.inf, 0
     state.offering = {name: dict(peers) for name, peers in offering.items()}
 
@@ -337,6 +360,7 @@ def ended(state: State, job_id: JobId, index: int, batch_id: BatchId | None = No
         job.ended_meanwhile.add(index)
     job.errors.pop(index, None)
     job.losses.pop(index, None)
+    job.near.pop(index, None)
     return True
 
 
@@ -355,6 +379,17 @@ def handed_back(state: State, batch_id: BatchId, index: int) -> None:
     batch = state.batches.get(batch_id)
     if batch is not None and index in batch.open:
         _back(state.jobs[batch.job], batch, index, lost=False)
+
+
+def waits_again(state: State, batch_id: BatchId, index: int) -> None:
+    """A unit awaits others again, since it lost an input; `units_read` brings it back."""
+    batch = state.batches.get(batch_id)
+    if batch is not None and index in batch.open:
+        job = state.jobs[batch.job]
+        _back(job, batch, index, lost=False)
+        if index in job.waiting:
+            job.waiting.remove(index)
+        job.near.pop(index, None)
 
 
 def batch_over(state: State, batch_id: BatchId) -> None:

@@ -140,10 +140,10 @@ def _size(draft: Draft, job: JobQueue, lease: Lease, left: int) -> int:
 
 
 def _next(draft: Draft, job: JobQueue, peer: PeerId, size: int) -> list[int]:
-    """The first waiting units that this peer has not called errors."""
+    """The first waiting units that this peer has not called errors, near ones before others."""
     taken = draft.taken.get(job.id, set())
     units: list[int] = []
-    for index in job.waiting:
+    for index in _by_nearness(job, peer):
         if index in taken or not job.untried(index, peer):
             continue
         alone = job.losses.get(index, 0) >= ALONE_AFTER
@@ -153,6 +153,15 @@ def _next(draft: Draft, job: JobQueue, peer: PeerId, size: int) -> list[int]:
         if alone or len(units) >= size:
             break
     return units
+
+
+def _by_nearness(job: JobQueue, peer: PeerId) -> Iterator[int]:
+    """Waiting units: first those of which no other peer has the inputs."""
+    if not job.near:
+        yield from job.waiting
+        return
+    yield from (index for index in job.waiting if job.near.get(index, peer) == peer)
+    yield from (index for index in job.waiting if job.near.get(index, peer) != peer)
 
 
 # --- second copies --------------------------------------------------------------------------

@@ -34,13 +34,13 @@ class Facts:
         rtt_s: Of the link; None where there is no link, 0 for this node itself.
         standing: From 0, where it is cut, to 1.
         rate: Multiply-adds per second that it claims for the class; None without a claim.
-        sequence: Of its advert: a higher one says that something is different there.
+        said: The sequence of its advert: it grows when the node has something new to say.
     """
 
     rtt_s: float | None = None
     standing: float = 1.0
     rate: float | None = None
-    sequence: int = 0
+    said: int = 0
 
 
 @dataclass(slots=True)
@@ -155,6 +155,7 @@ class JobQueue:
         checking: Whether all have ended is being looked up.
         errors: Who called a unit an error.
         losses: Leases lost under a unit.
+        near: Peers that have inputs of a unit already, for units that wait.
         copies: Units that were handed over again while somebody had them.
         called: A round of calls was made.
         leased: It has had a lease.
@@ -179,6 +180,7 @@ class JobQueue:
     ended: int = 0
     errors: dict[int, set[PeerId]] = field(default_factory=dict)
     losses: Counter[int] = field(default_factory=Counter)
+    near: dict[int, PeerId] = field(default_factory=dict)
     copies: int = 0
     called: bool = False
     leased: bool = False

@@ -24,7 +24,10 @@ def modules():
     return {
         "minilm": (
             MiniLM(),
-            dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 5, dtype=torch.int64)),
+            {
+                "input_ids": torch.ones(2, 5, dtype=torch.int64),
+                "attention_mask": torch.ones(2, 5, dtype=torch.int64),
+            },
             {"input_ids": words, "attention_mask": words},
         ),
         "cnn": (

@@ -101,6 +101,9 @@ def check_sound(path):
     try:
         assert database.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+        if database.execute("PRAGMA user_version").fetchone()[0] == 0:
+            assert database.execute("SELECT * FROM sqlite_schema").fetchall() == []
+            return
         for job in database.execute("SELECT * FROM jobs WHERE NOT forgotten").fetchall():
             check_job(database, job)
     finally:

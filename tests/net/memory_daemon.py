@@ -19,6 +19,7 @@ from shoal.compute.manifest import decode
 from shoal.compute.tensor import from_blob, to_blob
 from shoal.crypto.content import BlobHasher, BlobId, blob_id_of
 from shoal.crypto.peer_id import PeerId
+from shoal.node.causes import Cause, Explanation, Remedy
 from shoal.node.errors import ConfigError, JobError, NetworkError, PeerError, StoreError
 from shoal.node.records import (
     Answer,
@@ -107,6 +108,7 @@ class MemoryDaemon:
         self.bad_settings = False
         self.ended = None
         self.small = {}
+        self.lost = set()
         self.ending = {}
         self.writes = []
         self.changes = 0
@@ -252,6 +254,10 @@ class MemoryDaemon:
     async def small_tensors(self, ids):
         return {i: self.small[i] for i in ids if i in self.small}
 
+    async def bring_home(self, blob_id):
+        if blob_id in self.lost:
+            raise JobError("it was lost", code="computed_again", hint="ask again later")
+
     async def cancel_units(self, job_id, indices):
         await self.job(job_id)
         units = self.known_units[job_id]
@@ -335,8 +341,17 @@ class MemoryDaemon:
         await self.change(job_id, state=JobState.CANCELLED)
         return self.known_jobs[job_id]
 
-    async def why(self, job_id):
-        return [Answer(JobId(job_id), PEER, 1.0, "busy")], "One peer is busy: wait."
+    async def forget(self, job_id, *, unfetched_too):
+        job = await self.job(job_id)
+        if not unfetched_too:
+            raise JobError("1 of 1 results", code="results_unfetched", hint="fetch them")
+        return self.known_jobs.pop(job.id)
+
+    async def why(self, job_id, unit=None):
+        answers = (Answer(JobId(job_id), PEER, 1.0, "busy"),)
+        cause = Cause("busy", "One peer is busy", "wait", Remedy.WAIT, (PEER,))
+        headline = "0 units have ended." if unit is None else f"Unit {unit} waits."
+        return Explanation(await self.job(job_id), headline, (cause,), answers)
 
     async def receipts(self, job_id):
         await self.job(job_id)

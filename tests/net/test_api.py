@@ -36,6 +36,7 @@ from shoal.compute.tensor import to_blob
 from shoal.crypto.content import blob_id_of
 from shoal.node.api import claim_port, make_app, make_metrics_app, serve_api
 from shoal.node.api.server import CONNECTIONS_LIMIT, serve_on
+from shoal.node.causes import Remedy
 from shoal.node.client import AsyncClient, Client
 from shoal.node.errors import (
     ConfigError,
@@ -319,6 +320,21 @@ async def test_a_failed_job_raises_with_the_failure_and_its_hint(daemon, socket_
     await blocking(work)
 
 
+async def test_a_job_is_forgotten_where_its_results_were_fetched_or_need_not_be(
+    daemon, socket_path
+):
+    def work():
+        with Client(socket_path) as client:
+            job = client.wait(client.submit(model_bytes(), [{"x": rows(1)}]).id)
+            with pytest.raises(DaemonError) as caught:
+                client.forget(job.id)
+            assert (caught.value.code, caught.value.status) == ("results_unfetched", 409)
+            assert client.forget(job.id, unfetched_too=True) == job
+            assert client.jobs() == []
+
+    await blocking(work)
+
+
 async def test_an_unfinished_job_raises_at_the_time_out_and_can_be_cancelled(
     daemon, socket_path
 ):
@@ -358,7 +374,11 @@ async def test_why_receipts_and_connect_come_through(daemon, socket_path):
         with Client(socket_path) as client:
             job = client.submit(model_bytes(), [{"x": rows(1)}])
             answers, summary = client.why(job.id)
-            assert (answers[0].verdict, summary) == ("busy", "One peer is busy: wait.")
+            words = "One peer is busy: wait."
+            assert (answers[0].verdict, summary) == ("busy", f"0 units have ended.\n{words}")
+            found = client.explanation(job.id, unit=3)
+            assert (found.headline, found.job.id) == ("Unit 3 waits.", job.id)
+            assert found.causes[0].remedy is Remedy.WAIT
             (receipt_id,) = client.receipts(job.id)
             assert client.receipt(receipt_id) == b"envelope"
             assert client.connect(f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}") == PEER

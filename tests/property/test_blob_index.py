@@ -60,3 +60,17 @@ def test_the_blob_used_last_goes_last():
     index = BlobIndex(30, [(name, 10) for name in names[:3]])
     index.touch(names[0])
     assert index.victims(15) == [names[1], names[2]]
+
+
+def test_what_is_kept_goes_after_all_else_and_strangers_first():
+    index = BlobIndex(50, [(name, 10) for name in names[:5]])
+    index.keep_longer(names[0], 1)
+    index.keep_longer(names[1], 2)
+    index.keep_longer(names[2], 2)
+    index.pin(names[3], "job")
+    assert index.victims(40) == [names[4], names[1], names[2], names[0]]
+    index.let_go(names[2])
+    assert index.victims(10) == [names[2]]
+    index.pin(names[1], "reader")
+    with pytest.raises(StoreError, match="no room"):
+        index.victims(40)

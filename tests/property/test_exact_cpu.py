@@ -11,6 +11,7 @@ from typing import get_args
 import exact_by_fractions as slow
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -85,6 +86,7 @@ def wild(seed, shape, spread):
 # -- products -------------------------------------------------------------------------
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data(), precisions, axes, sizes, sizes, sizes)
 def test_products_of_any_values_agree(data, precision, axis, m, k, n):
     a = data.draw(slow.matrices(m, k))
@@ -94,7 +96,7 @@ def test_products_of_any_values_agree(data, precision, axis, m, k, n):
 
 @given(seeds, precisions, axes, st.integers(1, 90), st.integers(1, 300), st.integers(1, 90),
        st.sampled_from([0, 3, 20]))  # fmt: skip
-@settings(max_examples=60)
+@settings(max_examples=examples(60), deadline=None)
 def test_products_of_uneven_rows_and_columns_agree(seed, precision, axis, m, k, n, spread):
     a, b = wild(seed, (m, k), spread), wild(seed + 1, (k, n), spread)
     assert_equal("product", a, b, precision, axis, ways=(CPU, ONE_THREAD, DIGITS))
@@ -132,6 +134,7 @@ def test_the_largest_sums_that_can_be_are_exact(rows, precision):
     assert_equal("product", a, b, precision, "column", ways=(CPU, DIGITS))
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data(), precisions, axes, sizes, sizes, sizes, sizes)
 def test_a_batch_agrees_with_its_matrices(data, precision, axis, batch, m, k, n):
     a = wild(data.draw(seeds), (batch, m, k), 6)
@@ -157,6 +160,7 @@ def test_a_batch_of_larger_matrices_agrees(axis, shape):
         assert slow.bits_of(made[index]) == slow.bits_of(alone)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(seeds, st.integers(0, 40), st.integers(0, 300), st.integers(0, 40))
 def test_integer_products_agree(seed, m, k, n):
     rng = np.random.default_rng(seed)
@@ -205,7 +209,7 @@ def test_read_only_operands_are_taken():
 
 
 @given(st.sampled_from(get_args(UnaryName)), st.data())
-@settings(max_examples=300)
+@settings(max_examples=examples(300), deadline=None)
 def test_functions_of_any_value_agree(name, data):
     elements = data.draw(st.sampled_from([masked_floats, slow.floats(-12, 6), slow.floats()]))
     assert_equal("unary", name, data.draw(arrays(st.integers(0, 40), elements)))
@@ -237,12 +241,13 @@ SHAPES = npst.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, max_side=4
 
 
 @given(st.sampled_from(get_args(BinaryName)), st.data(), SHAPES)
-@settings(max_examples=300)
+@settings(max_examples=examples(300), deadline=None)
 def test_operations_on_pairs_broadcast_and_agree(name, data, shapes):
     x, y = (data.draw(arrays(shape)) for shape in shapes.input_shapes)
     assert_equal("binary", name, x, y)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data(), st.sampled_from([-3, -1, 0, 0.5, 1, 2, 3, 7, 40, 0.25]), st.booleans())
 def test_powers_agree(data, exponent, repeated):
     x = data.draw(arrays(st.integers(1, 20), slow.floats(-6, 6)))
@@ -273,6 +278,7 @@ def test_operations_on_large_pairs_agree(name, x_shape, y_shape):
     assert_equal("binary", name, x, y)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(-40, 40), st.integers(-40, 40))
 def test_results_at_the_flushing_border_agree(step, other):
     """Where float32 rounds up to 2^-126, and 24 bits of unbounded exponent do not."""
@@ -283,6 +289,7 @@ def test_results_at_the_flushing_border_agree(step, other):
     assert_equal("binary", "div", x * np.float32(2.0**-40), np.float32(2.0**-40) / y)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(npst.arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32)))
 def test_admission_agrees(x):
     assert_equal("admit", x)
@@ -299,31 +306,33 @@ rows_of_any_value = rows_and_columns.flatmap(
 
 
 @given(st.sampled_from(get_args(ReduceName)), rows_of_any_value)
-@settings(max_examples=300)
+@settings(max_examples=examples(300), deadline=None)
 def test_reductions_agree(name, x):
     assert_equal("reduce_rows", name, x)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(rows_of_any_value, st.data())
 def test_averages_agree(x, data):
     counts = data.draw(npst.arrays(np.int64, x.shape[0], elements=st.integers(1, 9)))
     assert_equal("average_rows", x, counts)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(rows_of_any_value, st.booleans(), st.booleans())
 def test_running_sums_agree(x, exclusive, reverse):
     assert_equal("cumsum_rows", x, exclusive=exclusive, reverse=reverse)
 
 
 @given(rows_of_any_value)
-@settings(max_examples=200)
+@settings(max_examples=examples(200), deadline=None)
 def test_softmax_and_its_logarithm_agree(x):
     assert_equal("softmax_rows", x)
     assert_equal("log_softmax_rows", x)
 
 
 @given(rows_of_any_value, st.data(), st.sampled_from([0.0, 1e-12, 1e-5, 1.0]))
-@settings(max_examples=200)
+@settings(max_examples=examples(200), deadline=None)
 def test_norms_agree(x, data, eps):
     rows, n = x.shape
     groups = data.draw(st.sampled_from([g for g in range(1, rows + 1) if rows % g == 0] or [1]))
@@ -335,6 +344,7 @@ def test_norms_agree(x, data, eps):
     assert_equal("rms_norm_rows", x, w, eps)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data(), st.integers(0, 3), st.integers(0, 3), st.integers(0, 5))
 def test_batch_normalisation_agrees(data, samples, channels, size):
     x = data.draw(arrays((samples, channels, size)))
@@ -342,6 +352,7 @@ def test_batch_normalisation_agrees(data, samples, channels, size):
     assert_equal("batch_norm", x, scale, b, mean, np.abs(var), 1e-5)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data(), st.integers(1, 9), st.integers(0, 20))
 def test_scattered_sums_agree(data, size, count):
     values = data.draw(arrays(size)), data.draw(arrays(count))

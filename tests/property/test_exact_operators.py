@@ -23,6 +23,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from effort import THOROUGH, examples
 from exact_programs import CALLS, Failure, Program, programs
 from exact_programs.oracle import ROUNDED_GAPS, results_by_onnx
 from hypothesis import HealthCheck, given, settings
@@ -65,7 +66,9 @@ def test_all_ways_of_computing_agree_with_each_other_and_with_onnx(operator):
     seen: Counter[str] = Counter()
 
     @given(programs(operator))
-    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(
+        max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
     def check(program):
         expected = program.run(REFERENCE)
         for name, kernels in WAYS.items():
@@ -76,7 +79,7 @@ def test_all_ways_of_computing_agree_with_each_other_and_with_onnx(operator):
             check_results(program, expected)
 
     check()
-    assert seen["gave a result"] >= LEAST_SHARE * seen["drawn"]
+    assert seen["gave a result"] >= (LEAST_SHARE * seen["drawn"] if THOROUGH else 1)
 
 
 def bits_of(results):

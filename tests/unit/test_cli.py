@@ -8,6 +8,7 @@ import sys
 import msgspec
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from shoal.compute.sandbox import Feature
 from shoal.crypto import identity
@@ -34,6 +35,7 @@ COMMANDS = [
     *("run", "map", "jobs", "job", "receipt"),
     *("doctor", "bugreport", "demo", "completion", "version"),
 ]
+M = np.arange(12, dtype=np.float32).reshape(3, 4)
 JOB = Job(
     id=JobId("1a20"),
     policy=Policy.RUN,
@@ -427,11 +429,59 @@ def test_an_input_of_another_form_is_a_usage_error(text):
     assert caught.value.code == "usage"
 
 
-def test_an_archive_of_arrays_is_no_input(tmp_path):
-    np.savez(tmp_path / "a.npz", x=np.zeros(3))
-    with pytest.raises(InputError, match=r"a\.npz is an \.npz archive") as caught:
-        read_inputs([f"x={tmp_path}/a.npz"])
-    assert "numpy.save" in caught.value.hint
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_archives_give_one_input_or_all_of_them(tmp_path, save):
+    save(tmp_path / "a.npz", x=np.arange(3), y=np.zeros((2, 0)), z=np.asfortranarray(M))
+    safetensors.numpy.save_file({"x": np.arange(3), "z": M}, tmp_path / "a.safetensors")
+    for file in (tmp_path / "a.npz", tmp_path / "a.safetensors"):
+        found = read_inputs([str(file)])
+        assert isinstance(found["z"], np.memmap)  # never read whole
+        np.testing.assert_array_equal(found["z"], M)
+        np.testing.assert_array_equal(read_inputs([f"x={file}"])["x"], np.arange(3))
+        with pytest.raises(InputError, match="none is 'w'") as caught:
+            read_inputs([f"w={file}"])
+        assert str(file) in caught.value.message
+    assert read_inputs([str(tmp_path / "a.npz")])["y"].shape == (2, 0)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(200), b"PK\3\4" + bytes(90)])
+def test_an_archive_that_is_none_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=name.replace(".", r"\.")) as caught:
+        read_inputs([str(tmp_path / name)])
+    assert "write it with" in caught.value.hint
+
+
+def test_an_archive_that_was_cut_off_is_named(tmp_path):
+    safetensors.numpy.save_file({"x": np.arange(300)}, tmp_path / "whole")
+    np.savez(tmp_path / "whole.npz", x=np.arange(300))
+    for whole, cut in (("whole", "cut.safetensors"), ("whole.npz", "cut.npz")):
+        (tmp_path / cut).write_bytes((tmp_path / whole).read_bytes()[:-800])
+        with pytest.raises(InputError, match="cut"):
+            read_inputs([str(tmp_path / cut)])
+
+
+def test_text_is_no_input(tmp_path):
+    np.save(tmp_path / "a.npy", np.array(["some", "words"]))
+    with pytest.raises(InputError, match=r"a\.npy holds <U5") as caught:
+        read_inputs([f"x={tmp_path}/a.npy"])
+    assert "tokenizer" in caught.value.hint
+
+
+@pytest.mark.parametrize("file_format", ["npz", "safetensors"])
+def test_outputs_are_put_together_in_one_file(tmp_path, file_format):
+    with OutputFiles(tmp_path, file_format) as files:
+        for count in (3, 1):
+            files.append({"a/b": np.full((count, 2), count, np.float32), "s": np.int8(count)})
+        written = files.finish()
+    (path,) = tmp_path.iterdir()  # nothing else stays
+    assert {one["path"] for one in written.values()} == {str(path)}
+    load = np.load if file_format == "npz" else safetensors.numpy.load_file
+    found = load(path)
+    np.testing.assert_array_equal(found["a/b"][:, 0], np.float32([3, 3, 3, 1]))
+    np.testing.assert_array_equal(found["s"], np.int8([3, 1]))
+    assert written["a/b"]["shape"] == [4, 2]
 
 
 def test_an_output_that_names_a_file_is_refused_before_the_job(capsys, tmp_path):
@@ -450,6 +500,8 @@ def test_an_output_that_names_a_file_is_refused_before_the_job(capsys, tmp_path)
         *(("--time-limit", value) for value in ("-1", "0", "nan", "1e9")),
         *(("--timeout", value) for value in ("-1", "nan")),
         ("--class", "int8"),
+        ("--class", "low"),
+        ("--priority", "5"),
         ("--memory-limit", "much"),
     ],
     ids=" ".join,
@@ -549,7 +601,7 @@ def test_ctrl_c_lets_the_job_go_on_and_says_how_to_come_back():
         follow(Waiting(KeyboardInterrupt()), JOB)
     assert (caught.value.code, caught.value.hint) == (
         "interrupted",
-        "come back with `shoal job wait 1a20`",
+        "come back with `shoal job wait 1a20`, or end it with `shoal job cancel 1a20`",
     )
 
 

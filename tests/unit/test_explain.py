@@ -1,9 +1,11 @@
 import msgspec
 import pytest
 
-from shoal.node.explain import NEXT_STEP, UNREACHED, Surroundings
-from shoal.node.explain import explain as explain_in
-from shoal.node.records import Answer, Failure, Job, JobState, Policy
+from shoal.node.causes import ERRORS, FALSE_RESULTS, REFUSALS, Remedy
+from shoal.node.explain import explain
+from shoal.node.outlook import Doing, Outlook, PeerOutlook
+from shoal.node.records import Answer, Job, JobState, Policy
+from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.protocol.messages import Reason
 
 JOB = Job(
@@ -19,98 +21,273 @@ JOB = Job(
     units_done=3,
     units_failed=1,
 )
+OFFERING = Neighbour(classes=frozenset({"fp32", "exact"}))
 
 
-def explain(job, answers, peers_known, leases, offered=("fp32",)):
-    around = Surroundings("own", peers_known, frozenset(offered), leases)
-    return explain_in(job, answers, around)
+def around(*peers, **others):
+    """This node and some others, all of which work; ``others`` are the rest of the fields."""
+    known = dict.fromkeys(("own", *peers), OFFERING) | others.pop("known", {})
+    return Surroundings("own", known, **others)
 
 
 def answer(verdict, at=1.0, peer="peer", detail=""):
     return Answer("j", peer, at, verdict, detail)
 
 
-def test_every_reason_to_refuse_has_its_words_and_a_next_step():
-    assert set(NEXT_STEP) == set(Reason)
-    for says, step in NEXT_STEP.values():
-        assert says
-        assert step
+def lines(*answers, job=JOB, place=None):
+    """The lines about causes."""
+    text = explain(job, answers, place or around("peer")).summary
+    return text.splitlines()[1:]
+
+
+def line(*answers, job=JOB, place=None):
+    (only,) = lines(*answers, job=job, place=place)
+    return only
+
+
+# --- answers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [*REFUSALS.values(), *ERRORS.values()])
+def test_every_answer_has_its_words_for_one_and_many_and_a_next_step(words):
+    assert words.one
+    assert words.many
+    assert words.step
+
+
+def test_every_reason_to_refuse_has_its_words():
+    assert set(REFUSALS) == set(Reason)
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_a_refusal_is_told_with_its_peer_its_detail_and_what_would_change_it(reason):
-    text = explain(JOB, [answer(reason.value, detail="the detail")], 1, 0)
-    says, step = NEXT_STEP[reason]
-    for part in ("peer", says, step, "the detail"):
-        assert part in text
+def test_a_refusal_is_told_with_its_peer_its_words_and_what_would_change_it(reason):
+    text = line(answer(reason.value, detail="the detail"))
+    words = REFUSALS[reason]
+    assert text.startswith(f"peer {words.one.replace('{class}', 'fp32')}")
+    assert ("the detail" in text) == words.told
+    assert ": " in text
+    assert text.endswith(".")
+    assert "{" not in text
+
+
+@pytest.mark.parametrize("code", list(ERRORS))
+def test_a_peer_that_cannot_be_reached_is_told_with_what_would_change_it(code):
+    text = line(answer(code, detail="peer did this"))
+    assert text.startswith(f"peer {ERRORS[code].one}")
+    assert ("(did this)" in text) == ERRORS[code].told
+    assert "{" not in text
+
+
+def test_memory_is_told_in_figures_with_the_command_that_fits_and_the_setting_there():
+    said = "a unit may use 2147483648 bytes here, not 8589934592"
+    text = line(answer("too_large", detail=said))
+    assert "gives a unit 2 GiB of memory, and this job asks for 8 GiB" in text
+    assert "`shoal map … --memory-limit 2GiB`" in text
+    assert 'set `memory = "8GiB"` there' in text
+    run = msgspec.structs.replace(JOB, policy=Policy.RUN)
+    own = line(answer("too_large", detail=said, peer="own"), job=run)
+    assert own.startswith("this node gives a unit 2 GiB")
+    assert "`shoal run … --memory-limit 2GiB`" in own
+    assert "`shoal down`" in own
+
+
+def test_a_size_that_is_no_round_one_is_told_in_what_a_setting_takes():
+    said = "a unit may use 1500000001 bytes here, not 3221225472"
+    text = line(answer("too_large", detail=said))
+    assert "1.4 GiB of memory" in text
+    assert "--memory-limit 1500000001`" in text
+
+
+def test_time_and_price_are_told_in_figures_too():
+    text = line(answer("too_large", detail="a unit may take 60 s here, not 300"))
+    assert "gives a unit 60 s, and this job asks for 300 s" in text
+    assert "--time-limit 60s`" in text
+    assert 'set `time_limit = "300s"` there' in text
+    price = "a unit of it is worth 1.02 credits, and those of 50 or more are taken here"
+    text = line(answer("price", detail=price))
+    assert (
+        "takes only units worth 50 credits or more, and one of this job is worth 1.02" in text
+    )
+    assert "set `min_price = 1.02` there, then “shoal reload”" in text
+
+
+def test_words_of_another_form_are_told_as_they_came():
+    assert "(ask for less)" in line(answer("too_large", detail="ask for less."))
+
+
+def test_who_is_not_trusted_is_told_the_line_for_the_others_settings():
+    assert 'allow = ["own"]' in line(answer("untrusted_requester"))
+    detail = "strangers are served from within a sandbox only, and this node has none"
+    assert "“shoal doctor” there" in line(answer("untrusted_requester", detail=detail))
 
 
 def test_a_peer_that_is_cut_is_told_with_the_reason_and_how_to_let_it_back_in():
-    text = explain(JOB, [answer("peer_cut", detail="peer is cut: it flooded")], 1, 0)
-    assert "peer is cut: it flooded; other nodes are asked" in text
+    text = line(answer("peer_cut", detail="peer is cut: it flooded"))
+    assert "it flooded" in text
     assert "`shoal peers --forgive peer`" in text
 
 
-def test_a_peer_whose_advert_takes_no_work_is_told_though_it_was_never_asked():
-    around = Surroundings("own", 2, frozenset({"fp32"}), 0, closed=frozenset({"peer", "own"}))
-    text = explain_in(JOB, [answer("awarded")], around)
-    (line,) = (line for line in text.splitlines() if "not asked" in line)
-    assert line.startswith("peer is not asked")
-    assert "own is" not in text
-    assert "not asked" not in explain_in(JOB, [answer("paused")], around)  # it said why
+@pytest.mark.parametrize("code", sorted(FALSE_RESULTS))
+def test_a_false_result_is_called_so(code):
+    (cause,) = explain(JOB, [answer(code, detail="no signature")], around("peer")).causes
+    assert (cause.code, cause.remedy) == ("false_result", Remedy.NOBODY)
+    assert "gave a result that is false (no signature)" in cause.sentence
 
 
-def test_a_lonely_node_is_told_how_to_find_others():
-    assert "No other node is known" in explain(JOB, [], 0, 0)
-    assert "No other node is known" not in explain(JOB, [], 2, 0)
+def test_an_error_without_words_of_its_own_is_told_as_it_came():
+    assert "peer could not be used (gave up)" in line(answer("odd", detail="peer gave up"))
 
 
 def test_only_the_newest_answer_of_a_peer_counts():
-    text = explain(JOB, [answer("awarded", at=2.0), answer("busy", at=1.0)], 1, 1)
-    assert "busy" not in text
+    assert (
+        lines(answer("awarded", at=2.0), answer("busy", at=1.0), place=around("peer", leases=1))
+        == []
+    )
+    assert "busy" in line(answer("awarded", at=1.0), answer("busy", at=2.0))
 
 
-def test_an_error_in_place_of_an_answer_is_told_with_its_words():
-    text = explain(JOB, [answer("no_answer", detail="peer gave no answer")], 1, 0)
-    assert "peer gave no answer" in text
+def test_answers_alike_are_told_once_for_all_who_gave_them():
+    peers = [f"peer{number}" for number in range(12)]
+    said = [answer("denied", peer=peer) for peer in peers]
+    text = line(*said, place=around(*peers))
+    assert text.startswith("12 peers (peer0, peer1, peer2 and 9 more) have this node on their")
+    assert "their operators" in text
+    two = lines(
+        answer("busy", peer="peer0", detail="a"), answer("busy", peer="peer1", detail="b")
+    )
+    assert len(two) == 2
 
 
-@pytest.mark.parametrize("code", list(UNREACHED))
-def test_a_node_that_others_cannot_dial_is_told_with_what_would_change_it(code):
-    text = explain(JOB, [answer(code, detail="the detail")], 1, 0)
-    says, step = UNREACHED[code]
-    assert f"peer {says}" in text
-    assert step in text
-    assert "shoal status" in text
+def test_own_and_others_answers_are_told_apart():
+    own, other = lines(answer("paused", peer="own"), answer("paused"))
+    assert own.startswith("this node takes no work")
+    assert "`shoal resume`" in own
+    assert "“shoal resume”" in other
 
 
-def test_progress_is_told_first():
-    assert explain(JOB, [], 1, 2).startswith("4 of 10 units have ended, 2 leases are held.")
+def test_what_gets_the_job_running_soonest_comes_first():
+    said = [
+        answer("denied", peer="a"),
+        answer("paused", peer="b"),
+        answer("paused", peer="own"),
+        answer("busy", peer="c"),
+        answer("bad_receipt", peer="d"),
+    ]
+    found = explain(JOB, said, around("a", "b", "c", "d")).causes
+    assert [cause.peers for cause in found] == [("c",), ("own",), ("b",), ("a",), ("d",)]
+    assert [cause.remedy for cause in found] == list(Remedy)
+
+
+def test_a_peer_that_refused_and_is_gone_is_told_so():
+    text = line(answer("untrusted_requester", peer="gone"))
+    assert "not known any more" in text
+    assert "“shoal up”" in text
+
+
+# --- nobody to ask ---------------------------------------------------------------
+
+
+def test_a_lonely_node_is_told_how_to_find_others_and_why_it_is_alone():
+    text = "\n".join(lines(place=around(alone="Its bootstrap peer does not answer.")))
+    assert "No other node is known to this one (Its bootstrap peer does not answer)" in text
+    assert "`shoal peers --connect ADDRESS`" in text
+    assert "No other node" not in "\n".join(lines())
+
+
+def test_a_class_that_nobody_offers_is_told_once_with_those_that_are_offered():
+    job = msgspec.structs.replace(JOB, numeric_class="low")
+    text = line(job=job)
+    assert text.startswith("No known node offers the numeric class low; offered: exact, fp32:")
+    assert "`--class fp32`" in text
+
+
+def test_peers_that_lack_a_class_that_others_offer_are_told():
+    job = msgspec.structs.replace(JOB, numeric_class="exact")
+    lacking = Neighbour(classes=frozenset({"fp32"}))
+    text = line(job=job, place=around(known={"peer": lacking}))
+    assert text.startswith("peer does not offer the numeric class exact, only fp32")
+
+
+def test_a_peer_whose_advert_takes_no_work_is_told_though_it_was_never_asked():
+    closed = Neighbour(providing=False, classes=OFFERING.classes)
+    place = around(known={"peer": closed, "own": closed})
+    assert line(place=place).startswith("peer is not asked")
+    assert "not asked" not in line(answer("paused"), place=place)  # it said why
+
+
+def test_who_offers_nothing_is_told_where_to_look_for_the_reason():
+    idle = Neighbour()
+    own, other = lines(place=around(known={"peer": idle, "own": idle}))
+    assert own.startswith("this node has shown no device that works")
+    assert "`shoal devices`" in own
+    assert other.startswith("peer has shown no device")
+    assert "“shoal devices”" in other
+
+
+def test_peers_of_another_version_are_told_with_who_upgrades():
+    place = around(
+        "peer",
+        misfits={
+            "old": "speaks protocol 0: its operator must upgrade it",
+            "new": "speaks protocol 2: upgrade this node",
+            "else": "is no node of shoal: it runs kubo",
+        },
+    )
+    here, there = lines(place=place)
+    assert here.startswith("new speaks protocol 2")
+    assert "upgrade this node: `pip install --upgrade shoal`" in here
+    assert there.startswith("old speaks protocol 0")
+    assert "“pip install --upgrade shoal`" not in there
+
+
+def test_a_job_that_was_just_submitted_says_that_nothing_was_answered():
+    assert line().startswith("2 nodes can be asked, and nothing was answered yet")
+
+
+# --- progress --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("state", "failure", "words"),
-    [
-        (JobState.DONE, None, "done: 3 units"),
-        (JobState.CANCELLED, None, "cancelled"),
-        (JobState.FAILED, Failure("code", "the reason"), "1 of 10 units: the reason"),
-    ],
+    ("leases", "words"),
+    [(1, "1 lease is held."), (2, "2 leases are held."), (0, "0 leases are held.")],
 )
-def test_a_job_that_has_ended_says_how(state, failure, words):
-    job = msgspec.structs.replace(JOB, state=state, failure=failure)
-    assert words in explain(job, [answer("busy")], 0, 0)
+def test_progress_is_told_first(leases, words):
+    found = explain(JOB, [], around("peer", leases=leases))
+    assert found.headline == f"4 of 10 units have ended, {words}"
+    one = msgspec.structs.replace(JOB, units_total=1, units_done=1, units_failed=0)
+    assert explain(one, [], around()).headline.startswith("1 of 1 unit has ended")
 
 
-def test_a_class_that_nobody_offers_is_the_reason_told():
-    job = msgspec.structs.replace(JOB, numeric_class="int8")
-    text = explain(job, [], 2, 0, offered=("fp32", "exact"))
-    assert "No known node offers the class 'int8'; offered: exact, fp32." in text
+def test_the_plan_is_told_with_who_has_what_and_when_it_ends():
+    outlook = Outlook(
+        units_waiting=1,
+        units_out=2,
+        units_awaiting=3,
+        share=0.5,
+        ends_in_s=40.0,
+        peers=(
+            PeerOutlook("peer", Doing.LEASED, units_out=(4, 5), units_done=3, unit_s=0.25),
+            PeerOutlook("busy", Doing.RESTING, again_in_s=1.5, why="busy"),
+            PeerOutlook("asked", Doing.ASKED),
+        ),
+    )
+    place = around("peer", "busy", "asked", leases=1, outlook=outlook)
+    found = explain(JOB, [answer("busy", peer="busy")], place)
+    assert found.headline == (
+        "4 of 10 units have ended: 1 lease is held, 2 are with a peer, 1 waits for one, 3 "
+        "await outputs of others that have not ended, it ends in about 40 s. It has 50% of the "
+        "turns, beside this daemon's other jobs."
+    )
+    text = found.summary
+    assert "it is asked again in 1.5 s" in text
+    assert "peer has units 4, 5, did 3 before, 0.25 s each." in text
+    assert "asked was asked, and has not answered yet." in text
 
 
-def test_an_ended_job_still_tells_who_refused():
-    job = msgspec.structs.replace(JOB, state=JobState.DONE)
-    assert "allow list" in explain(job, [answer("untrusted_requester")], 2, 0)
-
-
-def test_the_own_node_is_called_so():
-    assert "this node is busy" in explain(JOB, [answer("busy", peer="own")], 2, 0)
+def test_a_job_behind_others_of_its_daemon_is_told_its_share():
+    peers = (PeerOutlook("peer", Doing.PASSED_OVER), PeerOutlook("own", Doing.PASSED_OVER))
+    outlook = Outlook(units_waiting=1, units_out=0, share=0.25, peers=peers)
+    text = line(place=around("peer", outlook=outlook))
+    assert text.startswith("peer and this node work for other jobs of this daemon first")
+    assert "25% of the turns" in text
+    assert "`--priority`" in text

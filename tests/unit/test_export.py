@@ -37,6 +37,11 @@ class Decomposes(nn.Module):
         return torch.linalg.svd(x)[1]
 
 
+class Adds(nn.Module):
+    def forward(self, x, y):
+        return 2 * x + y
+
+
 class GivesTwo(nn.Module):
     def forward(self, x):
         return x + 1, x * 2
@@ -77,6 +82,13 @@ def test_a_dynamic_axis_has_the_users_symbol_and_takes_any_size(module):
     for batch in (1, 5):
         x = np.ones((batch, 4), np.float32)
         assert run(program, {"x": x})["output"].shape == (batch, 4)
+
+
+def test_one_tensor_as_two_example_inputs_makes_two_inputs_none_the_less():
+    same = torch.ones(2, 3)
+    program = export.program(Adds(), {"x": same, "y": same})
+    given = {"x": np.full((2, 3), 5, np.float32), "y": np.full((2, 3), 7, np.float32)}
+    np.testing.assert_array_equal(run(program, given)["output"], 17)
 
 
 def test_the_same_module_has_the_same_program_id_each_time(module):

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from msgspec import inspect
-from strategies import INPUT, signed_receipt, signed_renewal
+from strategies import ALICE, INPUT, signed_receipt, signed_renewal
 
 from shoal.crypto import envelope
 from shoal.protocol import limits
@@ -23,6 +23,7 @@ from shoal.protocol.messages import (
     Frame,
     Request,
     Response,
+    Share,
     UnitRequest,
     UnitResult,
     UnitsRequest,
@@ -142,8 +143,26 @@ def test_the_fullest_unit_fits_into_a_frame():
         unit="🐚" * 64,
         inputs=(("🐚" * 256, INPUT),) * limits.PORTS_LIMIT,
         blobs=(bytes(limits.INLINE_LIMIT_BYTES),),
+        keep=True,
+        sources=((INPUT, ALICE.peer_id),) * limits.SOURCES_LIMIT,
     )
     encode(Request(id=1 << 31, body=unit))
+
+
+def test_the_fullest_result_fits_into_a_frame():
+    result = UnitResult(
+        call="a" * 32,
+        unit="🐚" * 64,
+        receipt=bytes(envelope.ENVELOPE_LIMIT_BYTES),
+        blobs=(bytes(limits.INLINE_LIMIT_BYTES),),
+        kept=((INPUT, 1 << 50),) * limits.PORTS_LIMIT,
+    )
+    encode(Response(id=1 << 31, body=result))
+
+
+def test_the_fullest_share_fits_into_a_frame():
+    share = Share(blobs=(INPUT,) * limits.SHARED_IDS_LIMIT, peer=ALICE.peer_id)
+    encode(Request(id=1 << 31, body=share))
 
 
 def fullest_ports():
@@ -156,8 +175,11 @@ def test_the_fullest_batch_fits_into_a_frame_and_its_answer_too():
     ports = fullest_ports()
     blob = bytes(limits.INLINE_LIMIT_BYTES // limits.BATCH_UNITS_LIMIT)
     names = [f"{number:02d}{'🐚' * 62}" for number in range(limits.BATCH_UNITS_LIMIT)]
+    count = limits.BATCH_SOURCES_LIMIT // limits.BATCH_UNITS_LIMIT
+    sources = ((INPUT, ALICE.peer_id),) * count
     units = tuple(
-        UnitRequest(call="a" * 32, unit=name, inputs=ports, blobs=(blob,)) for name in names
+        UnitRequest("a" * 32, name, ports, (blob,), keep=True, sources=sources)
+        for name in names
     )
     encode(Request(id=1 << 31, body=UnitsRequest(call="a" * 32, units=units)))
     half = len(ports) // 2
@@ -165,11 +187,12 @@ def test_the_fullest_batch_fits_into_a_frame_and_its_answer_too():
     ran = signed_receipt(unit=names[0], inputs=ports[:half], outputs=ports[half:], **given)
     error = UnitError("c" * 64, "🐚" * 1024, "🐚" * 256, "🐚" * 64)
     failed = signed_receipt(unit=names[0], inputs=ports, outputs=None, error=error, **given)
-    containers = 4 + limits.BATCH_UNITS_LIMIT * (3 + len(ports))
+    containers = 4 + limits.BATCH_UNITS_LIMIT * (5 + len(ports) + count)
     assert containers <= limits.CONTAINERS_LIMIT
     for receipt in (ran, failed):
+        kept = ((INPUT, 1 << 50),) * half if receipt is ran else ()
         answers = tuple(
-            UnitResult(call="a" * 32, unit=name, receipt=receipt, blobs=(blob,))
+            UnitResult(call="a" * 32, unit=name, receipt=receipt, blobs=(blob,), kept=kept)
             for name in names
         )
         encode(Response(id=1 << 31, body=UnitsResult(call="a" * 32, answers=answers)))
@@ -184,6 +207,11 @@ def test_a_batch_with_more_blobs_or_ports_than_fit_cannot_be_said():
     wide = msgspec.structs.replace(one, inputs=one.inputs * 2)
     with pytest.raises(ValueError, match="names and ids in one message"):
         UnitsRequest(call="a" * 32, units=(wide,) * limits.BATCH_UNITS_LIMIT)
+    sources = ((INPUT, ALICE.peer_id),) * (limits.BATCH_SOURCES_LIMIT // 2)
+    fed = msgspec.structs.replace(one, inputs=(), sources=sources)
+    UnitsRequest(call="a" * 32, units=(fed, fed))
+    with pytest.raises(ValueError, match="sources in one message"):
+        UnitsRequest(call="a" * 32, units=(fed, fed, fed))
     half = UnitResult("a" * 32, "u", b"r", (bytes(limits.INLINE_LIMIT_BYTES // 2),))
     UnitsResult(call="a" * 32, answers=(half,) * 2)
     with pytest.raises(ValueError, match="bytes of blobs in one message"):
@@ -196,7 +224,7 @@ def test_every_unit_that_is_out_can_be_cancelled_at_once():
 
 
 def test_the_fullest_words_of_a_blob_stream_fit():
-    encode(BlobRequest(blob=INPUT), MESSAGE_LIMIT_BYTES)
+    encode(BlobRequest(blob=INPUT, requester=ALICE.peer_id), MESSAGE_LIMIT_BYTES)
     encode(BlobProve(challenge=bytes(32), chunks=1 << 16), MESSAGE_LIMIT_BYTES)
 
 

@@ -4,7 +4,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from strategies import a_bid, a_call, some_results, some_units
+from strategies import ALICE, INPUT, a_bid, a_call, some_results, some_units
 
 from shoal.protocol import vocabulary
 from shoal.protocol.codec import encode
@@ -23,6 +23,8 @@ from shoal.protocol.messages import (
     RequestBody,
     Response,
     ResponseBody,
+    Share,
+    UnitRequest,
 )
 from shoal.protocol.versions import OWN, is_newer, misfit
 from shoal.protocol.vocabulary import SINCE, knows, read_greeting, said_to
@@ -85,6 +87,19 @@ def test_every_field_that_is_younger_than_its_message_has_a_default():
     for holder, name in vocabulary.FIELDS_SINCE:
         field = next(f for f in msgspec.structs.fields(holder) if f.name == name)
         assert not field.required
+
+
+def test_what_is_said_of_kept_outputs_is_left_out_for_older_peers():
+    keep = UnitRequest(
+        call="ab" * 16, unit="j/0", inputs=(), keep=True, sources=((INPUT, ALICE.peer_id),)
+    )
+    missing = msgspec.structs.replace(REFUSAL, missing=INPUT)
+    for body, words in ((keep, (b"keep", b"sources")), (missing, (b"missing",))):
+        old = encode(said_to((OWN[0], 2), body))
+        assert not any(word in old for word in words)
+        assert said_to((OWN[0], 3), body) is body
+    with pytest.raises(VersionError, match="Share"):
+        said_to((OWN[0], 2), Share(blobs=(INPUT,), peer=ALICE.peer_id))
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from shoal.crypto.errors import ShoalError
     from shoal.node.client import AsyncClient, Client
     from shoal.node.client.executor import Executor
+    from shoal.node.client.remote import remote
     from shoal.node.errors import (
         DaemonError,
         DaemonUnreachableError,
         JobFailedError,
         WaitTimeoutError,
     )
+    from shoal.node.records import OutputRef
 
 __version__ = "0.1.0"
 
@@ -34,8 +36,10 @@ _HOME_OF = {
     "DaemonUnreachableError": "shoal.node.errors",
     "Executor": "shoal.node.client.executor",
     "JobFailedError": "shoal.node.errors",
+    "OutputRef": "shoal.node.records",
     "ShoalError": "shoal.crypto.errors",
     "WaitTimeoutError": "shoal.node.errors",
+    "remote": "shoal.node.client.remote",
 }
 
 __all__ = [
@@ -45,9 +49,11 @@ __all__ = [
     "DaemonUnreachableError",
     "Executor",
     "JobFailedError",
+    "OutputRef",
     "ShoalError",
     "WaitTimeoutError",
     "__version__",
+    "remote",
 ]
 
 

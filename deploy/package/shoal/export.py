@@ -99,15 +99,26 @@ def to_onnx(
 def _by_name(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str, torch.Tensor]:
     """The example inputs by the names of ``forward``'s parameters."""
     if not isinstance(inputs, torch.Tensor) and hasattr(inputs, "keys"):
-        return dict(inputs)
+        return _apart(inputs)
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
     try:
-        return dict(inspect.signature(module.forward).bind(*tensors).arguments)
+        return _apart(inspect.signature(module.forward).bind(*tensors).arguments)
     except TypeError as error:
         raise ProgramError(
             f"the example inputs are not those of {type(module).__name__}.forward: {error}",
             code="wrong_example_inputs",
         ) from None
+
+
+def _apart(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same inputs, each a tensor of its own: the tracer takes one object for one input."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in inputs.items():
+        again = isinstance(tensor, torch.Tensor) and id(tensor) in seen
+        apart[name] = tensor.clone() if again else tensor
+        seen.add(id(tensor))
+    return apart
 
 
 def _trace(

@@ -1,0 +1,118 @@
+"""Where a provider gets a unit's inputs: what is here, who keeps them, the requester.
+
+Part of the step "fetch" of the data path. A requester may name peers that keep inputs for
+it (`UnitRequest.sources`); nothing that such a peer says or does counts against the
+requester, and nothing that the requester names leads this node anywhere but to peers whose
+adverts it holds. A source that does not give an input is not asked again for the same
+unit, a few of them are tried at most, and in the end the requester is asked itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from shoal.crypto.content import BlobId
+from shoal.crypto.errors import ShoalError
+from shoal.crypto.peer_id import PeerId
+from shoal.node.errors import InputMissingError, NetworkError, StoreError
+from shoal.node.house import hold, usable
+from shoal.protocol.blob_messages import WhyNot
+from shoal.protocol.errors import VersionError
+from shoal.protocol.messages import Share
+from shoal.protocol.vocabulary import knows
+
+if TYPE_CHECKING:
+    from shoal.node.house import House
+
+FAILED_SOURCES_LIMIT = 4
+"""Sources that do not give what they were named for, after which a unit tries no more."""
+
+SOURCE_REACH_LIMIT_S = 10.0
+"""To be connected with a source, and greeted by it."""
+
+_MISSING = frozenset({WhyNot.NOT_HELD.value, WhyNot.NO_RIGHT.value})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Sources:
+    """The peers that one unit's requester named, and which of them failed.
+
+    Args:
+        requester: Whose unit it is.
+        named: Which blob may be had where, in the order in which to try.
+    """
+
+    requester: PeerId
+    named: Sequence[tuple[str, str]] = ()
+    failed: set[PeerId] = field(default_factory=set)
+
+    def of(self, blob_id: BlobId, own: PeerId) -> Iterator[PeerId]:
+        """Whom to ask for a blob before the requester; to be told of failures meanwhile."""
+        for blob, text in self.named:
+            peer = PeerId(text)
+            if len(self.failed) >= FAILED_SOURCES_LIMIT:
+                return
+            if blob == blob_id and peer not in {own, self.requester, *self.failed}:
+                yield peer
+
+
+async def hold_input(
+    house: House, sources: Sources, blob_id: BlobId, pin_by: str, limit_bytes: int
+) -> None:
+    """Hold an input of a unit until ``pin_by`` lets go.
+
+    Raises:
+        InputMissingError: Neither a source nor the requester has it, or gives it.
+        NetworkError: The requester went away.
+        RemoteProtocolError: It sent something else than the blob.
+        StoreError: The blob is over ``limit_bytes``, or there is no room.
+    """
+    requester = sources.requester
+    if usable(house, requester, blob_id):
+        house.store.pin(blob_id, pin_by)
+        return
+    for source in sources.of(blob_id, house.peer_id):
+        try:
+            await _meet(house, source)
+            await hold(house, requester, blob_id, pin_by, limit_bytes, source)
+        except StoreError:
+            raise
+        except ShoalError as error:
+            sources.failed.add(source)
+            log.info("a source gave no input", source=source, blob=blob_id, why=error.message)
+        else:
+            return
+    try:
+        await hold(house, requester, blob_id, pin_by, limit_bytes)
+    except NetworkError as error:
+        if error.code not in _MISSING:
+            raise
+        raise InputMissingError(
+            f"input {blob_id[:16]}… is not to be had: {error.message}", blob_id
+        ) from None
+
+
+async def _meet(house: House, source: PeerId) -> None:
+    """Be connected with a peer that may be asked in another's name.
+
+    Raises:
+        NetworkError: It is not known, or cannot be reached.
+        VersionError: It does not know such requests.
+    """
+    try:
+        with trio.fail_after(SOURCE_REACH_LIMIT_S):
+            await house.reach(source)
+            theirs = await house.control.version_of(source)
+    except trio.TooSlowError:
+        raise NetworkError(
+            f"{source} was not reached within {SOURCE_REACH_LIMIT_S:g} s", code="timed_out"
+        ) from None
+    if not knows(theirs, Share):
+        raise VersionError(f"{source} is too old to keep outputs", code="peer_too_old")
