@@ -239,6 +239,8 @@ class Jobs:
 
     async def _start(self, job: Job, spec: JobSpec, *, resumed: bool = False) -> Job:
         """Run a job in a task of its own; one that cannot even start has failed."""
+        if job.id in self._running or job.id in self._starting:
+            return job
         self._starting.add(job.id)
         try:
             running = await prepare(self._house, job, spec, resumed=resumed)
@@ -362,8 +364,15 @@ class Jobs:
         if again:
             running.cursor, running.touched = -1, True
         events.units_ready(self._state, job_id)
-        self._nursery.start_soon(self._views.changed, job_id)
+        self._nursery.start_soon(self._show, job_id)
         self._wake()
+
+    async def _show(self, job_id: JobId) -> None:
+        """Show a job that changed through other jobs to those who watch it."""
+        try:
+            await self._views.changed(job_id)
+        except ShoalError as error:
+            log.error("a job cannot be shown", job=job_id, error=str(error))
 
     # --- the plan ---
 
@@ -377,10 +386,10 @@ class Jobs:
         looked_s = 0.0
         while True:
             changed = self._changed
-            if trio.current_time() >= looked_s + RECALL_INTERVAL_S:
-                looked_s = trio.current_time()
-                self._look_around()
             try:
+                if trio.current_time() >= looked_s + RECALL_INTERVAL_S:
+                    looked_s = trio.current_time()
+                    self._look_around()
                 wake_at_s = self._carry_out()
             except Exception:  # root of all jobs: a bug here must not end the daemon
                 log.exception("the scheduler failed inside this node")

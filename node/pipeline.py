@@ -294,7 +294,7 @@ async def hand_over(
         sources=tuple(sources)[:SOURCES_LIMIT],
     )
     side.send(request, trio.current_time())
-    timeout_s = need.spec.time_limit_s * bidding.IN_FLIGHT + HAND_OVER_GRACE_S
+    timeout_s = need.spec.time_limit_s * len(side.units) + HAND_OVER_GRACE_S
     try:
         answer = fitting(
             await house.control.request(side.provider, request, timeout_s),
@@ -350,7 +350,7 @@ async def hand_over_together(
         requests.append(UnitRequest(side.call.call, name, inputs, blobs, keep, named))
     message = UnitsRequest(call=side.call.call, units=tuple(requests))
     side.send(message, trio.current_time())
-    timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
+    timeout_s = need.spec.time_limit_s * len(side.units) + HAND_OVER_GRACE_S
     try:
         answer = fitting(
             await house.control.request(side.provider, message, timeout_s),
