@@ -269,7 +269,7 @@ class Daemon:
 
     async def note_read(self, job_id: JobId, until: int, order: Order) -> None:
         """Note that the results up to ``until`` were given out."""
-        await self.journal.note_read(job_id, until, order)
+        await self.retention.note_read(job_id, until, order)
 
     async def small_tensors(self, ids: Sequence[BlobId]) -> dict[BlobId, bytes]:
         """Those of ``ids`` that the journal holds."""
