@@ -14,7 +14,7 @@ import msgspec
 
 from shoal.compute.errors import ProgramError
 from shoal.compute.manifest import check_inputs
-from shoal.compute.tensor import TensorSpec, spec_of_blob
+from shoal.compute.tensor import TensorSpec, encode_header, spec_of_blob
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.node.errors import JobError, StoreError
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from shoal.compute.manifest import Manifest, Port
     from shoal.node.house import House
     from shoal.node.records import GivenUnit, Job, JobId
+
+
+_COMMON_HEADER_BYTES = 64
+"""The header of a tensor of up to six dimensions."""
 
 
 @dataclass(slots=True)
@@ -93,6 +97,8 @@ class _Look:
         self._job_id = job_id
         self._manifest = manifest
         self._specs: dict[BlobId, TensorSpec] = {}
+        self._heads: dict[tuple[bytes, int], TensorSpec] = {}
+        self._fitting: set[frozenset[tuple[str, TensorSpec]]] = set()
         self._sources: dict[JobId, tuple[Job, dict[str, Port]]] = {}
 
     async def know(self, given: Sequence[GivenUnit]) -> None:
@@ -115,7 +121,7 @@ class _Look:
         tensors: dict[BlobId, bytes] = {}
         for name, given in inputs.items():
             if isinstance(given, bytes):
-                specs[name] = spec_of_blob(given, len(given))
+                specs[name] = self._spec_of_tensor(given)
                 ids[name] = blob_id_of(given)
                 tensors[ids[name]] = given
             elif isinstance(given, OutputRef):
@@ -124,7 +130,11 @@ class _Look:
             else:
                 ids[name] = given
                 specs[name] = await self._spec_of(given)
-        check_inputs(_without(self._manifest, awaits), specs)
+        shapes = frozenset(specs.items())
+        if awaits or shapes not in self._fitting:
+            check_inputs(_without(self._manifest, awaits), specs)
+            if not awaits:
+                self._fitting.add(shapes)
         unit = Unit(
             job=self._job_id,
             index=index,
@@ -133,6 +143,16 @@ class _Look:
             awaits=awaits,
         )
         return unit, tensors
+
+    def _spec_of_tensor(self, tensor: bytes) -> TensorSpec:
+        """As `spec_of_blob`; most units of a job have tensors with one and the same header."""
+        key = tensor[:_COMMON_HEADER_BYTES], len(tensor)
+        spec = self._heads.get(key)
+        if spec is None:
+            spec = spec_of_blob(tensor, len(tensor))
+            if len(encode_header(spec)) == _COMMON_HEADER_BYTES:  # all of it is in the key
+                self._heads[key] = spec
+        return spec
 
     async def _spec_of(self, blob_id: BlobId) -> TensorSpec:
         if blob_id not in self._specs:

@@ -181,7 +181,8 @@ async def _wait_again(
 ) -> None:
     """Take a unit out that lost inputs, until they are there again; or give it up."""
     events.waits_again(state, batch.id, unit.index)
-    running.units.pop(unit.index, None)
+    if unit.index not in running.queue.out:  # nor has another peer a copy of it
+        running.units.pop(unit.index, None)
     try:
         await chaining.wait_again(house, unit, lost)
     except JobError as error:

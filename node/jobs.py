@@ -21,6 +21,7 @@ import trio
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.node import chaining, handing_over, pipeline
+from shoal.node.account import nobody_bids
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S, House
 from shoal.node.job_views import JobViews
@@ -39,7 +40,6 @@ from shoal.node.records import (
 from shoal.node.running_jobs import Ending, Held, RunningJob, prepare
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
-from shoal.node.scheduling.fail_fast import nobody_bids
 from shoal.node.scheduling.outlooks import outlook
 from shoal.node.scheduling.plan import WINDOW_UNITS, plan
 from shoal.node.scheduling.setbacks import setback_of
@@ -276,8 +276,7 @@ class Jobs:
                     finally:  # before the nursery closes: nothing is begun in it any more
                         self._leave(running)
                     nursery.cancel_scope.cancel()
-                failure = running.failure or await self._house.journal.first_failure(job_id)
-                await self._end(job_id, JobState.FAILED if failure else JobState.DONE, failure)
+                await self._end_by_itself(running)
         except* StoreError as errors:  # this node's disk: no other provider would help
             await self._break_off(job_id, _failure(_first(errors)))
         except* Exception as errors:  # root of a job: one job's end must not end the others
@@ -289,6 +288,18 @@ class Jobs:
             self._wake()
             if running.touched:
                 self._nursery.start_soon(self._start_again, job_id)
+
+    async def _end_by_itself(self, running: RunningJob) -> None:
+        """End a job of which all units have ended, or that was failed as a whole."""
+        job_id, failure = running.need.job.id, running.failure
+        if failure is not None:
+            await self._end(job_id, JobState.FAILED, failure)
+            return
+        failure = await self._house.journal.first_failure(job_id)
+        state = JobState.FAILED if failure else JobState.DONE
+        job = await self._end(job_id, state, failure, by_itself=True)
+        # Else a unit of it has to run again by now, since its outputs were lost.
+        running.touched = running.touched or not job.state.final
 
     def _leave(self, running: RunningJob) -> None:
         """Have nothing more to do with peers for a job."""
@@ -310,17 +321,30 @@ class Jobs:
                 error=str(error),
             )
 
-    async def _end(self, job_id: JobId, state: JobState, failure: Failure | None = None) -> Job:
+    async def _end(
+        self,
+        job_id: JobId,
+        state: JobState,
+        failure: Failure | None = None,
+        *,
+        by_itself: bool = False,
+    ) -> Job:
+        goes_on = False
         with trio.CancelScope(shield=True):
             try:
-                job = await self._house.journal.end_job(job_id, state, time.time(), failure)
+                job = await self._house.journal.end_job(
+                    job_id, state, time.time(), failure, by_itself=by_itself
+                )
+                if goes_on := not job.state.final:
+                    return job
                 self.jobs_ended[job.state] += 1
                 log.info(
                     "job ended", job=job_id, state=job.state.value, failed=job.units_failed
                 )
                 await self._views.changed(job_id)
             finally:  # also where it could not be written: nothing more will be shown
-                self._views.close(job_id)
+                if not goes_on:
+                    self._views.close(job_id)
         return job
 
     def _touched(self, job_ids: frozenset[JobId]) -> None:
@@ -628,7 +652,7 @@ class Jobs:
 
     async def _fail_fast(self, running: RunningJob) -> None:
         answers = await self._house.journal.answers(running.need.job.id)
-        running.failure = nobody_bids(answers, self._house.peer_id)
+        running.failure = nobody_bids(running.need.job, answers, self._house.peer_id)
         running.finished.set()
 
 

@@ -121,6 +121,7 @@ def facts_of(
         rtt_s=link.rtt_s if link is not None else own,
         standing=1.0 if standing is None else standing.standing,
         rate=max(rates, default=None),
+        sequence=entry.advert.sequence if entry is not None else 0,
     )
 
 

@@ -71,6 +71,7 @@ from shoal.protocol.limits import (
     BATCH_SOURCES_LIMIT,
     BATCH_UNITS_LIMIT,
     INLINE_LIMIT_BYTES,
+    SOURCE_BYTES,
     SOURCES_LIMIT,
 )
 from shoal.protocol.messages import (
@@ -335,9 +336,10 @@ async def hand_over_together(
     assert side.award_id is not None
     names = {unit_name(unit): unit for unit in units}
     requests = []
-    small = await small_inputs(house, units)
     named_bytes = sum(ports_bytes(unit.inputs.items()) for unit in units)
+    named_bytes += SOURCE_BYTES * sum(map(len, sources.values()))
     room = min(INLINE_LIMIT_BYTES, side.room_bytes - named_bytes)
+    small = await small_inputs(house, units)
     for name, unit in names.items():
         house.rights.grant(side.award_id, side.provider, unit.inputs.values())
         blobs = await inline_blobs(house, unit, small, room)

@@ -103,6 +103,9 @@ PORTS_LIMIT = 256
 SOURCES_LIMIT = 512
 """Peers named in one unit as holders of its inputs: two for each of the most inputs."""
 
+SOURCE_BYTES = 122
+"""What one source takes in a message: a blob's id and a peer's."""
+
 BATCH_SOURCES_LIMIT = 1024
 """Sources that the units of one message name, in all: an eighth of its frame."""
 

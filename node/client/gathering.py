@@ -101,6 +101,7 @@ class Gathering:
         self._jobs: list[_OpenJob] = []
         self._changed = threading.Condition()
         self._sender: threading.Thread | None = None
+        self._sending: list[Submitted] = []
         _LIVE.add(self)
 
     def put(self, prepared: Prepared, one: Submitted) -> None:
@@ -143,6 +144,7 @@ class Gathering:
         with self._changed:
             self.ending = True
             left = [one for line in self._lines.values() for one in line.pending]
+            left += self._sending
             left += [one for job in self._jobs for one in job.units.values()]
             self._changed.notify_all()
         if cancel:
@@ -166,7 +168,8 @@ class Gathering:
 
     def _send_all(self) -> None:
         while (line := self._next_line()) is not None:
-            self._send(line, self._batch(line))  # kept by nothing: it holds futures
+            self._send(line, self._batch(line))
+            self._sending = []  # nothing keeps a future here
         for line in self._lines.values():
             self._seal(line)
 
@@ -201,6 +204,7 @@ class Gathering:
             while line.pending and len(batch) < UNITS_PER_REQUEST and room > 0:
                 batch.append(line.pending.popleft())
                 room -= batch[-1].size_bytes
+            self._sending = batch
         return batch
 
     def _send(self, line: _Line, batch: list[Submitted]) -> None:

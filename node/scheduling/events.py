@@ -138,7 +138,10 @@ def not_finished(state: State, job_id: JobId) -> None:
         job.candidates = {
             peer: candidate
             for peer, candidate in job.candidates.items()
-            if candidate.lease is not None or candidate.asked or candidate.not_before_s > 0
+            if candidate.lease is not None
+            or candidate.asked
+            or candidate.offer is not None  # a bid that stands, or an award under way
+            or candidate.not_before_s > 0
         }
 
 
@@ -152,7 +155,24 @@ def _wake(state: State, job: JobQueue) -> None:
 
 
 def peers_known(state: State, offering: Mapping[str, Mapping[PeerId, Facts]]) -> None:
-    """Who may be called now, for each numeric class."""
+    """Who may be called now, for each numeric class.
+
+    One that gives a new advert may answer otherwise than before, so it need not rest.
+    """
+    before = {
+        p: facts.sequence for peers in state.offering.values() for p, facts in peers.items()
+    }
+    anew = {
+        peer
+        for peers in offering.values()
+        for peer, facts in peers.items()
+        if facts.sequence > before.get(peer, facts.sequence)
+    }
+    for job in state.jobs.values() if anew else ():
+        for peer in anew & job.candidates.keys():
+            candidate = job.candidates[peer]
+            if candidate.not_before_s < math.inf:
+                candidate.not_before_s, candidate.setbacks = -math.inf, 0
     state.offering = {name: dict(peers) for name, peers in offering.items()}
 
 

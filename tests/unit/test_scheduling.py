@@ -5,10 +5,8 @@ import math
 import pytest
 from simulated_peers import CLASS, Peer, Simulation
 
-from shoal.node.records import Answer
 from shoal.node.scheduling import events
 from shoal.node.scheduling import state as s
-from shoal.node.scheduling.fail_fast import nobody_bids
 from shoal.node.scheduling.feeding import BATCH_S, COPIES_FEW, COPIES_SHARE
 from shoal.node.scheduling.outlooks import outlook
 from shoal.node.scheduling.placement import score
@@ -207,6 +205,20 @@ def test_the_score_prefers_fast_near_cheap_proven_peers_in_good_standing():
     assert score(state, job, "far") < score(state, job, "near")
 
 
+def test_a_peer_that_gives_a_new_advert_is_asked_again_at_once_unless_it_lied():
+    state = s.State()
+    names = ["refuses", "lied", "silent"]
+    events.peers_known(state, {CLASS: {name: s.Facts(sequence=1) for name in names}})
+    job = a_job()
+    events.job_started(state, job)
+    for name, until_s in zip(names, (20.0, math.inf, 20.0), strict=True):
+        events.refused(state, "j", name, "price", until_s, setbacks=3)
+    changed = {name: s.Facts(sequence=2 - (name == "silent")) for name in names}
+    events.peers_known(state, {CLASS: changed})
+    assert [job.candidates[name].not_before_s for name in names] == [-math.inf, math.inf, 20.0]
+    assert [job.candidates[name].setbacks for name in names] == [0, 3, 3]
+
+
 def test_an_outlook_tells_what_each_peer_does():
     simulation = Simulation(*even(2), Peer("down", 1.0, up=False))
     simulation.job("j", 100)
@@ -223,17 +235,3 @@ def test_an_outlook_tells_what_each_peer_does():
     assert seen.units_waiting + seen.units_out == 100 - len(simulation.results["j"])
     assert seen.ends_in_s == pytest.approx((100 - len(simulation.results["j"])) / 2, rel=0.2)
     assert seen.share == 1.0
-
-
-def test_a_failure_for_want_of_bids_names_each_peer_and_a_step():
-    answers = [
-        Answer("j", "me", 0.0, "class_not_offered", "offered here: fp32"),
-        Answer("j", "peer", 0.0, "price"),
-        Answer("j", "gone", 0.0, "unreachable", "no route"),
-    ]
-    failure = nobody_bids(answers, "me")
-    assert failure.code == "nobody_bids"
-    assert "this node does not offer this numeric class (offered here: fp32)" in failure.message
-    assert "peer takes only units that are worth more" in failure.message
-    assert "--class" in failure.hint
-    assert "no known node" in nobody_bids([], "me").message
