@@ -319,7 +319,7 @@ class Daemon:
             self.versions,
             self.jobs_running.leases(job_id),
             alone=self.joining.view().sentence,
-            outlook=None,
+            outlook=await self.jobs_running.outlook(job_id),
         )
         work = ()
         if job.state.final or job.units_failed:

@@ -205,20 +205,6 @@ def test_the_score_prefers_fast_near_cheap_proven_peers_in_good_standing():
     assert score(state, job, "far") < score(state, job, "near")
 
 
-def test_a_peer_that_gives_a_new_advert_is_asked_again_at_once_unless_it_lied():
-    state = s.State()
-    names = ["refuses", "lied", "silent"]
-    events.peers_known(state, {CLASS: {name: s.Facts(sequence=1) for name in names}})
-    job = a_job()
-    events.job_started(state, job)
-    for name, until_s in zip(names, (20.0, math.inf, 20.0), strict=True):
-        events.refused(state, "j", name, "price", until_s, setbacks=3)
-    changed = {name: s.Facts(sequence=2 - (name == "silent")) for name in names}
-    events.peers_known(state, {CLASS: changed})
-    assert [job.candidates[name].not_before_s for name in names] == [-math.inf, math.inf, 20.0]
-    assert [job.candidates[name].setbacks for name in names] == [0, 3, 3]
-
-
 def test_an_outlook_tells_what_each_peer_does():
     simulation = Simulation(*even(2), Peer("down", 1.0, up=False))
     simulation.job("j", 100)
@@ -235,3 +221,20 @@ def test_an_outlook_tells_what_each_peer_does():
     assert seen.units_waiting + seen.units_out == 100 - len(simulation.results["j"])
     assert seen.ends_in_s == pytest.approx((100 - len(simulation.results["j"])) / 2, rel=0.2)
     assert seen.share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("why", "said", "asked"),
+    [
+        ("price", 2, True),  # it has issued a new advert since
+        ("price", 1, False),
+        ("no_answer", 2, False),  # that is no opinion which it could have changed
+    ],
+)
+def test_who_refused_and_has_something_new_to_say_is_asked_again_at_once(why, said, asked):
+    state = s.State(jobs={"j": a_job()})
+    events.peers_known(state, {CLASS: {"p0": s.Facts(said=1)}})
+    events.refused(state, "j", "p0", why, 20.0, setbacks=3)
+    events.peers_known(state, {CLASS: {"p0": s.Facts(said=said)}})
+    candidate = state.jobs["j"].candidate("p0")
+    assert (candidate.not_before_s <= 0.0, candidate.setbacks == 0) == (asked, asked)
