@@ -121,11 +121,14 @@ def ready(
 def count_open(database: sqlite3.Connection, job_id: JobId) -> tuple[int, int]:
     """How many units of a job are ready, and how many await others."""
     (ready_units,) = database.execute(
-        "SELECT count(*) FROM units WHERE job = ? AND state = 'queued' AND awaits IS NULL",
+        "SELECT count(*) FROM units INDEXED BY ready_units"
+        " WHERE job = ? AND state = 'queued' AND awaits IS NULL",
         (job_id,),
     ).fetchone()
     (waiting,) = database.execute(
-        "SELECT count(*) FROM units WHERE job = ? AND awaits IS NOT NULL", (job_id,)
+        "SELECT count(*) FROM units INDEXED BY awaiting_units"
+        " WHERE job = ? AND awaits IS NOT NULL",
+        (job_id,),
     ).fetchone()
     return ready_units, waiting
 

@@ -188,6 +188,7 @@ ALTER TABLE units ADD COLUMN ended INTEGER;
 ALTER TABLE units ADD COLUMN fetched INTEGER NOT NULL DEFAULT 0;
 DROP INDEX open_units;
 CREATE INDEX ready_units ON units (job, place) WHERE state = 'queued' AND awaits IS NULL;
+CREATE INDEX awaiting_units ON units (job, place) WHERE awaits IS NOT NULL;
 CREATE INDEX ended_units ON units (job, ended) WHERE ended IS NOT NULL;
 CREATE INDEX unfetched_units ON units (job, ended) WHERE ended IS NOT NULL AND NOT fetched;
 CREATE INDEX failed_units ON units (job, place) WHERE state = 'failed';

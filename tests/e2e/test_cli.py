@@ -95,6 +95,26 @@ def test_map_gives_the_rows_in_order_and_receipts_that_verify(home, model, rows,
     assert shoal("/nonexistent", "receipt", "verify", *files).returncode == 0
 
 
+def test_a_job_whose_results_were_fetched_is_forgotten_and_another_one_with_yes(
+    home, model, rows, tmp_path
+):
+    _, x = rows
+    mapped = ("map", model, "--input", x, "--batch", 50, "--json")
+    first = json.loads(shoal(home, *mapped, "--output", tmp_path / "out").stdout)["job"]["id"]
+    gone = shoal(home, "job", "forget", first)
+    assert (gone.returncode, gone.stdout) == (0, f"forgot {first}\n"), gone.stderr
+    second = json.loads(shoal(home, *mapped, "--detach").stdout)["job"]["id"]
+    shoal(home, "job", "wait", second)
+    refused = shoal(home, "job", "forget", second)
+    assert refused.returncode == 1
+    assert "2 of 2 results" in refused.stderr
+    assert "--yes" in refused.stderr
+    assert shoal(home, "job", "forget", second, "--yes").returncode == 0
+    kept = [job["id"] for job in json.loads(shoal(home, "jobs", "--json").stdout)["jobs"]]
+    assert not {first, second} & {*kept}
+    assert shoal(home, "job", "show", first).returncode == 1
+
+
 def test_a_wrong_input_is_one_error_and_no_job(home, model, rows):
     before = json.loads(shoal(home, "jobs", "--json").stdout)
     ran = shoal(home, "run", model, "--input", rows[1].replace("x=", "z="))

@@ -13,7 +13,7 @@ import trio
 from journal_samples import PEER, check_sound
 
 from shoal.crypto.content import blob_id_of
-from shoal.node import migrations
+from shoal.node import migrations, state_file
 from shoal.node.errors import StoreError
 from shoal.node.migrations import TABLES_VERSION
 from shoal.node.owner import Pause
@@ -148,6 +148,25 @@ def test_a_file_that_a_killed_process_left_damaged_is_refused_at_the_start(tmp_p
         open_database(copy)
     assert caught.value.code == "state_damaged"
     assert "move it away" in caught.value.hint
+
+
+def test_the_look_through_a_large_file_that_was_not_closed_takes_a_bounded_time(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "state.sqlite"
+    database = open_database(path)
+    with state_file.transaction(database):
+        rows = [(f"{n:050}",) for n in range(50_000)]
+        database.executemany("INSERT INTO counters VALUES (?, 1)", rows)
+    interrupted = []
+    monkeypatch.setattr(state_file, "CHECK_LIMIT_S", 0.0)
+    monkeypatch.setattr(state_file.log, "warning", interrupted.append, raising=False)
+    open_database(path).close()  # beside the other one, whose WAL is there
+    assert len(interrupted) == 1
+    monkeypatch.setattr(state_file, "CHECK_LIMIT_S", 60.0)
+    open_database(path).close()
+    assert len(interrupted) == 1
+    database.close()
 
 
 KILLED = """

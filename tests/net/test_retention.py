@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 from journal_samples import (
+    PEER,
     check_sound,
     done,
     failed,
@@ -213,6 +214,21 @@ async def test_a_job_is_gone_at_once_and_a_restart_deletes_what_a_kill_left(hous
         await house.state.job(FIRST)
     assert await house.retention.prune() == 0
     assert house.state._database.execute("SELECT count(*) FROM units").fetchone()[0] == 0
+
+
+async def test_peers_hear_of_a_job_that_is_forgotten_while_it_is_known_what_they_have(house):
+    heard = []
+
+    async def leaving(job_id):
+        heard.append((job_id, await house.state.holders([tensor_id(0)])))
+
+    house.retention.leaving = leaving
+    await house.state.add_job(*make_job(), make_units(1))
+    await house.state.end_units([done(make_unit(0), left={tensor_id(0): 8})])
+    await house.state.end_job(FIRST, JobState.DONE, 2000.0)
+    await house.retention.forget(FIRST, unfetched_too=True)
+    assert heard == [(FIRST, {tensor_id(0): (PEER, FIRST, 0, 8)})]
+    assert await house.state.holders([tensor_id(0)]) == {}
 
 
 async def test_a_disk_that_is_full_while_jobs_are_forgotten_is_said(house):
