@@ -410,7 +410,7 @@ async def test_a_job_that_is_not_to_wait_fails_when_nobody_bids_and_says_what_wo
     async with open_peer(Distrusts, node):
         job = await node.ended((await node.jobs.submit(spec)).id)
     assert (job.state, job.failure.code) == (JobState.FAILED, "nobody_bids")
-    assert "allow list" in job.failure.message
+    assert "serves only nodes that its owner knows" in job.failure.message
     assert "--fail-fast" in job.failure.hint
 
 
