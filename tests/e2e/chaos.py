@@ -40,7 +40,7 @@ VERIFIED_AT_ONCE = 2000
 DOWN_LIMIT_S = 90.0
 """How long the submitters' daemon may keep a user waiting: it is started again much sooner."""
 
-DISK_BYTES = 24 << 20
+DISK_BYTES = 64 << 20
 FAKETIME = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1"
 
 
