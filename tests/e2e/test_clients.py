@@ -10,9 +10,10 @@ import models
 import msgpack
 import numpy as np
 import onnxruntime
+import pytest
 from daemons import clean_environment, curl, eventually, shoal
 
-from shoal import Executor
+from shoal import Executor, remote
 from shoal.compute.tensor import to_blob
 from shoal.node.client.futures import Future
 from shoal.protocol.statements import open_receipt
@@ -165,3 +166,20 @@ def post(node, url, body):
             url, content=body, headers={"content-type": "application/msgpack"}
         )
         return response.status_code, response.content
+
+
+def test_a_torch_function_runs_out_there_as_it_does_here(node, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="shoal.remote exports torch functions")
+    pytest.importorskip("onnxscript", reason="torch exports with it")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    x = torch.arange(12.0).reshape(3, 4)
+
+    @remote(home=node.home)
+    def norms(x):
+        return x.pow(2).sum(1).sqrt()
+
+    torch.testing.assert_close(norms(x), norms.local(x))
+    many = list(norms.map([x + n for n in range(5)]))
+    for n, found in enumerate(many):
+        torch.testing.assert_close(found, norms.local(x + n))
+    assert norms.submit(x).receipt()
