@@ -4,9 +4,9 @@ import sys
 
 from shoal.protocol import limits
 
-limits.PROTOCOL_MAJOR += 1  # before anything else has taken it
-
-from shoal.node.cli import main  # noqa: E402
-
 if __name__ == "__main__":
+    limits.PROTOCOL_MAJOR += 1  # before any other module has taken it
+
+    from shoal.node.cli import main
+
     sys.exit(main())

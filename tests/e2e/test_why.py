@@ -447,8 +447,8 @@ def test_watching_tells_each_change_until_the_job_has_ended(nodes):
         watching(nodes.asker, job_id) as watched,
         watching(nodes.asker, job_id, "--json") as left,
     ):
-        eventually(lambda: b"0 of 3 units" in watched.said(), 10, "it tells how it stands")
-        eventually(lambda: left.said().endswith(b"}\n"), 10)
+        eventually(lambda: b"0 of 3 units" in watched.said(), 30, "it tells how it stands")
+        eventually(lambda: left.said().endswith(b"}\n"), 30)
         left.process.send_signal(signal.SIGINT)
         assert left.process.wait(10) == 0
         assert b"Traceback" not in left.said()
