@@ -18,6 +18,7 @@ import math
 import struct
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.compute.errors import ProgramError
@@ -188,7 +189,13 @@ def spec_of_array(array: np.ndarray) -> TensorSpec:
     Raises:
         ProgramError: Its dtype is not one that travels.
     """
-    return TensorSpec(array.dtype.name, array.shape)
+    return TensorSpec(_name_of(array.dtype), array.shape)
+
+
+@lru_cache(maxsize=256)
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """Its name, which numpy puts together anew each time."""
+    return dtype.name
 
 
 def to_blob(array: np.ndarray) -> bytes:

@@ -6,6 +6,7 @@ would be refused.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ class Watchdog:
         self._bark = bark
         self._changed = threading.Condition()
         self._deadline_s: float | None = None
+        self._awake_at_s = math.inf
 
     def start(self) -> None:
         """Start the thread, which lasts as long as the process."""
@@ -47,14 +49,20 @@ class Watchdog:
     def _set(self, deadline_s: float | None) -> None:
         with self._changed:
             self._deadline_s = deadline_s
-            self._changed.notify()
+            # To wake a thread takes longer than a small unit: it finds out by itself that
+            # a later deadline than the one it sleeps until has taken its place, or none.
+            if deadline_s is not None and deadline_s < self._awake_at_s:
+                self._awake_at_s = deadline_s
+                self._changed.notify()
 
     def _watch(self) -> None:
         with self._changed:
             while True:
                 if self._deadline_s is None:
+                    self._awake_at_s = math.inf
                     self._changed.wait()
                     continue
+                self._awake_at_s = self._deadline_s
                 left_s = self._deadline_s - time.monotonic()
                 if left_s > 0:
                     self._changed.wait(left_s)

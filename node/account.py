@@ -13,8 +13,9 @@ import msgspec
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.causes import AFTER_FAILURE, Cause, Explanation, Remedy
-from shoal.node.explain import Neighbour, Surroundings, explain
+from shoal.node.explain import explain
 from shoal.node.records import Answer, Failure, Job, JobState, Unit, UnitState
+from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.wording import count, duration, names
 from shoal.node.work_done import WorkDone
 
@@ -22,8 +23,12 @@ NOBODY_BIDS = "nobody_bids"
 """The failure of a job that was to end where nobody bids (`JobSpec.fail_fast`)."""
 
 
+TOLD_LIMIT = 8
+"""Causes in the message of a job that has failed so: more than a person reads."""
+
+
 def nobody_bids(job: Job, answers: Sequence[Answer], own: PeerId) -> Failure:
-    """How a job fails that is not to wait: with the first thing `shoal job why` says of it.
+    """How a job fails that is not to wait: with what `shoal job why` says of it.
 
     Args:
         job: The job, while it still runs.
@@ -42,10 +47,11 @@ def nobody_bids(job: Job, answers: Sequence[Answer], own: PeerId) -> Failure:
             f"{job.numeric_class} and takes work now",
             f"`shoal job why {job.id}` tells who is known; or {wait}",
         )
-    more = f"; `shoal job why {job.id}` tells of the others" if len(causes) > 1 else ""
-    first = causes[0]
+    told = "; ".join(cause.sentence for cause in causes[:TOLD_LIMIT])
+    more = f"; and {len(causes) - TOLD_LIMIT} more" if len(causes) > TOLD_LIMIT else ""
+    rest = f"; `shoal job why {job.id}` tells what else would" if len(causes) > 1 else ""
     return Failure(
-        NOBODY_BIDS, f"nobody bids for it: {first.sentence}", f"{first.step}{more}; or {wait}"
+        NOBODY_BIDS, f"nobody bids for it: {told}{more}", f"{causes[0].step}{rest}; or {wait}"
     )
 
 
@@ -67,7 +73,7 @@ def told(
     causes = [*_done(work, around.own), *_failed(work, around.own)]
     if job.failure is not None and job.failure.code == NOBODY_BIDS:
         # What would get it running is what its submitter wants to know, though it has ended.
-        causes += explain(job, answers, around).causes
+        causes = list(explain(job, answers, around).causes)
     return Explanation(
         job=job, headline=_ended(job), causes=tuple(causes), answers=tuple(answers)
     )

@@ -20,6 +20,7 @@ import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import COMPILING, failed
 from shoal.compute.supervisor import CACHE_BYTES, open_worker
+from shoal.node import chaining
 from shoal.node.api import claim_port, claim_socket, make_app, make_metrics_app
 from shoal.node.api.server import serve_on
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
@@ -223,6 +224,7 @@ async def serve(
             terms=lambda: make_terms(settings(), identity, capacity, provider, owner),
             proven=partial(is_proven, membership, book),
         )
+        retention.leaving = partial(chaining.let_go, house)
         prover = Prover(
             house,
             book,

@@ -7,9 +7,7 @@ told once for all who gave them. How a job went that has ended is `node.account`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.causes import (
@@ -24,9 +22,11 @@ from shoal.node.causes import (
     Remedy,
     Words,
 )
+from shoal.node.not_asked import misfits, nobody, not_asked
 from shoal.node.outlook import Doing, Outlook, PeerOutlook
 from shoal.node.records import Answer, Job
 from shoal.node.refusal_figures import Refuser, with_figures
+from shoal.node.surroundings import Surroundings
 from shoal.node.wording import count, duration, names
 from shoal.protocol.messages import Reason
 
@@ -36,60 +36,19 @@ _AWARDED = frozenset({"awarded", "bid"})
 UNITS_TOLD = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """What a node's valid advert says, as far as it decides who is called.
-
-    Attributes:
-        providing: Whether it takes work of peers now.
-        classes: The numeric classes that it offers.
-    """
-
-    providing: bool = True
-    classes: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a node knows beside a job's own answers.
-
-    Attributes:
-        own: This node's id.
-        known: The nodes with a valid advert, this one included.
-        misfits: Connected peers of another version of the protocol, each with what it
-            speaks and who has to upgrade.
-        leases: How many leases the job holds now.
-        alone: Why no other node is known, where this node found out.
-        outlook: The job's plan at this moment.
-    """
-
-    own: PeerId
-    known: Mapping[PeerId, Neighbour]
-    leases: int = 0
-    misfits: Mapping[PeerId, str] = field(default_factory=dict)
-    alone: str = ""
-    outlook: Outlook | None = None
-
-
 def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> Explanation:
     """Why a job that has not ended stands where it stands."""
-    latest = {
-        answer.peer: answer
-        for answer in sorted(answers, key=lambda answer: answer.at)
-        if answer.verdict not in _AWARDED
-    }
-    for answer in answers:  # who gave a lease since then has no such answer any more
-        if answer.verdict in _AWARDED and _at(latest, answer.peer) <= answer.at:
-            latest.pop(answer.peer, None)
+    latest = _latest(answers)
     causes = [
-        *_nobody(job, around),
+        *nobody(job, around),
         *_refused(job, latest, around),
-        *_not_asked(job, latest, around),
-        *_misfits(around),
+        *not_asked(job, latest, around),
+        *misfits(around),
         *_working(around),
     ]
-    if not causes and not around.leases:
-        causes = [_unanswered(job, around)]
+    if not around.leases:
+        causes += _passed_over(around)
+        causes = causes or [_unanswered(job, around)]
     return Explanation(
         job=job,
         headline=_progress(job, around),
@@ -99,8 +58,10 @@ def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> Explan
     )
 
 
-def _at(latest: Mapping[PeerId, Answer], peer: PeerId) -> float:
-    return latest[peer].at if peer in latest else -math.inf
+def _latest(answers: Sequence[Answer]) -> dict[PeerId, Answer]:
+    """The newest answer of each peer, but for those who gave a lease."""
+    newest = {answer.peer: answer for answer in sorted(answers, key=lambda answer: answer.at)}
+    return {peer: one for peer, one in newest.items() if one.verdict not in _AWARDED}
 
 
 def _progress(job: Job, around: Surroundings) -> str:
@@ -134,42 +95,6 @@ def _is(number: int) -> str:
 
 def _have(number: int) -> str:
     return "has" if number == 1 else "have"
-
-
-# --- nobody to ask -----------------------------------------------------------------
-
-
-def _nobody(job: Job, around: Surroundings) -> list[Cause]:
-    """Why there is nobody to ask, where that is so."""
-    causes: list[Cause] = []
-    others = {peer: one for peer, one in around.known.items() if peer != around.own}
-    offered = frozenset(name for one in around.known.values() for name in one.classes)
-    if offered and job.numeric_class not in offered:
-        causes.append(
-            Cause(
-                Reason.CLASS_NOT_OFFERED.value,
-                f"No known node offers the numeric class {job.numeric_class}; offered: "
-                f"{', '.join(sorted(offered))}",
-                f"submit it again with `--class {_nearest(offered)}`, or connect to more "
-                "nodes: `shoal peers --connect ADDRESS`",
-                Remedy.HERE,
-            )
-        )
-    if not others and not around.misfits:
-        why = f" ({around.alone.rstrip('.')})" if around.alone else ""
-        causes.append(
-            Cause(
-                "no_peer",
-                f"No other node is known to this one{why}",
-                "connect to one with `shoal peers --connect ADDRESS`, or set `bootstrap`",
-                Remedy.HERE,
-            )
-        )
-    return causes
-
-
-def _nearest(offered: frozenset[str]) -> str:
-    return "fp32" if "fp32" in offered else min(offered)
 
 
 def _unanswered(job: Job, around: Surroundings) -> Cause:
@@ -268,108 +193,25 @@ def _again(peers: Sequence[PeerId], outlook: Outlook | None, one: bool) -> str:
     return f"{who} asked again by itself" if one else f"{who} asked again by themselves"
 
 
-# --- not asked at all --------------------------------------------------------------
-
-
-def _not_asked(job: Job, latest: Mapping[PeerId, Answer], around: Surroundings) -> list[Cause]:
-    """Peers whose adverts say that asking them would be in vain."""
-    others = [peer for peer in sorted(around.known) if peer != around.own]
-    closed = [
-        peer
-        for peer in others
-        if not around.known[peer].providing and _verdict(latest, peer) not in _REASONS
-    ]
-    idle = [
-        peer
-        for peer in [around.own, *others]
-        if peer in around.known
-        and not around.known[peer].classes
-        and peer not in closed
-        and _verdict(latest, peer) != Reason.NO_DEVICE
-    ]
-    lacking: dict[frozenset[str], list[PeerId]] = {}
-    for peer in others:
-        classes = around.known[peer].classes
-        if classes and job.numeric_class not in classes and peer not in closed:
-            lacking.setdefault(classes, []).append(peer)
-    offered = any(job.numeric_class in one.classes for one in around.known.values())
+def _passed_over(around: Surroundings) -> list[Cause]:
+    """Peers that this daemon's other jobs keep busy, where that is all that is to be said."""
+    outlook = around.outlook
+    if outlook is None or not outlook.units_waiting or outlook.share >= 1.0:
+        return []
+    peers = [one.peer for one in outlook.peers if one.doing is Doing.PASSED_OVER]
+    if not peers:
+        return []
+    verb = "works" if len(peers) == 1 else "work"
     return [
-        *([_closed(closed, around)] if closed else ()),
-        *(_no_device(peer, around) for peer in idle),
-        # Where nobody offers it that is told once, for all.
-        *(_lacking(job, classes, lacking[classes], around) for classes in lacking if offered),
-    ]
-
-
-def _closed(peers: Sequence[PeerId], around: Surroundings) -> Cause:
-    one = len(peers) == 1
-    says = (
-        "is not asked, for it says that it takes no work now, as its owner wishes"
-        if one
-        else "are not asked, for they say that they take no work now, as their owners wish"
-    )
-    return Cause(
-        "not_asked",
-        f"{names(peers, around.own)} {says}",
-        "wait, or there “shoal resume” ends a pause, and `provide = true` with “shoal reload” "
-        "lets it work for others at all",
-        Remedy.LATER,
-        tuple(peers),
-    )
-
-
-def _lacking(
-    job: Job, classes: frozenset[str], peers: Sequence[PeerId], around: Surroundings
-) -> Cause:
-    verb = "does" if len(peers) == 1 else "do"
-    return Cause(
-        Reason.CLASS_NOT_OFFERED.value,
-        f"{names(peers, around.own)} {verb} not offer the numeric class {job.numeric_class}, "
-        f"only {', '.join(sorted(classes))}",
-        f"other nodes do; or submit it again with `--class {_nearest(classes)}`",
-        Remedy.HERE,
-        tuple(peers),
-    )
-
-
-def _verdict(latest: Mapping[PeerId, Answer], peer: PeerId) -> str:
-    return latest[peer].verdict if peer in latest else ""
-
-
-def _no_device(peer: PeerId, around: Surroundings) -> Cause:
-    words = REFUSALS[Reason.NO_DEVICE]
-    own = peer == around.own
-    return Cause(
-        Reason.NO_DEVICE.value,
-        f"{names([peer], around.own)} has shown no device that works, or has just started and "
-        "still tests its own",
-        words.here if own else words.step,
-        Remedy.HERE if own else Remedy.THERE,
-        (peer,),
-    )
-
-
-def _misfits(around: Surroundings) -> list[Cause]:
-    causes = []
-    for peer, why in sorted(around.misfits.items()):
-        if "protocol" not in why:
-            continue  # no node of shoal at all
-        says, _, advice = why.partition(": ")
-        here = "this node" in advice
-        upgrade = "pip install --upgrade shoal"
-        causes.append(
-            Cause(
-                "version",
-                f"{peer} {says}, which this node does not",
-                f"upgrade this node: `{upgrade}`, then `shoal down` and `shoal up`"
-                if here
-                else f"its operator must upgrade it: “{upgrade}”, then “shoal down” and "
-                "“shoal up”",
-                Remedy.HERE if here else Remedy.THERE,
-                (peer,),
-            )
+        Cause(
+            "other_jobs",
+            f"{names(peers, around.own)} {verb} for other jobs of this daemon first; this job "
+            f"has {outlook.share:.0%} of the turns",
+            "nothing need be done; one that is submitted with a higher `--priority` gets more",
+            Remedy.WAIT,
+            tuple(peers),
         )
-    return causes
+    ]
 
 
 # --- at work -----------------------------------------------------------------------

@@ -269,7 +269,7 @@ class Daemon:
 
     async def note_read(self, job_id: JobId, until: int, order: Order) -> None:
         """Note that the results up to ``until`` were given out."""
-        await self.journal.note_read(job_id, until, order)
+        await self.retention.note_read(job_id, until, order)
 
     async def small_tensors(self, ids: Sequence[BlobId]) -> dict[BlobId, bytes]:
         """Those of ``ids`` that the journal holds."""
@@ -319,7 +319,7 @@ class Daemon:
             self.versions,
             self.jobs_running.leases(job_id),
             alone=self.joining.view().sentence,
-            outlook=None,
+            outlook=await self.jobs_running.outlook(job_id),
         )
         work = ()
         if job.state.final or job.units_failed:

@@ -76,6 +76,27 @@ async def hand_over(
     now_s = trio.current_time()
     ran = sum(isinstance(answer, UnitResult) for answer in answers.values())
     events.came_back(state, batch.id, now_s, ran, cost_s)
+    unit_s = (now_s - started_s) / max(1, ran)
+    units = [msgspec.structs.replace(unit, seconds=unit_s) for unit in units]
+    try:
+        await _take_in(house, state, running, held, batch, units, answers, outcome)
+    except BaseException:
+        pipeline.let_go(house, outcome.ends)
+        raise
+    return outcome
+
+
+async def _take_in(
+    house: House,
+    state: State,
+    running: RunningJob,
+    held: Held,
+    batch: Batch,
+    units: list[Unit],
+    answers: dict[int, UnitResult | Refusal],
+    outcome: Outcome,
+) -> None:
+    """Check the answers one after another; a false one ends the taking in."""
     for unit in units:
         answer = answers.get(unit.index)
         if answer is None or unit.index not in batch.open or unit.index in batch.unwanted:
@@ -86,14 +107,12 @@ async def hand_over(
             continue
         if outcome.problem is not None:
             continue
-        timed = msgspec.structs.replace(unit, seconds=(now_s - started_s) / max(1, ran))
         try:
-            await _result(house, state, running, held, batch, timed, answer, outcome)
+            await _result(house, state, running, held, batch, unit, answer, outcome)
         except StoreError:
             raise
         except ShoalError as error:
             outcome.problem = error
-    return outcome
 
 
 async def _supplied(
@@ -104,7 +123,9 @@ async def _supplied(
     Units that lost an input are not among them: they wait until it is made anew.
     """
     units = []
-    for index in batch.open:
+    for index in list(batch.open):
+        if index in batch.unwanted or index not in running.units:
+            continue  # another peer has ended it since
         unit = running.units[index]
         unit = msgspec.structs.replace(unit, attempts=unit.attempts + 1)
         running.units[index] = unit
@@ -181,7 +202,8 @@ async def _wait_again(
 ) -> None:
     """Take a unit out that lost inputs, until they are there again; or give it up."""
     events.waits_again(state, batch.id, unit.index)
-    running.units.pop(unit.index, None)
+    if unit.index not in running.queue.out:  # nor has another peer a copy of it
+        running.units.pop(unit.index, None)
     try:
         await chaining.wait_again(house, unit, lost)
     except JobError as error:

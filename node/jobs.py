@@ -239,6 +239,8 @@ class Jobs:
 
     async def _start(self, job: Job, spec: JobSpec, *, resumed: bool = False) -> Job:
         """Run a job in a task of its own; one that cannot even start has failed."""
+        if job.id in self._running or job.id in self._starting:
+            return job
         self._starting.add(job.id)
         try:
             running = await prepare(self._house, job, spec, resumed=resumed)
@@ -276,8 +278,7 @@ class Jobs:
                     finally:  # before the nursery closes: nothing is begun in it any more
                         self._leave(running)
                     nursery.cancel_scope.cancel()
-                failure = running.failure or await self._house.journal.first_failure(job_id)
-                await self._end(job_id, JobState.FAILED if failure else JobState.DONE, failure)
+                await self._end_by_itself(running)
         except* StoreError as errors:  # this node's disk: no other provider would help
             await self._break_off(job_id, _failure(_first(errors)))
         except* Exception as errors:  # root of a job: one job's end must not end the others
@@ -289,6 +290,18 @@ class Jobs:
             self._wake()
             if running.touched:
                 self._nursery.start_soon(self._start_again, job_id)
+
+    async def _end_by_itself(self, running: RunningJob) -> None:
+        """End a job of which all units have ended, or that was failed as a whole."""
+        job_id, failure = running.need.job.id, running.failure
+        if failure is not None:
+            await self._end(job_id, JobState.FAILED, failure)
+            return
+        failure = await self._house.journal.first_failure(job_id)
+        state = JobState.FAILED if failure else JobState.DONE
+        job = await self._end(job_id, state, failure, by_itself=True)
+        # Else a unit of it has to run again by now, since its outputs were lost.
+        running.touched = running.touched or not job.state.final
 
     def _leave(self, running: RunningJob) -> None:
         """Have nothing more to do with peers for a job."""
@@ -310,17 +323,30 @@ class Jobs:
                 error=str(error),
             )
 
-    async def _end(self, job_id: JobId, state: JobState, failure: Failure | None = None) -> Job:
+    async def _end(
+        self,
+        job_id: JobId,
+        state: JobState,
+        failure: Failure | None = None,
+        *,
+        by_itself: bool = False,
+    ) -> Job:
+        goes_on = False
         with trio.CancelScope(shield=True):
             try:
-                job = await self._house.journal.end_job(job_id, state, time.time(), failure)
+                job = await self._house.journal.end_job(
+                    job_id, state, time.time(), failure, by_itself=by_itself
+                )
+                if goes_on := not job.state.final:
+                    return job
                 self.jobs_ended[job.state] += 1
                 log.info(
                     "job ended", job=job_id, state=job.state.value, failed=job.units_failed
                 )
                 await self._views.changed(job_id)
             finally:  # also where it could not be written: nothing more will be shown
-                self._views.close(job_id)
+                if not goes_on:
+                    self._views.close(job_id)
         return job
 
     def _touched(self, job_ids: frozenset[JobId]) -> None:
@@ -338,8 +364,15 @@ class Jobs:
         if again:
             running.cursor, running.touched = -1, True
         events.units_ready(self._state, job_id)
-        self._nursery.start_soon(self._views.changed, job_id)
+        self._nursery.start_soon(self._show, job_id)
         self._wake()
+
+    async def _show(self, job_id: JobId) -> None:
+        """Show a job that changed through other jobs to those who watch it."""
+        try:
+            await self._views.changed(job_id)
+        except ShoalError as error:
+            log.error("a job cannot be shown", job=job_id, error=str(error))
 
     # --- the plan ---
 
@@ -353,10 +386,10 @@ class Jobs:
         looked_s = 0.0
         while True:
             changed = self._changed
-            if trio.current_time() >= looked_s + RECALL_INTERVAL_S:
-                looked_s = trio.current_time()
-                self._look_around()
             try:
+                if trio.current_time() >= looked_s + RECALL_INTERVAL_S:
+                    looked_s = trio.current_time()
+                    self._look_around()
                 wake_at_s = self._carry_out()
             except Exception:  # root of all jobs: a bug here must not end the daemon
                 log.exception("the scheduler failed inside this node")

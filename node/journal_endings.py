@@ -228,6 +228,17 @@ class Endings:
         tally.failed += 1
 
 
+def source_at(database: sqlite3.Connection, job: JobId, place: int) -> Source | None:
+    """A unit as those that await it see it; None where there is none."""
+    row = database.execute(
+        "SELECT state, outputs FROM units WHERE job = ? AND place = ?", (job, place)
+    ).fetchone()
+    if row is None:
+        return None
+    outputs = from_json(row["outputs"], dict[str, BlobId])
+    return Source(job, place, UnitState(row["state"]), outputs)
+
+
 def keep_tensor(database: sqlite3.Connection, job: JobId, tensor: BlobId, data: bytes) -> int:
     """Keep a small tensor for a job; gives the bytes that are new."""
     kept = database.execute(

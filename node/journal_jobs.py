@@ -13,7 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shoal.crypto.content import BlobId
 from shoal.node.errors import JobError
-from shoal.node.journal_endings import Endings, Source, keep_tensor, share_tensors
+from shoal.node.journal_endings import (
+    Endings,
+    Source,
+    keep_tensor,
+    share_tensors,
+    source_at,
+)
 from shoal.node.records import (
     Failure,
     Job,
@@ -141,8 +147,12 @@ def end_job(
     state: JobState,
     ended_at: float,
     failure: Failure | None,
+    by_itself: bool = False,
 ) -> tuple[Job, frozenset[JobId]]:
     """End a job and cancel what is open of it, and with it what awaits that elsewhere.
+
+    One that ends ``by_itself`` stays as it is while a unit of it is open: one may have been
+    queued again, since its outputs were lost, after the others had ended.
 
     Returns:
         The job as it then stands, and the other jobs of which units failed by it.
@@ -151,9 +161,16 @@ def end_job(
         JobError: ``no_such_job``.
     """
     ended = database.execute(
-        "UPDATE jobs SET state = ?, ended_at = ?, failure = ?, open = 0"
-        " WHERE id = ? AND state = 'running'",
-        (state.value, ended_at, to_json(failure), job_id),
+        "UPDATE jobs SET state = :state, ended_at = :ended_at, failure = :failure, open = 0"
+        " WHERE id = :job AND state = 'running' AND NOT (:by_itself AND EXISTS"
+        " (SELECT 1 FROM units WHERE job = :job AND state = 'queued'))",
+        {
+            "state": state.value,
+            "ended_at": ended_at,
+            "failure": to_json(failure),
+            "job": job_id,
+            "by_itself": by_itself,
+        },
     )
     endings = Endings(database)
     if ended.rowcount:
@@ -227,13 +244,10 @@ def _sources(
             if place in seen or (ref.job == own and ref.unit >= first):
                 continue
             seen.add(place)
-            row = database.execute(
-                "SELECT state, outputs FROM units WHERE job = ? AND place = ?", place
-            ).fetchone()
-            if row is None:
+            source = source_at(database, *place)
+            if source is None:
                 raise _no_such_unit(unit, ref, "there is none")
-            outputs = from_json(row["outputs"], dict[str, BlobId])
-            yield place, Source(ref.job, ref.unit, UnitState(row["state"]), outputs)
+            yield place, source
 
 
 def _no_such_unit(unit: Unit, ref: OutputRef, why: str) -> JobError:

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from shoal.crypto.content import BlobId
-from shoal.node.journal_endings import Endings
+from shoal.node.journal_endings import Endings, source_at
 from shoal.node.records import Ended, Failure, JobId, OutputRef, Unit, UnitState, Written
 from shoal.node.state_tables import from_json, to_json, unit_of
 
@@ -59,17 +59,28 @@ def reopen(database: sqlite3.Connection, job_id: JobId, place: int) -> frozenset
         " size_bytes = size_bytes - ? WHERE id = ?",
         (row["fetched"], row["size_bytes"] or 0, job_id),
     )
-    return frozenset({job_id}) | _await_again(database, job_id, place)
-
-
-def _await_again(database: sqlite3.Connection, job_id: JobId, place: int) -> set[JobId]:
-    changed: set[JobId] = set()
-    edges = database.execute(
-        "SELECT edges.job, edges.place, input, output FROM edges JOIN units"
-        " ON units.job = edges.job AND units.place = edges.place"
-        " WHERE from_job = ? AND from_place = ? AND state = 'queued'",
-        (job_id, place),
+    edges_to = database.execute(
+        "SELECT edges.* FROM edges JOIN units ON units.job = from_job"
+        " AND units.place = from_place WHERE edges.job = ? AND edges.place = ?",
+        key,
     ).fetchall()
+    edges_from = database.execute(
+        "SELECT edges.* FROM edges JOIN units ON units.job = edges.job"
+        " AND units.place = edges.place"
+        " WHERE from_job = ? AND from_place = ? AND state = 'queued'",
+        key,
+    ).fetchall()
+    _await_again(database, [*edges_to, *edges_from])
+    endings = Endings(database)
+    for edge in edges_to:  # of these some have ended, perhaps with other outputs than before
+        source = source_at(database, edge["from_job"], edge["from_place"])
+        if source is not None and source.state is not UnitState.QUEUED:
+            endings.meet(job_id, place, edge["input"], source, edge["output"])
+    endings.close()
+    return frozenset({job_id, *(edge["job"] for edge in edges_from), *endings.touched})
+
+
+def _await_again(database: sqlite3.Connection, edges: Sequence[sqlite3.Row]) -> None:
     for edge in edges:
         unit = database.execute(
             "SELECT inputs, awaits FROM units WHERE job = ? AND place = ?",
@@ -78,13 +89,11 @@ def _await_again(database: sqlite3.Connection, job_id: JobId, place: int) -> set
         inputs = from_json(unit["inputs"], dict[str, BlobId])
         awaits = from_json(unit["awaits"], dict[str, OutputRef]) or {}
         inputs.pop(edge["input"], None)
-        awaits[edge["input"]] = OutputRef(job_id, place, edge["output"])
+        awaits[edge["input"]] = OutputRef(edge["from_job"], edge["from_place"], edge["output"])
         database.execute(
             "UPDATE units SET inputs = ?, awaits = ? WHERE job = ? AND place = ?",
             (to_json(inputs), to_json(awaits), edge["job"], edge["place"]),
         )
-        changed.add(edge["job"])
-    return changed
 
 
 def page(database: sqlite3.Connection, job_id: JobId, offset: int, limit: int) -> list[Unit]:

@@ -16,12 +16,12 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node import remembered_peers
 from shoal.node.addresses import Address, parse_bootstrap
 from shoal.node.bidding import distrusted
-from shoal.node.explain import Neighbour, Surroundings
 from shoal.node.house import wall_ms
 from shoal.node.joining_plan import Entry, Source
 from shoal.node.membership import REMEMBERED_LIMIT, Membership, Seeds
 from shoal.node.records import PeerView
 from shoal.node.scheduling.state import Facts
+from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.swarm_key import PUBLIC
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def facts_of(
         rtt_s=link.rtt_s if link is not None else own,
         standing=1.0 if standing is None else standing.standing,
         rate=max(rates, default=None),
+        said=entry.advert.sequence if entry is not None else 0,
     )
 
 

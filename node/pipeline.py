@@ -71,6 +71,7 @@ from shoal.protocol.limits import (
     BATCH_SOURCES_LIMIT,
     BATCH_UNITS_LIMIT,
     INLINE_LIMIT_BYTES,
+    SOURCE_BYTES,
     SOURCES_LIMIT,
 )
 from shoal.protocol.messages import (
@@ -293,7 +294,7 @@ async def hand_over(
         sources=tuple(sources)[:SOURCES_LIMIT],
     )
     side.send(request, trio.current_time())
-    timeout_s = need.spec.time_limit_s * bidding.IN_FLIGHT + HAND_OVER_GRACE_S
+    timeout_s = need.spec.time_limit_s * len(side.units) + HAND_OVER_GRACE_S
     try:
         answer = fitting(
             await house.control.request(side.provider, request, timeout_s),
@@ -335,9 +336,10 @@ async def hand_over_together(
     assert side.award_id is not None
     names = {unit_name(unit): unit for unit in units}
     requests = []
-    small = await small_inputs(house, units)
     named_bytes = sum(ports_bytes(unit.inputs.items()) for unit in units)
+    named_bytes += SOURCE_BYTES * sum(map(len, sources.values()))
     room = min(INLINE_LIMIT_BYTES, side.room_bytes - named_bytes)
+    small = await small_inputs(house, units)
     for name, unit in names.items():
         house.rights.grant(side.award_id, side.provider, unit.inputs.values())
         blobs = await inline_blobs(house, unit, small, room)
@@ -348,7 +350,7 @@ async def hand_over_together(
         requests.append(UnitRequest(side.call.call, name, inputs, blobs, keep, named))
     message = UnitsRequest(call=side.call.call, units=tuple(requests))
     side.send(message, trio.current_time())
-    timeout_s = need.spec.time_limit_s * side.bid.in_flight_max + HAND_OVER_GRACE_S
+    timeout_s = need.spec.time_limit_s * len(side.units) + HAND_OVER_GRACE_S
     try:
         answer = fitting(
             await house.control.request(side.provider, message, timeout_s),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,10 @@ class Retention:
         store: Has their large outputs.
         quota_bytes: Gives what jobs may take in the journal, now.
         keep_s: Gives how long results that nobody fetched are kept in any case.
+
+    Attributes:
+        leaving: Called with a job that is being forgotten: what it left with peers is
+            still in the journal, and is for nobody any more.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Retention:
         self._store = store
         self._quota_bytes = quota_bytes
         self._keep_s = keep_s
+        self.leaving: Callable[[JobId], Awaitable[None]] = _nothing_left
         self._deleting = trio.Lock()
         self._full = False
 
@@ -132,6 +137,7 @@ class Retention:
             partial(journal_forgetting.forget, job_id=job_id, unfetched_too=unfetched_too)
         )
         self._store.unpin(outputs_of(job_id))
+        await self.leaving(job_id)
         await self._delete()
         return job
 
@@ -188,6 +194,10 @@ class Retention:
             if jobs:
                 while await self._journal.transact(journal_forgetting.give_back_pages):
                     pass
+
+
+async def _nothing_left(_job_id: JobId) -> None:
+    pass
 
 
 def _taken(

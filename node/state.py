@@ -125,18 +125,27 @@ class State:
         return await self._write(journal_jobs.seal, job_id)
 
     async def end_job(
-        self, job_id: JobId, state: JobState, ended_at: float, failure: Failure | None = None
+        self,
+        job_id: JobId,
+        state: JobState,
+        ended_at: float,
+        failure: Failure | None = None,
+        *,
+        by_itself: bool = False,
     ) -> Job:
         """End a job and cancel what is open of it; gives the job as it then stands.
 
         A job that has ended already stays as it is. Units of other jobs that await what
-        is cancelled fail.
+        is cancelled fail. One that ends ``by_itself``, since all its units have, stays as it
+        is where one of them was queued again meanwhile.
 
         Raises:
             JobError: ``no_such_job``.
         """
         assert state.final
-        job, touched = await self._write(journal_jobs.end_job, job_id, state, ended_at, failure)
+        job, touched = await self._write(
+            journal_jobs.end_job, job_id, state, ended_at, failure, by_itself
+        )
         self._touch(touched)
         return job
 

@@ -7,6 +7,7 @@ process was killed or the power went, is looked through before it is used.
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -95,11 +96,7 @@ def reporting(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         match getattr(error, "sqlite_errorcode", 0) & 0xFF:
             case sqlite3.SQLITE_FULL:
-                raise StoreError(
-                    f"the disk that holds {path} is full",
-                    code="disk_full",
-                    hint="free some space, or move the node's home with --home or SHOAL_HOME",
-                ) from None
+                raise _full(path) from None
             case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
                 raise _damaged(path, str(error)) from None
             case (
@@ -109,13 +106,28 @@ def reporting(path: Path) -> Iterator[None]:
                 | sqlite3.SQLITE_IOERR
                 | sqlite3.SQLITE_BUSY
             ):
-                raise StoreError(
-                    f"the state in {path} cannot be used: {error}",
-                    code="state_unusable",
-                    hint="make it and its directory writable for this user, look whether the "
-                    "disk is sound, or choose another home with --home or SHOAL_HOME",
-                ) from None
+                raise _unusable(path, error) from None
         raise
+    except OSError as error:  # of the backup beside it
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise (_full(path) if full else _unusable(path, error)) from None
+
+
+def _full(path: Path) -> StoreError:
+    return StoreError(
+        f"the disk that holds {path} is full",
+        code="disk_full",
+        hint="free some space, or move the node's home with --home or SHOAL_HOME",
+    )
+
+
+def _unusable(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"the state in {path} cannot be used: {error}",
+        code="state_unusable",
+        hint="make it and its directory writable for this user, look whether the "
+        "disk is sound, or choose another home with --home or SHOAL_HOME",
+    )
 
 
 def _damaged(path: Path, what: str) -> StoreError:

@@ -86,10 +86,6 @@ name for each. They stand in the request, and again in the receipts that answer 
 PORT_BYTES = 72
 """What one input or output takes in a message beside its name."""
 
-IN_FLIGHT_LIMIT_BYTES = 4 * (INLINE_LIMIT_BYTES + BATCH_PORTS_LIMIT_BYTES)
-"""Inline blobs, names and ids of all units that are out under one lease: a provider holds
-them. Four full batches.
-"""
 
 LEASE_IDLE_LIMIT_S = 3600.0
 """Longest silence that a lease may outlast; a provider keeps blobs and answers for it."""
@@ -103,8 +99,21 @@ PORTS_LIMIT = 256
 SOURCES_LIMIT = 512
 """Peers named in one unit as holders of its inputs: two for each of the most inputs."""
 
+SOURCE_BYTES = 122
+"""What one source takes in a message: a blob's id and a peer's."""
+
 BATCH_SOURCES_LIMIT = 1024
 """Sources that the units of one message name, in all: an eighth of its frame."""
+
+SOURCE_BYTES = 130
+"""What one source takes in a message."""
+
+IN_FLIGHT_LIMIT_BYTES = 4 * (
+    INLINE_LIMIT_BYTES + BATCH_PORTS_LIMIT_BYTES + BATCH_SOURCES_LIMIT * SOURCE_BYTES
+)
+"""Inline blobs, names, ids and sources of all units that are out under one lease: a
+provider holds them. Four full batches.
+"""
 
 SHARED_IDS_LIMIT = 512
 """Kept outputs in one message; more go in several."""

@@ -552,7 +552,8 @@ def ports_bytes(ports: Iterable[tuple[str, str]]) -> int:
 
 def unit_bytes(unit: UnitRequest) -> int:
     """What a unit that is out counts for; see `limits.IN_FLIGHT_LIMIT_BYTES`."""
-    return sum(map(len, unit.blobs)) + ports_bytes(unit.inputs)
+    named_bytes = ports_bytes(unit.inputs) + limits.SOURCE_BYTES * len(unit.sources)
+    return sum(map(len, unit.blobs)) + named_bytes
 
 
 def _check_inline(blobs: Sequence[bytes]) -> None:

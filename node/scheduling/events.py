@@ -27,6 +27,7 @@ from shoal.node.scheduling.state import (
     Speed,
     State,
 )
+from shoal.protocol.messages import Reason
 
 NEWEST_SHARE = 0.4
 """Of a new measurement in a speed: after five of them an old speed counts a twelfth."""
@@ -36,6 +37,11 @@ AFTER_DECLINE_S = 1.0
 
 CALL_AGAIN_S = 0.5
 """After a call that failed to reach its peer within the time of a bid."""
+
+
+NOT_SEEN = Facts(said=-1)
+
+_REFUSALS = frozenset(reason.value for reason in Reason)
 
 
 def apply(state: State, action: do.Action, now_s: float) -> None:  # noqa: C901  # a table
@@ -138,7 +144,10 @@ def not_finished(state: State, job_id: JobId) -> None:
         job.candidates = {
             peer: candidate
             for peer, candidate in job.candidates.items()
-            if candidate.lease is not None or candidate.asked or candidate.not_before_s > 0
+            if candidate.lease is not None
+            or candidate.asked
+            or candidate.offer is not None  # a bid that stands, or an award under way
+            or candidate.not_before_s > 0
         }
 
 
@@ -152,7 +161,21 @@ def _wake(state: State, job: JobQueue) -> None:
 
 
 def peers_known(state: State, offering: Mapping[str, Mapping[PeerId, Facts]]) -> None:
-    """Who may be called now, for each numeric class."""
+    """Who may be called now, for each numeric class.
+
+    A peer that refused, and has issued a new advert since, may have changed its mind: it
+    is asked again at once.
+    """
+    for job in state.jobs.values():
+        before = state.offering.get(job.numeric_class, {})
+        for peer, facts in offering.get(job.numeric_class, {}).items():
+            candidate = job.candidates.get(peer)
+            if (
+                candidate is not None
+                and candidate.why in _REFUSALS
+                and facts.said > before.get(peer, NOT_SEEN).said
+            ):
+                candidate.not_before_s, candidate.setbacks = -math.inf, 0
     state.offering = {name: dict(peers) for name, peers in offering.items()}
 
 

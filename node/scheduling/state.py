@@ -34,11 +34,13 @@ class Facts:
         rtt_s: Of the link; None where there is no link, 0 for this node itself.
         standing: From 0, where it is cut, to 1.
         rate: Multiply-adds per second that it claims for the class; None without a claim.
+        said: The sequence of its advert: it grows when the node has something new to say.
     """
 
     rtt_s: float | None = None
     standing: float = 1.0
     rate: float | None = None
+    said: int = 0
 
 
 @dataclass(slots=True)

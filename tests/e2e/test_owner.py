@@ -260,9 +260,10 @@ def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_pa
 
         eventually(ready, 30, "known with what they offer")
         client.pause("cpu")  # so that its own node cannot do it
-        job_id = submit(stranger, models.rows(1), models.dense())
-        client.wait(job_id, 30)
-        found, summary = verdicts(stranger, job_id)
+        job_id = submit(stranger, models.rows(1), models.slow(1_000_000_000))
+        eventually(lambda: len(verdicts(stranger, job_id)[0]) >= 5, 30, "all have answered")
+        found, summary = verdicts(stranger, job_id)  # of a job that runs
+        client.cancel(job_id)
         assert {name: found.get(node.peer) for name, node in nodes.items()} == {
             "denied": "denied",
             "friends": "untrusted_requester",
@@ -271,9 +272,9 @@ def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_pa
             "hours": None,  # its advert says so, and it was not asked
         }
         for name, words in {
-            "denied": ("deny list", "`deny`"),
-            "friends": ("only peers on its allow list", "shoal identity show"),
-            "price": ("worth", "--batch", "`min_price`"),
+            "denied": ("deny list", f"{stranger.peer} out of `deny` there"),
+            "friends": ("not on its allow list", f'`allow = ["{stranger.peer}"]`'),
+            "price": ("worth 50 credits or more", "--batch", "`min_price = 1"),
         }.items():
             line = next(line for line in summary.splitlines() if nodes[name].peer in line)
             assert all(word in line for word in words), line

@@ -166,3 +166,15 @@ async def test_a_job_that_was_done_runs_again_for_a_unit_that_was_lost(state):
     assert (job.state, job.ended_at, job.units_done) == (JobState.RUNNING, None, 1)
     await state.end_job(FIRST, JobState.CANCELLED, 3000.0)
     assert not await state.reopen_unit(FIRST, 0)
+
+
+async def test_a_job_does_not_end_by_itself_over_a_unit_that_runs_again(state):
+    await state.add_job(*make_job(), make_units(1))
+    await state.end_units([done(make_unit(0), 70, left={tensor_id(70): 8})])
+    assert await state.reopen_unit(FIRST, 0)  # between the last end and that of the job
+    job = await state.end_job(FIRST, JobState.DONE, 1.0, by_itself=True)
+    assert job.state is JobState.RUNNING
+    assert await ready(state) == [0]
+    await state.end_units([done(make_unit(0), 70)])
+    job = await state.end_job(FIRST, JobState.DONE, 2.0, by_itself=True)
+    assert job.state is JobState.DONE

@@ -46,9 +46,9 @@ main(WithoutExact)
 """
 
 
-def program_of(text):
+def program_of(text, precision=None):
     header = '<ir_version: 8, opset_import: ["" : 18]>'
-    return convert(parser.parse_model(header + text).SerializeToString())
+    return convert(parser.parse_model(header + text).SerializeToString(), precision)
 
 
 DOUBLE = program_of("g (float[n] x) => (float[n] y) { y = Add(x, x) }")

@@ -233,3 +233,23 @@ async def test_a_short_unit_waits_for_one_turn_of_a_requester_with_many(
         await run_many(misbehaving, runs_of(1), requester=BOB)
         assert ended_of(anns) - before <= 3  # the turn under way: 0.2 s and its last unit
     assert ended_of(anns) == 60
+
+
+async def test_units_of_the_class_exact_run_together_too(worker):
+    await worker.enable_exact()
+    matrix = "{1.0, 2.0, 3.0, 4.0}"
+    program = program_of(
+        "g (float[n, 2] x) => (float[n, 2] y) { "
+        f"w = Constant<value = float[2, 2] {matrix}>() y = MatMul(x, w) }}",
+        precision="x20",
+    )
+    rows = [np.array([[k, 1]], np.float32) for k in range(1, 6)]
+    wrong = np.array([[np.nan, 1]], np.float32)
+    units = [UnitRun({"x": to_blob(x)}) for x in (*rows, wrong, rows[0])]
+    assert await run_many(worker, units, program) == units
+    for unit, x in zip(units, rows, strict=False):
+        expected = x @ np.array([[1, 2], [3, 4]], np.float32)
+        assert from_blob(unit.outcome.outputs["y"]).tolist() == expected.tolist()
+        assert unit.outcome.runtime.startswith("numba")
+    assert not isinstance(units[5].outcome, Execution)
+    assert units[6].outcome.outputs == units[0].outcome.outputs

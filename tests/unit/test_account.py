@@ -3,7 +3,6 @@ import pytest
 
 from shoal.node.account import NOBODY_BIDS, about_unit, nobody_bids, told
 from shoal.node.causes import AFTER_FAILURE
-from shoal.node.explain import Neighbour, Surroundings
 from shoal.node.records import (
     Answer,
     Failure,
@@ -14,6 +13,7 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
+from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.work_done import WorkDone
 
 JOB = Job(
@@ -86,12 +86,12 @@ def test_a_job_for_which_nobody_bids_fails_with_the_first_cause_and_tells_them_a
     busy = Answer("j", "own", 2.0, "busy", "32 leases are running")
     failure = nobody_bids(running, [PRICE, busy], "own")
     assert failure.code == NOBODY_BIDS
-    assert failure.message == "nobody bids for it: this node is busy (32 leases are running)"
-    assert failure.hint.startswith("nothing need be done")
-    assert (
-        "`shoal job why j` tells of the others; or submit it without --fail-fast"
-        in failure.hint
+    assert failure.message == (
+        "nobody bids for it: this node is busy (32 leases are running); "
+        "peer takes only units that are worth more (more)"
     )
+    assert failure.hint.startswith("nothing need be done")
+    assert "`shoal job why j` tells what else would; or submit it without" in failure.hint
     job = changed(state=JobState.FAILED, units_done=0, failure=failure)
     text = told(job, [PRICE, busy], AROUND, []).summary
     assert "peer takes only units that are worth more (more)" in text

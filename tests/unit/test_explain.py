@@ -2,9 +2,10 @@ import msgspec
 import pytest
 
 from shoal.node.causes import ERRORS, FALSE_RESULTS, REFUSALS, Remedy
-from shoal.node.explain import Neighbour, Surroundings, explain
+from shoal.node.explain import explain
 from shoal.node.outlook import Doing, Outlook, PeerOutlook
 from shoal.node.records import Answer, Job, JobState, Policy
+from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.protocol.messages import Reason
 
 JOB = Job(
@@ -281,3 +282,12 @@ def test_the_plan_is_told_with_who_has_what_and_when_it_ends():
     assert "it is asked again in 1.5 s" in text
     assert "peer has units 4, 5, did 3 before, 0.25 s each." in text
     assert "asked was asked, and has not answered yet." in text
+
+
+def test_a_job_behind_others_of_its_daemon_is_told_its_share():
+    peers = (PeerOutlook("peer", Doing.PASSED_OVER), PeerOutlook("own", Doing.PASSED_OVER))
+    outlook = Outlook(units_waiting=1, units_out=0, share=0.25, peers=peers)
+    text = line(place=around("peer", outlook=outlook))
+    assert text.startswith("peer and this node work for other jobs of this daemon first")
+    assert "25% of the turns" in text
+    assert "`--priority`" in text

@@ -6,6 +6,7 @@ from strategies import (
     ALICE,
     BOB,
     CALL_ID,
+    INPUT,
     MALLORY,
     PROGRAM,
     a_bid,
@@ -19,7 +20,7 @@ from strategies import (
 
 from shoal.protocol import negotiation
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.limits import IN_FLIGHT_LIMIT_BYTES, INLINE_LIMIT_BYTES
+from shoal.protocol.limits import IN_FLIGHT_LIMIT_BYTES, INLINE_LIMIT_BYTES, SOURCE_BYTES
 from shoal.protocol.messages import (
     AwardOffer,
     Cancel,
@@ -527,11 +528,14 @@ def test_what_is_out_has_no_more_bytes_than_a_provider_may_be_made_to_hold():
             speak(side, message)
         speak(side, Lease(call=CALL_ID, award=side.award_id, idle_s=30.0))
         assert side.room_bytes == IN_FLIGHT_LIMIT_BYTES
-        for batch in range(6):
+        batches = IN_FLIGHT_LIMIT_BYTES // (2 * unit_bytes(inline("0a", half)))
+        for batch in range(batches):
             units = (inline(f"{batch}a", half), inline(f"{batch}b", half))
             speak(side, UnitsRequest(call=CALL_ID, units=units))
         left = side.room_bytes
-        assert left == IN_FLIGHT_LIMIT_BYTES - 12 * unit_bytes(units[0]) < 2 * half
+        assert left == IN_FLIGHT_LIMIT_BYTES - 2 * batches * unit_bytes(units[0])
+        sourced = msgspec.structs.replace(a_unit(), sources=((INPUT, BOB.peer_id),) * 3)
+        assert unit_bytes(sourced) == unit_bytes(a_unit()) + 3 * SOURCE_BYTES
         act = side.send if role is RequesterSide else side.receive
         too_large = inline("one more", left)  # its names count too
         assert error(act, too_large, 0.0) == "too_many_in_flight"

@@ -221,3 +221,20 @@ def test_an_outlook_tells_what_each_peer_does():
     assert seen.units_waiting + seen.units_out == 100 - len(simulation.results["j"])
     assert seen.ends_in_s == pytest.approx((100 - len(simulation.results["j"])) / 2, rel=0.2)
     assert seen.share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("why", "said", "asked"),
+    [
+        ("price", 2, True),  # it has issued a new advert since
+        ("price", 1, False),
+        ("no_answer", 2, False),  # that is no opinion which it could have changed
+    ],
+)
+def test_who_refused_and_has_something_new_to_say_is_asked_again_at_once(why, said, asked):
+    state = s.State(jobs={"j": a_job()})
+    events.peers_known(state, {CLASS: {"p0": s.Facts(said=1)}})
+    events.refused(state, "j", "p0", why, 20.0, setbacks=3)
+    events.peers_known(state, {CLASS: {"p0": s.Facts(said=said)}})
+    candidate = state.jobs["j"].candidate("p0")
+    assert (candidate.not_before_s <= 0.0, candidate.setbacks == 0) == (asked, asked)

@@ -1,0 +1,159 @@
+"""Whom a job does not even call for bids, and why: told beside what others answered.
+
+Pure, a part of `node.explain`: by what adverts say, nobody at all included, and by the
+versions that connected peers speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from shoal.crypto.peer_id import PeerId
+from shoal.node.causes import REFUSALS, Cause, Remedy
+from shoal.node.records import Answer, Job
+from shoal.node.surroundings import Surroundings
+from shoal.node.wording import names
+from shoal.protocol.messages import Reason
+
+_REASONS = frozenset(reason.value for reason in Reason)
+
+
+# --- nobody to ask -----------------------------------------------------------------
+
+
+def nobody(job: Job, around: Surroundings) -> list[Cause]:
+    """Why there is nobody to ask, where that is so."""
+    causes: list[Cause] = []
+    others = {peer: one for peer, one in around.known.items() if peer != around.own}
+    offered = frozenset(name for one in around.known.values() for name in one.classes)
+    if offered and job.numeric_class not in offered:
+        causes.append(
+            Cause(
+                Reason.CLASS_NOT_OFFERED.value,
+                f"No known node offers the numeric class {job.numeric_class}; offered: "
+                f"{', '.join(sorted(offered))}",
+                f"submit it again with `--class {_nearest(offered)}`, or connect to more "
+                "nodes: `shoal peers --connect ADDRESS`",
+                Remedy.HERE,
+            )
+        )
+    if not others and not around.misfits:
+        why = f" ({around.alone.rstrip('.')})" if around.alone else ""
+        causes.append(
+            Cause(
+                "no_peer",
+                f"No other node is known to this one{why}",
+                "connect to one with `shoal peers --connect ADDRESS`, or set `bootstrap`",
+                Remedy.HERE,
+            )
+        )
+    return causes
+
+
+def _nearest(offered: frozenset[str]) -> str:
+    return "fp32" if "fp32" in offered else min(offered)
+
+
+# --- not asked at all --------------------------------------------------------------
+
+
+def not_asked(job: Job, latest: Mapping[PeerId, Answer], around: Surroundings) -> list[Cause]:
+    """Peers whose adverts say that asking them would be in vain."""
+    others = [peer for peer in sorted(around.known) if peer != around.own]
+    closed = [
+        peer
+        for peer in others
+        if not around.known[peer].providing and _verdict(latest, peer) not in _REASONS
+    ]
+    idle = [
+        peer
+        for peer in [around.own, *others]
+        if peer in around.known
+        and not around.known[peer].classes
+        and peer not in closed
+        and _verdict(latest, peer) != Reason.NO_DEVICE
+    ]
+    lacking: dict[frozenset[str], list[PeerId]] = {}
+    for peer in others:
+        classes = around.known[peer].classes
+        if classes and job.numeric_class not in classes and peer not in closed:
+            lacking.setdefault(classes, []).append(peer)
+    offered = any(job.numeric_class in one.classes for one in around.known.values())
+    return [
+        *([_closed(closed, around)] if closed else ()),
+        *(_no_device(peer, around) for peer in idle),
+        # Where nobody offers it that is told once, for all.
+        *(_lacking(job, classes, lacking[classes], around) for classes in lacking if offered),
+    ]
+
+
+def _closed(peers: Sequence[PeerId], around: Surroundings) -> Cause:
+    one = len(peers) == 1
+    says = (
+        "is not asked, for it says that it takes no work now, as its owner wishes"
+        if one
+        else "are not asked, for they say that they take no work now, as their owners wish"
+    )
+    return Cause(
+        "not_asked",
+        f"{names(peers, around.own)} {says}",
+        "wait, or there “shoal resume” ends a pause, and `provide = true` with “shoal reload” "
+        "lets it work for others at all",
+        Remedy.LATER,
+        tuple(peers),
+    )
+
+
+def _lacking(
+    job: Job, classes: frozenset[str], peers: Sequence[PeerId], around: Surroundings
+) -> Cause:
+    verb = "does" if len(peers) == 1 else "do"
+    return Cause(
+        Reason.CLASS_NOT_OFFERED.value,
+        f"{names(peers, around.own)} {verb} not offer the numeric class {job.numeric_class}, "
+        f"only {', '.join(sorted(classes))}",
+        f"other nodes do; or submit it again with `--class {_nearest(classes)}`",
+        Remedy.HERE,
+        tuple(peers),
+    )
+
+
+def _verdict(latest: Mapping[PeerId, Answer], peer: PeerId) -> str:
+    return latest[peer].verdict if peer in latest else ""
+
+
+def _no_device(peer: PeerId, around: Surroundings) -> Cause:
+    words = REFUSALS[Reason.NO_DEVICE]
+    own = peer == around.own
+    return Cause(
+        Reason.NO_DEVICE.value,
+        f"{names([peer], around.own)} has shown no device that works, or has just started and "
+        "still tests its own",
+        words.here if own else words.step,
+        Remedy.HERE if own else Remedy.THERE,
+        (peer,),
+    )
+
+
+def misfits(around: Surroundings) -> list[Cause]:
+    """Connected peers of another version, and who has to upgrade."""
+    causes = []
+    for peer, why in sorted(around.misfits.items()):
+        if "protocol" not in why:
+            continue  # no node of shoal at all
+        says, _, advice = why.partition(": ")
+        here = "this node" in advice
+        upgrade = "pip install --upgrade shoal"
+        causes.append(
+            Cause(
+                "version",
+                f"{peer} {says}, which this node does not",
+                f"upgrade this node: `{upgrade}`, then `shoal down` and `shoal up`"
+                if here
+                else f"its operator must upgrade it: “{upgrade}”, then “shoal down” and "
+                "“shoal up”",
+                Remedy.HERE if here else Remedy.THERE,
+                (peer,),
+            )
+        )
+    return causes
