@@ -28,7 +28,7 @@ from shoal.node import journal_left
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import fitting, hold, manifest_of, outputs_of, tensor_spec_of
 from shoal.node.lineage import RECOMPUTED_LIMIT, Left, Supply
-from shoal.node.records import JobId, Unit, UnitState
+from shoal.node.records import JobId, JobState, Unit, UnitState
 from shoal.node.standing import Offence
 from shoal.protocol.errors import VersionError
 from shoal.protocol.limits import SHARED_IDS_LIMIT
@@ -182,9 +182,20 @@ async def make_anew(house: House, lost: Iterable[Left]) -> None:
                 continue
             why = f"its outputs were lost {RECOMPUTED_LIMIT} times with those that kept them"
             raise _lost(job_id, index, why)
-        units = await house.journal.units(job_id, index, 1)
-        if not units or units[0].state not in {UnitState.QUEUED, UnitState.DONE}:
+        if not await _is_there_or_comes(house, job_id, index):
             raise _lost(job_id, index, "its job was cancelled or is not kept any more")
+
+
+async def _is_there_or_comes(house: House, job_id: JobId, index: int) -> bool:
+    """Whether a unit that was not queued again is made by now, or is being made."""
+    try:
+        job = await house.journal.job(job_id)
+    except JobError:  # forgotten
+        return False
+    if job.state is JobState.CANCELLED:
+        return False
+    units = await house.journal.units(job_id, index, 1)
+    return bool(units) and units[0].state in {UnitState.QUEUED, UnitState.DONE}
 
 
 def _lost(job_id: JobId, index: int, why: str) -> JobError:

@@ -187,6 +187,24 @@ async def test_what_a_cancelled_job_has_lost_cannot_be_made_anew(nodes):
         await chaining.wait_again(requester.house, unit, lost)
 
 
+async def test_a_done_unit_of_a_cancelled_job_is_not_waited_for_when_its_outputs_are_lost(
+    nodes,
+):
+    requester, *_ = nodes
+    y, nobody = blob_id_of(X), identity.generate().peer_id
+    await left_with(requester, nobody, y)
+    unit = await dependant(requester)
+    await requester.house.journal.transact(
+        lambda database: database.execute(
+            "UPDATE jobs SET state = 'cancelled' WHERE id = ?", (FIRST,)
+        )
+    )
+    lost = await chaining.not_found(requester.house, unit, y)
+    with pytest.raises(JobError, match="cancelled") as caught:
+        await chaining.wait_again(requester.house, unit, lost)
+    assert caught.value.code == "input_lost"
+
+
 async def test_a_unit_whose_inputs_are_others_by_now_is_only_read_again(nodes):
     requester, maker, _ = nodes
     y = await made(requester, maker)
