@@ -345,6 +345,8 @@ def ended(state: State, job_id: JobId, index: int, batch_id: BatchId | None = No
     if batch is not None:
         batch.open.pop(index, None)
         batch.unwanted.pop(index, None)
+    if job.reading:  # what is read may be older than this
+        job.ended_meanwhile.add(index)
     copies = job.out.pop(index, None)
     if copies is None and index not in job.waiting:
         return False
@@ -356,8 +358,6 @@ def ended(state: State, job_id: JobId, index: int, batch_id: BatchId | None = No
     if batch is not None:
         job.candidate(batch.peer).done += 1
     job.ended += 1
-    if job.reading:  # what is read may be older than this
-        job.ended_meanwhile.add(index)
     job.errors.pop(index, None)
     job.losses.pop(index, None)
     job.near.pop(index, None)
