@@ -106,6 +106,18 @@ async def _nowhere(
     return {index: lost for index, lost in found.items() if lost}
 
 
+async def made_by_units(
+    house: House, units: Sequence[Unit], blob_ids: Collection[BlobId]
+) -> set[BlobId]:
+    """Those of some inputs that are outputs of units, which can make them anew."""
+    found: set[BlobId] = set()
+    for unit in units:
+        if not found.issuperset(set(unit.inputs.values()) & set(blob_ids)):
+            makers = await house.journal.transact(partial(_makers, unit=unit))
+            found |= {unit.inputs[name] for name in makers if name in unit.inputs}
+    return found & set(blob_ids)
+
+
 def _makers(database: sqlite3.Connection, unit: Unit) -> dict[str, tuple[JobId, int]]:
     return journal_left.makers(database, unit.job, unit.index)
 

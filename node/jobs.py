@@ -598,6 +598,14 @@ class Jobs:
                 self.units_ended[UnitState.DONE] += new
             self._wake()
             await self._views.changed(job_id)
+        copies = {
+            blob_id
+            for end, new in zip(ends, written.new, strict=True)
+            if not new
+            for blob_id in end.left
+        }
+        if copies:
+            await chaining.let_go_of_copies(self._house, batch.peer, copies)
 
     def _forget(self, running: RunningJob, index: int) -> None:
         running.units.pop(index, None)

@@ -16,6 +16,7 @@ from shoal.node.records import JobId
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling.state import (
     KINDS_LIMIT,
+    SPEEDS_LIMIT,
     Batch,
     BatchId,
     Candidate,
@@ -177,6 +178,9 @@ def peers_known(state: State, offering: Mapping[str, Mapping[PeerId, Facts]]) ->
             ):
                 candidate.not_before_s, candidate.setbacks = -math.inf, 0
     state.offering = {name: dict(peers) for name, peers in offering.items()}
+    known = {peer for peers in offering.values() for peer in peers}
+    for peer in [p for p, line in state.lines.items() if not line.batches and p not in known]:
+        del state.lines[peer]
 
 
 def rest(candidate: Candidate, until_s: float) -> None:
@@ -327,10 +331,13 @@ def _measure(state: State, job: JobQueue, peer: PeerId, unit_s: float) -> None:
     state.speeds[job.kind] = speeds  # the last used is last
     while len(state.speeds) > KINDS_LIMIT:
         del state.speeds[next(iter(state.speeds))]
-    speed = speeds.get(peer)
+    speed = speeds.pop(peer, None)
     if speed is None:
         speeds[peer] = Speed(unit_s)
+        if len(speeds) > SPEEDS_LIMIT:
+            del speeds[next(iter(speeds))]
         return
+    speeds[peer] = speed
     share = 1.0 if speed.samples == 1 else NEWEST_SHARE
     speed.unit_s += share * (unit_s - speed.unit_s)
     speed.samples += 1

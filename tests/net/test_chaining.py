@@ -16,6 +16,7 @@ from shoal.node.errors import JobError
 from shoal.node.house import outputs_of
 from shoal.node.lineage import RECOMPUTED_LIMIT, Left, bytes_with
 from shoal.node.records import Ended, JobId, JobState, UnitState
+from shoal.node.running_jobs import prepare
 from shoal.node.standing import Offence
 from shoal.protocol.messages import Drop, UnitResult
 
@@ -123,6 +124,21 @@ async def test_an_input_that_this_nodes_own_store_has_lost_is_made_anew(nodes):
     )
     supply = await chaining.supply(requester.house, taker.peer, [unit])
     assert supply.lost == {0: (Left(requester.peer, FIRST, 0, 0),)}
+
+
+async def test_a_job_is_taken_up_again_though_an_input_has_to_be_made_anew(nodes):
+    requester, maker, _ = nodes
+    y = await made(requester, maker)
+    await left_with(requester, maker.peer, y)
+    await dependant(requester)
+    await requester.house.journal.transact(
+        lambda database: database.execute("DELETE FROM left_outputs")
+    )
+    job = await requester.house.journal.job(SECOND)
+    _, spec = make_job(SECOND)
+    spec = msgspec.structs.replace(spec, program=IDENTITY.program_id)
+    running = await prepare(requester.house, job, spec, resumed=True)
+    assert running.queue.unit_bytes == 0
 
 
 async def test_an_old_provider_gets_inputs_by_way_of_this_node(nodes):
