@@ -36,10 +36,6 @@ NEWEST_SHARE = 0.4
 AFTER_DECLINE_S = 1.0
 """A peer whose bid was let go is not called again before: it would bid the same."""
 
-CALL_AGAIN_S = 0.5
-"""After a call that failed to reach its peer within the time of a bid."""
-
-
 NOT_SEEN = Facts(said=-1)
 
 _REFUSALS = frozenset(reason.value for reason in Reason)
@@ -436,8 +432,3 @@ def _first(units: Iterable[int], count: int) -> Iterable[int]:
         if place == count:
             return
         yield index
-
-
-def next_call_s(candidates: Iterable[Candidate]) -> float:
-    """When the next of these peers may be called; infinity where none ever."""
-    return min((candidate.not_before_s for candidate in candidates), default=math.inf)
