@@ -23,11 +23,11 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import chaining, handing_over, pipeline
 from shoal.node.account import nobody_bids
 from shoal.node.errors import JobError, NetworkError, StoreError
-from shoal.node.house import RELEASE_TIME_LIMIT_S, House
+from shoal.node.house import House
 from shoal.node.job_views import JobViews
 from shoal.node.lineage import nearest
+from shoal.node.negotiating import Negotiation
 from shoal.node.records import (
-    Answer,
     Ended,
     Failure,
     Job,
@@ -37,15 +37,12 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
-from shoal.node.running_jobs import Ending, Held, RunningJob, prepare
+from shoal.node.running_jobs import Ending, RunningJob, prepare
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
 from shoal.node.scheduling.outlooks import outlook
 from shoal.node.scheduling.plan import WINDOW_UNITS, plan
-from shoal.node.scheduling.setbacks import setback_of
-from shoal.node.scheduling.state import Batch, Facts, Offer, State
-from shoal.protocol.messages import Refusal
-from shoal.protocol.negotiation import State as Stage
+from shoal.node.scheduling.state import Batch, Facts, State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,7 +51,6 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.outlook import Outlook
     from shoal.node.records import GivenUnit
-    from shoal.protocol.negotiation import RequesterSide
 
 RECALL_INTERVAL_S = 1.0
 """How often is looked for new peers while jobs run."""
@@ -91,7 +87,7 @@ class Jobs:
         self._state = State()
         self._views = JobViews(house.journal)
         self._changed = trio.Event()
-        self._letting_go = 0
+        self._negotiation = Negotiation(house, self._state, nursery, self._wake)
         self.jobs_ended: Counter[JobState] = Counter()
         self.units_ended: Counter[UnitState] = Counter()
         house.journal.touched = self._touched
@@ -149,7 +145,7 @@ class Jobs:
 
     async def idle(self) -> None:
         """Wait, once drained, until no unit is out and every lease is given up."""
-        while self._state.leases or self._letting_go:
+        while self._state.leases or self._negotiation.letting_go:
             await self._changed.wait()
 
     async def submit(self, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
@@ -313,7 +309,7 @@ class Jobs:
         """Have nothing more to do with peers for a job."""
         events.job_ended(self._state, running.need.job.id)
         for side in (*running.bids.values(), *(held.side for held in running.held.values())):
-            self._let_go(side)
+            self._negotiation.let_go(side)
         running.bids.clear()
         running.held.clear()
 
@@ -434,15 +430,15 @@ class Jobs:
 
     def _begin(self, running: RunningJob, action: do.Action) -> None:  # noqa: C901  # a table
         assert running.nursery is not None
-        start = running.nursery.start_soon
+        start, talk = running.nursery.start_soon, self._negotiation
         match action:
             case do.Call():
                 for peer in action.peers:
-                    start(self._call, running, peer, action.units)
+                    start(talk.call, running, peer, action.units)
             case do.Award():
-                start(self._award, running, action.peer)
+                start(talk.award, running, action.peer)
             case do.Decline():
-                self._let_go(running.bids.pop(action.peer))
+                self._negotiation.let_go(running.bids.pop(action.peer))
             case do.HandOver():
                 start(self._hand_over, running, action)
             case do.Cancel():
@@ -450,15 +446,15 @@ class Jobs:
                 names = [f"{running.need.job.id}/{i}" for i in action.units]
                 start(pipeline.cancel, self._house, held.side, names)
             case do.Release():
-                self._let_go(running.held.pop(action.lease).side)
+                self._negotiation.let_go(running.held.pop(action.lease).side)
             case do.Drop():
                 held = running.held.pop(action.lease)
                 held.cut()
-                self._let_go(held.side)
+                self._negotiation.let_go(held.side)
                 hangs = NetworkError(
                     f"{held.side.provider} takes far longer than others", code="no_answer"
                 )
-                start(self._note, running, held.side.provider, hangs)
+                start(talk.note, running, held.side.provider, hangs)
             case do.GiveUp():
                 start(self._give_up, running, action.unit)
             case do.ReadOn():
@@ -467,87 +463,6 @@ class Jobs:
                 start(self._check, running)
             case do.FailFast():
                 start(self._fail_fast, running)
-
-    # --- peers and leases ---
-
-    async def _call(self, running: RunningJob, peer: PeerId, units: int) -> None:
-        try:
-            answer = await pipeline.call_for_bid(self._house, running.need, peer, units)
-        except ShoalError as error:
-            await self._note(running, peer, error)
-            return
-        if isinstance(answer, Refusal):
-            await self._note(running, peer, answer)
-            return
-        bid = answer.bid
-        assert bid is not None
-        running.bids[peer] = answer
-        each = pipeline.units_per_message(running.need.manifest)
-        offer = Offer(
-            price=bid.price,
-            units_max=bid.units_max,
-            in_flight_max=bid.in_flight_max,
-            batch_max=min(bid.batch_max, each),
-            proven=self._house.proven(peer, bid.device),
-        )
-        now_s = trio.current_time()
-        events.bid_came(self._state, running.need.job.id, peer, offer, now_s)
-        self._wake()
-
-    async def _award(self, running: RunningJob, peer: PeerId) -> None:
-        side = running.bids.get(peer)
-        if side is None:
-            return  # the job ended before this began
-        job_id = running.need.job.id
-        try:
-            problem: Refusal | ShoalError | None
-            problem = await pipeline.award(self._house, running.need, side)
-        except ShoalError as error:
-            problem = error
-        running.bids.pop(peer, None)
-        if problem is not None:
-            self._let_go(side)
-            await self._note(running, peer, problem)
-            return
-        lease = events.lease_granted(self._state, job_id, peer, trio.current_time())
-        if lease is None:  # the job has ended meanwhile
-            self._let_go(side)
-            return
-        running.held[lease] = Held(side)
-        self._wake()
-        answer = Answer(job_id, peer, time.time(), "awarded")
-        await self._house.journal.add_answer(answer)
-
-    def _let_go(self, side: RequesterSide) -> None:
-        """Release a bid or a lease, in a task that outlives the job."""
-        if side.award_id is not None or side.state is Stage.BID:
-            self._letting_go += 1
-            self._nursery.start_soon(self._release, side)
-
-    async def _release(self, side: RequesterSide) -> None:
-        try:
-            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-                await pipeline.release(self._house, side)
-        finally:
-            self._letting_go -= 1
-            self._wake()
-
-    async def _note(
-        self, running: RunningJob, peer: PeerId, problem: Refusal | ShoalError
-    ) -> None:
-        """Remember what a peer answered, for ``job why``, and when to ask it again."""
-        job_id, setback = running.need.job.id, setback_of(problem)
-        until_s = trio.current_time() + setback.wait_s
-        events.refused(
-            self._state, job_id, peer, setback.verdict, until_s, setbacks=setback.count
-        )
-        self._wake()
-        if setback.broken:
-            log.warning("a lease broke", peer=peer, code=setback.verdict, error=setback.detail)
-        if setback.offence is not None:
-            self._house.broke(peer, setback.offence, setback.detail)
-        answer = Answer(job_id, peer, time.time(), setback.verdict, setback.detail)
-        await self._house.journal.add_answer(answer)
 
     # --- units ---
 
@@ -571,7 +486,7 @@ class Jobs:
                     events.ended(self._state, running.need.job.id, index)
                     await self._give_up(running, index)
                 if outcome.refusal is not None:
-                    await self._note(running, peer, outcome.refusal)
+                    await self._negotiation.note(running, peer, outcome.refusal)
             except StoreError:
                 raise
             except ShoalError as error:
@@ -582,8 +497,8 @@ class Jobs:
             del running.held[action.lease]
             held.cut()
             events.lease_broken(self._state, action.lease)
-            self._let_go(held.side)
-            await self._note(running, peer, problem)
+            self._negotiation.let_go(held.side)
+            await self._negotiation.note(running, peer, problem)
         events.batch_over(self._state, batch.id)
         self._wake()
 
