@@ -28,7 +28,7 @@ from shoal.node import journal_left
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import fitting, hold, manifest_of, outputs_of, tensor_spec_of
 from shoal.node.lineage import RECOMPUTED_LIMIT, Left, Supply
-from shoal.node.records import JobId, Unit, UnitState
+from shoal.node.records import JobId, JobState, Unit, UnitState
 from shoal.node.standing import Offence
 from shoal.protocol.errors import VersionError
 from shoal.protocol.limits import SHARED_IDS_LIMIT
@@ -104,6 +104,18 @@ async def _nowhere(
                 if blob_id in absent and name in makers
             )
     return {index: lost for index, lost in found.items() if lost}
+
+
+async def made_by_units(
+    house: House, units: Sequence[Unit], blob_ids: Collection[BlobId]
+) -> set[BlobId]:
+    """Those of some inputs that are outputs of units, which can make them anew."""
+    found: set[BlobId] = set()
+    for unit in units:
+        if not found.issuperset(set(unit.inputs.values()) & set(blob_ids)):
+            makers = await house.journal.transact(partial(_makers, unit=unit))
+            found |= {unit.inputs[name] for name in makers if name in unit.inputs}
+    return found & set(blob_ids)
 
 
 def _makers(database: sqlite3.Connection, unit: Unit) -> dict[str, tuple[JobId, int]]:
@@ -182,9 +194,20 @@ async def make_anew(house: House, lost: Iterable[Left]) -> None:
                 continue
             why = f"its outputs were lost {RECOMPUTED_LIMIT} times with those that kept them"
             raise _lost(job_id, index, why)
-        units = await house.journal.units(job_id, index, 1)
-        if not units or units[0].state not in {UnitState.QUEUED, UnitState.DONE}:
+        if not await _is_there_or_comes(house, job_id, index):
             raise _lost(job_id, index, "its job was cancelled or is not kept any more")
+
+
+async def _is_there_or_comes(house: House, job_id: JobId, index: int) -> bool:
+    """Whether a unit that was not queued again is made by now, or is being made."""
+    try:
+        job = await house.journal.job(job_id)
+    except JobError:  # forgotten
+        return False
+    if job.state is JobState.CANCELLED:
+        return False
+    units = await house.journal.units(job_id, index, 1)
+    return bool(units) and units[0].state in {UnitState.QUEUED, UnitState.DONE}
 
 
 def _lost(job_id: JobId, index: int, why: str) -> JobError:

@@ -17,6 +17,7 @@ from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 from shoal.node import chaining, pipeline
 from shoal.node.errors import JobError, NetworkError, StoreError
+from shoal.node.house import unit_name
 from shoal.node.records import Ended, Failure, Unit
 from shoal.node.running_jobs import Ending, Held, RunningJob
 from shoal.node.scheduling import events
@@ -67,7 +68,7 @@ async def hand_over(
         StoreError: This node has no room for an output.
     """
     outcome = Outcome()
-    units, supply = await _supplied(house, state, running, batch, outcome)
+    units, supply = await _supplied(house, state, running, held, batch, outcome)
     if not units:
         events.came_back(state, batch.id, trio.current_time(), 0, cost_s)
         return outcome
@@ -116,17 +117,23 @@ async def _take_in(
 
 
 async def _supplied(
-    house: House, state: State, running: RunningJob, batch: Batch, outcome: Outcome
+    house: House, state: State, running: RunningJob, held: Held, batch: Batch, outcome: Outcome
 ) -> tuple[list[Unit], Supply]:
     """The units of a batch, and how their provider gets their inputs.
 
-    Units that lost an input are not among them: they wait until it is made anew.
+    Units that lost an input are not among them: they wait until it is made anew. Nor are
+    those that the lease has answered before, and which run again since what came of it is
+    lost: the answer would be the same, so that they wait for another lease.
     """
     units = []
     for index in list(batch.open):
         if index in batch.unwanted or index not in running.units:
             continue  # another peer has ended it since
         unit = running.units[index]
+        if held.side.has_answered(unit_name(unit)):
+            events.handed_back(state, batch.id, index)
+            events.lease_closed(state, batch.lease)
+            continue
         unit = msgspec.structs.replace(unit, attempts=unit.attempts + 1)
         running.units[index] = unit
         units.append(unit)

@@ -194,10 +194,9 @@ class Jobs:
                     events.ended(self._state, job_id, index)
                 ends = [Ended(unit) for unit in await self._cancelled(running, free)]
                 written = await self._house.journal.end_units(ends)
-        finally:
+        finally:  # also where it could not be written: then they are read again
             running.ending.difference_update(free)
-        await self._views.changed(job_id)
-        self._ready(job_id, again=False)
+            self._ready(job_id, again=False)
         return tuple(end.unit.index for end, new in zip(ends, written.new, strict=True) if new)
 
     async def _cancelled(self, running: RunningJob, indices: Iterable[int]) -> list[Unit]:
@@ -232,8 +231,15 @@ class Jobs:
             running.scope.cancel()
         job = await self._end(job_id, JobState.CANCELLED)
         if job.outputs_stay:
-            self._nursery.start_soon(chaining.let_go, self._house, job_id)
+            self._nursery.start_soon(self._let_go_of_outputs, job_id)
         return job
+
+    async def _let_go_of_outputs(self, job_id: JobId) -> None:
+        """Tell peers that they need not keep what a cancelled job left with them."""
+        try:
+            await chaining.let_go(self._house, job_id)
+        except ShoalError as error:  # they let go by themselves, in time
+            log.warning("peers were not told to drop outputs", job=job_id, why=error.message)
 
     # --- jobs from start to end ---
 
@@ -315,7 +321,7 @@ class Jobs:
         """End a job through a fault of this node, perhaps one that keeps it from writing."""
         try:
             await self._end(job_id, JobState.FAILED, failure)
-        except StoreError as error:
+        except ShoalError as error:
             log.error(
                 "a job stopped and its end could not be written: it goes on after a restart",
                 job=job_id,
@@ -489,7 +495,9 @@ class Jobs:
         self._wake()
 
     async def _award(self, running: RunningJob, peer: PeerId) -> None:
-        side = running.bids[peer]
+        side = running.bids.get(peer)
+        if side is None:
+            return  # the job ended before this began
         job_id = running.need.job.id
         try:
             problem: Refusal | ShoalError | None
@@ -590,6 +598,14 @@ class Jobs:
                 self.units_ended[UnitState.DONE] += new
             self._wake()
             await self._views.changed(job_id)
+        copies = {
+            blob_id
+            for end, new in zip(ends, written.new, strict=True)
+            if not new
+            for blob_id in end.left
+        }
+        if copies:
+            await chaining.let_go_of_copies(self._house, batch.peer, copies)
 
     def _forget(self, running: RunningJob, index: int) -> None:
         running.units.pop(index, None)
@@ -628,8 +644,8 @@ class Jobs:
         if running.cursor == cursor and units:  # else units became ready meanwhile
             running.cursor = units[-1].index
             running.queue.units = max(running.queue.units, running.cursor + 1)
+        near = nearest(await chaining.left_inputs(self._house, units), units)
         fresh = [unit for unit in units if unit.index not in running.ending]
-        near = nearest(await chaining.left_inputs(self._house, fresh), fresh)
         for unit in fresh:
             if unit.index not in running.queue.out:  # its inputs may be others than before
                 running.units[unit.index] = unit

@@ -30,7 +30,7 @@ from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
-from shoal.node import bidding, chaining, given_units, input_sources
+from shoal.node import bidding, given_units, input_sources
 from shoal.node.errors import JobError, StoreError
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
@@ -667,14 +667,14 @@ async def take_outputs(
                 continue
             blob = inline.get(blob_id)
             if blob is None or len(blob) > SMALL_TENSOR_LIMIT_BYTES:
-                house.store.pin(blob_id, arriving(unit))
+                house.store.pin(blob_id, arriving(unit, side.provider))
                 if blob is not None:
                     await house.store.put_bytes(blob)
             small = await _take_output(house, need, side.provider, port, blob_id, blob, unit)
             if small is not None:
                 tensors[blob_id] = small
     except BaseException:
-        house.store.unpin(arriving(unit))
+        house.store.unpin(arriving(unit, side.provider))
         raise
     done = Unit(
         job=unit.job,
@@ -702,8 +702,6 @@ async def deliver(house: House, ends: Sequence[Ended]) -> Written:
             if new and end.unit.outputs:
                 for blob_id in end.unit.outputs.values() - end.tensors.keys():
                     house.store.pin(blob_id, outputs_of(end.unit.job))
-            elif end.left and end.unit.provider is not None:
-                await chaining.let_go_of_copies(house, end.unit.provider, end.left)
         return written
     finally:
         let_go(house, ends)
@@ -712,12 +710,15 @@ async def deliver(house: House, ends: Sequence[Ended]) -> Written:
 def let_go(house: House, ends: Sequence[Ended]) -> None:
     """Keep outputs no longer on account of being about to be written down."""
     for end in ends:
-        house.store.unpin(arriving(end.unit))
+        house.store.unpin(arriving(end.unit, end.unit.provider))
 
 
-def arriving(unit: Unit) -> str:
-    """Under which name outputs are pinned that have come and are not written down."""
-    return f"{outputs_of(unit.job)}/{unit.index}"
+def arriving(unit: Unit, provider: PeerId | None) -> str:
+    """Under which name outputs are pinned that have come and are not written down.
+
+    Two providers may have run the same unit: one that fails lets go of nothing of the other.
+    """
+    return f"{outputs_of(unit.job)}/{unit.index}/{provider}"
 
 
 def _left(
@@ -760,7 +761,7 @@ async def _take_output(
     limit_bytes = need.spec.memory_limit_bytes
     try:
         if blob is None:
-            await hold(house, provider, blob_id, arriving(unit), limit_bytes)
+            await hold(house, provider, blob_id, arriving(unit, provider), limit_bytes)
             if house.store.size_bytes(blob_id) <= SMALL_TENSOR_LIMIT_BYTES:
                 blob = await house.store.get_bytes(blob_id)
         if blob is None:

@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from shoal.node import journal_forgetting
-from shoal.node.errors import StoreError
+from shoal.node.errors import JobError, StoreError
 from shoal.node.house import outputs_of
 from shoal.node.journal_forgetting import EndedJob
 from shoal.node.journal_results import Order
@@ -153,9 +153,15 @@ class Retention:
             partial(_taken, quota_bytes=quota_bytes, before_s=time.time() - self._keep_s())
         )
         chosen = to_forget(jobs, taken_bytes, quota_bytes)
+        gone = 0
         for job in chosen:
-            await self.forget(job.id, unfetched_too=True)
+            try:
+                await self.forget(job.id, unfetched_too=True)
+            except JobError as error:  # since the look: it runs again, or is gone already
+                log.info("a job is not forgotten for room", job=job.id, why=error.message)
+                continue
             log.info("a job is forgotten for room", job=job.id, fetched=job.fetched)
+            gone += 1
         await self._delete()
         left_bytes = taken_bytes - sum(job.size_bytes for job in chosen)
         if left_bytes > quota_bytes and not self._full:
@@ -166,7 +172,7 @@ class Retention:
                 results_quota=quota_bytes,
             )
         self._full = left_bytes > quota_bytes
-        return len(chosen)
+        return gone
 
     async def run(self) -> None:
         """Keep within the quota, for as long as the daemon runs."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shoal.node import pipeline
+from shoal.node import chaining, pipeline
 from shoal.node.errors import StoreError
 from shoal.node.house import program_blobs, program_of
 from shoal.node.records import UnitState
@@ -134,17 +134,21 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
 
 
 async def input_sizes(house: House, units: Iterable[Unit]) -> dict[BlobId, int]:
-    """The size in bytes of every input of these units, wherever it is.
+    """The size in bytes of every input of these units, wherever it is; 0 of what was lost.
 
     Raises:
-        StoreError: ``blob_missing``: one is neither held nor in the journal, nor with a peer.
+        StoreError: ``blob_missing``: one is neither held nor in the journal, nor with a peer,
+            and no unit can make it anew.
     """
+    units = list(units)
     inputs = {blob_id for unit in units for blob_id in unit.inputs.values()}
     sizes = {i: house.store.size_bytes(i) for i in inputs if house.store.holds(i)}
     if rest := inputs - sizes.keys():
         sizes |= await house.journal.tensor_sizes(rest)
     if rest := inputs - sizes.keys():
         sizes |= {i: size for i, (*_, size) in (await house.journal.holders(rest)).items()}
+    if rest := inputs - sizes.keys():
+        sizes |= dict.fromkeys(await chaining.made_by_units(house, units, rest), 0)
     if rest := inputs - sizes.keys():
         raise StoreError(
             f"input {min(rest)[:16]}… is not held any more",

@@ -342,6 +342,10 @@ class RequesterSide(_Conversation):
         self._closed: set[str] = set()
         """Units answered or cancelled; another answer to one is dropped."""
 
+    def has_answered(self, unit: str) -> bool:
+        """Whether a unit was answered or cancelled: asked for again, it is not run again."""
+        return unit in self._closed
+
     def send(
         self,
         message: Call | AwardOffer | UnitRequest | UnitsRequest | Cancel | Release,

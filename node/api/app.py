@@ -63,6 +63,9 @@ SHORT_LIMIT_BYTES = 4 << 10
 CANCEL_LIMIT_BYTES = 1 << 20
 """Some 150,000 indices of units."""
 
+INDEX_LIMIT = (1 << 62) - 1
+"""More units than any job has, and fewer than the journal can count."""
+
 PAUSE_LIMIT_S = 10 * 366 * 86_400.0
 """Longer than any device lives; without it a pause lasts until it is resumed."""
 
@@ -102,7 +105,7 @@ class _Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _CancelUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/jobs/{id}/cancel; no units means the job."""
 
-    units: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] | None = None
+    units: tuple[Annotated[int, msgspec.Meta(ge=0, le=INDEX_LIMIT)], ...] | None = None
     schema_version: int = 1
 
 

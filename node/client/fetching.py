@@ -128,6 +128,9 @@ class Results:
         self._after = -1
         self._seen = seen
         self._waiting: list[Told] = []
+        self._given = bytearray()
+        """One bit for each unit that came in the order of ending: one whose outputs were lost
+        ends twice there."""
 
     @property
     def waiting(self) -> int:
@@ -145,13 +148,23 @@ class Results:
                 self.job_id, self._after, ordered=self._ordered, wait_s=wait_s
             )
             self._after = got.after
-            self._waiting = [*reversed(got.units)]
+            fresh = got.units if self._ordered else filter(self._is_new, got.units)
+            self._waiting = [*fresh][::-1]
             self._seen(got.job)
             if got.last:
                 self.ended = True
                 if got.job.units_done < got.job.units_total:
                     raise failure_of(got.job)
         return len(self._waiting)
+
+    def _is_new(self, told: Told) -> bool:
+        """Note a unit; False where it has come before."""
+        byte, bit = told.index >> 3, 1 << (told.index & 7)
+        if byte >= len(self._given):
+            self._given.extend(bytes(byte + 1 - len(self._given)))
+        new = not self._given[byte] & bit
+        self._given[byte] |= bit
+        return new
 
     def take(self) -> Flow[Outputs]:
         """The outputs of the next unit that waits.

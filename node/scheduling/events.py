@@ -16,6 +16,7 @@ from shoal.node.records import JobId
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling.state import (
     KINDS_LIMIT,
+    SPEEDS_LIMIT,
     Batch,
     BatchId,
     Candidate,
@@ -34,10 +35,6 @@ NEWEST_SHARE = 0.4
 
 AFTER_DECLINE_S = 1.0
 """A peer whose bid was let go is not called again before: it would bid the same."""
-
-CALL_AGAIN_S = 0.5
-"""After a call that failed to reach its peer within the time of a bid."""
-
 
 NOT_SEEN = Facts(said=-1)
 
@@ -177,6 +174,9 @@ def peers_known(state: State, offering: Mapping[str, Mapping[PeerId, Facts]]) ->
             ):
                 candidate.not_before_s, candidate.setbacks = -math.inf, 0
     state.offering = {name: dict(peers) for name, peers in offering.items()}
+    known = {peer for peers in offering.values() for peer in peers}
+    for peer in [p for p, line in state.lines.items() if not line.batches and p not in known]:
+        del state.lines[peer]
 
 
 def rest(candidate: Candidate, until_s: float) -> None:
@@ -327,10 +327,13 @@ def _measure(state: State, job: JobQueue, peer: PeerId, unit_s: float) -> None:
     state.speeds[job.kind] = speeds  # the last used is last
     while len(state.speeds) > KINDS_LIMIT:
         del state.speeds[next(iter(state.speeds))]
-    speed = speeds.get(peer)
+    speed = speeds.pop(peer, None)
     if speed is None:
         speeds[peer] = Speed(unit_s)
+        if len(speeds) > SPEEDS_LIMIT:
+            del speeds[next(iter(speeds))]
         return
+    speeds[peer] = speed
     share = 1.0 if speed.samples == 1 else NEWEST_SHARE
     speed.unit_s += share * (unit_s - speed.unit_s)
     speed.samples += 1
@@ -345,6 +348,8 @@ def ended(state: State, job_id: JobId, index: int, batch_id: BatchId | None = No
     if batch is not None:
         batch.open.pop(index, None)
         batch.unwanted.pop(index, None)
+    if job.reading:  # what is read may be older than this
+        job.ended_meanwhile.add(index)
     copies = job.out.pop(index, None)
     if copies is None and index not in job.waiting:
         return False
@@ -356,8 +361,6 @@ def ended(state: State, job_id: JobId, index: int, batch_id: BatchId | None = No
     if batch is not None:
         job.candidate(batch.peer).done += 1
     job.ended += 1
-    if job.reading:  # what is read may be older than this
-        job.ended_meanwhile.add(index)
     job.errors.pop(index, None)
     job.losses.pop(index, None)
     job.near.pop(index, None)
@@ -429,8 +432,3 @@ def _first(units: Iterable[int], count: int) -> Iterable[int]:
         if place == count:
             return
         yield index
-
-
-def next_call_s(candidates: Iterable[Candidate]) -> float:
-    """When the next of these peers may be called; infinity where none ever."""
-    return min((candidate.not_before_s for candidate in candidates), default=math.inf)

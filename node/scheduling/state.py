@@ -25,6 +25,9 @@ Kind: TypeAlias = tuple[BlobId, str]
 KINDS_LIMIT = 256
 """Kinds of which speeds are kept, the last used: a day's work of a busy user."""
 
+SPEEDS_LIMIT = 1024
+"""Peers of which a speed is kept for each of them, those that were measured last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:

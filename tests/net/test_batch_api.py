@@ -322,6 +322,20 @@ async def test_single_units_are_cancelled_where_nobody_runs_them(daemon, socket_
     await blocking(work)
 
 
+@pytest.mark.parametrize("index", [-1, 1 << 62, 1 << 63])
+async def test_what_is_no_index_of_a_unit_is_refused_by_name(
+    daemon, socket_path, program, index
+):
+    def work():
+        with Client(socket_path) as client:
+            job = client.submit(program, [{"x": rows(1)}])
+            with pytest.raises(DaemonError) as caught:
+                client.cancel_units(job.id, [index])
+            assert caught.value.code == "bad_request"
+
+    await blocking(work)
+
+
 # --- clients ---
 
 

@@ -13,6 +13,7 @@ from shoal.compute.tensor import from_blob, to_blob
 from shoal.node import chaining
 from shoal.node.jobs import open_jobs
 from shoal.node.records import JobSpec, JobState, OutputRef, Policy
+from shoal.node.scheduling import placement
 from shoal.protocol.statements import open_receipt
 
 LIMIT_S = 60.0
@@ -145,6 +146,26 @@ async def test_outputs_that_are_lost_before_they_are_taken_are_made_anew(swarm):
     for job in (first, second):
         ended = await requester.ended(job)
         assert (ended.state, ended.units_done) == (JobState.DONE, UNITS)
+
+
+async def test_a_unit_runs_again_though_its_lease_has_answered_it_before(swarm, monkeypatch):
+    # Leases are kept, as those of a job are that has other units to run.
+    monkeypatch.setattr(placement, "keep_leases", lambda *_: None)
+    requester, provider, other = swarm
+    requester.offering.discard(other.peer)
+    given = rows(1)
+    first = await requester.submit([{"x": to_blob(given[0])}], outputs_stay=True, open=True)
+
+    async def it_is_done():
+        return (await requester.journal.job(first.id)).units_done == 1
+
+    await requester.until(it_is_done)
+    provider.house.kept.drop(requester.node.peer, provider.house.kept.blobs())
+    provider.house.known._of.clear()
+    second = await requester.submit(refs(first, 1))
+    assert requester.jobs.leases(first.id)
+    assert (await requester.ended(second)).state is JobState.DONE
+    assert_close(await requester.outputs(second), locally(given, 2))
 
 
 async def test_a_provider_goes_away_with_what_it_keeps_and_all_is_right(swarm):

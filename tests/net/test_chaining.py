@@ -16,6 +16,7 @@ from shoal.node.errors import JobError
 from shoal.node.house import outputs_of
 from shoal.node.lineage import RECOMPUTED_LIMIT, Left, bytes_with
 from shoal.node.records import Ended, JobId, JobState, UnitState
+from shoal.node.running_jobs import prepare
 from shoal.node.standing import Offence
 from shoal.protocol.messages import Drop, UnitResult
 
@@ -125,6 +126,21 @@ async def test_an_input_that_this_nodes_own_store_has_lost_is_made_anew(nodes):
     assert supply.lost == {0: (Left(requester.peer, FIRST, 0, 0),)}
 
 
+async def test_a_job_is_taken_up_again_though_an_input_has_to_be_made_anew(nodes):
+    requester, maker, _ = nodes
+    y = await made(requester, maker)
+    await left_with(requester, maker.peer, y)
+    await dependant(requester)
+    await requester.house.journal.transact(
+        lambda database: database.execute("DELETE FROM left_outputs")
+    )
+    job = await requester.house.journal.job(SECOND)
+    _, spec = make_job(SECOND)
+    spec = msgspec.structs.replace(spec, program=IDENTITY.program_id)
+    running = await prepare(requester.house, job, spec, resumed=True)
+    assert running.queue.unit_bytes == 0
+
+
 async def test_an_old_provider_gets_inputs_by_way_of_this_node(nodes):
     requester, maker, taker = nodes
     y = await made(requester, maker)
@@ -185,6 +201,24 @@ async def test_what_a_cancelled_job_has_lost_cannot_be_made_anew(nodes):
     lost = await chaining.not_found(requester.house, unit, y)
     with pytest.raises(JobError, match="cancelled"):
         await chaining.wait_again(requester.house, unit, lost)
+
+
+async def test_a_done_unit_of_a_cancelled_job_is_not_waited_for_when_its_outputs_are_lost(
+    nodes,
+):
+    requester, *_ = nodes
+    y, nobody = blob_id_of(X), identity.generate().peer_id
+    await left_with(requester, nobody, y)
+    unit = await dependant(requester)
+    await requester.house.journal.transact(
+        lambda database: database.execute(
+            "UPDATE jobs SET state = 'cancelled' WHERE id = ?", (FIRST,)
+        )
+    )
+    lost = await chaining.not_found(requester.house, unit, y)
+    with pytest.raises(JobError, match="cancelled") as caught:
+        await chaining.wait_again(requester.house, unit, lost)
+    assert caught.value.code == "input_lost"
 
 
 async def test_a_unit_whose_inputs_are_others_by_now_is_only_read_again(nodes):

@@ -291,6 +291,54 @@ async def test_a_state_that_cannot_be_written_ends_neither_the_daemon_nor_its_ot
     assert (job.state, job.units_done) == (JobState.DONE, 99)
 
 
+async def test_peers_that_cannot_be_told_of_a_cancelled_job_end_nothing(node, monkeypatch):
+    spec = msgspec.structs.replace(await node.spec(X), outputs_stay=True)
+    node.offering.clear()
+    job = await node.jobs.submit(spec)
+
+    async def full(_work):
+        raise StoreError("the disk is full", code="disk_full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.journal, "transact", full)
+        assert (await node.jobs.cancel(job.id)).state is JobState.CANCELLED
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    node.offering.append(node.key.peer_id)
+    job = await node.jobs.submit(await node.spec(X))
+    assert (await node.ended(job.id)).state is JobState.DONE
+
+
+async def test_units_that_could_not_be_cancelled_for_want_of_room_run(node, monkeypatch):
+    node.offering.clear()
+    job = await node.jobs.submit(await node.spec(X, X))
+
+    async def waits():
+        return node.jobs.units_waiting == 2
+
+    await until(waits)
+    go_on = trio.Event()
+
+    async def full(_ends):
+        await go_on.wait()
+        raise StoreError("the disk is full", code="disk_full")
+
+    async def cancel():
+        with pytest.raises(StoreError):
+            await node.jobs.cancel_units(job.id, [0, 1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.journal, "end_units", full)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            node.jobs.units_added(job.id)  # and so it is looked up if all have ended
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            go_on.set()
+    node.offering.append(node.key.peer_id)
+    job = await node.ended(job.id)
+    assert (job.state, job.units_done) == (JobState.DONE, 2)
+
+
 # --- what a provider can do to a job ------------------------------------------------------
 
 

@@ -231,6 +231,23 @@ async def test_peers_hear_of_a_job_that_is_forgotten_while_it_is_known_what_they
     assert await house.state.holders([tensor_id(0)]) == {}
 
 
+async def test_a_job_that_goes_by_itself_while_others_are_forgotten_ends_nothing(house):
+    for job_id in (FIRST, SECOND):
+        await house.job(job_id, fetched=True)
+
+    async def leaving(_job_id):
+        house.retention.leaving = nothing
+        await house.retention.forget(SECOND)  # as a person does meanwhile
+
+    async def nothing(_job_id):
+        pass
+
+    house.retention.leaving = leaving
+    house.quota_bytes = 0
+    assert await house.retention.prune() == 1
+    assert await house.kept() == []
+
+
 async def test_a_disk_that_is_full_while_jobs_are_forgotten_is_said(house):
     await house.job(FIRST, fetched=True)
     house.state._database.execute("PRAGMA query_only = ON")

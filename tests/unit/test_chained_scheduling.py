@@ -70,3 +70,11 @@ def test_an_award_that_is_under_way_is_not_forgotten_while_a_job_waits_for_other
     job.candidate(ANNA).awarding = True
     events.not_finished(state, JOB)
     assert events.lease_granted(state, JOB, ANNA, 1.0) is not None
+
+
+def test_a_unit_that_is_cancelled_while_it_is_read_does_not_come_back():
+    state, job = s.State(), a_job(reading=True, unread=False)
+    state.jobs[JOB] = job
+    assert not events.ended(state, JOB, 5)  # not in memory yet
+    events.units_read(state, JOB, [4, 5], more=False)
+    assert list(job.waiting) == [4]

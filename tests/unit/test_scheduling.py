@@ -5,6 +5,7 @@ import math
 import pytest
 from simulated_peers import CLASS, Peer, Simulation
 
+from shoal.crypto.peer_id import PeerId
 from shoal.node.scheduling import events
 from shoal.node.scheduling import state as s
 from shoal.node.scheduling.feeding import BATCH_S, COPIES_FEW, COPIES_SHARE
@@ -238,3 +239,17 @@ def test_who_refused_and_has_something_new_to_say_is_asked_again_at_once(why, sa
     events.peers_known(state, {CLASS: {"p0": s.Facts(said=said)}})
     candidate = state.jobs["j"].candidate("p0")
     assert (candidate.not_before_s <= 0.0, candidate.setbacks == 0) == (asked, asked)
+
+
+def test_what_is_kept_of_peers_is_bounded(monkeypatch):
+    monkeypatch.setattr(events, "SPEEDS_LIMIT", 3)
+    state, job = s.State(), a_job()
+    events.job_started(state, job)
+    for name in "abcabde":
+        events._measure(state, job, PeerId(name), 1.0)
+    assert [*state.speeds[job.kind]] == ["b", "d", "e"]
+    for name in "abc":
+        state.line(PeerId(name))
+    state.line(PeerId("b")).batches[s.BatchId(1)] = None
+    events.peers_known(state, {"fp32": {PeerId("c"): s.Facts()}})
+    assert sorted(state.lines) == ["b", "c"]
