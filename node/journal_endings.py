@@ -23,7 +23,14 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
-from shoal.node.state_tables import from_json, insert, to_json, unit_row
+from shoal.node.state_tables import (
+    KEY_OF_ID,
+    from_json,
+    id_key,
+    insert,
+    to_json,
+    unit_row,
+)
 
 EDGES_AT_ONCE = 1000
 """Edges of one unit in memory: it may feed any number of others."""
@@ -241,9 +248,8 @@ def source_at(database: sqlite3.Connection, job: JobId, place: int) -> Source | 
 
 def keep_tensor(database: sqlite3.Connection, job: JobId, tensor: BlobId, data: bytes) -> int:
     """Keep a small tensor for a job; gives the bytes that are new."""
-    kept = database.execute(
-        "INSERT OR IGNORE INTO tensors (job, id, data) VALUES (?, ?, ?)", (job, tensor, data)
-    )
+    row = {"job": job, "id": tensor, "key": id_key(tensor), "data": data}
+    kept = database.execute(_KEEP_TENSOR, row)
     return len(data) * kept.rowcount
 
 
@@ -255,9 +261,7 @@ def share_tensors(database: sqlite3.Connection, job: JobId, tensors: list[BlobId
     size_bytes = 0
     for tensor in tensors:
         kept = database.execute(
-            "INSERT OR IGNORE INTO tensors (job, id, data)"
-            " SELECT ?, id, data FROM tensors WHERE id = ? LIMIT 1 RETURNING length(data)",
-            (job, tensor),
+            _SHARE_TENSOR, {"job": job, "id": tensor, "key": id_key(tensor)}
         ).fetchone()
         size_bytes += kept[0] if kept else 0
     return size_bytes
@@ -279,6 +283,18 @@ def _lacks(input_name: str, source: Source, output: str) -> Failure:
         f"`shoal job show {source.job}` says why; submit both again",
     )
 
+
+_SAME_ID = f"tensors INDEXED BY tensors_by_id WHERE {KEY_OF_ID} = :key AND +id = :id"
+_KEPT = f"SELECT 1 FROM {_SAME_ID} AND job = :job"  # noqa: S608  # names are ours
+"""A job has each of its tensors once."""
+
+_KEEP_TENSOR = (
+    f"INSERT INTO tensors (job, id, data) SELECT :job, :id, :data WHERE NOT EXISTS ({_KEPT})"
+)
+_SHARE_TENSOR = (
+    f"INSERT INTO tensors (job, id, data) SELECT :job, id, data FROM {_SAME_ID}"  # noqa: S608  # ours
+    f" AND NOT EXISTS ({_KEPT}) LIMIT 1 RETURNING length(data)"
+)
 
 _COLUMNS = ", ".join(
     f"{name} = :{name}"

@@ -101,8 +101,8 @@ def delete_piece(database: sqlite3.Connection, job_id: JobId) -> bool:
             )
         return True
     tensors = database.execute(
-        "DELETE FROM tensors WHERE job = :job AND id IN"
-        " (SELECT id FROM tensors WHERE job = :job LIMIT :limit)",
+        "DELETE FROM tensors WHERE rowid IN"
+        " (SELECT rowid FROM tensors WHERE job = :job LIMIT :limit)",
         {"job": job_id, "limit": PIECE_UNITS},
     )
     if tensors.rowcount:

@@ -16,7 +16,7 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import JobError
 from shoal.node.journal_jobs import find_job
 from shoal.node.records import Job, JobId, Unit, UnitState
-from shoal.node.state_tables import unit_of
+from shoal.node.state_tables import KEY_OF_ID, id_key, unit_of
 
 Order = Literal["given", "ended"]
 
@@ -89,12 +89,13 @@ def tensors(database: sqlite3.Connection, ids: Iterable[BlobId]) -> dict[BlobId,
     """Those of the tensors that the journal has."""
     found: dict[BlobId, bytes] = {}
     for some in _pieces(ids):
+        wanted = set(some)
         marks = ",".join("?" * len(some))
         rows = database.execute(
-            f"SELECT id, data FROM tensors WHERE id IN ({marks})",  # noqa: S608  # no text but marks
-            some,
+            f"SELECT id, data FROM tensors WHERE {KEY_OF_ID} IN ({marks})",  # noqa: S608  # no text but marks
+            [*map(id_key, some)],
         )
-        found.update((BlobId(row["id"]), bytes(row["data"])) for row in rows)
+        found.update((BlobId(row["id"]), row["data"]) for row in rows if row["id"] in wanted)
     return found
 
 
@@ -102,12 +103,13 @@ def tensor_sizes(database: sqlite3.Connection, ids: Iterable[BlobId]) -> dict[Bl
     """The sizes in bytes of those of the tensors that the journal has."""
     found: dict[BlobId, int] = {}
     for some in _pieces(ids):
+        wanted = set(some)
         marks = ",".join("?" * len(some))
         rows = database.execute(
-            f"SELECT id, length(data) AS size FROM tensors WHERE id IN ({marks})",  # noqa: S608  # no text but marks
-            some,
+            f"SELECT id, length(data) AS size FROM tensors WHERE {KEY_OF_ID} IN ({marks})",  # noqa: S608  # no text but marks
+            [*map(id_key, some)],
         )
-        found.update((BlobId(row["id"]), row["size"]) for row in rows)
+        found.update((BlobId(row["id"]), row["size"]) for row in rows if row["id"] in wanted)
     return found
 
 
@@ -145,7 +147,8 @@ def receipt(database: sqlite3.Connection, receipt_id: BlobId) -> bytes:
         JobError: ``no_such_receipt``.
     """
     row = database.execute(
-        "SELECT envelope FROM receipts WHERE id = ?", (receipt_id,)
+        f"SELECT envelope FROM receipts WHERE {KEY_OF_ID} = ? AND +id = ?",  # noqa: S608  # ours
+        (id_key(receipt_id), receipt_id),
     ).fetchone()
     if row is None:
         raise JobError(

@@ -38,7 +38,7 @@ def reopen(database: sqlite3.Connection, job_id: JobId, place: int) -> frozenset
     row = database.execute(
         "SELECT fetched, receipt, length(envelope) AS size_bytes FROM units"
         " JOIN jobs ON jobs.id = units.job"
-        " LEFT JOIN receipts ON receipts.id = units.receipt"
+        " LEFT JOIN receipts ON receipts.job = units.job AND receipts.place = units.place"
         " WHERE units.job = ? AND units.place = ? AND units.state = 'done'"
         " AND jobs.state <> 'cancelled' AND NOT forgotten",
         (job_id, place),

@@ -215,10 +215,23 @@ CREATE INDEX edges_of_unit ON edges (job, place);
 CREATE TABLE tensors (
     job  TEXT NOT NULL REFERENCES jobs (id),
     id   TEXT NOT NULL,
-    data BLOB NOT NULL,
-    PRIMARY KEY (job, id)
-) WITHOUT ROWID;
-CREATE INDEX tensors_by_id ON tensors (id);
+    data BLOB NOT NULL
+);
+CREATE INDEX tensors_of_job ON tensors (job);
+CREATE INDEX tensors_by_id ON tensors (substr(id, 1, 12));
+
+ALTER TABLE receipts RENAME TO receipts_1;
+CREATE TABLE receipts (
+    id       TEXT NOT NULL,
+    job      TEXT NOT NULL,
+    place    INTEGER NOT NULL,
+    envelope BLOB NOT NULL,
+    FOREIGN KEY (job, place) REFERENCES units (job, place)
+);
+INSERT INTO receipts SELECT id, job, place, envelope FROM receipts_1 ORDER BY job, place;
+DROP TABLE receipts_1;
+CREATE INDEX receipts_of_job ON receipts (job, place);
+CREATE INDEX receipts_by_id ON receipts (substr(id, 1, 12));
 
 CREATE TABLE left_outputs (
     tensor     TEXT NOT NULL,
@@ -233,4 +246,8 @@ CREATE INDEX left_outputs_of_unit ON left_outputs (job, place)
 """
 """Columns of counters are kept in the transactions that change what they count:
 ``endings`` is the next number in the order of ending, ``size_bytes`` of tensors and
-receipts together, ``blobs`` how many outputs lie in the blob store."""
+receipts together, ``blobs`` how many outputs lie in the blob store.
+
+Content ids lie at random: what is ordered by them has a page written for nearly each row.
+So tensors and receipts lie in the order in which they came, and of an id only its first
+digits are in an index (`node.state_tables.id_key`), where one page has hundreds of them."""

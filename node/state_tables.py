@@ -24,6 +24,13 @@ from shoal.node.records import (
     UnitState,
 )
 
+ID_KEY_DIGITS = 12
+"""Of 64: two in 10^6 ids have the same ones by a chance of 1 in 500."""
+
+KEY_OF_ID = f"substr(id, 1, {ID_KEY_DIGITS})"
+"""`id_key` in SQL, word for word as in the indices, or they are not used; beside it goes
+``+id = …``, since SQLite would put what ``id`` equals into this expression too."""
+
 
 def job_row(job: Job, spec: JobSpec) -> dict[str, Any]:
     """A new job's row; its counters begin at nought, and its units are counted as they come."""
@@ -103,6 +110,11 @@ def unit_of(row: sqlite3.Row) -> Unit:
         failure=from_json(row["failure"], Failure),
         ended=row["ended"],
     )
+
+
+def id_key(blob_id: BlobId) -> str:
+    """What of a content id the indices of tensors and receipts have; others may have it too."""
+    return blob_id[:ID_KEY_DIGITS]
 
 
 def answer_of(row: sqlite3.Row) -> Answer:

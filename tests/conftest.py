@@ -1,8 +1,17 @@
-"""The order of the test files: those that take longest begin first.
+"""The order of the test files: those that take longest begin first. And no test is timed.
 
 `make test` hands out whole files to three processes. One that begins last should not be one
 that takes a minute while two of them have nothing left to do.
 """
+
+import hypothesis
+
+hypothesis.settings.register_profile(
+    "house",
+    deadline=None,  # machines are noisy: how fast drawing goes says nothing
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("house")
 
 LONG = (
     "e2e/test_chaos.py",

@@ -179,6 +179,7 @@ def test_wait_returns_at_the_first_that_is_done_and_at_all(executor, served):
     first = concurrent.futures.wait(futures, 20, concurrent.futures.FIRST_COMPLETED)
     assert (first.done, first.not_done) == ({futures[2]}, set(futures[:2]))
     assert concurrent.futures.wait(futures, 0.05).not_done == set(futures[:2])
+    served.placed(2)
     served.finish()
     assert concurrent.futures.wait(futures, 20).not_done == set()
 

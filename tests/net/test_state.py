@@ -14,7 +14,7 @@ import trio
 from challenge_samples import ALICE, MALLORY, WALL_MS, signed_proof
 from trio.testing import wait_all_tasks_blocked
 
-from shoal.crypto.content import blob_id_of
+from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.peer_id import PeerId
 from shoal.node import capability_records, remembered_peers
 from shoal.node.errors import JobError, StoreError
@@ -22,6 +22,7 @@ from shoal.node.owner import Pause
 from shoal.node.proofs import ProofBook, checked
 from shoal.node.records import (
     Answer,
+    Ended,
     Failure,
     Job,
     JobId,
@@ -158,6 +159,49 @@ async def test_a_job_that_ends_cancels_its_open_units_and_never_changes_again(st
     assert not await state.end_unit(ended(units[1]), None)
     assert await state.end_job(job.id, JobState.DONE, 3000.0) == now
     assert await state.running_jobs() == []
+
+
+async def test_ids_that_begin_alike_are_kept_apart(state):
+    job, spec, (unit, other, _) = make_job()
+    tensors = {BlobId("a" * 12 + digit * 52): digit.encode() for digit in "bc"}
+    await state.add_job(job, spec, [unit, other], tensors)
+    receipts = [BlobId("d" * 12 + digit * 52) for digit in "ef"]
+    ends = [
+        Ended(
+            msgspec.structs.replace(
+                of, state=UnitState.DONE, outputs={"y": tensor}, receipt=receipt
+            ),
+            receipt.encode(),
+        )
+        for of, tensor, receipt in zip((unit, other), tensors, receipts, strict=True)
+    ]
+    await state.end_units(ends)
+    for tensor, data in tensors.items():
+        assert await state.tensors([tensor]) == {tensor: data}
+        assert await state.tensor_sizes([tensor]) == {tensor: 1}
+    for receipt in receipts:
+        assert await state.receipt(receipt) == receipt.encode()
+
+
+async def test_no_id_is_looked_for_in_all_rows(state):
+    """Or each unit of a large job would cost as much as the job has units."""
+    job, spec, units = make_job()
+    tensor = blob_id_of(b"y")
+    statements = []
+    state._database.set_trace_callback(statements.append)
+    await state.add_job(job, spec, units, {tensor: b"y"})
+    await state.end_units([Ended(ended(units[0], receipt=b"r"), b"r", {tensor: b"y"})])
+    await state.tensors([tensor])
+    await state.tensor_sizes([tensor])
+    await state.receipt(blob_id_of(b"r"))
+    state._database.set_trace_callback(None)
+    looked = [text for text in statements if "substr(id" in text]
+    assert len(looked) >= 5
+    for text in looked:
+        plan = state._database.execute(f"EXPLAIN QUERY PLAN {text}").fetchall()
+        steps = [row["detail"] for row in plan]
+        assert any("_by_id (<expr>=?)" in step for step in steps), (text, steps)
+        assert not any(step.startswith("SCAN ") and "CONSTANT" not in step for step in steps)
 
 
 async def test_jobs_are_listed_newest_first_and_units_by_page(state):

@@ -14,6 +14,7 @@ PEER = "12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M"
 LIVE = {
     *("bootstrap", "allow", "deny", "serve", "min_price", "time_limit", "schedule"),
     *("step_back", "provide", "blob_quota", "log_level", "drain"),
+    *("results_quota", "results_keep"),
 }
 OTHERS = {
     "bootstrap": f'["/ip4/1.2.3.4/tcp/1/p2p/{PEER}"]',
@@ -30,6 +31,8 @@ OTHERS = {
     "niceness": "7",
     "lan": "false",
     "blob_quota": '"3GB"',
+    "results_quota": '"1GB"',
+    "results_keep": '"3d"',
     "log_level": '"error"',
     "drain": '"7s"',
     "listen": '["/ip4/127.0.0.1/tcp/1"]',
