@@ -23,6 +23,7 @@ COOL_DOWN_S = {
     Reason.EXPIRED: 0.5,
     Reason.DRAINING: 30.0,
     Reason.PAUSED: 5.0,
+    Reason.NO_ROOM: 20.0,
 }
 COOL_DOWN_REFUSED_S = 20.0
 """After a refusal for a reason that does not pass by itself."""
@@ -33,7 +34,7 @@ COOL_DOWN_BROKEN_S = 5.0
 COOL_DOWN_TOO_MANY_S = LEFT_ALONE_S
 """After a peer said that it is asked too much: it is asked nothing before by anybody here."""
 
-HANDED_BACK = frozenset({Reason.BUSY, Reason.DRAINING, Reason.PAUSED})
+HANDED_BACK = frozenset({Reason.BUSY, Reason.DRAINING, Reason.PAUSED, Reason.NO_ROOM})
 """Refusals of a unit under a lease that tell of the provider and nothing of the unit."""
 
 OFFENCES = {

@@ -1,13 +1,18 @@
 """Units that have inputs with peers, and those that have to wait for one again."""
 
 from collections import deque
+from types import SimpleNamespace
+
+import pytest
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.peer_id import PeerId
-from shoal.node.records import JobId
+from shoal.node import handing_over
+from shoal.node.records import JobId, Unit, UnitState
 from shoal.node.scheduling import events
 from shoal.node.scheduling import state as s
 from shoal.node.scheduling.feeding import _by_nearness
+from shoal.protocol.messages import Reason, Refusal
 
 JOB = JobId("0001")
 ANNA, BERT = PeerId("anna"), PeerId("bert")
@@ -78,3 +83,15 @@ def test_a_unit_that_is_cancelled_while_it_is_read_does_not_come_back():
     assert not events.ended(state, JOB, 5)  # not in memory yet
     events.units_read(state, JOB, [4, 5], more=False)
     assert list(job.waiting) == [4]
+
+
+@pytest.mark.parametrize(
+    "reason", [Reason.BUSY, Reason.PAUSED, Reason.DRAINING, Reason.NO_ROOM]
+)
+def test_a_refusal_that_tells_of_the_provider_is_no_loss_to_the_unit(reason):
+    state, job, batch = out_with(ANNA, 3)
+    unit, outcome = Unit(JOB, 3, UnitState.QUEUED, {}), handing_over.Outcome()
+    running, answer = SimpleNamespace(errors={}), Refusal("0" * 32, reason)
+    handing_over._refused(state, running, batch, unit, answer, outcome)
+    assert (outcome.problem, outcome.refusal) == (None, answer)  # others of it still count
+    assert (list(job.waiting), job.losses, job.errors) == ([3, 7], {}, {})
