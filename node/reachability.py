@@ -3,9 +3,9 @@
 What reports come to is decided in `protocol.reachability`, and what the advert says of
 it in `protocol.advertising`; here are the asking, the dialling and the clock. A dial-back
 goes to the IP address that this node sees the asker's connection come from, and nowhere
-else; it is made apart from all connections (`node.dial_back`), for `DIAL_TIME_LIMIT_S` at
-most, and within limits for each peer, for each IP address and for all together. What one
-peer tells is a vote among others.
+else; it is made apart from all connections (`node.libp2p_compat.dial_back`), for
+`DIAL_TIME_LIMIT_S` at most, and within limits for each peer, for each IP address and for
+all together. What one peer tells is a vote among others.
 
 The verdict decides what the advert says of addresses (`Reachability.advertised`); the
 nodes that an advert then names under ``via`` introduce others (`node.introductions`).

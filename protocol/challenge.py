@@ -3,7 +3,7 @@
 A node's advert claims a rate; a challenge has it shown. Both sides put each message
 through ``send`` or ``receive``; what is in neither table raises. Time is an argument.
 What is multiplied is in `compute.challenge_work`, who asks and when in
-`node.challenges`, and what a proof is worth in `node.proofs`.
+`node.challenger`, and what a proof is worth in `node.proofs`.
 
 A challenge names a nonce, a device, the claim, and how much work it is: ``steps``
 products of ``rows`` x ``size`` by ``size`` x ``size`` numbers, about one second of it at

@@ -108,7 +108,7 @@ def test_a_requester_that_streams_units_is_never_held_back(units_per_s):
 
 
 def test_the_calls_of_hundreds_of_jobs_that_are_refused_are_never_held_back():
-    """Each asks again 2 s after the refusal at the soonest (`node.jobs.COOL_DOWN_S`)."""
+    """Each asks again 2 s after the refusal at the soonest (`node.scheduling.setbacks`)."""
     allowance = Allowance()
     busy = Refusal(call=CALL, reason=Reason.BUSY)
     for second in range(0, 60, 2):
