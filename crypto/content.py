@@ -134,6 +134,10 @@ def chunk_list_of(data: Buffer) -> ChunkList:
 
 def blob_id_of(data: Buffer) -> BlobId:
     """The content id of bytes held in memory."""
+    view = memoryview(data)
+    if 0 < view.nbytes <= CHUNK_SIZE_BYTES:  # most are: without the objects of the long way
+        size = view.nbytes.to_bytes(_SIZE_FIELD_BYTES, "little")
+        return BlobId(blake3(size + blake3(view.cast("B")).digest()).hexdigest())
     return chunk_list_of(data).blob_id
 
 

@@ -20,6 +20,11 @@ from shoal.node.state_tables import KEY_OF_ID, id_key, unit_of
 
 Order = Literal["given", "ended"]
 
+_UNFETCHED: dict[Order, tuple[str, str]] = {
+    "given": ("unfetched_places", "place"),
+    "ended": ("unfetched_units", "ended"),
+}
+
 VALUES_AT_ONCE = 500
 """In one statement: SQLite's own bound was 999 in its older versions."""
 
@@ -66,12 +71,15 @@ def note_fetched(
 
 
 def note_read(database: sqlite3.Connection, job_id: JobId, until: int, order: Order) -> Job:
-    """Note that the results up to this place in the order were given out; gives the job."""
+    """Note that the results up to this place in the order were given out; gives the job.
+
+    Each order has an index of what was not fetched, so that a page costs what is in it.
+    """
+    index, column = _UNFETCHED[order]
     fetched = database.execute(
-        "UPDATE units INDEXED BY unfetched_units SET fetched = 1 WHERE job = ?"
-        " AND ended IS NOT NULL AND NOT fetched AND state IN ('done', 'failed')"
-        " AND iif(?, ended, place) <= ?",
-        (job_id, order == "ended", until),
+        f"UPDATE units INDEXED BY {index} SET fetched = 1 WHERE job = ? AND {column} <= ?"  # noqa: S608  # ours
+        " AND ended IS NOT NULL AND NOT fetched AND state IN ('done', 'failed')",
+        (job_id, until),
     ).rowcount
     return _count_fetched(database, job_id, fetched)
 

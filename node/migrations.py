@@ -191,6 +191,7 @@ CREATE INDEX ready_units ON units (job, place) WHERE state = 'queued' AND awaits
 CREATE INDEX awaiting_units ON units (job, place) WHERE awaits IS NOT NULL;
 CREATE INDEX ended_units ON units (job, ended) WHERE ended IS NOT NULL;
 CREATE INDEX unfetched_units ON units (job, ended) WHERE ended IS NOT NULL AND NOT fetched;
+CREATE INDEX unfetched_places ON units (job, place) WHERE ended IS NOT NULL AND NOT fetched;
 CREATE INDEX failed_units ON units (job, place) WHERE state = 'failed';
 
 UPDATE units SET ended = place WHERE state <> 'queued';

@@ -67,6 +67,9 @@ REQUEST_BYTES = 4 << 20
 AHEAD_UNITS = 4096
 """How far a lazy `map` hands over before results are taken: enough for the whole network."""
 
+REFILL_PART = 8
+"""A lazy `map` hands over more once there is room for one part in so many of its `ahead`."""
+
 LINGER_S = 0.02
 """Units of a slow iterator wait so long for others to go with them."""
 
@@ -309,6 +312,8 @@ class LazyMap:
         self._options = options
         self._how: dict[str, Any] = {"ordered": ordered, "as_": as_, "seen": seen}
         self._ahead = ahead
+        # Whole requests, not one for each few results; a small `ahead` is kept up all the same.
+        self._refill = max(1, min(UNITS_PER_REQUEST, ahead // REFILL_PART))
         self._prepared: Prepared | None = None
         self._results: Results | None = None
         self._all_handed_over = False
@@ -329,7 +334,7 @@ class LazyMap:
                 self.ended = True
                 return None
             if self._results is not None and self._taken < self._handed_over:
-                idle = self._all_handed_over or self._room <= 0
+                idle = self._all_handed_over or self._room < self._refill
                 waiting = yield from self._results.ask(WAIT_STEP_S if idle else 0.0)
         assert self._results is not None
         found = yield from self._results.take()
@@ -350,7 +355,7 @@ class LazyMap:
         """Fill the room there is, unless results wait that were fetched already."""
         if self._prepared is None:
             self._prepared = yield from prepare(self._model, precision_of(self._options))
-        while not self._all_handed_over and self._room > 0:
+        while not self._all_handed_over and self._room >= self._refill:
             limit = min(self._room, UNITS_PER_REQUEST)
             manifest, at = self._prepared.manifest, self._handed_over
             more = yield Work(partial(gather, self._units, manifest, at, limit, LINGER_S))

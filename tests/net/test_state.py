@@ -204,6 +204,22 @@ async def test_no_id_is_looked_for_in_all_rows(state):
         assert not any(step.startswith("SCAN ") and "CONSTANT" not in step for step in steps)
 
 
+@pytest.mark.parametrize("order", ["given", "ended"])
+async def test_what_was_read_is_noted_in_either_order_by_an_index_of_its_own(state, order):
+    job, spec, units = make_job()
+    await state.add_job(job, spec, units)
+    await state.end_units([Ended(ended(units[index])) for index in (2, 0, 1)])
+    statements = []
+    state._database.set_trace_callback(statements.append)
+    await state.note_read(job.id, 1, order)
+    state._database.set_trace_callback(None)
+    (noted,) = [text for text in statements if text.startswith("UPDATE units")]
+    (step,) = state._database.execute(f"EXPLAIN QUERY PLAN {noted}").fetchall()
+    assert "(job=? AND " in step["detail"]
+    rows = state._database.execute("SELECT place FROM units WHERE fetched ORDER BY place")
+    assert [row["place"] for row in rows] == {"given": [0, 1], "ended": [0, 2]}[order]
+
+
 async def test_jobs_are_listed_newest_first_and_units_by_page(state):
     for name in ("0001", "0003", "0002"):
         job, spec, units = make_job(name, units=5)
