@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Property tests that draw four times as many examples in the soak.
-THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py
+THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint bench interop soak soak-short docs clean
@@ -26,6 +26,8 @@ lint: $(VENV)/.dev-installed  ## style, types and layering
 bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, printed as tables
 	$(BIN)/python tests/bench/idle.py
 	$(BIN)/python tests/bench/dispatch.py
+	$(BIN)/python tests/bench/batches.py
+	$(BIN)/python tests/bench/submitting.py 10000
 	$(BIN)/python tests/bench/map.py
 	$(BIN)/python tests/bench/skew.py
 	$(BIN)/python tests/bench/private_network.py

@@ -38,6 +38,9 @@ from shoal.protocol.vocabulary import knows
 if TYPE_CHECKING:
     from shoal.node.house import House
 
+SHARE_AGAIN_S = 1.0
+"""When a peer that could not be reached is asked once more."""
+
 SHARE_LIMIT_S: Final = 5.0
 """For a peer to answer that it shares, or to be reached at all."""
 
@@ -142,7 +145,11 @@ async def _share(
         for first in range(0, len(blob_ids), SHARED_IDS_LIMIT):
             some = blob_ids[first : first + SHARED_IDS_LIMIT]
             try:
-                missing = await _ask_to_share(house, holder, some, provider)
+                try:
+                    missing = await _ask_to_share(house, holder, some, provider)
+                except NetworkError:  # a link that hiccups has lost nothing
+                    await trio.sleep(SHARE_AGAIN_S)
+                    missing = await _ask_to_share(house, holder, some, provider)
             except VersionError:  # it keeps nothing: it was another version when it did
                 missing = set(some)
             except NetworkError as error:

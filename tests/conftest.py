@@ -1,8 +1,12 @@
 """The order of the test files: those that take longest begin first. And no test is timed.
 
+What is marked ``soak`` is for `make soak` and `make soak-short`.
+
 `make test` hands out whole files to three processes. One that begins last should not be one
 that takes a minute while two of them have nothing left to do.
 """
+
+import os
 
 import hypothesis
 
@@ -37,4 +41,7 @@ def pytest_collection_modifyitems(config, items):
         path = item.path.relative_to(tests).as_posix()
         return next((n for n, start in enumerate(LONG) if path.startswith(start)), len(LONG))
 
+    if "SHOAL_SOAK_S" not in os.environ:
+        config.hook.pytest_deselected([i for i in items if i.get_closest_marker("soak")])
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
     items.sort(key=place)  # stable: within a file nothing moves

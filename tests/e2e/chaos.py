@@ -160,9 +160,10 @@ def model_bytes():
 class Submitter(threading.Thread):
     """Submits one job after another and fetches each, until told that it is enough."""
 
-    def __init__(self, swarm, name, seed, units_per_job, more):
+    def __init__(self, swarm, name, seed, units_per_job, more, rest_s):
         super().__init__(name=name, daemon=True)  # it goes with a test that failed
         self.swarm, self.units_per_job, self.more = swarm, units_per_job, more
+        self._rest_s = rest_s
         self._random = np.random.default_rng([seed, int(name)])
         self._model = model_bytes()
         self._local = onnxruntime.InferenceSession(
@@ -179,6 +180,7 @@ class Submitter(threading.Thread):
                 label = f"{self.name}-{len(self.jobs)}"
                 shape = (self.units_per_job, ROWS_PER_UNIT, WIDTH)
                 self._job(label, self._random.normal(size=shape).astype(np.float32))
+                time.sleep(self._rest_s)
         except BaseException as error:  # noqa: BLE001  # the test raises it
             self.error = error
         finally:
@@ -256,7 +258,7 @@ class Submitter(threading.Thread):
         self.units.update({(job.id, unit.index): unit for unit in units})
 
 
-def run_chaos(seed, length_s, units_wanted, units_per_job, jobs_limit_s):
+def run_chaos(seed, length_s, units_wanted, units_per_job, jobs_limit_s, rest_s=0.0):
     """Run jobs amid the seed's faults, and check everything.
 
     Args:
@@ -265,6 +267,7 @@ def run_chaos(seed, length_s, units_wanted, units_per_job, jobs_limit_s):
         units_wanted: Jobs are submitted until there are so many units, too.
         units_per_job: How many.
         jobs_limit_s: From the last fault to the last result.
+        rest_s: Between two jobs of one submitter, where others need the machine too.
     """
     began_s = time.monotonic()
     with chaos_swarm(seed) as swarm:
@@ -278,7 +281,7 @@ def run_chaos(seed, length_s, units_wanted, units_per_job, jobs_limit_s):
             return faults.running or sum(len(one.units) for one in submitters) < units_wanted
 
         submitters += [
-            Submitter(swarm, str(number), seed, units_per_job, more)
+            Submitter(swarm, str(number), seed, units_per_job, more, rest_s)
             for number in range(SUBMITTERS)
         ]
         try:

@@ -11,9 +11,9 @@ def rows(count):
     return np.arange(count * WIDTH, dtype=np.float32).reshape(count, WIDTH) / 7
 
 
-def dense():
+def dense(seed=7):
     """y = tanh(x · W + b) over a batch of rows."""
-    random = np.random.default_rng(7)
+    random = np.random.default_rng(seed)
     weights = {"w": random.normal(size=(WIDTH, WIDTH)), "b": random.normal(size=WIDTH)}
     return _model(
         [

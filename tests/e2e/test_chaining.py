@@ -153,6 +153,7 @@ def test_what_lies_between_the_stages_never_passes_through_the_submitter(chain):
     assert stage_bytes <= last_stage["received"]  # a unit that was run twice may come twice
 
 
+@pytest.mark.soak
 def test_a_provider_is_killed_in_the_middle_and_all_is_right(chain):
     submitter, victim, given = chain.nodes[0], chain.nodes[2], inputs()
     with submitter.client() as client:
@@ -173,6 +174,7 @@ def test_a_provider_is_killed_in_the_middle_and_all_is_right(chain):
         assert_right(client, jobs, given)
 
 
+@pytest.mark.soak
 def test_the_submitters_daemon_is_killed_in_the_middle_and_all_is_right(chain):
     submitter, given = chain.nodes[0], inputs()
     with submitter.client() as client:
@@ -190,6 +192,7 @@ def test_the_submitters_daemon_is_killed_in_the_middle_and_all_is_right(chain):
         assert_right(client, jobs, given)
 
 
+@pytest.mark.soak
 def test_an_output_that_stayed_is_had_when_it_is_asked_for_and_made_anew_when_it_is_lost(
     chain,
 ):

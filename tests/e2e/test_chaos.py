@@ -10,7 +10,9 @@ SEED = int(os.environ.get("SHOAL_SOAK_SEED", "6"))
 
 
 def test_every_unit_is_delivered_once_and_right_whatever_happens_to_daemons():
-    run_chaos(SEED, LENGTH_S, units_wanted=2000, units_per_job=100, jobs_limit_s=60)
+    run_chaos(
+        SEED, LENGTH_S, units_wanted=2000, units_per_job=100, jobs_limit_s=120, rest_s=1.5
+    )
 
 
 def test_a_seed_gives_its_faults_again_and_another_one_others():

@@ -154,7 +154,7 @@ def test_ctrl_c_while_units_are_handed_over_leaves_nothing(node, tmp_path):
         eventually(lambda: len(shoal("jobs", "--json", node=node).json["jobs"]) > before, 60)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=30)
-    assert child.returncode == 130
+    assert child.returncode == 130, err
     assert "nothing of it goes on" in err
     newest = shoal("jobs", "--json", node=node).json["jobs"][0]
     assert newest["state"] == "cancelled"

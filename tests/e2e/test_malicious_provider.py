@@ -4,6 +4,7 @@ It bids nothing, so each job's only unit goes to it first.
 """
 
 from contextlib import suppress
+from itertools import count
 
 import models
 import numpy as np
@@ -20,6 +21,9 @@ from shoal.node.errors import DaemonError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
 from shoal.protocol.messages import Call, Done, Hello, Request, Response
+
+SEEDS = count(1000)
+"""A program of its own for each test: where nobody was measured, the price decides."""
 
 OTHER = b"another blob"
 OTHER_ID = blob_id_of(OTHER)
@@ -192,11 +196,12 @@ async def assert_named_and_replaced(node, liar, code):
     """
     await trio.to_thread.run_sync(forgive, node, liar.peer_id)
     await liar.connect(node.peer, [node.address.rpartition("/p2p/")[0]], 5.0)
-    answers, found = await trio.to_thread.run_sync(run_one_unit, node, liar.peer_id)
+    model = models.dense(next(SEEDS))
+    answers, found = await trio.to_thread.run_sync(run_one_unit, node, liar.peer_id, model)
     assert (liar.peer_id, code) in answers
     offences = await trio.to_thread.run_sync(offences_of, node, liar.peer_id)
     assert bool(offences) == (code != "protocol_unknown"), offences
-    session = onnxruntime.InferenceSession(models.dense())
+    session = onnxruntime.InferenceSession(model)
     (wanted,) = session.run(None, {"x": models.rows(3)})
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
@@ -214,11 +219,11 @@ def offences_of(node, peer):
     return view.standing and view.standing.offences
 
 
-def run_one_unit(node, liar):
+def run_one_unit(node, liar, model):
     """What the peers answered to a job of one unit, and what came of it."""
     eventually(lambda: liar in peers_of(node), 10, "the liar is known")
     with node.client() as client:
-        outputs = client.run(models.dense(), {"x": models.rows(3)}, timeout_s=30)
+        outputs = client.run(model, {"x": models.rows(3)}, timeout_s=30)
         job = client.jobs(1)[0]
         (unit,) = client.units(job.id, 0, 10)
         answers, _ = client.why(job.id)
