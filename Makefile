@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Property tests that draw four times as many examples in the soak.
+# Files that do more in the soak: four times as many examples, and tests marked `soak`.
 THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

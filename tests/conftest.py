@@ -42,6 +42,6 @@ def pytest_collection_modifyitems(config, items):
         return next((n for n, start in enumerate(LONG) if path.startswith(start)), len(LONG))
 
     if "SHOAL_SOAK_S" not in os.environ:
-        config.hook.pytest_deselected([i for i in items if i.get_closest_marker("soak")])
+        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("soak")])
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
     items.sort(key=place)  # stable: within a file nothing moves
