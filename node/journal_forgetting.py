@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from shoal.node.errors import JobError
 from shoal.node.journal_jobs import find_job
-from shoal.node.records import Job, JobId
+from shoal.node.records import Job, JobId, JobState
 
 UNIT_BYTES = 512
 """What a unit takes beside its tensors and its receipt: its rows, and those of indices."""
@@ -71,10 +71,11 @@ def forget(database: sqlite3.Connection, job_id: JobId, *, unfetched_too: bool) 
         )
     if not job.fetched and not unfetched_too:
         ended = job.units_done + job.units_failed
+        one = "" if job.state is JobState.DONE else " --unit N"  # as a whole it has no outputs
         raise JobError(
             f"{ended - fetched} of {ended} results of job {job_id} were not fetched",
             code="results_unfetched",
-            hint=f"`shoal job fetch {job_id} --output DIR` fetches them; "
+            hint=f"`shoal job fetch {job_id}{one} --output DIR` fetches them; "
             f"`shoal job forget {job_id} --yes` forgets them",
         )
     database.execute("UPDATE jobs SET forgotten = 1 WHERE id = ?", (job_id,))

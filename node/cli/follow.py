@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from shoal.crypto.errors import ShoalError
 from shoal.node.cli.output import note
 from shoal.node.client.flows import failure_of
-from shoal.node.errors import WaitTimeoutError
+from shoal.node.errors import DaemonUnreachableError, WaitTimeoutError
 from shoal.node.records import Job, JobState
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def follow(client: Client, job: Job, timeout_s: float | None = None) -> Job:
 
     Raises:
         DetachedError: The user pressed Ctrl-C.
+        DaemonUnreachableError: The daemon ended meanwhile.
         JobFailedError: The job failed or was cancelled.
         WaitTimeoutError: It still runs after ``timeout_s``.
     """
@@ -57,6 +58,11 @@ def follow(client: Client, job: Job, timeout_s: float | None = None) -> Job:
                 elif time.monotonic() >= tell_at and not job.state.final:
                     _tell_why(client, job)
                     tell_at = float("inf")
+    except DaemonUnreachableError as error:
+        raise DaemonUnreachableError(
+            f"{error.message}; job {job.id} is kept, and goes on when it runs again",
+            hint=f"`shoal up`, then `shoal job wait {job.id}`",
+        ) from None
     except KeyboardInterrupt:
         raise DetachedError(
             f"detached; job {job.id} goes on",

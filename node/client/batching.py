@@ -64,6 +64,12 @@ def _rows(inputs: Mapping[str, np.ndarray], batch: int) -> int:
             f"a batch of {batch} rows holds nothing", code="bad_batch", hint="1 or more"
         )
     rows = {name: array.shape[0] if array.ndim else 0 for name, array in inputs.items()}
+    if rows and all(array.ndim and not len(array) for array in inputs.values()):
+        raise ProgramError(
+            f"there is nothing to map: {', '.join(rows)} without rows",
+            code="no_rows",
+            hint="inputs of a map are cut along their first axis, and that one has length 0",
+        )
     if len(set(rows.values())) != 1 or not all(rows.values()):
         raise ProgramError(
             "the inputs of a map have equally many rows, and here are "

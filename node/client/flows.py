@@ -370,6 +370,13 @@ def _convert(model: str | Path | bytes | onnx.ModelProto, precision: str | None)
             ) from None
     if isinstance(model, bytes):
         return convert(model, precision)
+    if not hasattr(model, "SerializeToString"):
+        raise ProgramError(
+            f"a {type(model).__name__} is no program",
+            code="bad_model",
+            hint="programs are ONNX models (a path, its bytes, a ModelProto) or the id of one, "
+            "never Python functions; `shoal.remote` exports a torch function or module",
+        )
     return convert(model.SerializeToString(), precision)
 
 

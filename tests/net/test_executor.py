@@ -115,6 +115,12 @@ def test_inputs_go_by_place_or_by_name_and_twice_is_an_error(executor):
         executor.submit(MODEL, np.zeros((1, 5), np.float32))
 
 
+def test_a_python_function_is_no_program(executor):
+    with pytest.raises(ProgramError, match="function is no program") as caught:
+        executor.submit(lambda x: x, one(1))
+    assert "shoal.remote" in caught.value.hint
+
+
 def test_every_kind_of_program_can_be_submitted(executor, tmp_path):
     (tmp_path / "m.onnx").write_bytes(MODEL)
     program = convert(MODEL)

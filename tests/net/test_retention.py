@@ -146,6 +146,7 @@ async def test_nothing_goes_that_other_units_still_wait_for(house):
     [
         (JobState.RUNNING, True, "job_running"),
         (JobState.DONE, False, "results_unfetched"),
+        (JobState.CANCELLED, False, "results_unfetched"),
         (None, False, "no_such_job"),
     ],
 )
@@ -165,6 +166,7 @@ async def test_a_job_that_may_not_be_forgotten_is_refused_with_the_next_step(
     assert caught.value.hint
     if code == "results_unfetched":
         assert "1 of 1 results" in caught.value.message
+        assert ("--unit N" in caught.value.hint) == (state is JobState.CANCELLED)
         await house.retention.forget(FIRST, unfetched_too=True)
         assert await house.kept() == []
 
