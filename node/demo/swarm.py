@@ -25,7 +25,7 @@ from shoal.crypto import identity
 from shoal.crypto.errors import ShoalError
 from shoal.node.client import Client
 from shoal.node.config import SOCKET_PATH_LIMIT_BYTES
-from shoal.node.errors import DaemonUnreachableError
+from shoal.node.errors import DaemonUnreachableError, WaitTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -212,7 +212,7 @@ class Swarm:
             def answers() -> bool:
                 if not node.running:
                     raise self._failure(node, "ended at once")
-                with suppress(DaemonUnreachableError):
+                with suppress(DaemonUnreachableError, WaitTimeoutError):  # a loaded machine
                     node.address = client.status().addresses[0]
                     return True
                 return False
