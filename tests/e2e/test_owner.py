@@ -127,12 +127,12 @@ def test_a_pause_outlasts_a_kill_and_ends_by_itself_at_its_time(resumed):
     resumed.start(node)
     resumed.wait_ready(node)
     assert stance_of(node).cause == "paused"
-    paused = shoal("pause", "--for=3s", "--json", node=node)
+    paused = shoal("pause", "--for=15s", "--json", node=node)
     assert paused.code == 0, paused
     until = stance_of(node).until
-    assert 0 < until - time.time() <= 3
+    assert 0 < until - time.time() <= 15
     assert "paused, until" in shoal("status", node=node).stdout
-    eventually(lambda: stance_of(node).peers, 10, "the pause is over")
+    eventually(lambda: stance_of(node).peers, 30, "the pause is over")
     assert time.time() >= until
 
 
