@@ -151,12 +151,7 @@ async def _ask(
     waits_s = iter(RECONNECT_S)
     while True:
         try:
-            if len(units) == 1:
-                (unit,) = units
-                sources = supply.sources[unit.index]
-                answer = await pipeline.hand_over(house, running.need, held.side, unit, sources)
-                return {unit.index: answer}
-            return await pipeline.hand_over_together(
+            return await pipeline.hand_over(
                 house, running.need, held.side, units, supply.sources
             )
         except NetworkError as error:

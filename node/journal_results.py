@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
@@ -95,29 +95,26 @@ def _count_fetched(database: sqlite3.Connection, job_id: JobId, fetched: int) ->
 
 def tensors(database: sqlite3.Connection, ids: Iterable[BlobId]) -> dict[BlobId, bytes]:
     """Those of the tensors that the journal has."""
-    found: dict[BlobId, bytes] = {}
-    for some in _pieces(ids):
-        wanted = set(some)
-        marks = ",".join("?" * len(some))
-        rows = database.execute(
-            f"SELECT id, data FROM tensors WHERE {KEY_OF_ID} IN ({marks})",  # noqa: S608  # no text but marks
-            [*map(id_key, some)],
-        )
-        found.update((BlobId(row["id"]), row["data"]) for row in rows if row["id"] in wanted)
-    return found
+    return _of_tensors(database, "data", ids)
 
 
 def tensor_sizes(database: sqlite3.Connection, ids: Iterable[BlobId]) -> dict[BlobId, int]:
     """The sizes in bytes of those of the tensors that the journal has."""
-    found: dict[BlobId, int] = {}
+    return _of_tensors(database, "length(data)", ids)
+
+
+def _of_tensors(
+    database: sqlite3.Connection, what: str, ids: Iterable[BlobId]
+) -> dict[BlobId, Any]:
+    found: dict[BlobId, Any] = {}
     for some in _pieces(ids):
         wanted = set(some)
         marks = ",".join("?" * len(some))
         rows = database.execute(
-            f"SELECT id, length(data) AS size FROM tensors WHERE {KEY_OF_ID} IN ({marks})",  # noqa: S608  # no text but marks
+            f"SELECT id, {what} AS it FROM tensors WHERE {KEY_OF_ID} IN ({marks})",  # noqa: S608  # ours, and marks
             [*map(id_key, some)],
         )
-        found.update((BlobId(row["id"]), row["size"]) for row in rows if row["id"] in wanted)
+        found.update((BlobId(row["id"]), row["it"]) for row in rows if row["id"] in wanted)
     return found
 
 

@@ -270,52 +270,13 @@ Sources: TypeAlias = Sequence[tuple[BlobId, PeerId]]
 
 
 async def hand_over(
-    house: House, need: Need, side: RequesterSide, unit: Unit, sources: Sources = ()
-) -> UnitResult | Refusal:
-    """Give one unit to the provider and wait for its receipt.
-
-    Cancelling it tells the provider that nobody waits any more.
-
-    Raises:
-        NetworkError: The provider went away, or is over the unit's time limit.
-        RemoteProtocolError: It broke the protocol.
-    """
-    assert side.call is not None
-    assert side.bid is not None
-    assert side.award_id is not None
-    name = unit_name(unit)
-    house.rights.grant(side.award_id, side.provider, unit.inputs.values())
-    request = UnitRequest(
-        call=side.call.call,
-        unit=name,
-        inputs=tuple(sorted(unit.inputs.items())),
-        blobs=await inline_blobs(house, unit, await small_inputs(house, [unit])),
-        keep=need.spec.outputs_stay,
-        sources=tuple(sources)[:SOURCES_LIMIT],
-    )
-    side.send(request, trio.current_time())
-    timeout_s = need.spec.time_limit_s * len(side.units) + HAND_OVER_GRACE_S
-    try:
-        answer = fitting(
-            await house.control.request(side.provider, request, timeout_s),
-            UnitResult | Refusal,
-        )
-    except trio.Cancelled:
-        with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-            await cancel(house, side, [name])
-        raise
-    side.receive(answer, trio.current_time(), name)
-    return answer
-
-
-async def hand_over_together(
     house: House,
     need: Need,
     side: RequesterSide,
     units: Sequence[Unit],
     sources: Mapping[int, Sources] = MappingProxyType({}),
 ) -> dict[int, UnitResult | Refusal]:
-    """Give several units to the provider in one message and wait until all have ended.
+    """Give units to the provider in one message and wait until all of them have ended.
 
     No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
     allow. Inputs that do not fit into the message go by blob stream; ``sources`` says, by
@@ -332,8 +293,8 @@ async def hand_over_together(
         RemoteProtocolError: It broke the protocol.
     """
     assert side.call is not None
-    assert side.bid is not None
     assert side.award_id is not None
+    call, keep = side.call.call, need.spec.outputs_stay
     names = {unit_name(unit): unit for unit in units}
     requests = []
     named_bytes = sum(ports_bytes(unit.inputs.items()) for unit in units)
@@ -346,16 +307,14 @@ async def hand_over_together(
         room -= sum(map(len, blobs))
         inputs = tuple(sorted(unit.inputs.items()))
         named = tuple(sources.get(unit.index, ()))[:SOURCES_LIMIT]
-        keep = need.spec.outputs_stay
-        requests.append(UnitRequest(side.call.call, name, inputs, blobs, keep, named))
-    message = UnitsRequest(call=side.call.call, units=tuple(requests))
+        requests.append(UnitRequest(call, name, inputs, blobs, keep, named))
+    # Alone it goes as itself, which peers before 1.3 know too.
+    message = requests[0] if len(requests) == 1 else UnitsRequest(call, tuple(requests))
+    fits = (UnitResult if len(requests) == 1 else UnitsResult) | Refusal
     side.send(message, trio.current_time())
     timeout_s = need.spec.time_limit_s * len(side.units) + HAND_OVER_GRACE_S
     try:
-        answer = fitting(
-            await house.control.request(side.provider, message, timeout_s),
-            UnitsResult | Refusal,
-        )
+        answer = fitting(await house.control.request(side.provider, message, timeout_s), fits)
     except trio.Cancelled:
         with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
             await cancel(house, side, list(names))

@@ -175,10 +175,6 @@ class State:
 
     # --- units ------------------------------------------------------------------
 
-    async def end_unit(self, unit: Unit, receipt: bytes | None) -> bool:
-        """`end_units` of one without outputs in the journal; False if it had ended before."""
-        return (await self.end_units([Ended(unit, receipt)])).new[0]
-
     async def end_units(self, ends: Sequence[Ended]) -> Written:
         """Write the ends of units with receipts and small outputs, and count them.
 

@@ -148,3 +148,8 @@ def check_job(database, job):
         assert (unit["ended"] is None) == (unit["state"] == "queued")
         assert unit["awaits"] is None or unit["state"] == "queued"
         assert unit["receipt"] == receipts.get(unit["place"])
+
+
+async def end_one(state, unit, receipt=None):
+    """Write one unit's end; False if it had ended before."""
+    return (await state.end_units([Ended(unit, receipt)])).new[0]

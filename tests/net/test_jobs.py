@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 from attacker import Liar, make_award, make_call
+from journal_samples import end_one
 
 from shoal.compute.convert import convert
 from shoal.compute.supervisor import open_worker
@@ -223,7 +224,7 @@ async def noted(node, states, spec, *, open_=False):
                 inputs=unit.inputs,
                 failure=Failure("time_limit", "it took too long"),
             )
-            await node.journal.end_unit(ended, None)
+            await end_one(node.journal, ended, None)
     return job.id
 
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import trio
 from challenge_samples import ALICE, MALLORY, WALL_MS, signed_proof
+from journal_samples import end_one
 from trio.testing import wait_all_tasks_blocked
 
 from shoal.crypto.content import BlobId, blob_id_of
@@ -98,8 +99,8 @@ async def test_a_restart_finds_jobs_units_receipts_answers_and_peers_as_they_wer
     answer = Answer(job.id, PEER, 1001.0, "busy", "2 units run")
     async with open_state(tmp_path / "state.sqlite") as state:
         await state.add_job(job, spec, units)
-        assert await state.end_unit(done, b"signed")
-        assert await state.end_unit(failed, None)
+        assert await end_one(state, done, b"signed")
+        assert await end_one(state, failed, None)
         await state.add_answer(answer)
         await state.remember_peer(PEER, ("/ip4/127.0.0.1/tcp/1",), 1002.0)
         sequence = await state.next_sequence(5000)
@@ -123,9 +124,9 @@ async def test_a_unit_that_ended_stays_ended_and_is_counted_once(state):
     job, spec, units = make_job()
     await state.add_job(job, spec, units)
     first = ended(units[0], receipt=b"first")
-    assert await state.end_unit(first, b"first")
-    assert not await state.end_unit(ended(units[0], receipt=b"second"), b"second")
-    assert not await state.end_unit(ended(units[0], UnitState.FAILED), None)
+    assert await end_one(state, first, b"first")
+    assert not await end_one(state, ended(units[0], receipt=b"second"), b"second")
+    assert not await end_one(state, ended(units[0], UnitState.FAILED), None)
     assert await state.units(job.id, 0, 1) == [at(first, 0)]
     assert await state.receipt_ids(job.id) == [first.receipt]
     now = await state.job(job.id)
@@ -138,7 +139,7 @@ async def test_many_ends_at_once_are_counted_once_each(state):
     won = []
 
     async def end(unit):
-        won.append(await state.end_unit(ended(unit), None))
+        won.append(await end_one(state, ended(unit), None))
 
     async with trio.open_nursery() as nursery:
         for unit in units * 3:
@@ -150,13 +151,13 @@ async def test_many_ends_at_once_are_counted_once_each(state):
 async def test_a_job_that_ends_cancels_its_open_units_and_never_changes_again(state):
     job, spec, units = make_job()
     await state.add_job(job, spec, units)
-    await state.end_unit(ended(units[0]), None)
+    await end_one(state, ended(units[0]), None)
     failure = Failure("no_quorum", "nobody agreed")
     now = await state.end_job(job.id, JobState.FAILED, 2000.0, failure)
     assert (now.state, now.ended_at, now.failure) == (JobState.FAILED, 2000.0, failure)
     assert (now.units_done, now.units_failed) == (1, 0)
     assert [u.state for u in await state.units(job.id, 1, 9)] == [UnitState.CANCELLED] * 2
-    assert not await state.end_unit(ended(units[1]), None)
+    assert not await end_one(state, ended(units[1]), None)
     assert await state.end_job(job.id, JobState.DONE, 3000.0) == now
     assert await state.running_jobs() == []
 
@@ -372,7 +373,7 @@ import os, sys, trio
 from pathlib import Path
 import msgspec
 from shoal.crypto.content import blob_id_of
-from shoal.node.records import Job, JobSpec, JobState, Policy, Unit, UnitState
+from shoal.node.records import Ended, Job, JobSpec, JobState, Policy, Unit, UnitState
 from shoal.node.state import open_state
 
 async def main():
@@ -388,7 +389,7 @@ async def main():
                 receipt = os.urandom(300)
                 receipt_id = blob_id_of(receipt)
                 done = msgspec.structs.replace(unit, state=UnitState.DONE, receipt=receipt_id)
-                assert await state.end_unit(done, receipt)
+                assert (await state.end_units([Ended(done, receipt)])).new[0]
                 print(receipt_id, flush=True)
 
 trio.run(main)
