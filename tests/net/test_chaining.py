@@ -12,7 +12,7 @@ from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.node import chaining
 from shoal.node.blob_transfer import BLOB_PROTOCOL
-from shoal.node.errors import JobError
+from shoal.node.errors import JobError, NetworkError
 from shoal.node.house import outputs_of
 from shoal.node.lineage import RECOMPUTED_LIMIT, Left, bytes_with
 from shoal.node.records import Ended, JobId, JobState, UnitState
@@ -112,6 +112,25 @@ async def test_what_is_with_a_peer_that_is_gone_is_lost_unless_it_is_here_too(no
     assert await requester.fetches(maker, y)
     supply = await chaining.supply(requester.house, taker.peer, [unit])
     assert (supply.sources, supply.lost) == ({0: ()}, {})
+
+
+async def test_what_is_with_a_peer_whose_link_hiccups_is_not_lost(nodes, monkeypatch):
+    requester, maker, taker = nodes
+    y = await made(requester, maker)
+    await left_with(requester, maker.peer, y)
+    unit = await dependant(requester)
+    monkeypatch.setattr(chaining, "SHARE_AGAIN_S", 0.01)
+    ask, asked = chaining._ask_to_share, []
+
+    async def hiccup(*arguments):
+        asked.append(arguments)
+        if len(asked) == 1:
+            raise NetworkError("the link is gone", code="link_lost")
+        return await ask(*arguments)
+
+    monkeypatch.setattr(chaining, "_ask_to_share", hiccup)
+    supply = await chaining.supply(requester.house, taker.peer, [unit])
+    assert (supply.sources, supply.lost) == ({0: ((y, maker.peer),)}, {})
 
 
 async def test_an_input_that_this_nodes_own_store_has_lost_is_made_anew(nodes):

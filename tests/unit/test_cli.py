@@ -24,7 +24,12 @@ from shoal.node.cli.output import (
     runnable,
     size_text,
 )
-from shoal.node.errors import ConfigError, JobFailedError, WaitTimeoutError
+from shoal.node.errors import (
+    ConfigError,
+    DaemonUnreachableError,
+    JobFailedError,
+    WaitTimeoutError,
+)
 from shoal.node.records import Failure, Job, JobId, JobState, Policy
 from shoal.protocol.codec import encode
 from shoal.protocol.statements import Receipt
@@ -603,6 +608,13 @@ def test_ctrl_c_lets_the_job_go_on_and_says_how_to_come_back():
         "interrupted",
         "come back with `shoal job wait 1a20`, or end it with `shoal job cancel 1a20`",
     )
+
+
+def test_a_daemon_that_ends_meanwhile_keeps_the_job_and_that_is_said():
+    with pytest.raises(DaemonUnreachableError) as caught:
+        follow(Waiting(DaemonUnreachableError("it is gone")), JOB)
+    assert "it is gone; job 1a20 is kept" in caught.value.message
+    assert caught.value.hint == "`shoal up`, then `shoal job wait 1a20`"
 
 
 def test_a_job_over_its_time_raises_the_time_out():

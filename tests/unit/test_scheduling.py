@@ -1,16 +1,19 @@
 """What the scheduler makes of peers of differing speeds, in virtual time."""
 
 import math
+from collections import Counter
 
 import pytest
 from simulated_peers import CLASS, Peer, Simulation
 
 from shoal.crypto.peer_id import PeerId
+from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
 from shoal.node.scheduling import state as s
 from shoal.node.scheduling.feeding import BATCH_S, COPIES_FEW, COPIES_SHARE
 from shoal.node.scheduling.outlooks import outlook
 from shoal.node.scheduling.placement import score
+from shoal.node.scheduling.plan import plan
 
 
 def ideal_s(units, *unit_s):
@@ -47,6 +50,26 @@ def test_so_it_is_where_peers_know_no_batches(units):
     simulation = Simulation(*peers)
     simulation.job("j", units)
     assert simulation.run() <= 1.3 * ideal_s(units, 1, 1, 1, 10)
+
+
+@pytest.mark.parametrize(("slow_s", "takes"), [(0.6, 1), (5.0, 0)])
+def test_a_slow_peer_gets_nothing_that_a_faster_one_would_end_sooner(slow_s, takes):
+    state, job = s.State(), a_job(units=2)
+    events.peers_known(state, {CLASS: {"fast": s.Facts(), "slow": s.Facts()}})
+    events.job_started(state, job)
+    events.units_read(state, "j", [0, 1], more=False, near={})
+    state.speeds[job.kind] = {"fast": s.Speed(0.4), "slow": s.Speed(slow_s)}
+    leases = {}
+    for peer in ("fast", "slow"):
+        events.bid_came(state, "j", peer, s.Offer(1.0, 10, 10, batch_max=10), 0.0)
+        leases[events.lease_granted(state, "j", peer, 0.0)] = peer
+    handed = Counter()
+    while actions := plan(state, 0.0).actions:
+        for action in actions:
+            events.apply(state, action, 0.0)
+            if isinstance(action, do.HandOver):
+                handed[leases[action.lease]] += len(action.units)
+    assert handed == Counter(fast=2 - takes, slow=takes)
 
 
 def test_small_units_go_many_in_a_message_and_large_ones_alone():
