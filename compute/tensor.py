@@ -13,7 +13,6 @@ The daemon imports this module, so numpy is imported only where arrays are made.
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 import sys
@@ -24,8 +23,6 @@ from typing import TYPE_CHECKING, Any, Final
 from shoal.compute.errors import ProgramError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
 
     from shoal.crypto.content import Buffer
@@ -233,28 +230,6 @@ def from_blob(blob: Buffer) -> np.ndarray:
         raise _bad("a bool tensor holds bytes other than 0 and 1")
     array = array.reshape(spec.shape)
     array.flags.writeable = False
-    return array
-
-
-def from_npy(source: bytes | Path) -> np.ndarray:
-    """Read an array from an ``.npy`` file or its bytes; pickles are refused.
-
-    Raises:
-        ProgramError: The bytes are not an ``.npy`` file of plain elements.
-        OSError: The file cannot be read.
-    """
-    import numpy as np
-
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    try:
-        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, MemoryError, OverflowError) as error:
-        raise ProgramError(
-            f"this is not an .npy file of numbers: {str(error)[:200]}",
-            code="bad_npy",
-            hint="write it with numpy.save(path, array)",
-        ) from None
-    spec_of_array(array)
     return array
 
 

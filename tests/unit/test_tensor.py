@@ -9,7 +9,6 @@ from shoal.compute.tensor import (
     decode_header,
     encode_header,
     from_blob,
-    from_npy,
     spec_of_blob,
     to_blob,
 )
@@ -100,14 +99,3 @@ def test_arrays_of_text_and_complex_numbers_are_refused():
     for array in (np.array(["a"]), np.array([1j]), np.array([None])):
         with pytest.raises(ProgramError):
             to_blob(array)
-
-
-def test_an_npy_file_is_read_and_a_pickled_one_is_refused(tmp_path):
-    path = tmp_path / "a.npy"
-    np.save(path, np.arange(3))
-    assert from_npy(path).tolist() == [0, 1, 2]
-    np.save(path, np.array([{"a": 1}]), allow_pickle=True)
-    for bad in (path, b"", b"\x93NUMPY", b"PK\x03\x04"):
-        with pytest.raises(ProgramError) as refused:
-            from_npy(bad)
-        assert refused.value.code in {"bad_npy", "bad_tensor"}
