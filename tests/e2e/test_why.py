@@ -414,7 +414,8 @@ def test_version(nodes):
 def test_the_command_tells_it_ranked_and_as_values(nodes):
     reload_giver(nodes, min_price=50)
     job_id = submit(nodes)
-    line_of(nodes.asker, job_id, nodes.giver.peer)
+    # Its answer, not that it was asked: between the two no line is about it.
+    line_of(nodes.asker, job_id, nodes.giver.peer, "worth more")
     told = shoal("job", "why", job_id, node=nodes.asker)
     headline, first, *rest = told.stdout.splitlines()
     assert headline.startswith("0 of 1 unit have ended")
