@@ -25,6 +25,15 @@ LEAF_VALUES_LIMIT: Final = 900
 
 A graph may have nodes with more (a Concat of a thousand); a unit of it gives no trace."""
 
+LEAF_LIMIT_BYTES: Final = 64 << 10
+"""One leaf, encoded."""
+
+LEAVES_LIMIT: Final = 50_000
+"""Operator leaves of one unit: no graph has more nodes (`shoal.compute.program`)."""
+
+STAGE_LEAF_LIMIT_BYTES: Final = 17 << 10
+"""A leaf of a stage: an id of 66 bytes for each of the most outputs of a program."""
+
 STAGES_LIMIT: Final = 1000
 """Stages of one unit."""
 
