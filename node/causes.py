@@ -113,6 +113,13 @@ class Words:
 
 
 REFUSALS = {
+    Reason.BANNED: Words(
+        "bans this node, for a result that was proved false",
+        "ban this node, for a result that was proved false",
+        "“shoal peers” there names the proof, `shoal proof verify` checks it anywhere, and a "
+        "ban lapses by itself; its operator can lift it with “shoal peers --unban {own}”",
+        Remedy.THERE,
+    ),
     Reason.BUSY: Words(
         "is busy",
         "are busy",
@@ -210,6 +217,12 @@ REFUSALS = {
         "submit it again with less, by `--memory-limit` or `--time-limit`",
         Remedy.HERE,
     ),
+    Reason.UNSETTLED: Words(
+        "waits until this node has acknowledged units that it did before",
+        "wait until this node has acknowledged units that they did before",
+        "this node acknowledges them by itself, {again}",
+        Remedy.WAIT,
+    ),
     Reason.UNTRUSTED_REQUESTER: Words(
         "serves only nodes that its owner knows, and this node is not on its allow list",
         "serve only nodes that their owners know, and this node is not on their allow lists",
@@ -277,6 +290,13 @@ ERRORS = {
         "is cut off by this node",
         "are cut off by this node",
         "`shoal peers --forgive {peer}` lets it back in before that time",
+        Remedy.HERE,
+    ),
+    "peer_banned": Words(
+        "is banned by this node, for a result that was proved false",
+        "are banned by this node, for results that were proved false",
+        "`shoal proof list` shows the proof; a ban lapses by itself, and "
+        "`shoal peers --unban {peer}` lifts it before",
         Remedy.HERE,
     ),
     "too_many_requests": Words(

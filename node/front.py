@@ -25,6 +25,7 @@ from shoal.node.account import about_unit, told
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
+from shoal.node.docket import End
 from shoal.node.errors import ConfigError, JobError
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
@@ -60,6 +61,7 @@ from shoal.protocol.messages import (
     Digest,
     Draw,
     Drop,
+    Hello,
     Introduce,
     Introduction,
     Problem,
@@ -81,11 +83,13 @@ if TYPE_CHECKING:
     from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
     from shoal.crypto.identity import Identity
+    from shoal.node.answering import Answering
     from shoal.node.blobs import BlobStore
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
+    from shoal.node.convictions import Convictions
     from shoal.node.house import House
     from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
@@ -95,12 +99,14 @@ if TYPE_CHECKING:
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.reachability import Reachability
     from shoal.node.records import (
+        Ban,
         CutView,
         GivenUnit,
         Job,
         JobId,
         JobSpec,
         OwnerView,
+        ProofView,
         Unit,
     )
     from shoal.node.retention import Retention
@@ -133,10 +139,13 @@ class Daemon:
     owner: OwnerWatch
     versions: PeerVersions
     conduct: Conduct
+    convictions: Convictions
     reachability: Reachability
     introductions: Introductions
     joining: Joining
     retention: Retention
+    served: dict[type[RequestBody], Answering] = field(default_factory=dict)
+    """Who answers further requests of peers, by the request."""
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -165,6 +174,7 @@ class Daemon:
             uptime_s=trio.current_time() - self.started_at_s,
             peers_known=len(self.membership.table) - 1,
             peers_linked=len(self.membership.links),
+            peers_banned=len(self.convictions.bans()),
             jobs_running=self.jobs_running.running,
             units_served=self.provider.units_served,
             blob_bytes=self.blobs.used_bytes,
@@ -202,6 +212,22 @@ class Daemon:
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
         self.conduct.forgive(PeerId(peer))
+
+    def bans(self) -> list[Ban]:
+        """Peers that a fraud proof has convicted, and that nothing is given to."""
+        return self.convictions.bans()
+
+    async def unban(self, peer: str) -> None:
+        """Lift a ban; raises PeerError ``not_banned``."""
+        await self.convictions.unban(PeerId(peer))
+
+    def proofs(self) -> list[ProofView]:
+        """The fraud proofs that this node believes."""
+        return self.convictions.proofs()
+
+    async def proof(self, proof_id: BlobId) -> bytes:
+        """A fraud proof's bytes; raises PeerError ``no_such_proof``."""
+        return await self.convictions.proof(proof_id)
 
     async def devices(self) -> Inventory:
         """This node's devices, with the memory that is free now, and what is missing."""
@@ -437,6 +463,8 @@ class Daemon:
             draining=self.capacity.draining,
             peers_known=len(self.membership.table) - 1,
             peers_linked=len(self.membership.links),
+            peers_banned=len(self.convictions.bans()),
+            accusations={end: self.convictions.ended[end] for end in End},
             jobs_running=self.jobs_running.running,
             jobs_ended={s: self.jobs_running.jobs_ended[s] for s in JobState if s.final},
             units_waiting=self.jobs_running.units_waiting,
@@ -467,7 +495,14 @@ class Daemon:
         return owner_view(self.config, self.owner, (*used, *paused), self._terms())
 
     def _terms(self) -> Terms:
-        return make_terms(self.config, self.identity, self.capacity, self.provider, self.owner)
+        return make_terms(
+            self.config,
+            self.identity,
+            self.capacity,
+            self.provider,
+            self.owner,
+            self.convictions.is_banned,
+        )
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
         """Let the module that knows about it answer a peer's request."""
@@ -484,4 +519,10 @@ class Daemon:
                 return await self.reachability.answer(peer, body)
             case Introduce() | Introduction():
                 return await self.introductions.answer(peer, body)
-        return Problem(code="out_of_turn", message="a stream is greeted once")
+            case Hello():
+                return Problem(code="out_of_turn", message="a stream is greeted once")
+        serve = self.served.get(type(body))
+        if serve is None:
+            word = type(body).__name__
+            return Problem(code="not_served", message=f"this node does not serve {word}")
+        return await serve(peer, body)
