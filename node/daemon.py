@@ -52,10 +52,13 @@ from shoal.node.reachability import Reachability, open_reachability
 from shoal.node.reload import Change, LiveConfig
 from shoal.node.retention import Retention
 from shoal.node.service_manager import ServiceManager
+from shoal.node.settling import open_settling
 from shoal.node.shares import usable_cpus
+from shoal.node.standings import Standings
 from shoal.node.state import open_state
 from shoal.node.swarm_key import load_key
 from shoal.protocol.advert_fitting import fitted
+from shoal.protocol.messages import Acknowledge
 
 if TYPE_CHECKING:
     from shoal.node.config import Config
@@ -129,6 +132,12 @@ async def serve(
         places = await find_seeds(config, swarm_key, journal)
         seeds = places.seeds()
         conduct = Conduct(identity.peer_id, config.allow, seeds.bootstrap)
+        standings = Standings(
+            identity.peer_id,
+            conduct,
+            await journal.standing_rows(),
+            friends=lambda: settings().allow,
+        )
         network = await stack.enter_async_context(
             open_network(
                 identity,
@@ -221,8 +230,11 @@ async def serve(
             worker=worker,
             reach=partial(conduct.reach, introductions.reach),
             broke=conduct.broke,
-            terms=lambda: make_terms(settings(), identity, capacity, provider, owner),
+            terms=lambda: make_terms(
+                settings(), identity, capacity, provider, owner, standings, house.settling
+            ),
             proven=partial(is_proven, membership, book),
+            standings=standings,
         )
         retention.leaving = partial(chaining.let_go, house)
         prover = Prover(
@@ -239,10 +251,11 @@ async def serve(
             book,
             idle=lambda: not provider.units_waiting and not jobs.running,
         )
+        await stack.enter_async_context(open_settling(house))
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(
             open_jobs(
-                house, partial(providers, membership), partial(facts_of, membership, conduct)
+                house, partial(providers, membership), partial(facts_of, membership, standings)
             )
         )
         daemon = Daemon(
@@ -264,6 +277,7 @@ async def serve(
             owner=owner,
             versions=control.versions,
             conduct=conduct,
+            standings=standings,
             reachability=reached,
             introductions=introductions,
             joining=joining,
@@ -279,6 +293,7 @@ async def serve(
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
+        daemon.served[Acknowledge] = house.settling.acknowledged
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))

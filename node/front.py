@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from shoal.node.errors import ConfigError, JobError
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
+from shoal.node.ledger_file import ACKNOWLEDGEMENTS_LIMIT, RECEIPTS_LIMIT, write_lines
 from shoal.node.membership import Membership
 from shoal.node.metrics import Metrics, Readings
 from shoal.node.offer import Capacity, make_terms
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
     from shoal.node.journal_results import Order
+    from shoal.node.ledger import LedgerPage
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
@@ -106,6 +109,7 @@ if TYPE_CHECKING:
         Unit,
     )
     from shoal.node.retention import Retention
+    from shoal.node.standings import StandingPage, Standings
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -135,6 +139,7 @@ class Daemon:
     owner: OwnerWatch
     versions: PeerVersions
     conduct: Conduct
+    standings: Standings
     reachability: Reachability
     introductions: Introductions
     joining: Joining
@@ -206,6 +211,22 @@ class Daemon:
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
         self.conduct.forgive(PeerId(peer))
+
+    def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with this node, what that decides, and why."""
+        return self.standings.page(PeerId(peer))
+
+    def ledger(self, peer: str | None) -> LedgerPage:
+        """Who did how much for whom."""
+        return self.house.settling.ledger.page(self.config.serve, peer and PeerId(peer))
+
+    async def export_ledger(self, peer: str | None) -> bytes:
+        """What others have signed of it, as a file: see `node.ledger_file`."""
+        known = None if peer is None else PeerId(peer)
+        kept = (await self.journal.acknowledgements(known))[-ACKNOWLEDGEMENTS_LIMIT:]
+        receipts = await self.journal.receipts_from(known, RECEIPTS_LIMIT)
+        own = self.identity.peer_id
+        return await trio.to_thread.run_sync(write_lines, own, time.time(), kept, receipts)
 
     async def devices(self) -> Inventory:
         """This node's devices, with the memory that is free now, and what is missing."""
@@ -471,7 +492,15 @@ class Daemon:
         return owner_view(self.config, self.owner, (*used, *paused), self._terms())
 
     def _terms(self) -> Terms:
-        return make_terms(self.config, self.identity, self.capacity, self.provider, self.owner)
+        return make_terms(
+            self.config,
+            self.identity,
+            self.capacity,
+            self.provider,
+            self.owner,
+            self.standings,
+            self.house.settling,
+        )
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
         """Let the module that knows about it answer a peer's request."""

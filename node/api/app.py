@@ -34,6 +34,8 @@ from shoal.node.api.queries import (
     decode,
     job_id_in,
     one_of,
+    peer_asked_for,
+    peer_id,
     seconds,
     whole_number,
 )
@@ -132,6 +134,9 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/settings", api.settings),
         ("GET", "/v1/peers", api.peers),
         ("POST", "/v1/forgive", api.forgive),
+        ("GET", "/v1/standing/{peer}", api.standing),
+        ("GET", "/v1/ledger", api.ledger),
+        ("GET", "/v1/ledger/export", api.export_ledger),
         ("GET", "/v1/devices", api.devices),
         ("POST", "/v1/pause", api.pause),
         ("POST", "/v1/resume", api.resume),
@@ -215,6 +220,16 @@ class _Api:
         wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Forgive)
         self._daemon.forgive(wanted.peer)
         return answer({"peer": wanted.peer})
+
+    async def standing(self, request: Request) -> Response:
+        return answer({"standing": self._daemon.standing(peer_id(request.path_params["peer"]))})
+
+    async def ledger(self, request: Request) -> Response:
+        return answer({"ledger": self._daemon.ledger(peer_asked_for(request))})
+
+    async def export_ledger(self, request: Request) -> Response:
+        lines = await self._daemon.export_ledger(peer_asked_for(request))
+        return Response(lines, media_type="application/x-ndjson")
 
     async def devices(self, _request: Request) -> Response:
         found = await self._daemon.devices()
