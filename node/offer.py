@@ -24,7 +24,7 @@ from shoal.protocol.statements import Advert, DeviceOffer
 from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shoal.compute.devices import Device, Lack
     from shoal.compute.executors.base import Probe
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from shoal.node.config import Config
     from shoal.node.owner_watch import OwnerWatch
     from shoal.node.provider import Provider
+    from shoal.node.records import Ban
     from shoal.node.settling import Settling
     from shoal.node.standings import Standings
     from shoal.protocol.advertising import Advertised
@@ -115,6 +116,7 @@ def make_terms(
     capacity: Capacity,
     provider: Provider,
     owner: OwnerWatch,
+    ban_of: Callable[[PeerId], Ban | None],
     standings: Standings,
     settling: Settling,
 ) -> Terms:
@@ -137,6 +139,7 @@ def make_terms(
         sandboxed=capacity.sandboxed,
         min_price=config.min_price,
         time_limit_s=config.time_limit_s,
+        ban_of=ban_of,
         starting=capacity.starting,
         withheld=partial(withheld, config, standings, settling),
         doubted=standings.doubted,

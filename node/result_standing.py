@@ -288,6 +288,12 @@ class ResultStanding:
             reasons=_reasons(account.deeds),
         )
 
+    def convict_until(self, peer: PeerId, until_s: float) -> None:
+        """Have the conviction of a peer last until then: as long as its ban."""
+        account = self._part(peer).get(peer)
+        if account is not None:
+            account.convicted_until_s = until_s
+
     def lift(self, peer: PeerId, now_s: float) -> None:
         """End a peer's conviction, and what it counts for."""
         account = self._part(peer).get(peer)

@@ -27,9 +27,6 @@ def withheld(
 
     Friends are held to nothing but their acknowledgements.
     """
-    ban = standings.banned(peer)
-    if ban is not None:
-        return Reason.BANNED, f"{ban.why}: proof {ban.proof}"[:256], None
     unsettled = settling.unsettled(peer)
     if unsettled is not None:
         return Reason.UNSETTLED, *unsettled

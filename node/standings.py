@@ -174,6 +174,13 @@ class Standings:
             0.0, 0, found.newcomer, ban.until, reasons=(_of_ban(ban), *found.reasons)
         )
 
+    def convicted(self, peer: PeerId, why: str) -> None:
+        """Note that a peer was banned by a proof, for as long as its ban lasts."""
+        ban = self.banned(peer)
+        self.note(peer, Deed.CONVICTED, detail=why)
+        if ban is not None:
+            self._results.convict_until(peer, ban.until)
+
     # --- what follows from it ---
 
     def share(self, peer: PeerId) -> float:

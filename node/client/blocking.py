@@ -42,11 +42,13 @@ if TYPE_CHECKING:
     from shoal.node.ledger import LedgerPage
     from shoal.node.records import (
         Answer,
+        Ban,
         CutView,
         LogLevelView,
         MisfitView,
         OwnerView,
         PeerView,
+        ProofView,
         ReloadView,
         Status,
         Unit,
@@ -129,6 +131,30 @@ class Client:
     def export_ledger(self, peer: str | None = None) -> bytes:
         """What others have signed of it, as a file that anyone can check."""
         return self._drive(flows.export_ledger(peer))
+
+    def bans(self) -> list[Ban]:
+        """The peers that are banned by fraud proofs, each with the proof's id."""
+        return self._drive(flows.bans())
+
+    def unban(self, peer: str) -> None:
+        """Lift a ban before its time.
+
+        Raises:
+            DaemonError: ``not_banned``.
+        """
+        self._drive(flows.unban(peer))
+
+    def proofs(self) -> list[ProofView]:
+        """The fraud proofs that the daemon believes, the newest first."""
+        return self._drive(flows.proofs())
+
+    def proof(self, proof_id: str) -> bytes:
+        """A fraud proof's bytes, for ``shoal proof verify``.
+
+        Raises:
+            DaemonError: ``no_such_proof``.
+        """
+        return self._drive(flows.proof(proof_id))
 
     def devices(self) -> list[Device]:
         """The daemon's devices."""

@@ -27,6 +27,7 @@ from shoal.node.errors import JobFailedError
 from shoal.node.ledger import LedgerPage
 from shoal.node.records import (
     Answer,
+    Ban,
     CutView,
     Failure,
     Job,
@@ -35,6 +36,7 @@ from shoal.node.records import (
     MisfitView,
     OwnerView,
     PeerView,
+    ProofView,
     ReloadView,
     Status,
     Unit,
@@ -149,6 +151,27 @@ def export_ledger(peer: str | None = None) -> Flow[bytes]:
     """What others have signed of it, as a file."""
     query = "" if peer is None else f"?peer={quote(peer, safe='')}"
     return (yield Request("GET", f"/v1/ledger/export{query}"))
+
+
+def bans() -> Flow[list[Ban]]:
+    """The peers that are banned."""
+    return (yield from _get("/v1/peers", "banned", list[Ban]))
+
+
+def unban(peer: str) -> Flow[None]:
+    """Lift a ban before its time."""
+    body = msgspec.json.encode({"peer": peer})
+    yield from json_of(Request("POST", "/v1/unban", body=body))
+
+
+def proofs() -> Flow[list[ProofView]]:
+    """The fraud proofs that the daemon believes."""
+    return (yield from _get("/v1/proofs", "proofs", list[ProofView]))
+
+
+def proof(proof_id: str) -> Flow[bytes]:
+    """A fraud proof's bytes."""
+    return (yield Request("GET", f"/v1/proofs/{proof_id}"))
 
 
 def devices() -> Flow[list[Device]]:

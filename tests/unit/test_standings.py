@@ -111,10 +111,13 @@ async def test_a_ban_is_above_all_and_its_proof_is_named(standings, clock):
     assert page.banned_until == ban.until
     assert page.reasons[0].code == "banned"
     assert ban.proof in page.reasons[0].detail
-    config = SimpleNamespace(allow=(PEER,), serve="anyone")
-    reason, detail, _ = withheld(config, standings, Settling(), PEER)
-    assert reason is Reason.BANNED
-    assert ban.proof in detail
+    standings.convicted(PEER, ban.why)
+    assert standings.of(PEER).convicted_until_s == ban.until
+    clock.now = ban.until + 1
+    standings.banned = lambda _peer: None
+    assert 0.0 < standings.of(PEER).value < 1.0
+    standings.lift(PEER)
+    assert standings.of(PEER).value > 0.9
 
 
 # --- those who serve ---
