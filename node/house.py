@@ -31,7 +31,7 @@ from shoal.node.standing import Offence
 from shoal.node.turns import Turns
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
-from shoal.protocol.messages import Cancel, Release
+from shoal.protocol.messages import Cancel, Release, Reveal
 
 if TYPE_CHECKING:
     from shoal.crypto.identity import Identity
@@ -244,7 +244,7 @@ def note_known(house: House, peer: PeerId, blob_ids: Iterable[BlobId]) -> None:
 # --- peers ---
 
 
-async def tell(house: House, peer: PeerId, message: Cancel | Release) -> None:
+async def tell(house: House, peer: PeerId, message: Cancel | Release | Reveal) -> None:
     """Say something that matters to the peer only; a lost one costs it a time-out."""
     try:
         await house.control.request(peer, message, RELEASE_TIME_LIMIT_S)

@@ -82,6 +82,7 @@ from shoal.protocol.messages import (
     Lease,
     Refusal,
     Release,
+    Reveal,
     UnitRefusal,
     UnitRequest,
     UnitResult,
@@ -97,9 +98,12 @@ from shoal.protocol.statements import (
     check_receipt,
     open_receipt,
 )
+from shoal.protocol.verification.draw import list_id, salt_hash
 from shoal.protocol.versions import OWN
+from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
+    from shoal.node.checks import Draw
     from shoal.protocol.negotiation import ProviderSide
 
 BID_TIME_LIMIT_S = 3.0
@@ -229,8 +233,17 @@ async def call_for_bid(
     return answer if isinstance(answer, Refusal) else side
 
 
-async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None:
+async def award(
+    house: House, need: Need, side: RequesterSide, draw: Draw | None = None
+) -> Refusal | None:
     """Award a bid with a signed award; a refusal is given back, a lease is noted.
+
+    Args:
+        house: This node.
+        need: What the job needs.
+        side: The conversation, which stands at a bid.
+        draw: By what verifiers of its receipts are drawn: the award commits to it. None
+            where nothing is checked.
 
     Raises:
         NetworkError: The provider cannot be reached.
@@ -251,6 +264,8 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
         price=side.bid.price,
         idle_s=bidding.LEASE_IDLE_S,
         issued_at_ms=wall_ms(),
+        candidates=list_id(draw.candidates) if draw else None,
+        salt_hash=salt_hash(draw.salt) if draw else None,
     )
     envelope = house.identity.sign(Statement.AWARD, encode(statement))
     offer = AwardOffer(call=side.call.call, award=envelope)
@@ -333,13 +348,22 @@ async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> Non
         await tell(house, side.provider, message)
 
 
-async def release(house: House, side: RequesterSide) -> None:
-    """End a bid or a lease that is not needed any more; never raises."""
-    if side.award_id is not None:
-        house.rights.withdraw(side.award_id)
-    if side.state in {State.BID, State.LEASED} and side.call is not None:
+async def release(house: House, side: RequesterSide, draw: Draw | None = None) -> None:
+    """End a bid or a lease that is not needed any more; never raises.
+
+    What its verifiers were drawn by is told now, when no receipt is taken any more.
+    """
+    ends = side.state in {State.BID, State.LEASED} and side.call is not None
+    if ends:
+        assert side.call is not None
         message = Release(call=side.call.call)
         side.send(message, trio.current_time())
+    if side.award_id is not None:
+        house.rights.withdraw(side.award_id)
+        if draw is not None and knows(house.control.versions.of(side.provider), Reveal):
+            reveal = Reveal(side.award_id, draw.salt, draw.candidates)
+            await tell(house, side.provider, reveal)
+    if ends:
         await tell(house, side.provider, message)
 
 
