@@ -70,7 +70,9 @@ _OF: Final[dict[str, float]] = {
         "Xor Range Trilu Dropout".split(),
         0.0,
     ),
-    **dict.fromkeys("Add Sub Mul Div Mod Sqrt Reciprocal LeakyRelu PRelu".split(), ARITHMETIC_U),
+    **dict.fromkeys(
+        "Add Sub Mul Div Mod Sqrt Reciprocal LeakyRelu PRelu".split(), ARITHMETIC_U
+    ),
     **dict.fromkeys(
         "Exp Log Sin Cos Tan Tanh Erf Sigmoid Softplus Softsign Gelu Elu Selu Celu "
         "HardSigmoid HardSwish Mish Pow Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Sum Mean "

@@ -259,9 +259,7 @@ class Checking:
         order: tuple[PeerId, ...] = ()
         if held.draw is not None and not own_only:
             signature, exclude = signature_of(end.receipt), (unit.provider, own)
-            order = tuple(
-                verifiers(signature, held.draw.salt, held.draw.candidates, exclude)
-            )
+            order = tuple(verifiers(signature, held.draw.salt, held.draw.candidates, exclude))
         exact = unit.failure is not None or self._is_exact(held)
         key = _said(end) if exact else unit.provider
         machine = UnitCheck(unit.provider, own, order, more, exact, key)
@@ -433,9 +431,7 @@ class Checking:
                 self._house, lease.need, lease.side, unit, answer, receipt
             )
         end = self._end_by(checked.unit, receipt, answer.receipt, outputs)
-        checked.opinions[peer] = Opinion(
-            lease.side.award_bytes, answer.receipt, end, outputs
-        )
+        checked.opinions[peer] = Opinion(lease.side.award_bytes, answer.receipt, end, outputs)
         key: object = said_by(receipt)
         if not machine.exact:
             ends = {who: each.end for who, each in checked.opinions.items() if each.end}

@@ -257,7 +257,11 @@ async def _result(  # of one answer
     more = _opinions_wanted(house, running, held, answer)
     if receipt.error is not None:
         failure = Failure(receipt.error.code, receipt.error.message)
-        if more and running.need.spec.numeric_class == "exact" and of_the_program(receipt.error):
+        if (
+            more
+            and running.need.spec.numeric_class == "exact"
+            and of_the_program(receipt.error)
+        ):
             outcome.drawn.append((failed_end(unit, batch.peer, failure, answer.receipt), more))
             return
         running.errors[unit.index] = Ending(unit, batch.peer, failure, answer.receipt, held)
