@@ -61,44 +61,47 @@ CAP: Final = {"fp32": 1e-2, "low": 1e-1}
 FLIPS: Final = 0.01
 """Of the elements of whole-number outputs behind a comparison, which may differ."""
 
+_MOVES = [
+    "Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Expand",
+    "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "OneHot", "Pad",
+    "Reshape", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "SpaceToDepth",
+    "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where", "Abs", "Neg", "Max",
+    "Min", "Relu", "Clip", "Sign", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin",
+    "And", "Or", "Not", "Xor", "Range", "Trilu", "Dropout",
+]  # fmt: skip
+_ARITHMETIC = [
+    "Add", "Sub", "Mul", "Div", "Mod", "Sqrt", "Reciprocal", "LeakyRelu", "PRelu",
+]  # fmt: skip
+_FUNCTIONS = [
+    "Exp", "Log", "Sin", "Cos", "Tan", "Tanh", "Erf", "Sigmoid", "Softplus", "Softsign",
+    "Gelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Mish", "Pow", "Asin",
+    "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Sum", "Mean", "Resize",
+]  # fmt: skip
+_NORMALIZED = [
+    "Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization",
+    "BatchNormalization", "GroupNormalization", "RMSNormalization", "LpNormalization",
+    "AveragePool", "GlobalAveragePool",
+]  # fmt: skip
+_SUMS = [
+    "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "ReduceSum", "ReduceMean",
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd",
+    "ReduceSumSquare", "CumSum", "LSTM", "GRU", "RNN", "Attention",
+]  # fmt: skip
+
 _OF: Final[dict[str, float]] = {
-    **dict.fromkeys(
-        "Cast CastLike Concat Constant ConstantOfShape DepthToSpace Expand Flatten Gather "
-        "GatherElements GatherND Identity OneHot Pad Reshape ScatterElements ScatterND "
-        "Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Where Abs "
-        "Neg Max Min Relu Clip Sign MaxPool GlobalMaxPool ReduceMax ReduceMin And Or Not "
-        "Xor Range Trilu Dropout".split(),
-        0.0,
-    ),
-    **dict.fromkeys(
-        "Add Sub Mul Div Mod Sqrt Reciprocal LeakyRelu PRelu".split(), ARITHMETIC_U
-    ),
-    **dict.fromkeys(
-        "Exp Log Sin Cos Tan Tanh Erf Sigmoid Softplus Softsign Gelu Elu Selu Celu "
-        "HardSigmoid HardSwish Mish Pow Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Sum Mean "
-        "Resize".split(),
-        FUNCTION_U,
-    ),
-    **dict.fromkeys(
-        "Softmax LogSoftmax LayerNormalization InstanceNormalization BatchNormalization "
-        "GroupNormalization RMSNormalization LpNormalization AveragePool "
-        "GlobalAveragePool".split(),
-        NORMALIZED_U,
-    ),
-    **dict.fromkeys(
-        "MatMul Gemm Conv ConvTranspose Einsum ReduceSum ReduceMean ReduceL1 ReduceL2 "
-        "ReduceLogSum ReduceLogSumExp ReduceProd ReduceSumSquare CumSum LSTM GRU RNN "
-        "Attention".split(),
-        SUM_U,
-    ),
+    **dict.fromkeys(_MOVES, 0.0),
+    **dict.fromkeys(_ARITHMETIC, ARITHMETIC_U),
+    **dict.fromkeys(_FUNCTIONS, FUNCTION_U),
+    **dict.fromkeys(_NORMALIZED, NORMALIZED_U),
+    **dict.fromkeys(_SUMS, SUM_U),
 }
 """What an operator adds, in u. What only moves or picks elements adds nothing."""
 
-_FLIPPING: Final = frozenset(
-    "ArgMax ArgMin TopK Round Floor Ceil NonZero NonMaxSuppression Equal Greater Less "
-    "GreaterOrEqual LessOrEqual QuantizeLinear DynamicQuantizeLinear Unique Hardmax "
-    "Sign IsNaN IsInf".split()
-)
+_FLIPPING: Final = frozenset([
+    "ArgMax", "ArgMin", "TopK", "Round", "Floor", "Ceil", "NonZero", "NonMaxSuppression",
+    "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "QuantizeLinear",
+    "DynamicQuantizeLinear", "Unique", "Hardmax", "Sign", "IsNaN", "IsInf",
+])  # fmt: skip
 """Where a rounding error can become a whole one."""
 
 

@@ -67,8 +67,8 @@ TRIES: Final = 5
 """After so many times ``auto`` delivers a result that nobody could be found to check. What
 was asked for by name, a quorum or a sample, is waited for."""
 
-ASK_AGAIN_S: Final = 5.0
-"""What a provider gets to repeat the answer that was found false."""
+"""What a provider gets to repeat the first answer of its that was found false: the right one
+is delivered only after that, since the lease may end with it."""
 
 FALSE_FOR_S: Final = 24 * 3600.0
 """How long a peer gets nothing by this node's own finding, beside what others find."""
@@ -117,6 +117,24 @@ class Opinion:
     pinned: Ended | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Falsehood:
+    """A result that was false, and what is to be done about it.
+
+    Attributes:
+        other: Another receipt of the same award and unit that says another thing.
+        first: Nothing false was found of this peer before.
+        accused: The receipt is to be brought to the disputes.
+    """
+
+    peer: PeerId
+    opinion: Opinion
+    other: bytes | None
+    unit: Unit
+    first: bool
+    accused: bool
+
+
 @dataclass(slots=True, eq=False)
 class Checked:
     """A result that waits.
@@ -163,6 +181,7 @@ class Checking:
         state: The scheduler's: measured speeds are read from it.
         providers: Gives the peers that offer a numeric class now.
         jobs: Where checked results go.
+        nursery: Owns what outlives a job.
 
     Attributes:
         leases: How many leases with verifiers are held.
@@ -174,8 +193,9 @@ class Checking:
         state: State,
         providers: Callable[[str], list[PeerId]],
         jobs: Deliveries,
+        nursery: trio.Nursery,
     ) -> None:
-        self._house, self._state = house, state
+        self._house, self._state, self._nursery = house, state, nursery
         self._providers = providers
         self._deliveries = jobs
         self._jobs: dict[JobId, JobChecks] = {}
@@ -391,27 +411,20 @@ class Checking:
                 silent.append(checked)
                 continue
             try:
-                await self._hear(job, lease, checked, unit, answer)
+                await self._hear(lease, checked, unit, answer)
                 heard.append(checked)
             except StoreError:
                 raise
             except ShoalError as error:
                 problem = error
                 silent.append(checked)
-        if heard:
-            self._house.standings.note(peer, Deed.CHECKED_OTHERS, weight=float(len(heard)))
         batch.clear()
         await self._silent(job, peer, silent, heard)
         if problem is not None:
             raise problem
 
     async def _hear(
-        self,
-        job: JobChecks,
-        lease: VerifierLease,
-        checked: Checked,
-        unit: Unit,
-        answer: UnitResult,
+        self, lease: VerifierLease, checked: Checked, unit: Unit, answer: UnitResult
     ) -> None:
         """Take in one verifier's opinion.
 
@@ -444,7 +457,7 @@ class Checking:
     def _end_by(
         unit: Unit, receipt: Receipt, envelope: bytes, outputs: Ended | None
     ) -> Ended | None:
-        """The end that a unit has by somebody's receipt; None where its outputs are not here."""
+        """The end that a unit has by a receipt; None where its outputs are not here."""
         who = {"provider": receipt.provider, "receipt": blob_id_of(envelope)}
         if receipt.error is not None:
             failure = Failure(receipt.error.code, receipt.error.message)
@@ -510,14 +523,20 @@ class Checking:
             else:
                 ends.append(end)
             self._note_deeds(checked)
+        found = [
+            await self._convicted(job, checked, peer)
+            for checked in decided
+            for peer in checked.machine.false
+            if checked.machine.exact and peer != checked.machine.own
+        ]
+        if found:  # in a task that outlives the job, which may be over by this
+            self._nursery.start_soon(self._see_to, found)
         if ends:
             await self._deliveries.deliver_checked(job.running, ends)
         if again:
             self._deliveries.put_back(job.running, again)
         for checked in decided:
             self._let_go(checked)
-            for peer in checked.machine.false:
-                await self._found_false(job, checked, peer)
         self._note_room(job)
 
     def _right_end(self, checked: Checked) -> Ended | None:
@@ -561,8 +580,9 @@ class Checking:
         machine, note = checked.machine, self._house.standings.note
         if machine.stage is Stage.UNCHECKED:
             return
-        if machine.provider not in machine.false:
-            note(machine.provider, Deed.CHECKED_GOOD)
+        for peer in machine.opinions.keys() - {machine.own, *machine.false}:
+            first = peer == machine.provider
+            note(peer, Deed.CHECKED_GOOD if first else Deed.CHECKED_OTHERS)
         for peer in machine.false:
             if not machine.exact and peer != machine.own:
                 note(peer, Deed.VOTED_DOWN, detail=f"unit {unit_name(checked.unit)}")
@@ -574,29 +594,49 @@ class Checking:
 
     # --- who gave a false result ---
 
-    async def _found_false(self, job: JobChecks, checked: Checked, peer: PeerId) -> None:
-        """See to a peer whose signed result differs from what this node got itself."""
+    async def _convicted(self, job: JobChecks, checked: Checked, peer: PeerId) -> Falsehood:
+        """Note that a peer's signed result is another one than this node got itself."""
         machine, opinion = checked.machine, checked.opinions[peer]
-        if not machine.exact or peer == machine.own:
-            return
-        name = unit_name(checked.unit)
+        name, before = unit_name(checked.unit), self._accused.get(peer, 0)
         log.warning("a result was false", peer=peer, unit=name, right=machine.right)
-        other = None
-        if self._accused.get(peer, 0) < EVIDENCE_OF_ONE:
-            self._accused[peer] = self._accused.get(peer, 0) + 1
-            if peer == machine.provider:
-                other = await self._ask_again(job, checked)
-            await self._house.accuse(
-                opinion.award, opinion.receipt, other, checked.unit.job, checked.unit.index
-            )
-        if self.is_false(peer):
-            return
+        first = not self.is_false(peer)
         self._false[peer] = trio.current_time() + FALSE_FOR_S
+        self._accused[peer] = before + 1
         while len(self._false) > FALSE_PEERS:
-            del self._false[next(iter(self._false))]
-        detail = f"its result of unit {name} was false"
-        await self._deliveries.take_away(peer, detail)
-        await self._take_back(peer)
+            forgotten = next(iter(self._false))
+            del self._false[forgotten]
+            self._accused.pop(forgotten, None)
+        other = None
+        if not before and peer == machine.provider:
+            other = await self._ask_again(job, checked)  # while there is the lease
+        return Falsehood(
+            peer,
+            opinion,
+            other,
+            checked.unit,
+            first=first,
+            accused=before < EVIDENCE_OF_ONE,
+        )
+
+    async def _see_to(self, found: Sequence[Falsehood]) -> None:
+        """See to peers whose results were false: raises nothing."""
+        try:
+            with trio.CancelScope(shield=True):
+                for each in found:
+                    if each.first:
+                        detail = f"its result of unit {unit_name(each.unit)} was false"
+                        await self._deliveries.take_away(each.peer, detail)
+                        await self._take_back(each.peer)
+                    if each.accused:
+                        await self._house.accuse(
+                            each.opinion.award,
+                            each.opinion.receipt,
+                            each.other,
+                            each.unit.job,
+                            each.unit.index,
+                        )
+        except ShoalError as error:  # root of a task of all jobs
+            log.error("what follows from a false result could not be done", error=str(error))
 
     async def _ask_again(self, job: JobChecks, checked: Checked) -> bytes | None:
         """Have a provider repeat a false answer; gives the receipt where it says another thing.
@@ -606,13 +646,12 @@ class Checking:
         side, need = checked.held.side, job.running.need
         first = checked.opinions[checked.machine.provider].receipt
         try:
-            with trio.move_on_after(ASK_AGAIN_S):
-                answers = await pipeline.hand_over(self._house, need, side, [checked.unit])
-                answer = answers.get(checked.unit.index)
-                if isinstance(answer, UnitResult) and answer.receipt != first:
-                    receipt = pipeline.verify(need, side, checked.unit, answer)
-                    if said_by(receipt) != checked.machine.key:
-                        return answer.receipt
+            answers = await pipeline.hand_over(self._house, need, side, [checked.unit])
+            answer = answers.get(checked.unit.index)
+            if isinstance(answer, UnitResult) and answer.receipt != first:
+                receipt = pipeline.verify(need, side, checked.unit, answer)
+                if said_by(receipt) != checked.machine.key:
+                    return answer.receipt
         except ShoalError:  # the lease may be over: then there is one receipt
             pass
         return None

@@ -47,13 +47,13 @@ from shoal.node.scheduling.plan import WINDOW_UNITS, plan
 from shoal.node.scheduling.state import Batch, Facts, State
 
 if TYPE_CHECKING:
-    from shoal.node.verifying import VerifierLease
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.outlook import Outlook
     from shoal.node.records import GivenUnit
+    from shoal.node.verifying import VerifierLease
 
 RECALL_INTERVAL_S = 1.0
 """How often is looked for new peers while jobs run."""
@@ -90,7 +90,7 @@ class Jobs:
         self._state = State()
         self._views = JobViews(house.journal)
         self._changed = trio.Event()
-        self._checking = Checking(house, self._state, providers, self)
+        self._checking = Checking(house, self._state, providers, self, nursery)
         self._negotiation = Negotiation(
             house, self._state, nursery, self.wake, self._checking.draw_for
         )

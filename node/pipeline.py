@@ -66,6 +66,7 @@ from shoal.node.records import (
     Written,
 )
 from shoal.protocol.codec import encode
+from shoal.protocol.errors import LocalProtocolError
 from shoal.protocol.limits import (
     BATCH_PORTS_LIMIT_BYTES,
     BATCH_SOURCES_LIMIT,
@@ -99,6 +100,7 @@ from shoal.protocol.statements import (
     open_receipt,
 )
 from shoal.protocol.verification.draw import list_id, salt_hash
+from shoal.protocol.verification.policy import Verify
 from shoal.protocol.versions import OWN
 from shoal.protocol.vocabulary import knows
 
@@ -130,9 +132,10 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     Raises:
         ProgramError: The program is not held or an input does not fit it.
         StoreError: An input is not held, or there is no room to note the job.
-        JobError: An input is an output of no unit that there is.
+        JobError: An input is an output of no unit that there is, or ``bad_verify``.
     """
     given = spec.units if given is None else given
+    check_policy(spec)
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
     job_id = new_job_id()
@@ -160,6 +163,18 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
         house.store.unpin(job_id)
         raise
     return job
+
+
+def check_policy(spec: JobSpec) -> None:
+    """See that a job says how its results are to be verified.
+
+    Raises:
+        JobError: ``bad_verify``.
+    """
+    try:
+        Verify.parse(spec.verify)
+    except LocalProtocolError as error:
+        raise JobError(error.message, code=error.code, hint=error.hint) from None
 
 
 async def add_units(
