@@ -8,13 +8,17 @@ they order bids and nothing is paid.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
 from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT, UNITS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import Bid, Call, Reason, Refusal
+
+if TYPE_CHECKING:
+    from shoal.node.records import Ban
 
 BASE_PRICE = 1.0
 """Credits for one unit on an idle device that holds the program, until the work
@@ -34,8 +38,11 @@ LEASES_LIMIT = 32
 STRANGERS_LEASES_LIMIT = LEASES_LIMIT // 2
 """From so many on no stranger gets one: they cannot shut out the owner and friends."""
 
-OWN, FRIEND, STRANGER = range(3)
+OWN, FRIEND, STRANGER, DOUBTED = range(4)
 """Ranks of requesters: whose units go first where several wait."""
+
+Withheld: TypeAlias = tuple[Reason, str, str | None]
+"""Why a requester gets nothing more: a reason, a sentence, and the award that is meant."""
 
 IN_FLIGHT = 2
 """One unit runs while the next one's inputs arrive; of a requester that sends no batches."""
@@ -68,8 +75,14 @@ class Terms:
     sandboxed: bool = False
     min_price: float = 0.0
     time_limit_s: float = math.inf
+    ban_of: Callable[[PeerId], Ban | None] = lambda _peer: None
+    """The ban of a peer that was convicted, on whatever list it is."""
     starting: bool = False
     """Whether devices are still tested: what is not offered yet may be in some seconds."""
+    withheld: Callable[[PeerId], Withheld | None] = lambda _peer: None
+    """Why another node gets nothing more, by how it has dealt with this one."""
+    doubted: Callable[[PeerId], bool] = lambda _peer: False
+    """Whether a stranger's units wait behind all others'."""
 
 
 def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
@@ -79,6 +92,9 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
     """
     reason = closed(requester, terms)
     stranger = rank(requester, terms) > FRIEND
+    no_more = withheld(requester, terms) if reason is None else None
+    if no_more is not None:
+        return Refusal(call.call, *no_more)
     if reason is not None:
         pass
     elif terms.starting and call.numeric_class not in terms.executors:
@@ -133,7 +149,10 @@ def closed(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
 
 
 def distrusted(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
-    """Why this node never works for ``requester``, by its owner's lists; None where it may."""
+    """Why this node does not work for ``requester``, whatever it asks; None where it may."""
+    ban = terms.ban_of(requester)
+    if ban is not None:
+        return Reason.BANNED, f"proof {ban.proof} convicts you: {ban.why}"[:256]
     if requester in terms.denied:
         return Reason.DENIED, "this node's owner has put you on its deny list"
     if requester in {terms.own, *terms.allowed}:
@@ -146,6 +165,14 @@ def distrusted(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
             "strangers are served from within a sandbox only, and this node has none",
         )
     return None
+
+
+def withheld(requester: PeerId, terms: Terms) -> Withheld | None:
+    """Why ``requester`` gets nothing more, by how it dealt with this node; None where it does.
+
+    Unlike what `closed` gives it ends no unit that runs.
+    """
+    return None if requester == terms.own else terms.withheld(requester)
 
 
 def worth(call: Call) -> float:
@@ -194,7 +221,12 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str, *, batches: bool 
 
 
 def rank(requester: PeerId, terms: Terms) -> int:
-    """Whose units go first where several wait: the owner's, then friends', then others'."""
+    """Whose units go first where several wait: the owner's, then friends', then others'.
+
+    Of those, who has done this node wrong comes last.
+    """
     if requester == terms.own:
         return OWN
-    return FRIEND if requester in terms.allowed else STRANGER
+    if requester in terms.allowed:
+        return FRIEND
+    return DOUBTED if terms.doubted(requester) else STRANGER

@@ -243,6 +243,23 @@ NO_SANDBOX = Words(
 )
 """`Reason.UNTRUSTED_REQUESTER` of a node that would serve strangers."""
 
+IN_DEBT = Words(
+    "serves those who serve, and did far more for this node than it had back",
+    "serve those who serve, and did far more for this node than they had back",
+    "take work of it: `provide = true` here, and a price that it accepts; `shoal ledger` "
+    'shows how it stands; or its operator adds this node there, `allow = ["{own}"]`',
+    Remedy.LATER,
+)
+"""The same where a node keeps count of who did how much (`node.ledger`)."""
+
+LOW_STANDING = Words(
+    "does not work for this node, for what it did before",
+    "do not work for this node, for what it did before",
+    "standing recovers with time; “shoal standing {own}” there gives its operator the reasons",
+    Remedy.LATER,
+)
+"""The same where this node's standing is too low (`node.standings`)."""
+
 _RETRIED = "{again}; look there whether its daemon runs (“shoal status”, else “shoal up”)"
 
 ERRORS = {
@@ -290,6 +307,13 @@ ERRORS = {
         "is cut off by this node",
         "are cut off by this node",
         "`shoal peers --forgive {peer}` lets it back in before that time",
+        Remedy.HERE,
+    ),
+    "peer_banned": Words(
+        "is banned by this node, for a result that was proved false",
+        "are banned by this node, for results that were proved false",
+        "`shoal proof list` shows the proof; a ban lapses by itself, and "
+        "`shoal peers --unban {peer}` lifts it before",
         Remedy.HERE,
     ),
     "too_many_requests": Words(

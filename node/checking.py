@@ -404,6 +404,7 @@ class Checking:
         ran = await lease.run([checked.unit.inputs for checked in batch], guess_s)
         answers = {unit.index: (unit, answer) for unit, answer in ran}
         first = lease.given - len(batch)
+        receipts: list[bytes] = []
         silent: list[Checked] = []
         heard: list[Checked] = []
         problem: ShoalError | None = None
@@ -414,12 +415,14 @@ class Checking:
                 continue
             try:
                 await self._hear(lease, checked, unit, answer)
+                receipts.append(answer.receipt)
                 heard.append(checked)
             except StoreError:
                 raise
             except ShoalError as error:
                 problem = error
                 silent.append(checked)
+        self._house.settling.received(lease.side, receipts, len(receipts) * (lease.each_s or 0))
         batch.clear()
         await self._silent(job, peer, silent, heard)
         if problem is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,12 @@ from shoal.node.account import about_unit, told
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
+from shoal.node.docket import End
 from shoal.node.errors import ConfigError, JobError
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
+from shoal.node.ledger_file import ACKNOWLEDGEMENTS_LIMIT, RECEIPTS_LIMIT, write_lines
 from shoal.node.membership import Membership
 from shoal.node.metrics import Metrics, Readings
 from shoal.node.offer import Capacity, make_terms
@@ -88,24 +91,29 @@ if TYPE_CHECKING:
     from shoal.node.causes import Explanation
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
+    from shoal.node.convictions import Convictions
     from shoal.node.house import House
     from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
     from shoal.node.journal_results import Order
+    from shoal.node.ledger import LedgerPage
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.reachability import Reachability
     from shoal.node.records import (
+        Ban,
         CutView,
         GivenUnit,
         Job,
         JobId,
         JobSpec,
         OwnerView,
+        ProofView,
         Unit,
     )
     from shoal.node.retention import Retention
+    from shoal.node.standings import StandingPage, Standings
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -135,6 +143,8 @@ class Daemon:
     owner: OwnerWatch
     versions: PeerVersions
     conduct: Conduct
+    standings: Standings
+    convictions: Convictions
     reachability: Reachability
     introductions: Introductions
     joining: Joining
@@ -169,6 +179,7 @@ class Daemon:
             uptime_s=trio.current_time() - self.started_at_s,
             peers_known=len(self.membership.table) - 1,
             peers_linked=len(self.membership.links),
+            peers_banned=len(self.convictions.bans()),
             jobs_running=self.jobs_running.running,
             units_served=self.provider.units_served,
             blob_bytes=self.blobs.used_bytes,
@@ -206,6 +217,38 @@ class Daemon:
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
         self.conduct.forgive(PeerId(peer))
+
+    def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with this node, what that decides, and why."""
+        return self.standings.page(PeerId(peer))
+
+    def ledger(self, peer: str | None) -> LedgerPage:
+        """Who did how much for whom."""
+        return self.house.settling.ledger.page(self.config.serve, peer and PeerId(peer))
+
+    async def export_ledger(self, peer: str | None) -> bytes:
+        """What others have signed of it, as a file: see `node.ledger_file`."""
+        known = None if peer is None else PeerId(peer)
+        kept = (await self.journal.acknowledgements(known))[-ACKNOWLEDGEMENTS_LIMIT:]
+        receipts = await self.journal.receipts_from(known, RECEIPTS_LIMIT)
+        own = self.identity.peer_id
+        return await trio.to_thread.run_sync(write_lines, own, time.time(), kept, receipts)
+
+    def bans(self) -> list[Ban]:
+        """Peers that a fraud proof has convicted, and that nothing is given to."""
+        return self.convictions.bans()
+
+    async def unban(self, peer: str) -> None:
+        """Lift a ban; raises PeerError ``not_banned``."""
+        await self.convictions.unban(PeerId(peer))
+
+    def proofs(self) -> list[ProofView]:
+        """The fraud proofs that this node believes."""
+        return self.convictions.proofs()
+
+    async def proof(self, proof_id: BlobId) -> bytes:
+        """A fraud proof's bytes; raises PeerError ``no_such_proof``."""
+        return await self.convictions.proof(proof_id)
 
     async def devices(self) -> Inventory:
         """This node's devices, with the memory that is free now, and what is missing."""
@@ -441,6 +484,8 @@ class Daemon:
             draining=self.capacity.draining,
             peers_known=len(self.membership.table) - 1,
             peers_linked=len(self.membership.links),
+            peers_banned=len(self.convictions.bans()),
+            accusations={end: self.convictions.ended[end] for end in End},
             jobs_running=self.jobs_running.running,
             jobs_ended={s: self.jobs_running.jobs_ended[s] for s in JobState if s.final},
             units_waiting=self.jobs_running.units_waiting,
@@ -471,7 +516,16 @@ class Daemon:
         return owner_view(self.config, self.owner, (*used, *paused), self._terms())
 
     def _terms(self) -> Terms:
-        return make_terms(self.config, self.identity, self.capacity, self.provider, self.owner)
+        return make_terms(
+            self.config,
+            self.identity,
+            self.capacity,
+            self.provider,
+            self.owner,
+            self.convictions.is_banned,
+            self.standings,
+            self.house.settling,
+        )
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
         """Let the module that knows about it answer a peer's request."""

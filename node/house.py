@@ -27,8 +27,10 @@ from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage
 from shoal.node.records import JobId, Unit
+from shoal.node.settling import Settling
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
+from shoal.node.why_not import peer_banned
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
 from shoal.protocol.messages import Cancel, Release, Reveal
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.blobs import BlobStore
     from shoal.node.control import Control
+    from shoal.node.convictions import Convictions
     from shoal.node.network import Network
+    from shoal.node.records import Ban
     from shoal.node.result_standing import Deed
     from shoal.node.state import State
     from shoal.protocol.messages import ResponseBody
@@ -53,9 +57,17 @@ beyond which that peer resets them; more side by side are no faster."""
 
 
 class Standings(Protocol):
-    """What is known of peers' work: see `node.result_standing`."""
+    """What is known of peers' work: see `node.standings`."""
 
-    def note(self, peer: PeerId, deed: Deed, weight: float = 1.0, detail: str = "") -> None:
+    def note(
+        self,
+        peer: PeerId,
+        deed: Deed,
+        weight: float = 1.0,
+        detail: str = "",
+        *,
+        times: int = 1,
+    ) -> None:
         """Note what a peer did."""
 
     def may_verify(self, peer: PeerId) -> bool:
@@ -64,11 +76,14 @@ class Standings(Protocol):
     def probability(self, peer: PeerId) -> float:
         """How often its results are checked under ``auto``."""
 
+    async def write(self, journal: State) -> None:
+        """Write down what has changed."""
+
 
 class NoStandings:
     """Of a node that keeps none: under ``auto`` it checks nothing."""
 
-    def note(self, _peer: PeerId, _deed: Deed, **_details: object) -> None:
+    def note(self, _peer: PeerId, _deed: Deed, *_more: object, **_details: object) -> None:
         """Forget it."""
 
     def may_verify(self, _peer: PeerId) -> bool:
@@ -78,6 +93,9 @@ class NoStandings:
     def probability(self, _peer: PeerId) -> float:
         """Never."""
         return 0.0
+
+    async def write(self, _journal: State) -> None:
+        """There is nothing."""
 
 
 async def _accuse_nobody(
@@ -112,17 +130,35 @@ class House:
     """Whoever adds units to a job: their indices follow one another."""
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
     """Report what a peer did against the rules: see `node.conduct`."""
+    convictions: Convictions | None = None
+    """What is proved of peers; `ban_of` asks it."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
     standings: Standings = field(default_factory=NoStandings)
     accuse: Callable[[bytes, bytes, bytes | None, JobId, int], Awaitable[None]] = _accuse_nobody
     """Bring a false receipt to the disputes: award, receipt, another one for the same award
     that says another thing, and of which unit."""
+    settling: Settling = field(default_factory=Settling)
+    """Acknowledges receipts, and counts who did how much for whom."""
 
     @property
     def peer_id(self) -> PeerId:
         """This node."""
         return self.identity.peer_id
+
+    def ban_of(self, peer: PeerId) -> Ban | None:
+        """The ban of a peer that nothing is asked of or given to now."""
+        return self.convictions.is_banned(peer) if self.convictions is not None else None
+
+    def check_ban(self, peer: PeerId) -> None:
+        """Raise where a peer is banned.
+
+        Raises:
+            NetworkError: ``peer_banned``, saying why and until when.
+        """
+        ban = self.ban_of(peer)
+        if ban is not None:
+            raise peer_banned(ban)
 
 
 # --- names ---

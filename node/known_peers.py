@@ -15,7 +15,7 @@ import trio
 from shoal.crypto.peer_id import PeerId
 from shoal.node import remembered_peers
 from shoal.node.addresses import Address, parse_bootstrap
-from shoal.node.bidding import distrusted
+from shoal.node.bidding import distrusted, withheld
 from shoal.node.house import wall_ms
 from shoal.node.joining_plan import Entry, Source
 from shoal.node.membership import REMEMBERED_LIMIT, Membership, Seeds
@@ -25,13 +25,17 @@ from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.swarm_key import PUBLIC
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shoal.node.bidding import Terms
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
     from shoal.node.outlook import Outlook
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.proofs import ProofBook
+    from shoal.node.records import Ban
     from shoal.node.remembered_peers import RememberedPeer
+    from shoal.node.standings import Standings
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
 
@@ -80,14 +84,17 @@ async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State)
     return Places(tuple(entries.values()), tuple(remembered))
 
 
-def providers(membership: Membership, numeric_class: str) -> list[PeerId]:
+def providers(
+    membership: Membership, ban_of: Callable[[PeerId], Ban | None], numeric_class: str
+) -> list[PeerId]:
     """Who may be called for bids: this node itself, links, then others, of the class."""
     own = membership.own
     found = [
-        PeerId(entry.advert.peer)
+        peer
         for entry in membership.table
         if (entry.advert.providing or entry.advert.peer == own)
         and numeric_class in entry.advert.numeric_classes
+        and ban_of(peer := PeerId(entry.advert.peer)) is None
     ]
     return sorted(found, key=lambda peer: (peer != own, peer not in membership.links))
 
@@ -105,11 +112,10 @@ def is_proven(membership: Membership, book: ProofBook, peer: PeerId, device: str
 
 
 def facts_of(
-    membership: Membership, conduct: Conduct, peer: PeerId, numeric_class: str
+    membership: Membership, standings: Standings, peer: PeerId, numeric_class: str
 ) -> Facts:
     """What the scheduler goes by of a peer, beside bids and measured times."""
     link, entry = membership.links.get(peer), membership.table.get(peer)
-    standing = conduct.standing_of(peer)
     rates = [
         rate.rate
         for device in (entry.advert.devices if entry is not None else ())
@@ -119,7 +125,7 @@ def facts_of(
     own = 0.0 if peer == membership.own else None
     return Facts(
         rtt_s=link.rtt_s if link is not None else own,
-        standing=1.0 if standing is None else standing.standing,
+        standing=standings.share(peer),
         rate=max(rates, default=None),
         said=entry.advert.sequence if entry is not None else 0,
     )
@@ -142,7 +148,9 @@ def peer_views(
                 agent=advert.agent,
                 addresses=advert.addresses,
                 linked=link is not None,
-                allowed=terms.providing and distrusted(peer, terms) is None,
+                allowed=terms.providing
+                and distrusted(peer, terms) is None
+                and withheld(peer, terms) is None,
                 rtt_s=link.rtt_s if link else None,
                 devices=advert.devices,
                 numeric_classes=advert.numeric_classes,

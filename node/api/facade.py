@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
+    from shoal.node.ledger import LedgerPage
     from shoal.node.records import (
+        Ban,
         CutView,
         GivenUnit,
         Job,
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
         MisfitView,
         OwnerView,
         PeerView,
+        ProofView,
         ReloadView,
         Status,
         Unit,
     )
     from shoal.node.settings_view import SettingView
+    from shoal.node.standings import StandingPage
 
 
 class BlobStore(Protocol):
@@ -100,6 +104,34 @@ class DaemonFacade(Protocol):
 
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
+        ...
+
+    def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with this node, what that decides, and why."""
+        ...
+
+    def ledger(self, peer: str | None) -> LedgerPage:
+        """Who did how much for whom: for one peer, or for all."""
+        ...
+
+    async def export_ledger(self, peer: str | None) -> bytes:
+        """What others have signed of it, as lines of a file."""
+        ...
+
+    def bans(self) -> list[Ban]:
+        """Peers that a fraud proof has convicted, and that nothing is given to."""
+        ...
+
+    async def unban(self, peer: str) -> None:
+        """Lift a ban before its time; raises PeerError ``not_banned``."""
+        ...
+
+    def proofs(self) -> list[ProofView]:
+        """The fraud proofs that this node believes, the newest first."""
+        ...
+
+    async def proof(self, proof_id: BlobId) -> bytes:
+        """A fraud proof's bytes; raises PeerError ``no_such_proof``."""
         ...
 
     async def devices(self) -> Inventory:

@@ -39,18 +39,22 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.client.flows import Model
+    from shoal.node.ledger import LedgerPage
     from shoal.node.records import (
         Answer,
+        Ban,
         CutView,
         LogLevelView,
         MisfitView,
         OwnerView,
         PeerView,
+        ProofView,
         ReloadView,
         Status,
         Unit,
     )
     from shoal.node.settings_view import SettingView
+    from shoal.node.standings import StandingPage
 
 
 class Client:
@@ -115,6 +119,42 @@ class Client:
             DaemonError: ``no_such_offender``.
         """
         self._drive(flows.forgive(peer))
+
+    def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with the daemon's node, what that decides, and why."""
+        return self._drive(flows.standing(peer))
+
+    def ledger(self, peer: str | None = None) -> LedgerPage:
+        """Who did how much for whom: for one peer, or for all."""
+        return self._drive(flows.ledger(peer))
+
+    def export_ledger(self, peer: str | None = None) -> bytes:
+        """What others have signed of it, as a file that anyone can check."""
+        return self._drive(flows.export_ledger(peer))
+
+    def bans(self) -> list[Ban]:
+        """The peers that are banned by fraud proofs, each with the proof's id."""
+        return self._drive(flows.bans())
+
+    def unban(self, peer: str) -> None:
+        """Lift a ban before its time.
+
+        Raises:
+            DaemonError: ``not_banned``.
+        """
+        self._drive(flows.unban(peer))
+
+    def proofs(self) -> list[ProofView]:
+        """The fraud proofs that the daemon believes, the newest first."""
+        return self._drive(flows.proofs())
+
+    def proof(self, proof_id: str) -> bytes:
+        """A fraud proof's bytes, for ``shoal proof verify``.
+
+        Raises:
+            DaemonError: ``no_such_proof``.
+        """
+        return self._drive(flows.proof(proof_id))
 
     def devices(self) -> list[Device]:
         """The daemon's devices."""

@@ -11,6 +11,7 @@ import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from urllib.parse import quote
 
 import msgspec
 
@@ -23,8 +24,10 @@ from shoal.node.capability_views import CapabilityView, ChallengeView
 from shoal.node.causes import Explanation
 from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError
+from shoal.node.ledger import LedgerPage
 from shoal.node.records import (
     Answer,
+    Ban,
     CutView,
     Failure,
     Job,
@@ -33,11 +36,13 @@ from shoal.node.records import (
     MisfitView,
     OwnerView,
     PeerView,
+    ProofView,
     ReloadView,
     Status,
     Unit,
 )
 from shoal.node.settings_view import SettingView
+from shoal.node.standings import StandingPage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,6 +139,44 @@ def forgive(peer: str) -> Flow[None]:
     """Let a peer that is cut back in."""
     body = msgspec.json.encode({"peer": peer})
     yield from json_of(Request("POST", "/v1/forgive", body=body))
+
+
+def standing(peer: str) -> Flow[StandingPage]:
+    """How a peer stands with the daemon's node."""
+    return (yield from _get(f"/v1/standing/{quote(peer, safe='')}", "standing", StandingPage))
+
+
+def ledger(peer: str | None = None) -> Flow[LedgerPage]:
+    """Who did how much for whom."""
+    query = "" if peer is None else f"?peer={quote(peer, safe='')}"
+    return (yield from _get(f"/v1/ledger{query}", "ledger", LedgerPage))
+
+
+def export_ledger(peer: str | None = None) -> Flow[bytes]:
+    """What others have signed of it, as a file."""
+    query = "" if peer is None else f"?peer={quote(peer, safe='')}"
+    return (yield Request("GET", f"/v1/ledger/export{query}"))
+
+
+def bans() -> Flow[list[Ban]]:
+    """The peers that are banned."""
+    return (yield from _get("/v1/peers", "banned", list[Ban]))
+
+
+def unban(peer: str) -> Flow[None]:
+    """Lift a ban before its time."""
+    body = msgspec.json.encode({"peer": peer})
+    yield from json_of(Request("POST", "/v1/unban", body=body))
+
+
+def proofs() -> Flow[list[ProofView]]:
+    """The fraud proofs that the daemon believes."""
+    return (yield from _get("/v1/proofs", "proofs", list[ProofView]))
+
+
+def proof(proof_id: str) -> Flow[bytes]:
+    """A fraud proof's bytes."""
+    return (yield Request("GET", f"/v1/proofs/{proof_id}"))
 
 
 def devices() -> Flow[list[Device]]:

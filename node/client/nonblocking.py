@@ -42,18 +42,22 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.client.flows import Model
+    from shoal.node.ledger import LedgerPage
     from shoal.node.records import (
         Answer,
+        Ban,
         CutView,
         LogLevelView,
         MisfitView,
         OwnerView,
         PeerView,
+        ProofView,
         ReloadView,
         Status,
         Unit,
     )
     from shoal.node.settings_view import SettingView
+    from shoal.node.standings import StandingPage
 
 
 class AsyncClient:
@@ -119,6 +123,42 @@ class AsyncClient:
             DaemonError: ``no_such_offender``.
         """
         await self._drive(flows.forgive(peer))
+
+    async def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with the daemon's node, what that decides, and why."""
+        return await self._drive(flows.standing(peer))
+
+    async def ledger(self, peer: str | None = None) -> LedgerPage:
+        """Who did how much for whom: for one peer, or for all."""
+        return await self._drive(flows.ledger(peer))
+
+    async def export_ledger(self, peer: str | None = None) -> bytes:
+        """What others have signed of it, as a file that anyone can check."""
+        return await self._drive(flows.export_ledger(peer))
+
+    async def bans(self) -> list[Ban]:
+        """The peers that are banned by fraud proofs, each with the proof's id."""
+        return await self._drive(flows.bans())
+
+    async def unban(self, peer: str) -> None:
+        """Lift a ban before its time.
+
+        Raises:
+            DaemonError: ``not_banned``.
+        """
+        await self._drive(flows.unban(peer))
+
+    async def proofs(self) -> list[ProofView]:
+        """The fraud proofs that the daemon believes, the newest first."""
+        return await self._drive(flows.proofs())
+
+    async def proof(self, proof_id: str) -> bytes:
+        """A fraud proof's bytes, for ``shoal proof verify``.
+
+        Raises:
+            DaemonError: ``no_such_proof``.
+        """
+        return await self._drive(flows.proof(proof_id))
 
     async def devices(self) -> list[Device]:
         """The daemon's devices."""
