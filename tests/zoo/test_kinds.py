@@ -1,4 +1,4 @@
-"""The zoo's own promises: its kinds are small, and differ from an honest node where they say."""
+"""The zoo's kinds are small, and differ from an honest node where they say so."""
 
 import pytest
 from kinds import GANGS, KINDS, Asked, Fate, Kind, Lie
@@ -28,7 +28,7 @@ def test_an_honest_node_does_nothing_of_all_that():
     assert [honest.attests(equal=equal) for equal in (True, False)] == [True, False]
     assert honest.serves_blobs()
     assert honest.acknowledges()
-    assert not (honest.invents(1) or honest.accuses(1) or honest.renews_key(banned=True))
+    assert not any((honest.invents(1), honest.accuses(1), honest.renews_key(banned=True)))
 
 
 def test_the_kinds_of_a_gang_have_a_ring():
