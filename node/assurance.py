@@ -78,9 +78,8 @@ def assure(job: Job, unit: Unit, checks: Sequence[Check], own: PeerId) -> Assura
             weaker=weaker,
         )
     agreed = _of(checks, "agrees")
-    levels = {check.verifier: check.level for check in checks if check.verdict == "agrees"}
-    ground = _ground(unit, levels, own)
-    differed = tuple(peer for peer in _of(checks, "differs") if peer not in agreed)
+    ground = _ground(unit, [check for check in checks if check.verdict == "agrees"], own)
+    differed = _of(checks, "differs")
     return Assurance(
         unit=unit.index,
         ground=ground,
@@ -159,12 +158,12 @@ _RULES_OUT = {
 }
 
 
-def _ground(unit: Unit, levels: dict[PeerId, str], own: PeerId) -> Ground:
-    if unit.provider == own or own in levels:
+def _ground(unit: Unit, good: Sequence[Check], own: PeerId) -> Ground:
+    if unit.provider == own or any(check.verifier == own for check in good):
         return Ground.OWN
-    if "quorum" in levels.values():
+    if any(check.level == "quorum" for check in good):
         return Ground.QUORUM
-    return Ground.RE_RUN if levels else Ground.RECEIPT
+    return Ground.RE_RUN if good else Ground.RECEIPT
 
 
 def _of(checks: Sequence[Check], verdict: str) -> tuple[PeerId, ...]:
@@ -212,7 +211,7 @@ def _checked(  # every part of one sentence
     if agreed:
         return "; ".join(said)
     if unit.provider == own:
-        return "; ".join([*said, "this node ran it itself, which needs no check"])
+        return "; ".join([*said, "what this node runs itself needs no check"])
     return "; ".join([*said, "its receipt was checked: signature, award, program and inputs"])
 
 
