@@ -20,17 +20,28 @@ import lies
 import msgspec
 import structlog
 import trio
-from kinds import KINDS, Asked, Lie
+from kinds import KINDS, Asked, InDispute, Lie
 
-from shoal.compute.supervisor import UnitLimits
+from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
+from shoal.compute.supervisor import UnitLimits, Worker
 from shoal.compute.unit_runs import Execution
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.node import pipeline
 from shoal.node.blob_transfer import BlobServer
+from shoal.node.front import Daemon
 from shoal.node.house import manifest_of, program_blobs
+from shoal.node.provider import Provider
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.codec import encode
+from shoal.protocol.messages import (
+    LeafWanted,
+    NodesWanted,
+    Problem,
+    TraceWanted,
+    UnitResult,
+)
+from shoal.protocol.negotiation import Answer
 from shoal.protocol.statements import open_receipt
 
 log = structlog.get_logger("zoo")
@@ -69,14 +80,66 @@ class Liar:
         self.number = 0
         self.before = {}
         """The outputs of the last unit, by program."""
+        self.bent = {}
+        """Ids of the true outputs, and of what it gave in their place."""
+        self.second = {}
+        """Answers to those who ask again, by call and unit."""
         self.sign = pipeline.sign
-        self.look_up = BlobServer._look_up
+        self.units, self.answer, self.trace = Provider._units, Daemon.answer, Worker.trace
 
     def install(self):
         """Replace what an honest daemon does."""
+        liar = self
+
+        async def units(provider, conversation, effects):
+            return await liar.units(provider, conversation, liar.otherwise(effects))
+
+        async def answer(daemon, peer, body):
+            return liar.refusal(body) or await liar.answer(daemon, peer, body)
+
+        async def trace(worker, *arguments, **named):
+            traced = await liar.trace(worker, *arguments, **named)
+            return liar.bend(traced)
+
         pipeline.sign = self.sign_falsely
+        Provider._units, Daemon.answer = units, answer
+        if self.kind.answers_dispute() is InDispute.PATCHED:
+            Worker.trace = trace
         if not self.kind.serves_blobs():
             BlobServer._look_up = self.refuse_blob
+
+    def otherwise(self, effects):
+        """What is answered from memory, said otherwise than the first time."""
+        return [
+            Answer(self.second[effect.message.call, effect.message.unit])
+            if isinstance(effect, Answer)
+            and isinstance(effect.message, UnitResult)
+            and (effect.message.call, effect.message.unit) in self.second
+            else effect
+            for effect in effects
+        ]
+
+    def refusal(self, body):
+        """What somebody is told who disputes a receipt, where it says nothing of its work."""
+        disputed = isinstance(body, TraceWanted | NodesWanted | LeafWanted)
+        if disputed and self.kind.answers_dispute() is InDispute.SILENT:
+            return Problem(code="no_trace", message="there is no trace of that any more")
+        return None
+
+    def bend(self, traced):
+        """A trace that ends in what the receipt says: ids of true outputs are replaced."""
+
+        def bent(ids):
+            return tuple(self.bent.get(each, each) for each in ids)
+
+        leaves = []
+        for data in traced.leaves:
+            leaf = decode_operator_leaf(data)
+            changed = msgspec.structs.replace(
+                leaf, inputs=bent(leaf.inputs), outputs=bent(leaf.outputs)
+            )
+            leaves.append(leaf_bytes(changed))
+        return replace(traced, leaves=tuple(leaves))
 
     async def sign_falsely(self, house, side, request, run, room=0):
         """Step 5: sign what is said to have come of a unit."""
@@ -94,11 +157,17 @@ class Liar:
             run.outcome = replace(outcome, outputs=outputs)
         if reply.tells:
             self.ring.tell(work, outputs)
+        for name, true in outcome.outputs.items():
+            self.bent[blob_id_of(true)] = blob_id_of(outputs[name])
         self.before[side.award.program] = outcome.outputs
         if reply.wait:
             ran_s = time.time() - run.started_at_ms / 1e3
             await trio.sleep(max(0.0, reply.wait * side.call.time_limit_s - ran_s))
         result = await self.sign(house, side, request, run, room)
+        if reply.receipts > 1:
+            run.outcome = outcome
+            second = await self.sign(house, side, request, run, room)
+            self.second[request.call, request.unit] = second
         log.info("signed", kind=self.kind.name, lie=reply.lie, unit=request.unit)
         if not self.kind.serves_blobs():
             result = msgspec.structs.replace(result, blobs=())
