@@ -29,6 +29,7 @@ from shoal.node.lineage import Lineage
 from shoal.node.records import JobId, Unit
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
+from shoal.node.why_not import peer_banned
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
 from shoal.protocol.messages import Cancel, Release
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.blobs import BlobStore
     from shoal.node.control import Control
+    from shoal.node.convictions import Convictions
     from shoal.node.network import Network
+    from shoal.node.records import Ban
     from shoal.node.state import State
     from shoal.protocol.messages import ResponseBody
     from shoal.protocol.negotiation import ProviderSide
@@ -77,6 +80,8 @@ class House:
     """Whoever adds units to a job: their indices follow one another."""
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
     """Report what a peer did against the rules: see `node.conduct`."""
+    convictions: Convictions | None = None
+    """What is proved of peers; `ban_of` asks it."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
 
@@ -84,6 +89,20 @@ class House:
     def peer_id(self) -> PeerId:
         """This node."""
         return self.identity.peer_id
+
+    def ban_of(self, peer: PeerId) -> Ban | None:
+        """The ban of a peer that nothing is asked of or given to now."""
+        return self.convictions.is_banned(peer) if self.convictions is not None else None
+
+    def check_ban(self, peer: PeerId) -> None:
+        """Raise where a peer is banned.
+
+        Raises:
+            NetworkError: ``peer_banned``, saying why and until when.
+        """
+        ban = self.ban_of(peer)
+        if ban is not None:
+            raise peer_banned(ban)
 
 
 # --- names ---

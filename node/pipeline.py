@@ -207,7 +207,7 @@ async def call_for_bid(
     """Ask one peer for a bid on ``units`` units; gives the conversation, or its refusal.
 
     Raises:
-        NetworkError: It cannot be reached, or gave no answer in time.
+        NetworkError: It is banned, cannot be reached, or gave no answer in time.
         RemoteProtocolError: It answered with anything but a bid or a refusal.
     """
     side = RequesterSide(requester=house.peer_id, provider=peer)
@@ -222,6 +222,7 @@ async def call_for_bid(
         time_limit_s=need.spec.time_limit_s,
         memory_bytes=need.spec.memory_limit_bytes,
     )
+    house.check_ban(peer)
     await house.reach(peer)
     side.send(call, trio.current_time())
     answer = fitting(await house.control.request(peer, call, BID_TIME_LIMIT_S), Bid | Refusal)
@@ -233,11 +234,12 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
     """Award a bid with a signed award; a refusal is given back, a lease is noted.
 
     Raises:
-        NetworkError: The provider cannot be reached.
+        NetworkError: The provider is banned, or cannot be reached.
         RemoteProtocolError: It answered with anything but a lease or a refusal.
     """
     assert side.call is not None
     assert side.bid is not None
+    house.check_ban(side.provider)
     statement = Award(
         protocol=OWN,
         call=side.call.call,
@@ -289,11 +291,12 @@ async def hand_over(
         The answer of each unit that was not cancelled meanwhile, by its index.
 
     Raises:
-        NetworkError: The provider went away, or is over the units' time limit.
+        NetworkError: The provider is banned, went away, or is over the units' time limit.
         RemoteProtocolError: It broke the protocol.
     """
     assert side.call is not None
     assert side.award_id is not None
+    house.check_ban(side.provider)
     call, keep = side.call.call, need.spec.outputs_stay
     names = {unit_name(unit): unit for unit in units}
     requests = []

@@ -229,6 +229,30 @@ class Ban(msgspec.Struct, frozen=True):
     own: bool = False
 
 
+class ProofView(msgspec.Struct, frozen=True):
+    """A fraud proof that this node believes, as ``shoal proof list`` shows it.
+
+    Attributes:
+        accused: Whom it convicts.
+        verdict: What it shows, for a person.
+        own: Whether it is of work that this node gave.
+        at: When it was judged here, in seconds since the epoch.
+        blobs: Ids of the blobs that it takes to check it.
+        blobs_bytes: Their size in all; of those that are not held it is not known.
+        public: Whether anybody can fetch it and its blobs here.
+    """
+
+    id: BlobId
+    accused: PeerId
+    verdict: str
+    own: bool
+    at: float
+    proof_bytes: int
+    blobs: tuple[BlobId, ...] = ()
+    blobs_bytes: int = 0
+    public: bool = False
+
+
 class Ended(msgspec.Struct, frozen=True):
     """A unit's end, with all that is written down of it at once.
 
@@ -497,6 +521,7 @@ class Status(msgspec.Struct, frozen=True):
     units_served: int
     blob_bytes: int
     blob_quota_bytes: int
+    peers_banned: int = 0
     network: str = "public"
     network_fingerprint: str = ""
     sandbox: str = ""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.records import (
+        Ban,
         CutView,
         GivenUnit,
         Job,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         MisfitView,
         OwnerView,
         PeerView,
+        ProofView,
         ReloadView,
         Status,
         Unit,
@@ -101,6 +103,22 @@ class DaemonFacade(Protocol):
 
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
+        ...
+
+    def bans(self) -> list[Ban]:
+        """Peers that a fraud proof has convicted, and that nothing is given to."""
+        ...
+
+    async def unban(self, peer: str) -> None:
+        """Lift a ban before its time; raises PeerError ``not_banned``."""
+        ...
+
+    def proofs(self) -> list[ProofView]:
+        """The fraud proofs that this node believes, the newest first."""
+        ...
+
+    async def proof(self, proof_id: BlobId) -> bytes:
+        """A fraud proof's bytes; raises PeerError ``no_such_proof``."""
         ...
 
     async def devices(self) -> Inventory:

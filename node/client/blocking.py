@@ -42,11 +42,13 @@ if TYPE_CHECKING:
     from shoal.node.client.flows import Model
     from shoal.node.records import (
         Answer,
+        Ban,
         CutView,
         LogLevelView,
         MisfitView,
         OwnerView,
         PeerView,
+        ProofView,
         ReloadView,
         Status,
         Unit,
@@ -116,6 +118,30 @@ class Client:
             DaemonError: ``no_such_offender``.
         """
         self._drive(flows.forgive(peer))
+
+    def bans(self) -> list[Ban]:
+        """The peers that are banned by fraud proofs, each with the proof's id."""
+        return self._drive(flows.bans())
+
+    def unban(self, peer: str) -> None:
+        """Lift a ban before its time.
+
+        Raises:
+            DaemonError: ``not_banned``.
+        """
+        self._drive(flows.unban(peer))
+
+    def proofs(self) -> list[ProofView]:
+        """The fraud proofs that the daemon believes, the newest first."""
+        return self._drive(flows.proofs())
+
+    def proof(self, proof_id: str) -> bytes:
+        """A fraud proof's bytes, for ``shoal proof verify``.
+
+        Raises:
+            DaemonError: ``no_such_proof``.
+        """
+        return self._drive(flows.proof(proof_id))
 
     def devices(self) -> list[Device]:
         """The daemon's devices."""

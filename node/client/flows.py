@@ -26,6 +26,7 @@ from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError
 from shoal.node.records import (
     Answer,
+    Ban,
     CutView,
     Failure,
     Job,
@@ -34,6 +35,7 @@ from shoal.node.records import (
     MisfitView,
     OwnerView,
     PeerView,
+    ProofView,
     ReloadView,
     Status,
     Unit,
@@ -130,6 +132,27 @@ def forgive(peer: str) -> Flow[None]:
     """Let a peer that is cut back in."""
     body = msgspec.json.encode({"peer": peer})
     yield from json_of(Request("POST", "/v1/forgive", body=body))
+
+
+def bans() -> Flow[list[Ban]]:
+    """The peers that are banned."""
+    return (yield from _get("/v1/peers", "banned", list[Ban]))
+
+
+def unban(peer: str) -> Flow[None]:
+    """Lift a ban before its time."""
+    body = msgspec.json.encode({"peer": peer})
+    yield from json_of(Request("POST", "/v1/unban", body=body))
+
+
+def proofs() -> Flow[list[ProofView]]:
+    """The fraud proofs that the daemon believes."""
+    return (yield from _get("/v1/proofs", "proofs", list[ProofView]))
+
+
+def proof(proof_id: str) -> Flow[bytes]:
+    """A fraud proof's bytes."""
+    return (yield Request("GET", f"/v1/proofs/{proof_id}"))
 
 
 def devices() -> Flow[list[Device]]:

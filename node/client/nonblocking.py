@@ -45,11 +45,13 @@ if TYPE_CHECKING:
     from shoal.node.client.flows import Model
     from shoal.node.records import (
         Answer,
+        Ban,
         CutView,
         LogLevelView,
         MisfitView,
         OwnerView,
         PeerView,
+        ProofView,
         ReloadView,
         Status,
         Unit,
@@ -120,6 +122,30 @@ class AsyncClient:
             DaemonError: ``no_such_offender``.
         """
         await self._drive(flows.forgive(peer))
+
+    async def bans(self) -> list[Ban]:
+        """The peers that are banned by fraud proofs, each with the proof's id."""
+        return await self._drive(flows.bans())
+
+    async def unban(self, peer: str) -> None:
+        """Lift a ban before its time.
+
+        Raises:
+            DaemonError: ``not_banned``.
+        """
+        await self._drive(flows.unban(peer))
+
+    async def proofs(self) -> list[ProofView]:
+        """The fraud proofs that the daemon believes, the newest first."""
+        return await self._drive(flows.proofs())
+
+    async def proof(self, proof_id: str) -> bytes:
+        """A fraud proof's bytes, for ``shoal proof verify``.
+
+        Raises:
+            DaemonError: ``no_such_proof``.
+        """
+        return await self._drive(flows.proof(proof_id))
 
     async def devices(self) -> list[Device]:
         """The daemon's devices."""

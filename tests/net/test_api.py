@@ -109,6 +109,22 @@ async def test_a_client_sees_who_is_cut_and_lets_one_back_in(daemon, socket_path
     await blocking(work)
 
 
+async def test_a_client_sees_who_is_banned_by_what_and_lifts_a_ban(daemon, socket_path):
+    def work():
+        with Client(socket_path) as client:
+            assert client.bans() == daemon.bans()
+            assert client.proofs() == daemon.proofs()
+            assert client.proof(client.bans()[0].proof) == b"a proof"
+            client.unban(PEER)
+            assert daemon.unbanned == PEER
+            for wrong in (lambda: client.unban("nobody"), lambda: client.proof("ab" * 32)):
+                with pytest.raises(DaemonError) as caught:
+                    wrong()
+                assert caught.value.status == 404
+
+    await blocking(work)
+
+
 async def test_a_client_pauses_and_resumes(daemon, socket_path):
     def work():
         with Client(socket_path) as client:
