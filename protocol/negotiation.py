@@ -181,6 +181,8 @@ class _Conversation:
     bid: Bid | None = None
     award_id: BlobId | None = None
     award: Award | None = None
+    award_bytes: bytes = b""
+    """The signed award itself, which is evidence of what was given."""
     idle_s: float = 0.0
     ends_at_s: float | None = None
     units: dict[str, UnitRequest] = field(default_factory=dict)
@@ -240,6 +242,7 @@ class _Conversation:
 
     def _take_award(self, offer: AwardOffer, award: Award, now_s: float) -> None:
         self.award_id, self.award = statement_id(offer.award), award
+        self.award_bytes = offer.award
         self.ends_at_s = now_s + award.idle_s
 
     def _take_lease(self, lease: Lease, now_s: float) -> None:

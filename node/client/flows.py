@@ -75,6 +75,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``precision`` belongs to the class ``exact``: ``x20``, ``x16`` or ``x8``. It is
     part of the program, so a program that is prepared already keeps its own.
+
+    ``verify`` says how results are checked: ``receipt`` (signatures and ids alone),
+    ``quorum:K`` (K providers run each unit), ``sample:P`` (of all results, P are run again
+    by others) or ``auto`` (as often as each provider's standing asks for).
     """
 
     numeric_class: str = NumericClass.FP32.value
@@ -85,6 +89,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     fail_fast: bool = False
     outputs_stay: bool = False
+    verify: str = "auto"
 
 
 class Prepared(msgspec.Struct, frozen=True):
