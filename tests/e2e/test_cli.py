@@ -115,6 +115,28 @@ def test_a_job_whose_results_were_fetched_is_forgotten_and_another_one_with_yes(
     assert shoal(home, "job", "show", first).returncode == 1
 
 
+def test_a_job_says_of_each_unit_who_checked_it_and_what_that_rules_out(home, model, rows):
+    ran = shoal(home, "map", model, "--input", rows[1], "--batch", 50, "--json", "--detach")
+    job = json.loads(ran.stdout)["job"]["id"]
+    shoal(home, "job", "wait", job)
+    table = shoal(home, "job", "show", job).stdout
+    assert "CHECKED" in table
+    assert "2 units run by this node itself, which rules out" in " ".join(table.split())
+    one = " ".join(shoal(home, "job", "show", job, "--unit", 1).stdout.split())
+    assert "This node ran it. What this node runs itself needs no check." in one
+    assert "This rules out a result that is off by more than the tolerance." in one
+    assert "weaker than exact" in one
+    told = json.loads(shoal(home, "job", "show", job, "--json").stdout)
+    assert told["assurance"]["units"] == {"own": 2}
+    assert [(each["unit"], each["ground"]) for each in told["assured"]] == [
+        (0, "own"),
+        (1, "own"),
+    ]
+    absent = shoal(home, "job", "show", job, "--unit", 2)
+    assert absent.returncode == 1
+    assert f"job {job} has no unit 2" in absent.stderr
+
+
 def test_a_wrong_input_is_one_error_and_no_job(home, model, rows):
     before = json.loads(shoal(home, "jobs", "--json").stdout)
     ran = shoal(home, "run", model, "--input", rows[1].replace("x=", "z="))
