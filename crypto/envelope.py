@@ -39,11 +39,19 @@ class Statement(Enum):
     COMMITMENT = "shoal-commitment-v1"
     CAPABILITY = "shoal-capability-v1"
     RENEWAL = "shoal-renewal-v1"
+    ACKNOWLEDGEMENT = "shoal-acknowledgement-v1"
+    ATTESTATION = "shoal-attestation-v1"
+    TRACE_ROOT = "shoal-trace-root-v1"
 
     @property
     def payload_type(self) -> bytes:
         """The envelope's payload type for this kind."""
-        return b"/shoal/" + self.name.lower().encode("ascii")
+        return b"/shoal/" + self.name.lower().replace("_", "-").encode("ascii")
+
+    @property
+    def words(self) -> str:
+        """This kind in words, as in a sentence for a person."""
+        return self.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +118,23 @@ def open_envelope(envelope: bytes, kind: Statement) -> Opened:
             signature, _signed_bytes(kind, payload)
         )
     except (InvalidSignature, ValueError):
-        message = f"the signature on this {kind.name.lower()} is not {signer}'s"
+        message = f"the signature on this {kind.words} is not {signer}'s"
         raise VerificationError(message, code="bad_signature") from None
     return Opened(signer, payload)
+
+
+def signature_of(envelope: bytes) -> bytes:
+    """The signature in an envelope, which is not checked here: `open_envelope` does that.
+
+    Raises:
+        VerificationError: ``bad_envelope``: it does not end as an envelope does.
+    """
+    tail = envelope[-SIGNATURE_SIZE_BYTES - 2 :]
+    if len(tail) < SIGNATURE_SIZE_BYTES + 2 or tail[:2] != bytes(
+        (_SIGNATURE, SIGNATURE_SIZE_BYTES)
+    ):
+        raise _malformed()
+    return tail[2:]
 
 
 def _check_size(envelope: bytes) -> None:

@@ -113,6 +113,13 @@ class Words:
 
 
 REFUSALS = {
+    Reason.BANNED: Words(
+        "bans this node, for a result that was proved false",
+        "ban this node, for a result that was proved false",
+        "“shoal peers” there names the proof, `shoal proof verify` checks it anywhere, and a "
+        "ban lapses by itself; its operator can lift it with “shoal peers --unban {own}”",
+        Remedy.THERE,
+    ),
     Reason.BUSY: Words(
         "is busy",
         "are busy",
@@ -209,6 +216,12 @@ REFUSALS = {
         "give a unit less memory or time than this job asks for",
         "submit it again with less, by `--memory-limit` or `--time-limit`",
         Remedy.HERE,
+    ),
+    Reason.UNSETTLED: Words(
+        "waits until this node has acknowledged units that it did before",
+        "wait until this node has acknowledged units that they did before",
+        "this node acknowledges them by itself, {again}",
+        Remedy.WAIT,
     ),
     Reason.UNTRUSTED_REQUESTER: Words(
         "serves only nodes that its owner knows, and this node is not on its allow list",

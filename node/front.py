@@ -60,6 +60,7 @@ from shoal.protocol.messages import (
     Digest,
     Draw,
     Drop,
+    Hello,
     Introduce,
     Introduction,
     Problem,
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
     from shoal.crypto.identity import Identity
+    from shoal.node.answering import Answering
     from shoal.node.blobs import BlobStore
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
@@ -137,6 +139,8 @@ class Daemon:
     introductions: Introductions
     joining: Joining
     retention: Retention
+    served: dict[type[RequestBody], Answering] = field(default_factory=dict)
+    """Who answers further requests of peers, by the request."""
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -484,4 +488,10 @@ class Daemon:
                 return await self.reachability.answer(peer, body)
             case Introduce() | Introduction():
                 return await self.introductions.answer(peer, body)
-        return Problem(code="out_of_turn", message="a stream is greeted once")
+            case Hello():
+                return Problem(code="out_of_turn", message="a stream is greeted once")
+        serve = self.served.get(type(body))
+        if serve is None:
+            word = type(body).__name__
+            return Problem(code="not_served", message=f"this node does not serve {word}")
+        return await serve(peer, body)

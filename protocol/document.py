@@ -96,6 +96,13 @@ matched by `id`.
 | `ProofsWanted` | `Proofs` |
 | `Share` | `Shared` |
 | `Drop` | `Done` |
+| `Acknowledge`, `Reveal` | `Done` |
+| `Attest` | `Attested` |
+| `TraceWanted` | `TraceGiven` |
+| `NodesWanted` | `NodesGiven` |
+| `LeafWanted` | `LeafGiven` |
+| `Accusation` | `Done` |
+| `AccusationsWanted` | `Accusations` |
 
 Any request may be answered by a `Problem` instead, whose `code` is stable.
 """
@@ -175,6 +182,40 @@ A node's advert claims rates. Any peer may ask it to show one.
 
 """
 
+VERIFICATION = """\
+## Verification
+
+A unit that is checked runs at a second provider as an ordinary unit, under an ordinary award
+and a name that tells nothing: a verifier cannot know that it is one, and its own receipt is
+its word. What follows here is said beside the conversations of "Negotiation". A node that does
+not serve one of these requests answers with a `Problem`, `not_served`.
+
+*Settling.* The requester sends an `Acknowledge` for receipts that it has. A provider may refuse
+further work with `unsettled` while too many of its receipts wait for one.
+
+*The draw.* An `Award` may name a list of candidates and the hash of a salt. The list is the
+msgpack array of its peer ids, sorted, and its id a [content id](#content-ids). A receipt is
+drawn where the first 8 bytes, big-endian, of BLAKE3(`shoal-draw` ‖ signature ‖ salt) are
+under p · 2⁶⁴, and its verifiers are the candidates in the order of BLAKE3(`shoal-verifier` ‖
+signature ‖ salt ‖ peer), without its provider and its requester. The signature is that of the
+receipt's envelope. The requester draws as soon as it has the receipt, and tells the provider
+with `Reveal` once the lease is over: one that knew the salt earlier could sign until a
+friend is drawn. With award, receipt, salt and list anybody can draw again.
+
+*Disputes.* A unit asked for with `trace` commits to its stages in the receipt: `trace` is a
+Merkle root and `stages` how many leaves it is over. In a dispute the provider is asked to
+commit to the operators of a stage, or of a unit without stages, with `TraceWanted`; then
+`NodesWanted` goes down from a node whose digest is known, four levels at a time, to the first
+leaf that the requester's own run does not have, and `LeafWanted` fetches that one. Whoever
+does not answer has proved nothing, and gains nothing: the unit as a whole can be judged too.
+
+*Accusations.* A fraud proof is a blob, public as are those that it needs. Whoever has checked
+one tells its links with `Accusation`, and links compare what they know with
+`AccusationsWanted`, when they meet and from time to time. Nobody believes or passes on a proof
+that it has not checked itself, so a false one gets no further than its sender's links.
+
+"""
+
 STATEMENTS = f"""\
 ## Signed statements
 
@@ -235,6 +276,7 @@ def document() -> str:
         diagram(challenge.VERIFIER),
         "### The prover\n",
         diagram(challenge.PROVER),
+        VERIFICATION,
         STATEMENTS,
         _domains(),
         _structs(
@@ -246,6 +288,9 @@ def document() -> str:
                 statements.Award,
                 statements.Receipt,
                 statements.UnitError,
+                statements.Acknowledgement,
+                statements.Attestation,
+                statements.TraceRoot,
                 statements.Commitment,
                 statements.CapabilityProof,
             ]

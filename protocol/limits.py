@@ -14,13 +14,13 @@ from msgspec import Meta
 PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
-PROTOCOL_MINOR = 3
+PROTOCOL_MINOR = 4
 """A newer minor adds words that are said only to peers whose hello names it.
 
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
 introductions; 1.3 brought many units in one message, and outputs that stay with their
-provider.
+provider; 1.4 brought what catches liars: draws, attestations, traces and accusations.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -181,6 +181,43 @@ VIA_LIMIT = 3
 DIAL_BACK_PORTS_LIMIT = 4
 """Ports that one request asks to have dialled; a node listens on one or two."""
 
+ACKNOWLEDGED_LIMIT = 64
+"""Receipts in one acknowledgement: as many as the answer to a full batch holds."""
+
+CANDIDATES_LIMIT = 64
+"""Peers in the list of an award that verifiers are drawn from; a longer one is no fairer."""
+
+LEAVES_LIMIT = 1 << 20
+"""Leaves under one root of a trace: twenty times the nodes that a program may have."""
+
+TREE_LEVELS_LIMIT = 20
+"""Levels of nodes above the leaves, then."""
+
+NODES_LIMIT = 16
+"""Digests in one step of a bisection: four binary levels, 512 bytes."""
+
+LEAF_LIMIT_BYTES = 64 << 10
+"""One leaf of a trace: an operator of 512 inputs and outputs, or a state of as many tensors."""
+
+FRAUD_PROOF_LIMIT_BYTES = 768 << 10
+"""A fraud proof without its blobs: an award, two of the largest receipts, a root and a
+leaf. Most have a few KiB."""
+
+PROOF_BLOBS_LIMIT = 512
+"""Blobs that a fraud proof needs to be checked: one operator's, or a whole program's."""
+
+PROOF_BLOBS_LIMIT_BYTES = 4 << 30
+"""All of them together; what needs more is not spread, and convicts only where it is held."""
+
+ACCUSATIONS_LIMIT = 64
+"""Accusations in one answer; whoever lacks more asks again."""
+
+ACCUSED_BLOBS_LIMIT = 4096
+"""Blobs that the accusations of one answer name, in all: 270 KB of its frame."""
+
+KNOWN_PROOFS_LIMIT = 256
+"""Fraud proofs that somebody says to know, the newest: one for each peer it has banned."""
+
 Port = Annotated[int, Meta(ge=1, le=65535)]
 """A TCP port."""
 
@@ -240,6 +277,18 @@ Digest32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 MerklePath = Annotated[bytes, Meta(max_length=32 * 12)]
 """Siblings, lowest first, 32 bytes each: 12 of them lead to one of 4,096 leaves."""
+
+TreePath = Annotated[bytes, Meta(max_length=32 * TREE_LEVELS_LIMIT)]
+"""The same for a leaf of a trace: 20 siblings lead to one of about a million leaves."""
+
+TreeLevel = Annotated[int, Meta(ge=0, le=TREE_LEVELS_LIMIT)]
+"""Which level of a Merkle tree, counted from the leaves' 0."""
+
+LeafCount = Annotated[int, Meta(ge=0, le=LEAVES_LIMIT)]
+"""How many leaves a trace has, or which of them."""
+
+LeafBytes = Annotated[bytes, Meta(min_length=1, max_length=LEAF_LIMIT_BYTES)]
+"""A leaf of a trace, in the bytes that its digest is taken over."""
 
 ProofBytes = Annotated[bytes, Meta(min_length=1, max_length=512)]
 """The envelope of a proof of capability, whose fields are short."""

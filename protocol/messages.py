@@ -19,12 +19,15 @@ from shoal.protocol import limits
 from shoal.protocol.limits import (
     ByteCount,
     Count,
+    Digest32,
     EnvelopeBytes,
     HeldBytes,
     HexId,
     IdleSeconds,
     InlineBytes,
     IpText,
+    LeafBytes,
+    LeafCount,
     MerklePath,
     Nonce,
     PeerText,
@@ -35,6 +38,8 @@ from shoal.protocol.limits import (
     Seconds,
     ShortText,
     Text,
+    TreeLevel,
+    TreePath,
     UnitId,
 )
 from shoal.protocol.statements import NamedIds
@@ -43,6 +48,7 @@ from shoal.protocol.statements import NamedIds
 class Reason(StrEnum):
     """Why a provider refuses: a closed list, so that ``shoal job why`` can explain."""
 
+    BANNED = "banned"
     BUSY = "busy"
     CLASS_NOT_OFFERED = "class_not_offered"
     DATA_MISSING = "data_missing"
@@ -57,6 +63,7 @@ class Reason(StrEnum):
     PRICE = "price"
     PROGRAM_REFUSED = "program_refused"
     TOO_LARGE = "too_large"
+    UNSETTLED = "unsettled"
     UNTRUSTED_REQUESTER = "untrusted_requester"
 
 
@@ -206,6 +213,7 @@ class UnitRequest(_Message, frozen=True, tag="unit"):
         keep: The outputs are not to be sent: see "Kept outputs".
         sources: Peers that keep inputs for the requester and that it has told to share
             them with the provider, which asks them before it asks the requester.
+        trace: The receipt is to commit to the unit's stages: it will run for long.
     """
 
     call: Nonce
@@ -214,6 +222,7 @@ class UnitRequest(_Message, frozen=True, tag="unit"):
     blobs: Blobs = ()
     keep: bool = False
     sources: Sources = ()
+    trace: bool = False
 
     def __post_init__(self) -> None:
         _check_inline(self.blobs)
@@ -418,6 +427,152 @@ class Proofs(_Message, frozen=True, tag="proofs"):
     proofs: Annotated[tuple[ProofBytes, ...], Meta(max_length=limits.PROOFS_LIMIT)]
 
 
+# --- verification ---------------------------------------------------------------------
+
+
+class Acknowledge(_Message, frozen=True, tag="acknowledge"):
+    """The requester has these receipts: a signed `protocol.statements.Acknowledgement`."""
+
+    acknowledgement: EnvelopeBytes
+
+
+class Attest(_Message, frozen=True, tag="attest"):
+    """Asks a verifier to say whether its own receipt agrees with another one.
+
+    It is asked once its own receipt was given, so that it has judged blindly.
+
+    Attributes:
+        receipt: The other provider's, whole: the verifier checks that it is one.
+        own: The id of the verifier's own.
+    """
+
+    receipt: EnvelopeBytes
+    own: HexId
+
+
+class Attested(_Message, frozen=True, tag="attested"):
+    """The signed `protocol.statements.Attestation`."""
+
+    attestation: EnvelopeBytes
+
+
+class Reveal(_Message, frozen=True, tag="reveal"):
+    """What verifiers are drawn by, told to the provider once the lease is over.
+
+    Attributes:
+        award: The id of the award, which holds the salt's hash and the list's id.
+        candidates: The list.
+    """
+
+    award: HexId
+    salt: Digest32
+    candidates: Annotated[tuple[PeerText, ...], Meta(max_length=limits.CANDIDATES_LIMIT)]
+
+
+class TraceWanted(_Message, frozen=True, tag="trace_wanted"):
+    """Asks a provider to commit to the operators of a run that it gave a receipt for.
+
+    It runs the unit again for that, and takes as long.
+
+    Attributes:
+        stage: Of this stage alone; none where the receipt commits to no stages.
+    """
+
+    receipt: HexId
+    stage: LeafCount | None = None
+
+
+class TraceGiven(_Message, frozen=True, tag="trace_given"):
+    """The signed `protocol.statements.TraceRoot`."""
+
+    root: EnvelopeBytes
+
+
+class NodesWanted(_Message, frozen=True, tag="nodes_wanted"):
+    """Asks for the digests of the nodes four levels below one node of a trace's tree.
+
+    Attributes:
+        stage: The tree is that of the operators of this stage; none: of the receipt's
+            stages, or of all operators where it commits to no stages.
+        level: Of the node that is known already.
+        index: Which one of its level.
+    """
+
+    receipt: HexId
+    stage: LeafCount | None
+    level: TreeLevel
+    index: LeafCount
+
+
+class NodesGiven(_Message, frozen=True, tag="nodes_given"):
+    """Those digests from left to right; fewer where the tree has no more."""
+
+    digests: Annotated[tuple[Digest32, ...], Meta(min_length=1, max_length=limits.NODES_LIMIT)]
+
+
+class LeafWanted(_Message, frozen=True, tag="leaf_wanted"):
+    """Asks for one leaf of a trace; ``stage`` is as in `NodesWanted`."""
+
+    receipt: HexId
+    stage: LeafCount | None
+    index: LeafCount
+
+
+class LeafGiven(_Message, frozen=True, tag="leaf_given"):
+    """The leaf, and the path from it to the root."""
+
+    leaf: LeafBytes
+    path: TreePath
+
+
+class Accusation(_Message, frozen=True, tag="accusation"):
+    """Says that there is a fraud proof, which may be fetched from the sender.
+
+    Whoever hears it believes nothing before it has checked the proof itself.
+
+    Attributes:
+        proof: The id of the proof, a blob that anybody may fetch, as are those it needs.
+        accused: Whom it convicts.
+        blobs: What is needed to check it.
+        blobs_bytes: How much that is in all.
+    """
+
+    proof: HexId
+    accused: PeerText
+    proof_bytes: ByteCount
+    blobs: Annotated[tuple[HexId, ...], Meta(max_length=limits.PROOF_BLOBS_LIMIT)] = ()
+    blobs_bytes: ByteCount = 0
+
+
+class AccusationsWanted(_Message, frozen=True, tag="accusations_wanted"):
+    """Asks a peer for fraud proofs that the sender does not know.
+
+    Attributes:
+        known: Ids of those that it knows, the newest first.
+    """
+
+    known: Annotated[tuple[HexId, ...], Meta(max_length=limits.KNOWN_PROOFS_LIMIT)] = ()
+
+
+class Accusations(_Message, frozen=True, tag="accusations"):
+    """The newest of those that are known here and not there.
+
+    Attributes:
+        accusations: They name `limits.ACCUSED_BLOBS_LIMIT` blobs in all at most.
+    """
+
+    accusations: Annotated[
+        tuple[Accusation, ...], Meta(max_length=limits.ACCUSATIONS_LIMIT)
+    ] = ()
+
+    def __post_init__(self) -> None:
+        blobs = sum(len(accusation.blobs) for accusation in self.accusations)
+        if blobs > limits.ACCUSED_BLOBS_LIMIT:
+            raise ValueError(
+                f"{blobs} blobs named in one message, of {limits.ACCUSED_BLOBS_LIMIT}"
+            )
+
+
 # --- reachability ---------------------------------------------------------------------
 
 
@@ -494,6 +649,9 @@ class Problem(_Message, frozen=True, tag="problem"):
 ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer | ProofsWanted
 ReachabilityRequest: TypeAlias = DialBack | Introduce | Introduction
 KeepingRequest: TypeAlias = Share | Drop
+CheckingRequest: TypeAlias = Acknowledge | Attest | Reveal
+DisputeRequest: TypeAlias = TraceWanted | NodesWanted | LeafWanted
+AccusingRequest: TypeAlias = Accusation | AccusationsWanted
 RequestBody: TypeAlias = (
     Hello
     | Digest
@@ -507,6 +665,9 @@ RequestBody: TypeAlias = (
     | ChallengeRequest
     | ReachabilityRequest
     | KeepingRequest
+    | CheckingRequest
+    | DisputeRequest
+    | AccusingRequest
 )
 ResponseBody: TypeAlias = (
     Hello
@@ -522,6 +683,11 @@ ResponseBody: TypeAlias = (
     | NotIntroduced
     | Proofs
     | Shared
+    | Attested
+    | TraceGiven
+    | NodesGiven
+    | LeafGiven
+    | Accusations
     | Done
     | Problem
 )

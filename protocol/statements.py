@@ -1,4 +1,4 @@
-"""What nodes sign: adverts, awards and receipts, and the checks each must pass.
+"""What nodes sign, from adverts to receipts, and the checks each must pass.
 
 A statement is the payload of a signed envelope (`crypto.envelope`). Its id is
 the content id of the envelope's stored bytes. The ``open_*`` functions are the
@@ -29,6 +29,7 @@ from shoal.protocol.limits import (
     EpochMs,
     HexId,
     IdleSeconds,
+    LeafCount,
     Lifetime,
     Nonce,
     PeerText,
@@ -112,7 +113,7 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     via: Annotated[tuple[PeerText, ...], Meta(max_length=limits.VIA_LIMIT)] = ()
 
 
-class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The requester's promise to accept ``provider``'s bid on a call.
 
     Every receipt names the id of its award: nobody can invent work that was
@@ -123,6 +124,9 @@ class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         protocol: (major, minor) of the requester.
         idle_s: The silence after which the lease is to end; unanswered for as
             long, the award ends too.
+        candidates: The id of the list that verifiers are drawn from, where any are.
+        salt_hash: The BLAKE3 digest of the salt that they are drawn by: 32 bytes, which the
+            requester keeps to itself until the lease is over.
     """
 
     protocol: tuple[Count, Count]
@@ -137,6 +141,8 @@ class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     price: Price
     idle_s: IdleSeconds
     issued_at_ms: EpochMs
+    candidates: HexId | None = None
+    salt_hash: Digest32 | None = None
 
 
 class UnitError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,7 +163,7 @@ Named = tuple[PortName, HexId]
 NamedIds = Annotated[tuple[Named, ...], Meta(max_length=limits.PORTS_LIMIT)]
 
 
-class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The provider's signature over what was run, on what, giving what.
 
     Attributes:
@@ -167,6 +173,7 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         outputs: Sorted by name; none where ``error`` is set.
         trace: Merkle root over stages of a long unit, or none.
         device: Advisory, like ``runtime`` and the times.
+        stages: How many leaves there are under ``trace``; 0 where there is none.
     """
 
     protocol: tuple[Count, Count]
@@ -186,6 +193,66 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ended_at_ms: EpochMs
     device: Text
     runtime: Text
+    stages: LeafCount = 0
+
+
+class Acknowledgement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A requester's word that it has these receipts, for work that it gave.
+
+    It settles them: the provider counts them as units done for this requester. Of right or
+    wrong it says nothing.
+
+    Attributes:
+        protocol: (major, minor) of the requester.
+        award: The id of the award that all of them name.
+        receipts: Their ids.
+    """
+
+    protocol: tuple[Count, Count]
+    award: HexId
+    receipts: Annotated[
+        tuple[HexId, ...], Meta(min_length=1, max_length=limits.ACKNOWLEDGED_LIMIT)
+    ]
+    requester: PeerText
+    provider: PeerText
+    issued_at_ms: EpochMs
+
+
+class Attestation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A verifier's verdict on a receipt, from a run of its own.
+
+    Attributes:
+        protocol: (major, minor) of the verifier.
+        receipt: The id of the receipt that is judged.
+        own: The id of the verifier's own receipt, which it had given before it saw the other.
+        agrees: Whether both say the same outputs, or the same error.
+    """
+
+    protocol: tuple[Count, Count]
+    receipt: HexId
+    own: HexId
+    agrees: bool
+    verifier: PeerText
+    issued_at_ms: EpochMs
+
+
+class TraceRoot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A provider's commitment, in a dispute, to what each operator of its run made of what.
+
+    Attributes:
+        protocol: (major, minor) of the provider.
+        receipt: The id of the receipt that it explains.
+        stage: Of which stage; none where it is of the whole unit.
+        root: The Merkle root over the leaves, one for each operator.
+        leaves: How many there are.
+    """
+
+    protocol: tuple[Count, Count]
+    receipt: HexId
+    stage: LeafCount | None
+    root: Digest32
+    leaves: Annotated[int, Meta(ge=1, le=limits.LEAVES_LIMIT)]
+    provider: PeerText
 
 
 class Commitment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -306,10 +373,15 @@ def open_receipt(envelope: bytes) -> Receipt:
 
     Raises:
         VerificationError: Not a receipt, not well formed, not its provider's
-            own, or neither a result nor an error.
+            own, neither a result nor an error, or with stages and no root over them.
     """
     receipt, signer = _open(envelope, Statement.RECEIPT, Receipt)
     _check_signer(signer, receipt.provider, "receipt")
+    if receipt.trace is None and receipt.stages:
+        raise VerificationError(
+            f"a receipt counts {receipt.stages} stages and gives no root over them",
+            code="bad_receipt",
+        )
     if (receipt.outputs is None) == (receipt.error is None):
         raise VerificationError(
             "a receipt gives outputs or an error, and this one gives both or neither",
@@ -323,6 +395,49 @@ def open_receipt(envelope: bytes) -> Receipt:
                 code="bad_receipt",
             )
     return receipt
+
+
+def open_acknowledgement(envelope: bytes) -> Acknowledgement:
+    """Check and read an acknowledgement.
+
+    Raises:
+        VerificationError: Not an acknowledgement, not well formed, not its requester's
+            own, or a receipt stands in it twice.
+    """
+    acknowledgement, signer = _open(envelope, Statement.ACKNOWLEDGEMENT, Acknowledgement)
+    _check_signer(signer, acknowledgement.requester, "acknowledgement")
+    if len(set(acknowledgement.receipts)) < len(acknowledgement.receipts):
+        raise VerificationError(
+            "an acknowledgement names a receipt twice", code="bad_acknowledgement"
+        )
+    return acknowledgement
+
+
+def open_attestation(envelope: bytes) -> Attestation:
+    """Check and read an attestation.
+
+    Raises:
+        VerificationError: Not an attestation, not well formed, not its verifier's own, or
+            of the verifier's own receipt.
+    """
+    attestation, signer = _open(envelope, Statement.ATTESTATION, Attestation)
+    _check_signer(signer, attestation.verifier, "attestation")
+    if attestation.receipt == attestation.own:
+        raise VerificationError(
+            "a receipt is attested by itself, which says nothing", code="bad_attestation"
+        )
+    return attestation
+
+
+def open_trace_root(envelope: bytes) -> TraceRoot:
+    """Check and read the root of a trace.
+
+    Raises:
+        VerificationError: Not a trace's root, not well formed, or not its provider's own.
+    """
+    root, signer = _open(envelope, Statement.TRACE_ROOT, TraceRoot)
+    _check_signer(signer, root.provider, "trace root")
+    return root
 
 
 def open_commitment(envelope: bytes) -> Commitment:
@@ -388,14 +503,14 @@ def _open(
         theirs = said_version(value)
         if theirs is not None and (problem := misfit(theirs)) is not None:
             raise VerificationError(
-                f"{opened.signer}, who signed this {kind.name.lower()}, {problem}",
+                f"{opened.signer}, who signed this {kind.words}, {problem}",
                 code="version_unsupported",
             )
         newer = theirs is not None and is_newer(theirs)
         payload: Payload = fit(value, payload_type, newer=newer)
     except RemoteProtocolError as error:
         raise VerificationError(
-            f"the {kind.name.lower()} is signed but malformed: {error.message}",
+            f"the {kind.words} is signed but malformed: {error.message}",
             code="bad_payload",
         ) from None
     return payload, opened.signer

@@ -16,7 +16,13 @@ from shoal.protocol.codec import fit, unpack
 from shoal.protocol.errors import VersionError
 from shoal.protocol.limits import PROTOCOL_MAJOR, Count
 from shoal.protocol.messages import (
+    Accusation,
+    Accusations,
+    AccusationsWanted,
+    Acknowledge,
     Adverts,
+    Attest,
+    Attested,
     AwardOffer,
     Bid,
     Call,
@@ -32,7 +38,11 @@ from shoal.protocol.messages import (
     Hello,
     Introduce,
     Introduction,
+    LeafGiven,
+    LeafWanted,
     Lease,
+    NodesGiven,
+    NodesWanted,
     NotIntroduced,
     Opened,
     Problem,
@@ -44,8 +54,12 @@ from shoal.protocol.messages import (
     Release,
     Request,
     Response,
+    Reveal,
     Share,
     Shared,
+    TraceGiven,
+    TraceWanted,
+    UnitRefusal,
     UnitRequest,
     UnitResult,
     UnitsRequest,
@@ -88,6 +102,19 @@ SINCE: Mapping[type[msgspec.Struct], int] = {
     Drop: 3,
     UnitsRequest: 3,
     UnitsResult: 3,
+    Acknowledge: 4,
+    Attest: 4,
+    Attested: 4,
+    Reveal: 4,
+    TraceWanted: 4,
+    TraceGiven: 4,
+    NodesWanted: 4,
+    NodesGiven: 4,
+    LeafWanted: 4,
+    LeafGiven: 4,
+    Accusation: 4,
+    AccusationsWanted: 4,
+    Accusations: 4,
 }
 """The minor that brought each message."""
 
@@ -98,10 +125,14 @@ FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {
     (UnitResult, "kept"): 3,
     (Bid, "batch_max"): 3,
     (Cancel, "others"): 3,
+    (UnitRequest, "trace"): 4,
 }
 """The minor that brought a field, where it is younger than its message. It has a default."""
 
-REASONS_SINCE: Mapping[Reason, int] = {}
+REASONS_SINCE: Mapping[Reason, int] = {
+    Reason.BANNED: 4,
+    Reason.UNSETTLED: 4,
+}
 """The minor that brought a reason, where it is not of 1.0. Older peers hear `INTERNAL`."""
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -127,14 +158,31 @@ def said_to(theirs: Version, body: Body) -> Body:
             code="peer_too_old",
             hint="its operator can upgrade it",
         )
+    if theirs >= OWN:
+        return body
+    match body:
+        case UnitsRequest():
+            units = tuple(_in_words_of(theirs, unit) for unit in body.units)
+            return body if units == body.units else msgspec.structs.replace(body, units=units)
+        case UnitsResult():
+            answers = tuple(_in_words_of(theirs, answer) for answer in body.answers)
+            if answers != body.answers:
+                return msgspec.structs.replace(body, answers=answers)
+    return _in_words_of(theirs, body)
+
+
+def _in_words_of(theirs: Version, body: Body) -> Body:
+    """A struct alone without the fields, and the reason, that a peer does not know."""
+    kind = type(body)
     for (holder, name), since in FIELDS_SINCE.items():
         if holder is kind and since > theirs[1]:
             default = _default(kind, name)
             if getattr(body, name) != default:
                 body = msgspec.structs.replace(body, **{name: default})
-    if isinstance(body, Refusal) and REASONS_SINCE.get(body.reason, 0) > theirs[1]:
-        return msgspec.structs.replace(body, reason=Reason.INTERNAL)
-    return body
+    if not isinstance(body, Refusal | UnitRefusal):
+        return body
+    since = REASONS_SINCE.get(body.reason, 0)
+    return msgspec.structs.replace(body, reason=Reason.INTERNAL) if since > theirs[1] else body
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ COOL_DOWN_S = {
     Reason.DRAINING: 30.0,
     Reason.PAUSED: 5.0,
     Reason.NO_ROOM: 20.0,
+    Reason.UNSETTLED: 1.0,
 }
 COOL_DOWN_REFUSED_S = 20.0
 """After a refusal for a reason that does not pass by itself."""

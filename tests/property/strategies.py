@@ -28,7 +28,17 @@ from shoal.protocol.messages import (
     UnitsRequest,
     UnitsResult,
 )
-from shoal.protocol.statements import Advert, Award, DeviceOffer, Receipt, Renewal
+from shoal.protocol.statements import (
+    Acknowledgement,
+    Advert,
+    Attestation,
+    Award,
+    DeviceOffer,
+    Receipt,
+    Renewal,
+    TraceRoot,
+)
+from shoal.protocol.versions import OWN
 
 ALICE, BOB, CAROL, MALLORY = (
     Identity(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in range(4)
@@ -136,6 +146,54 @@ def a_receipt(**changes: Any) -> Receipt:
 
 def signed_receipt(signer: Identity = BOB, **changes: Any) -> bytes:
     return signer.sign(Statement.RECEIPT, encode(a_receipt(**changes)))
+
+
+def an_acknowledgement(**changes: Any) -> Acknowledgement:
+    acknowledgement = Acknowledgement(
+        protocol=OWN,
+        award="aa" * 32,
+        receipts=("bb" * 32, "cc" * 32),
+        requester=ALICE.peer_id,
+        provider=BOB.peer_id,
+        issued_at_ms=1_700_000_000_200,
+    )
+    return msgspec.structs.replace(acknowledgement, **changes)
+
+
+def signed_acknowledgement(signer: Identity = ALICE, **changes: Any) -> bytes:
+    return signer.sign(Statement.ACKNOWLEDGEMENT, encode(an_acknowledgement(**changes)))
+
+
+def an_attestation(**changes: Any) -> Attestation:
+    attestation = Attestation(
+        protocol=OWN,
+        receipt="bb" * 32,
+        own="cc" * 32,
+        agrees=True,
+        verifier=CAROL.peer_id,
+        issued_at_ms=1_700_000_000_300,
+    )
+    return msgspec.structs.replace(attestation, **changes)
+
+
+def signed_attestation(signer: Identity = CAROL, **changes: Any) -> bytes:
+    return signer.sign(Statement.ATTESTATION, encode(an_attestation(**changes)))
+
+
+def a_trace_root(**changes: Any) -> TraceRoot:
+    root = TraceRoot(
+        protocol=OWN,
+        receipt="bb" * 32,
+        stage=None,
+        root=bytes(32),
+        leaves=3,
+        provider=BOB.peer_id,
+    )
+    return msgspec.structs.replace(root, **changes)
+
+
+def signed_trace_root(signer: Identity = BOB, **changes: Any) -> bytes:
+    return signer.sign(Statement.TRACE_ROOT, encode(a_trace_root(**changes)))
 
 
 WALL_MS = 1_700_000_000_000

@@ -12,15 +12,19 @@ from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
 from shoal.protocol.messages import Frame
 from shoal.protocol.statements import (
+    Acknowledgement,
     Advert,
+    Attestation,
     Award,
     CapabilityProof,
     Commitment,
     Receipt,
+    TraceRoot,
 )
 
 KINDS = (
     *(Frame, Advert, Award, Receipt, Commitment, CapabilityProof),
+    *(Acknowledgement, Attestation, TraceRoot),
     *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
 )
 

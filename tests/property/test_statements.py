@@ -1,12 +1,30 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import ALICE, BOB, one_byte_changed, signed_advert, signed_receipt, structs_of
+from strategies import (
+    ALICE,
+    BOB,
+    one_byte_changed,
+    signed_acknowledgement,
+    signed_advert,
+    signed_attestation,
+    signed_receipt,
+    signed_trace_root,
+    structs_of,
+)
 
 from shoal.crypto.envelope import ENVELOPE_LIMIT_BYTES, Statement
 from shoal.crypto.errors import VerificationError
 from shoal.protocol.codec import encode
-from shoal.protocol.statements import Receipt, open_advert, open_award, open_receipt
+from shoal.protocol.statements import (
+    Receipt,
+    open_acknowledgement,
+    open_advert,
+    open_attestation,
+    open_award,
+    open_receipt,
+    open_trace_root,
+)
 
 RECEIPT = signed_receipt()
 
@@ -22,6 +40,19 @@ def test_a_receipt_with_any_byte_changed_is_refused(changed):
 def test_an_advert_with_any_byte_changed_is_refused(changed):
     with pytest.raises(VerificationError):
         open_advert(changed)
+
+
+YOUNGER = {
+    open_acknowledgement: signed_acknowledgement(),
+    open_attestation: signed_attestation(),
+    open_trace_root: signed_trace_root(),
+}
+
+
+@given(st.data(), st.sampled_from(list(YOUNGER)))
+def test_a_statement_with_any_byte_changed_is_refused(data, opener):
+    with pytest.raises(VerificationError):
+        opener(data.draw(one_byte_changed(YOUNGER[opener])))
 
 
 @settings(deadline=None)
@@ -42,7 +73,9 @@ def test_a_signed_receipt_is_good_or_refused_by_name(receipt):
         assert refused.code in {"wrong_signer", "bad_receipt", "version_unsupported"}
 
 
-@given(st.binary(max_size=100), st.sampled_from([open_receipt, open_award, open_advert]))
+@given(
+    st.binary(max_size=100), st.sampled_from([open_receipt, open_award, open_advert, *YOUNGER])
+)
 def test_nonsense_is_refused_signed_or_not(data, opener):
     envelopes = [data, *(ALICE.sign(kind, data) for kind in Statement)]
     for envelope in envelopes:

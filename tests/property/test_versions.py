@@ -15,11 +15,14 @@ from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import Frame, Request, Response
 from shoal.protocol.statements import (
+    Acknowledgement,
     Advert,
+    Attestation,
     Award,
     CapabilityProof,
     Commitment,
     Receipt,
+    TraceRoot,
     open_receipt,
 )
 from shoal.protocol.versions import OWN
@@ -27,6 +30,7 @@ from shoal.protocol.vocabulary import UnknownWord, read_frame
 
 KINDS = (
     *(Frame, Advert, Award, Receipt, Commitment, CapabilityProof),
+    *(Acknowledgement, Attestation, TraceRoot),
     *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
 )
 NEWER = (OWN[0], OWN[1] + 1)

@@ -17,10 +17,14 @@ from shoal.protocol.blob_messages import (
 )
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import (
+    Accusation,
+    Accusations,
+    AccusationsWanted,
     Adverts,
     Cancel,
     Digest,
     Frame,
+    LeafGiven,
     Request,
     Response,
     Share,
@@ -30,17 +34,21 @@ from shoal.protocol.messages import (
     UnitsResult,
 )
 from shoal.protocol.statements import (
+    Acknowledgement,
     Advert,
+    Attestation,
     Award,
     CapabilityProof,
     Commitment,
     Receipt,
     Renewal,
+    TraceRoot,
     UnitError,
 )
 
 KINDS = (
     *(Frame, Advert, Renewal, Award, Receipt, Commitment, CapabilityProof),
+    *(Acknowledgement, Attestation, TraceRoot),
     *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
 )
 
@@ -145,6 +153,7 @@ def test_the_fullest_unit_fits_into_a_frame():
         blobs=(bytes(limits.INLINE_LIMIT_BYTES),),
         keep=True,
         sources=((INPUT, ALICE.peer_id),) * limits.SOURCES_LIMIT,
+        trace=True,
     )
     encode(Request(id=1 << 31, body=unit))
 
@@ -178,12 +187,13 @@ def test_the_fullest_batch_fits_into_a_frame_and_its_answer_too():
     count = limits.BATCH_SOURCES_LIMIT // limits.BATCH_UNITS_LIMIT
     sources = ((INPUT, ALICE.peer_id),) * count
     units = tuple(
-        UnitRequest("a" * 32, name, ports, (blob,), keep=True, sources=sources)
+        UnitRequest("a" * 32, name, ports, (blob,), keep=True, sources=sources, trace=True)
         for name in names
     )
     encode(Request(id=1 << 31, body=UnitsRequest(call="a" * 32, units=units)))
     half = len(ports) // 2
     given = {"device": "🐚" * 64, "runtime": "🐚" * 64, "precision": "🐚" * 64}
+    given |= {"trace": INPUT, "stages": limits.LEAVES_LIMIT}
     ran = signed_receipt(unit=names[0], inputs=ports[:half], outputs=ports[half:], **given)
     error = UnitError("c" * 64, "🐚" * 1024, "🐚" * 256, "🐚" * 64)
     failed = signed_receipt(unit=names[0], inputs=ports, outputs=None, error=error, **given)
@@ -216,6 +226,39 @@ def test_a_batch_with_more_blobs_or_ports_than_fit_cannot_be_said():
     UnitsResult(call="a" * 32, answers=(half,) * 2)
     with pytest.raises(ValueError, match="bytes of blobs in one message"):
         UnitsResult(call="a" * 32, answers=(half,) * 3)
+
+
+def an_accusation(blobs):
+    return Accusation(
+        proof=INPUT,
+        accused=ALICE.peer_id,
+        proof_bytes=1 << 50,
+        blobs=(INPUT,) * blobs,
+        blobs_bytes=1 << 50,
+    )
+
+
+def test_the_fullest_accusations_fit_into_a_frame_and_no_fuller_ones_can_be_said():
+    count = limits.ACCUSATIONS_LIMIT
+    even = (an_accusation(limits.ACCUSED_BLOBS_LIMIT // count),) * count
+    encode(Response(id=1 << 31, body=Accusations(accusations=even)))
+    encode(Request(id=1 << 31, body=an_accusation(limits.PROOF_BLOBS_LIMIT)))
+    known = (INPUT,) * limits.KNOWN_PROOFS_LIMIT
+    encode(Request(id=1 << 31, body=AccusationsWanted(known=known)))
+    with pytest.raises(ValueError, match="blobs named in one message"):
+        Accusations(accusations=(*even[1:], an_accusation(limits.PROOF_BLOBS_LIMIT)))
+
+
+def test_the_largest_leaf_with_its_path_fits_into_a_frame():
+    path = bytes(32 * limits.TREE_LEVELS_LIMIT)
+    leaf = LeafGiven(leaf=bytes(limits.LEAF_LIMIT_BYTES), path=path)
+    encode(Response(id=1 << 31, body=leaf))
+    assert limits.LEAVES_LIMIT <= 1 << limits.TREE_LEVELS_LIMIT
+
+
+def test_the_largest_fraud_proof_holds_an_award_two_receipts_a_root_and_a_leaf():
+    parts = 4 * envelope.ENVELOPE_LIMIT_BYTES + limits.LEAF_LIMIT_BYTES
+    assert parts - envelope.ENVELOPE_LIMIT_BYTES < limits.FRAUD_PROOF_LIMIT_BYTES
 
 
 def test_every_unit_that_is_out_can_be_cancelled_at_once():

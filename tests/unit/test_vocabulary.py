@@ -4,7 +4,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from strategies import ALICE, INPUT, a_bid, a_call, some_results, some_units
+from strategies import ALICE, INPUT, a_bid, a_call, a_unit, some_results, some_units
 
 from shoal.protocol import vocabulary
 from shoal.protocol.codec import encode
@@ -23,8 +23,12 @@ from shoal.protocol.messages import (
     RequestBody,
     Response,
     ResponseBody,
+    Reveal,
     Share,
+    UnitRefusal,
     UnitRequest,
+    UnitsRequest,
+    UnitsResult,
 )
 from shoal.protocol.versions import OWN, is_newer, misfit
 from shoal.protocol.vocabulary import SINCE, knows, read_greeting, said_to
@@ -100,6 +104,31 @@ def test_what_is_said_of_kept_outputs_is_left_out_for_older_peers():
         assert said_to((OWN[0], 3), body) is body
     with pytest.raises(VersionError, match="Share"):
         said_to((OWN[0], 2), Share(blobs=(INPUT,), peer=ALICE.peer_id))
+
+
+def test_what_1_4_brought_inside_a_batch_is_left_out_for_older_peers():
+    """Both are inside a message that 1.3 knows, where it would end the stream."""
+    plain, traced = a_unit("a"), msgspec.structs.replace(a_unit("b"), trace=True)
+    batch = UnitsRequest(call=plain.call, units=(plain, traced))
+    old = said_to((OWN[0], 3), batch)
+    assert [unit.unit for unit in old.units] == ["a", "b"]
+    assert b"trace" not in encode(old)
+    assert said_to(OWN, batch) is batch
+    refusal = UnitRefusal(unit="b", reason=Reason.UNSETTLED, detail="acknowledge first")
+    answers = UnitsResult(call=plain.call, answers=(*some_results("a").answers, refusal))
+    old = said_to((OWN[0], 3), answers)
+    assert old.answers[0] is answers.answers[0]
+    assert (old.answers[1].reason, old.answers[1].detail) == (Reason.INTERNAL, refusal.detail)
+    assert said_to(OWN, answers) is answers
+
+
+def test_of_bans_and_debts_an_older_peer_hears_in_words_alone():
+    for reason in (Reason.BANNED, Reason.UNSETTLED):
+        refusal = msgspec.structs.replace(REFUSAL, reason=reason)
+        old = said_to((OWN[0], 3), refusal)
+        assert (old.reason, old.detail) == (Reason.INTERNAL, "later")
+    with pytest.raises(VersionError, match="Reveal"):
+        said_to((OWN[0], 3), Reveal(award=INPUT, salt=bytes(32), candidates=()))
 
 
 @pytest.mark.parametrize(
