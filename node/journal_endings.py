@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shoal.crypto.content import BlobId
+from shoal.node.journal_verdicts import add_checks
 from shoal.node.records import (
     Ended,
     Failure,
@@ -92,6 +93,7 @@ class Endings:
             for tensor, size_bytes in ended.left.items()
         ]
         insert(self._database, "left_outputs", left)
+        add_checks(self._database, ended.checks)
         tally.blobs += len(
             set((unit.outputs or {}).values()) - ended.tensors.keys() - ended.left.keys()
         )

@@ -95,7 +95,7 @@ def delete_piece(database: sqlite3.Connection, job_id: JobId) -> bool:
         (job_id, PIECE_UNITS),
     ).fetchone()[0]
     if last is not None:
-        for table in ("receipts", "left_outputs", "edges", "units"):
+        for table in ("receipts", "left_outputs", "checks", "edges", "units"):
             database.execute(
                 f"DELETE FROM {table} WHERE job = ? AND place <= ?",  # noqa: S608  # ours
                 (job_id, last),

@@ -48,6 +48,7 @@ def reopen(database: sqlite3.Connection, job_id: JobId, place: int) -> frozenset
     key = (job_id, place)
     database.execute("DELETE FROM receipts WHERE job = ? AND place = ?", key)
     database.execute("DELETE FROM left_outputs WHERE job = ? AND place = ?", key)
+    database.execute("DELETE FROM checks WHERE job = ? AND place = ?", key)
     database.execute(
         "UPDATE units SET state = 'queued', outputs = NULL, receipt = NULL, provider = NULL,"
         " seconds = NULL, ended = NULL, fetched = 0 WHERE job = ? AND place = ?",

@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-TABLES_VERSION: Final = 2
+TABLES_VERSION: Final = 3
 
 INCREMENTAL: Final = 2
 """The mode of SQLite's ``auto_vacuum`` in which freed pages are given back when asked."""
@@ -82,7 +82,12 @@ def _add_chaining_and_results(database: sqlite3.Connection) -> None:
     _execute(database, _CHANGES_2)
 
 
-_STEPS: Final = (_make_tables, _add_chaining_and_results)
+def _add_verdicts_and_ledger(database: sqlite3.Connection) -> None:
+    """Version 3: who checked what, who was convicted, and who did how much for whom."""
+    _execute(database, _CHANGES_3)
+
+
+_STEPS: Final = (_make_tables, _add_chaining_and_results, _add_verdicts_and_ledger)
 
 _TABLES_1: Final = """
 CREATE TABLE jobs (
@@ -252,3 +257,84 @@ receipts together, ``blobs`` how many outputs lie in the blob store.
 Content ids lie at random: what is ordered by them has a page written for nearly each row.
 So tensors and receipts lie in the order in which they came, and of an id only its first
 digits are in an index (`node.state_tables.id_key`), where one page has hundreds of them."""
+
+_CHANGES_3: Final = """
+CREATE TABLE checks (
+    job      TEXT NOT NULL,
+    place    INTEGER NOT NULL,
+    level    TEXT NOT NULL,
+    verifier TEXT NOT NULL,
+    verdict  TEXT NOT NULL,
+    receipt  TEXT,
+    at       REAL NOT NULL,
+    FOREIGN KEY (job, place) REFERENCES units (job, place)
+);
+CREATE INDEX checks_of_unit ON checks (job, place);
+
+CREATE TABLE bans (
+    peer    TEXT PRIMARY KEY,
+    proof   TEXT NOT NULL,
+    since   REAL NOT NULL,
+    until   REAL NOT NULL,
+    why     TEXT NOT NULL,
+    own     INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE fraud_proofs (
+    id      TEXT PRIMARY KEY,
+    accused TEXT NOT NULL,
+    proof   BLOB NOT NULL,
+    blobs   TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    own     INTEGER NOT NULL,
+    at      REAL NOT NULL
+);
+CREATE INDEX fraud_proofs_by_age ON fraud_proofs (own, at);
+
+CREATE TABLE disputes (
+    number   INTEGER PRIMARY KEY AUTOINCREMENT,
+    evidence BLOB NOT NULL,
+    outcome  TEXT
+);
+CREATE INDEX open_disputes ON disputes (number) WHERE outcome IS NULL;
+
+CREATE TABLE standing (
+    peer    TEXT PRIMARY KEY,
+    account TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE ledger (
+    peer                 TEXT NOT NULL,
+    direction            TEXT NOT NULL,
+    units                INTEGER NOT NULL,
+    credits              REAL NOT NULL,
+    seconds              REAL NOT NULL,
+    acknowledged_units   INTEGER NOT NULL,
+    acknowledged_credits REAL NOT NULL,
+    since                REAL NOT NULL,
+    at                   REAL NOT NULL,
+    PRIMARY KEY (peer, direction)
+) WITHOUT ROWID;
+
+CREATE TABLE unacknowledged (
+    id        TEXT PRIMARY KEY,
+    requester TEXT NOT NULL,
+    award     TEXT NOT NULL,
+    receipts  TEXT NOT NULL,
+    price     REAL NOT NULL,
+    at        REAL NOT NULL
+);
+
+CREATE TABLE acknowledgements (
+    id        TEXT PRIMARY KEY,
+    requester TEXT NOT NULL,
+    award     BLOB NOT NULL,
+    envelope  BLOB NOT NULL,
+    at        REAL NOT NULL
+);
+CREATE INDEX acknowledgements_of_peer ON acknowledgements (requester, at);
+CREATE INDEX acknowledgements_by_age ON acknowledgements (at)
+"""
+"""What is kept of others' conduct in work. Checks go with their job; what bounds each of the
+other tables is in `node.journal_verdicts` and `node.journal_ledger`. The table ``proofs`` is
+of capability, and older; proofs of fraud are ``fraud_proofs``."""

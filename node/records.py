@@ -8,7 +8,7 @@ values; nothing here does IO.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, NewType, TypeAlias
+from typing import Annotated, Literal, NewType, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -186,6 +186,49 @@ class Unit(msgspec.Struct, frozen=True):
     ended: int | None = None
 
 
+CheckLevel: TypeAlias = Literal["quorum", "re-run", "own"]
+CheckVerdict: TypeAlias = Literal["agrees", "differs", "no_answer"]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """What one verifier's run of a unit says of the result that the unit ended with.
+
+    Attributes:
+        level: ``quorum`` where several ran it as asked, ``re-run`` where the verifier was
+            drawn, ``own`` where this node ran it itself.
+        verifier: Who ran it; this node for ``own``.
+        verdict: ``differs`` where its result is another one.
+        receipt: Id of the verifier's own receipt, where it gave one.
+        at: In seconds since the epoch.
+    """
+
+    job: JobId
+    unit: int
+    level: CheckLevel
+    verifier: PeerId
+    verdict: CheckVerdict
+    receipt: BlobId | None
+    at: float
+
+
+class Ban(msgspec.Struct, frozen=True):
+    """A peer that was convicted by a fraud proof, and is dealt with by nobody for a while.
+
+    Attributes:
+        proof: Id of the proof.
+        since: In seconds since the epoch, as `until`.
+        why: What the proof shows, for a person.
+        own: Whether the proof is of work that this node gave.
+    """
+
+    peer: PeerId
+    proof: BlobId
+    since: float
+    until: float
+    why: str
+    own: bool = False
+
+
 class Ended(msgspec.Struct, frozen=True):
     """A unit's end, with all that is written down of it at once.
 
@@ -194,12 +237,14 @@ class Ended(msgspec.Struct, frozen=True):
         receipt: The envelope that ``unit.receipt`` names, where there is one.
         tensors: Outputs of up to `SMALL_TENSOR_LIMIT_BYTES`, which the journal keeps.
         left: Outputs that stay with ``unit.provider``, with their sizes in bytes.
+        checks: What verifiers said of it before it ended.
     """
 
     unit: Unit
     receipt: bytes | None = None
     tensors: dict[BlobId, bytes] = {}
     left: dict[BlobId, int] = {}
+    checks: tuple[Check, ...] = ()
 
 
 class Written(msgspec.Struct, frozen=True):

@@ -8,7 +8,8 @@ transaction, so nothing is counted twice. `docs/STATE.md` has the whole argument
 
 The writes of concurrent tasks share transactions: see `node.journal_writer`. What is
 written is in `node.journal_jobs`, `node.journal_units`, `node.journal_endings` and
-`node.journal_results`; the tables are in `node.migrations`.
+`node.journal_results`; what others' conduct in work comes to is in
+`node.state_verdicts`, and the tables are in `node.migrations`.
 
 WAL with ``synchronous = NORMAL``: a killed process loses nothing; a power cut
 may lose the last moments, never the order of things. Cancelling a call either
@@ -49,6 +50,7 @@ from shoal.node.records import (
 )
 from shoal.node.state_file import open_database
 from shoal.node.state_tables import answer_of, insert
+from shoal.node.state_verdicts import VerdictState
 
 ANSWERS_LIMIT = 500
 """Answers kept of one job, the newest: as many lines as a person will read."""
@@ -56,7 +58,7 @@ ANSWERS_LIMIT = 500
 T = TypeVar("T")
 
 
-class State:
+class State(VerdictState):
     """The database of one daemon. Made by `open_state`.
 
     Every method raises `StoreError` when the disk is full or the file damaged.

@@ -27,6 +27,7 @@ import trio
 sys.path.insert(0, str(Path(__file__).parent))
 
 from journal_samples import (
+    PEER,
     done,
     failed,
     make_job,
@@ -39,7 +40,7 @@ from shoal.crypto.content import blob_id_of
 from shoal.node import journal_forgetting, state_file
 from shoal.node.errors import JobError
 from shoal.node.journal_forgetting import delete_piece, forgotten
-from shoal.node.records import Answer, Failure, JobId, JobState
+from shoal.node.records import Answer, Check, Failure, JobId, JobState
 from shoal.node.state import open_state
 
 EARLIER, JOB, OTHER = JobId("0001"), JobId("0002"), JobId("0003")
@@ -149,7 +150,9 @@ async def run(state):
 def end_of(unit):
     if unit.job == JOB and unit.index == FAILING:
         return failed(unit, Failure("nan", "NaN at node 17"))
-    return done(unit, result_of(unit))
+    ended = done(unit, result_of(unit))
+    check = Check(unit.job, unit.index, "re-run", PEER, "agrees", None, 1.0)
+    return msgspec.structs.replace(ended, checks=(check,))
 
 
 async def lost_before(state):

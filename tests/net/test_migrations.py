@@ -17,13 +17,15 @@ from shoal.node import migrations, state_file
 from shoal.node.errors import StoreError
 from shoal.node.migrations import TABLES_VERSION
 from shoal.node.owner import Pause
-from shoal.node.records import JobId, JobState, UnitState
+from shoal.node.records import Check, JobId, JobState, UnitState
 from shoal.node.remembered_peers import remembered
 from shoal.node.state import open_state
 from shoal.node.state_file import open_database
 
-VERSION_1 = (Path(__file__).parent / "state_fixtures" / "state_v1.sql").read_text()
-"""As the shoal of that time wrote it."""
+FIXTURES = Path(__file__).parent / "state_fixtures"
+VERSION_1 = (FIXTURES / "state_v1.sql").read_text()
+VERSION_2 = (FIXTURES / "state_v2.sql").read_text()
+"""As the shoals of those times wrote them."""
 
 
 @pytest.fixture
@@ -31,6 +33,14 @@ def old(tmp_path):
     path = tmp_path / "state.sqlite"
     with closing(sqlite3.connect(path)) as database:
         database.executescript(VERSION_1)
+    return path
+
+
+@pytest.fixture
+def second(tmp_path):
+    path = tmp_path / "state.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(VERSION_2)
     return path
 
 
@@ -70,6 +80,30 @@ async def test_a_state_of_version_1_is_found_with_all_that_was_in_it(old):
     check_sound(old)
 
 
+async def test_a_state_of_version_2_is_found_and_can_have_checks_and_bans(second):
+    before = dump(second)
+    job_id = JobId("0001")
+    async with open_state(second) as state:
+        assert [job.id for job in await state.running_jobs()] == ["0001", "0002"]
+        assert (await state.job(job_id)).priority == 2
+        done, *_ = await state.results(job_id, -1, 9)
+        assert (done.state, done.provider) == (UnitState.DONE, PEER)
+        assert await state.receipt(done.receipt)
+        assert await state.tensors(done.outputs.values())
+        (waiting,) = await state.units(JobId("0002"), 0, 5)
+        assert waiting.awaits["fed"].unit == 1
+        assert await state.pauses() == [Pause("", 12.5)]
+        assert await state.next_sequence(0) == 5001
+        check = Check(job_id, 0, "own", PEER, "agrees", None, 5.0)
+        await state.add_checks([check])
+        assert await state.checks(job_id) == [check]
+        assert await state.unfetched_units_of(PEER) == [(job_id, 0)]
+        assert await state.bans() == []
+        assert await state.ledger() == []
+    check_sound(second)
+    assert dump(second.with_name("state.sqlite.v2.bak")) == before
+
+
 async def test_the_older_file_is_kept_beside_it_and_can_be_put_back(old):
     before = dump(old)
     open_database(old).close()
@@ -95,7 +129,12 @@ async def test_a_file_from_the_beginnings_of_version_1_gets_what_came_later_too(
         assert [(peer.peer, peer.met) for peer in await remembered(state, 5)] == [(PEER, 1)]
 
 
-def test_new_files_and_older_ones_have_the_same_tables(old, tmp_path):
+@pytest.mark.parametrize("dumped", [VERSION_1, VERSION_2], ids=["1", "2"])
+def test_new_files_and_older_ones_have_the_same_tables(dumped, tmp_path):
+    old = tmp_path / "state.sqlite"
+    with closing(sqlite3.connect(old)) as database:
+        database.executescript(dumped)
+
     def tables(path):
         with closing(open_database(path)) as database:
             return {
@@ -197,11 +236,16 @@ for line in sys.stdin:
 """
 
 
-async def test_a_migration_killed_at_any_statement_leaves_the_old_or_the_new(tmp_path):
-    paths = [tmp_path / f"{number}.sqlite" for number in range(1, 90)]
+@pytest.mark.parametrize(
+    ("dumped", "version", "statements"), [(VERSION_1, 1, 40), (VERSION_2, 2, 20)]
+)
+async def test_a_migration_killed_at_any_statement_leaves_the_old_or_the_new(
+    tmp_path, dumped, version, statements
+):
+    paths = [tmp_path / f"{number}.sqlite" for number in range(1, 120)]
     for path in paths:
         with closing(sqlite3.connect(path)) as database:
-            database.executescript(VERSION_1)
+            database.executescript(dumped)
     before, after = dump(paths[0]), None
     told = await trio.run_process(
         [sys.executable, "-c", KILLED],
@@ -211,16 +255,16 @@ async def test_a_migration_killed_at_any_statement_leaves_the_old_or_the_new(tmp
     lines = [line.split() for line in told.stdout.decode().splitlines()]
     codes = [int(line[1]) for line in lines if line[0] == "ended"]
     assert set(codes) == {0, -signal.SIGKILL}  # the last ones lived to the end
-    assert codes.count(-signal.SIGKILL) > 40
+    assert codes.count(-signal.SIGKILL) > statements
     versions = set()
     for path in paths:
-        version = version_of(path)
-        versions.add(version)
-        if version == 1:
+        found = version_of(path)
+        versions.add(found)
+        if found == version:
             assert dump(path) == before
         else:
-            assert dump(path.with_name(f"{path.name}.v1.bak")) == before
+            assert dump(path.with_name(f"{path.name}.v{version}.bak")) == before
         open_database(path).close()
         after = after or dump(path)
         assert dump(path) == after
-    assert versions == {1, TABLES_VERSION}
+    assert versions == {version, TABLES_VERSION}

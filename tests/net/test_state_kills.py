@@ -70,6 +70,10 @@ async def look(path):
                 if unit.state is UnitState.DONE:
                     assert await state.tensors(unit.outputs.values())
                     assert await state.receipt(unit.receipt)
+                checks = await state.checks(job.id, unit.index)
+                if job.id != OTHER:
+                    run = unit.state is UnitState.DONE
+                    assert [check.unit for check in checks] == [unit.index] * run
                 if unit.state is UnitState.QUEUED:
                     for ref in unit.awaits.values():  # no unit waits for one that has ended
                         (source,) = await state.units(ref.job, ref.unit, 1)
