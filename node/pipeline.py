@@ -334,10 +334,13 @@ async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> Non
 
 
 async def release(house: House, side: RequesterSide) -> None:
-    """End a bid or a lease that is not needed any more; never raises."""
+    """End a bid or a lease that is not needed any more; never raises.
+
+    An award that was not answered may be a lease over there.
+    """
     if side.award_id is not None:
         house.rights.withdraw(side.award_id)
-    if side.state in {State.BID, State.LEASED} and side.call is not None:
+    if side.state in {State.BID, State.AWARDED, State.LEASED} and side.call is not None:
         message = Release(call=side.call.call)
         side.send(message, trio.current_time())
         await tell(house, side.provider, message)
