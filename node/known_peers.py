@@ -193,5 +193,6 @@ def surroundings(
         leases=leases,
         misfits=dict(versions.misfits),
         alone=alone,
+        lost=membership.lost,
         outlook=outlook,
     )

@@ -105,7 +105,7 @@ class Caught:
         delivered: How many of its results were delivered; none may be.
         checked_by: Who ran those units too and came to something else.
         finding: What the proof shows, by whoever checked it.
-        proof: The file of the proof; ``blobs`` is the folder with what it is about.
+        proof: The file of the proof; beside it lies what it is about.
         verdict: What ``shoal proof verify`` said when no daemon ran; "" where it did not
             convict.
         command: Has the same said again.
@@ -118,7 +118,6 @@ class Caught:
     checked_by: tuple[PeerId, ...] = ()
     finding: str = ""
     proof: str = ""
-    blobs: str = ""
     verdict: str = ""
     command: str = ""
 
@@ -205,18 +204,17 @@ def await_proof(client: Client, liar: PeerId) -> ProofView | None:
     return None
 
 
-def save(client: Client, view: ProofView) -> tuple[Path, Path]:
-    """Write a proof and its blobs to where they outlive the demo; gives file and folder."""
+def save(client: Client, view: ProofView) -> Path:
+    """Write a proof, and its blobs beside it, to where they outlive the demo."""
     folder = Path(tempfile.mkdtemp(prefix="shoal-proof-"))
-    file, blobs = folder / "liar.proof", folder / "blobs"
-    blobs.mkdir()
+    file = folder / "liar.proof"
     file.write_bytes(client.proof(view.id))
     for blob_id in view.blobs:
-        (blobs / blob_id).write_bytes(client.blob(blob_id))
-    return file, blobs
+        (folder / blob_id).write_bytes(client.blob(blob_id))
+    return file
 
 
-def verify_offline(file: Path, blobs: Path) -> str:
+def verify_offline(file: Path) -> str:
     """What ``shoal proof verify`` says of a proof; "" where it does not convict.
 
     It is told of a home in which there is no daemon.
@@ -225,7 +223,7 @@ def verify_offline(file: Path, blobs: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
     try:
         ended = subprocess.run(  # noqa: S603  # our own interpreter and files
-            [*command, str(file), f"--blobs={blobs}"],
+            [*command, str(file)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

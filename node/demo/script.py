@@ -166,11 +166,11 @@ def _catch(
             if view is None:
                 step.text = f"{short(liar)} is not convicted"
                 return caught, scores
-            file, blobs = save(client, view)
+            file = save(client, view)
             step.text = f"{short(liar)} is convicted, and banned"
     swarm.end()
     with steps.step("offline", "checking the proof with no daemon running") as step:
-        verdict = verify_offline(file, blobs)
+        verdict = verify_offline(file)
         step.text = "no daemon runs any more, and the proof convicts all the same"
         if not verdict:
             step.text = "the proof is not confirmed"
@@ -178,9 +178,8 @@ def _catch(
         caught,
         finding=view.verdict,
         proof=str(file),
-        blobs=str(blobs),
         verdict=verdict,
-        command=f"shoal proof verify {file} --blobs {blobs}",
+        command=f"shoal proof verify {file}",
     ), scores
 
 
