@@ -57,7 +57,7 @@ async def exchange(
     if isinstance(answer, frames.Failed):
         raise _raised(answer)
     if not isinstance(answer, kind):
-        raise _nonsense(f"a {type(answer).__name__} is no {kind.__name__}")
+        raise nonsense(f"a {type(answer).__name__} is no {kind.__name__}")
     return answer, received
 
 
@@ -120,7 +120,7 @@ def _outcome(
     match answer:
         case frames.Ran():
             named = dict(zip(answer.output_names, outputs, strict=True))
-            return Execution(named, answer.compute_s, answer.runtime)
+            return Execution(named, answer.compute_s, answer.runtime, answer.stages)
         case frames.Failed():
             return _raised(answer)
         case None:
@@ -133,7 +133,7 @@ async def _broken(
 ) -> ComputeError:
     """What to say of an exchange that broke."""
     if isinstance(error, FrameError):
-        return _nonsense(str(error))
+        return nonsense(str(error))
     if isinstance(error, OSError):
         return ComputeError(
             f"there is no memory to hand the unit's tensors over in: {error.strerror}",
@@ -167,7 +167,8 @@ def _raised(failed: frames.Failed) -> ProgramError | ComputeError:
     )
 
 
-def _nonsense(why: str) -> ComputeError:
+def nonsense(why: str) -> ComputeError:
+    """The error of a worker that has said what it may not; the caller has ended it."""
     return ComputeError(
         f"the worker answered nonsense ({why[:200]}) and was ended", code="worker_nonsense"
     )

@@ -16,6 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
 
+from shoal.compute.exact.leaves import (
+    LEAF_LIMIT_BYTES,
+    LEAF_VALUES_LIMIT,
+    LEAVES_LIMIT,
+    STAGE_LEAF_LIMIT_BYTES,
+    STAGES_LIMIT,
+)
 from shoal.compute.executors.base import Probe  # msgspec reads the annotation
 from shoal.compute.manifest import TENSOR_COUNT_LIMIT
 from shoal.compute.tensor import HEADER_LIMIT_BYTES, TENSOR_LIMIT_BYTES
@@ -24,6 +31,7 @@ from shoal.protocol.limits import (
     CHALLENGE_ROWS_LIMIT,
     CHALLENGE_STEPS_LIMIT,
     Digest32,
+    HexId,
 )
 
 if TYPE_CHECKING:
@@ -99,11 +107,15 @@ class Prepare(_Message):
 
 
 class Run(_Message):
-    """Run a kept program on the attached tensors. Answer: `Ran`, the outputs attached."""
+    """Run a kept program on the attached tensors. Answer: `Ran`, the outputs attached.
+
+    ``trace`` asks for the leaves of the unit's stages too, where its class has them.
+    """
 
     program_id: str
     input_names: tuple[str, ...]
     limits: UnitLimits
+    trace: bool = False
 
 
 class RunMany(_Message):
@@ -116,6 +128,7 @@ class RunMany(_Message):
         input_names: Of one set; the attachments are ``count`` sets one after another.
         limits: Of each set by itself.
         stop_after_s: No further set is begun from then on.
+        trace: As for `Run`.
     """
 
     program_id: str
@@ -123,6 +136,35 @@ class RunMany(_Message):
     count: int
     limits: UnitLimits
     stop_after_s: float
+    trace: bool = False
+
+
+class Trace(_Message):
+    """Run a kept program on the attached tensors, for its leaves. Answer: `Traced`.
+
+    ``stage`` says of which stage the operators' leaves are wanted; of all, where it is None.
+    """
+
+    program_id: str
+    input_names: tuple[str, ...]
+    limits: UnitLimits
+    stage: int | None
+
+
+class TensorsOf(_Message):
+    """Run a kept program on the attached tensors up to one node. Answer: `NodeTensors`."""
+
+    program_id: str
+    input_names: tuple[str, ...]
+    limits: UnitLimits
+    index: int
+
+
+class Judge(_Message):
+    """Judge the fraud proof that is attached first; its blobs follow. Answer: `Judged`."""
+
+    blob_ids: tuple[str, ...]
+    limits: UnitLimits
 
 
 class Measure(_Message):
@@ -178,12 +220,46 @@ class Prepared(_Message):
     held: tuple[str, ...]
 
 
+_Leaf = Annotated[bytes, msgspec.Meta(min_length=1, max_length=LEAF_LIMIT_BYTES)]
+_StageLeaf = Annotated[bytes, msgspec.Meta(min_length=1, max_length=STAGE_LEAF_LIMIT_BYTES)]
+_StageLeaves = Annotated[tuple[_StageLeaf, ...], msgspec.Meta(max_length=STAGES_LIMIT)]
+
+
 class Ran(_Message):
-    """The outputs' names, what ran, and the time from the inputs' arrival to the result."""
+    """The outputs' names, what ran, and the time from the inputs' arrival to the result.
+
+    ``stages`` are the leaves of the unit's stages, where they were asked for.
+    """
 
     output_names: tuple[str, ...]
     compute_s: float
     runtime: _Text
+    stages: _StageLeaves = ()
+
+
+class Traced(_Message):
+    """The leaves, in two attachments (`pack_leaves`).
+
+    First the operators'; then those of the stages that these reach the end of, which are
+    none where one stage alone was asked for.
+    """
+
+
+class NodeTensors(_Message):
+    """A node's leaf, and what tiling it takes; ``blob_ids`` name the attachments."""
+
+    blob_ids: Annotated[tuple[HexId, ...], msgspec.Meta(max_length=LEAF_VALUES_LIMIT)]
+    leaf: _Leaf
+    row_elements: Annotated[int, msgspec.Meta(ge=0)]
+    multiply_adds: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Judged(_Message):
+    """What the proof shows, of whom, and why, in a sentence for people."""
+
+    outcome: Literal["convicted", "acquitted", "undecided"]
+    accused: _Text | None
+    sentence: _Text
 
 
 class Paused(_Message):
@@ -228,8 +304,14 @@ class Failed(_Message):
     operator: _Text
 
 
-Request = Start | Convert | Prepare | Run | RunMany | Measure | Prove | Recompute
-Answer = Started | Converted | Prepared | Ran | Paused | Measured | Proved | Recomputed | Failed
+Request = (
+    Start | Convert | Prepare | Run | RunMany | Trace | TensorsOf | Judge
+    | Measure | Prove | Recompute
+)  # fmt: skip
+Answer = (
+    Started | Converted | Prepared | Ran | Paused | Traced | NodeTensors | Judged
+    | Measured | Proved | Recomputed | Failed
+)  # fmt: skip
 
 _Size = Annotated[int, msgspec.Meta(ge=0, le=ATTACHMENT_LIMIT_BYTES)]
 _Sizes = Annotated[tuple[_Size, ...], msgspec.Meta(max_length=ATTACHMENT_COUNT_LIMIT)]
@@ -312,15 +394,35 @@ def decode_answer(head: Buffer) -> tuple[Answer, tuple[int, ...], bool]:
     """
     answer, sizes, inline = _decode(_ANSWERS, head)
     names: tuple[str, ...] = ()
-    if isinstance(answer, Ran):
-        names = answer.output_names
-    elif isinstance(answer, Converted):
-        names = answer.blob_ids
+    match answer:
+        case Ran():
+            names = answer.output_names
+        case Converted() | NodeTensors():
+            names = answer.blob_ids
+        case Traced():
+            names = ("operators", "stages")
     if len(set(names)) != len(sizes):
         raise FrameError(f"{len(sizes)} attachments and {len(set(names))} names for them")
     return answer, sizes, inline
 
 
+def pack_leaves(leaves: Sequence[bytes]) -> bytes:
+    """Leaves as one attachment; no unit has so many that they are more than one holds."""
+    return msgspec.msgpack.encode(leaves)
+
+
+def unpack_leaves(data: Buffer) -> tuple[bytes, ...]:
+    """The leaves of an attachment.
+
+    Raises:
+        FrameError: It holds no leaves, or more or longer ones than a unit has.
+    """
+    return _decode(_LEAVES, data)
+
+
+_LEAVES: Final = msgspec.msgpack.Decoder(
+    Annotated[tuple[_Leaf, ...], msgspec.Meta(max_length=LEAVES_LIMIT)]
+)
 _REQUESTS: Final = msgspec.msgpack.Decoder(tuple[Request, _Sizes, bool, int])
 _ANSWERS: Final = msgspec.msgpack.Decoder(tuple[Answer, _Sizes, bool])
 

@@ -24,10 +24,17 @@ import trio
 
 from shoal.compute import frames, priority
 from shoal.compute.errors import ComputeError, ProgramError
-from shoal.compute.exchanges import Answer, exchange, exchange_many
-from shoal.compute.frames import UnitLimits
+from shoal.compute.exchanges import Answer, exchange, exchange_many, nonsense
+from shoal.compute.frames import FrameError, UnitLimits
 from shoal.compute.turnstile import Turnstile
-from shoal.compute.unit_runs import Execution, Outcome, UnitRun
+from shoal.compute.unit_runs import (
+    Execution,
+    NodeTensors,
+    Outcome,
+    Traced,
+    UnitRun,
+    Verdict,
+)
 from shoal.compute.worker_process import WORKER, WorkerProcess, compile_kernels
 from shoal.crypto.content import BlobId
 
@@ -278,7 +285,7 @@ class Worker:
                     await self._run_one(requester, program_id, left.popleft(), limits, ended)
                     continue
                 request = frames.RunMany(
-                    program_id, tuple(part[0].inputs), len(part), limits, turn_s
+                    program_id, tuple(part[0].inputs), len(part), limits, turn_s, part[0].trace
                 )
                 try:
                     for _ in range(await exchange_many(room.process, request, part, ended)):
@@ -300,7 +307,9 @@ class Worker:
         outcome: Outcome
         with unit.attempt():
             try:
-                outcome = await self._run(requester, program_id, unit.inputs, limits)
+                outcome = await self._run(
+                    requester, program_id, unit.inputs, limits, trace=unit.trace
+                )
             except (ProgramError, ComputeError) as error:
                 outcome = error
             unit.end(outcome)
@@ -312,14 +321,123 @@ class Worker:
         program_id: BlobId,
         inputs: Mapping[str, Buffer],
         limits: UnitLimits,
+        *,
+        trace: bool = False,
     ) -> Execution:
         """Run one unit of a program that the requester's process holds."""
-        request = frames.Run(program_id, tuple(inputs), limits)
+        request = frames.Run(program_id, tuple(inputs), limits, trace)
         answer, outputs = await self._ask(
             requester, request, list(inputs.values()), limits, frames.Ran
         )
         named = dict(zip(answer.output_names, outputs, strict=True))
-        return Execution(named, answer.compute_s, answer.runtime)
+        return Execution(named, answer.compute_s, answer.runtime, answer.stages)
+
+    async def trace(
+        self,
+        requester: str,
+        program_id: BlobId,
+        fetch_blobs: Callable[[], Awaitable[Mapping[BlobId, Buffer]]],
+        inputs: Mapping[str, Buffer],
+        limits: UnitLimits,
+        stage: int | None = None,
+        rank: int = 0,
+    ) -> Traced:
+        """Run one unit of the class exact again, for the leaves of its operators.
+
+        A unit that errs has a trace too. Cancelling ends the requester's process.
+
+        Args:
+            requester: As for `run`, like ``program_id``, ``fetch_blobs``, ``inputs``,
+                ``limits`` and ``rank``. A leaf takes some 300 bytes of the output.
+            program_id: The program.
+            fetch_blobs: Gives its blobs.
+            inputs: Tensor blobs by input name.
+            limits: What the run may take.
+            stage: Of which stage the leaves are wanted; of all, where it is None.
+            rank: Of those that wait, one of a lower rank goes first.
+
+        Raises:
+            ProgramError: ``no_such_stage``, ``no_trace`` of another class; or what went
+                wrong before the first node, or before the stage began.
+            ComputeError: As for `run`.
+        """
+        request = frames.Trace(program_id, tuple(inputs), limits, stage)
+        async with self._turnstile.turn(rank, requester):
+            await self._room_with(requester, program_id, fetch_blobs, limits)
+            attachments = list(inputs.values())
+            _, packed = await self._ask(requester, request, attachments, limits, frames.Traced)
+            try:
+                return Traced(*map(frames.unpack_leaves, packed))
+            except FrameError as error:
+                await self._end(requester)
+                raise nonsense(str(error)) from None
+
+    async def tensors_of(
+        self,
+        requester: str,
+        program_id: BlobId,
+        fetch_blobs: Callable[[], Awaitable[Mapping[BlobId, Buffer]]],
+        inputs: Mapping[str, Buffer],
+        limits: UnitLimits,
+        index: int,
+        rank: int = 0,
+    ) -> NodeTensors:
+        """Run one unit of the class exact up to one node, for what that takes and gives.
+
+        Cancelling ends the requester's process.
+
+        Args:
+            requester: As for `trace`, like all but ``index``.
+            program_id: The program.
+            fetch_blobs: Gives its blobs.
+            inputs: Tensor blobs by input name.
+            limits: What the run may take; the tensors are its output.
+            index: The node's place in the graph.
+            rank: Of those that wait, one of a lower rank goes first.
+
+        Raises:
+            ProgramError: ``no_such_node``, ``no_trace``; or what went wrong before it.
+            ComputeError: As for `run`.
+        """
+        request = frames.TensorsOf(program_id, tuple(inputs), limits, index)
+        async with self._turnstile.turn(rank, requester):
+            await self._room_with(requester, program_id, fetch_blobs, limits)
+            attachments = list(inputs.values())
+            answer, tensors = await self._ask(
+                requester, request, attachments, limits, frames.NodeTensors
+            )
+        blobs = dict(zip(map(BlobId, answer.blob_ids), tensors, strict=True))
+        return NodeTensors(answer.leaf, blobs, answer.row_elements, answer.multiply_adds)
+
+    async def judge(
+        self, proof: bytes, blobs: Mapping[BlobId, Buffer], limits: UnitLimits
+    ) -> Verdict:
+        """Judge a fraud proof by the reference, behind all units that wait.
+
+        Each is judged in a process of its own, which is ended: whoever breaks into it
+        by one proof decides on no other, and reads nothing. Cancelling ends it too.
+
+        Args:
+            proof: The proof.
+            blobs: What it needs, by id.
+            limits: What judging may take of time and memory.
+
+        Raises:
+            ComputeError: A limit was met, or the worker failed: nothing is decided.
+        """
+        request = frames.Judge(tuple(blobs), limits)
+        async with self._turnstile.turn(_LAST):
+            room = await self._taken_spare()
+            try:
+                answer, _ = await exchange(
+                    room.process, request, [proof, *blobs.values()], limits, frames.Judged
+                )
+            except ProgramError as error:  # judging never raises, so this is not of a proof
+                raise nonsense(str(error)) from None
+            finally:
+                if not room.process.ended:
+                    await room.process.end()
+        return Verdict(answer.outcome, answer.accused, answer.sentence)
 
     async def _room_with(
         self,
@@ -396,12 +514,17 @@ class Worker:
         if room is None:
             while len(self._rooms) >= ROOMS_LIMIT:
                 await self._end(next(iter(self._rooms)))
-            await self.probe()
-            room, self._spare = self._spare, None
-            assert room is not None
-            self._nursery.start_soon(self._keep_spare)
+            room = await self._taken_spare()
         room.used_at_s = trio.current_time()
         self._rooms[requester] = room
+        return room
+
+    async def _taken_spare(self) -> _Room:
+        """A process that nobody's data is in; another spare is started in its place."""
+        await self.probe()
+        room, self._spare = self._spare, None
+        assert room is not None
+        self._nursery.start_soon(self._keep_spare)
         return room
 
     async def _ready_spare(self) -> _Room:
@@ -472,7 +595,7 @@ def _part(units: Sequence[UnitRun]) -> list[UnitRun]:
     room = PART_LIMIT_BYTES
     for unit in units:
         room -= sum(memoryview(blob).nbytes for blob in unit.inputs.values())
-        if part and room < 0:
+        if part and (room < 0 or unit.trace != part[0].trace):
             break
         part.append(unit)
     return part

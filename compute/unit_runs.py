@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import trio
 
@@ -15,7 +15,7 @@ from shoal.compute.errors import ComputeError, ProgramError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from shoal.crypto.content import Buffer
+    from shoal.crypto.content import BlobId, Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,60 @@ class Execution:
         outputs: Tensor blobs by output name, in the program's order.
         compute_s: From the inputs' arrival in the worker to the last output.
         runtime: Name and version, such as ``onnxruntime 1.32.0 CPUExecutionProvider``.
+        stages: The leaves of its stages, where they were asked for and its class has them.
     """
 
     outputs: Mapping[str, bytes]
     compute_s: float
     runtime: str
+    stages: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What a unit's trace holds, each leaf in the bytes that its digest is taken over.
+
+    Attributes:
+        leaves: Of the operators, in order; the last one may hold an error.
+        stages: Of the stages that these reach the end of; () where one stage alone was
+            asked for.
+    """
+
+    leaves: tuple[bytes, ...]
+    stages: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTensors:
+    """What one node of a unit took and gave.
+
+    Attributes:
+        leaf: The bytes of its leaf.
+        blobs: The tensors that the leaf names, by id.
+        row_elements: Numbers in a row of its output, where rows of it can be judged
+            alone; else 0.
+        multiply_adds: What all of its rows cost.
+    """
+
+    leaf: bytes
+    blobs: Mapping[BlobId, bytes]
+    row_elements: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a fraud proof shows (`shoal.compute.judging`).
+
+    Attributes:
+        outcome: Whether it convicts.
+        accused: The peer id of whom, where the proof says.
+        sentence: Why, for people.
+    """
+
+    outcome: Literal["convicted", "acquitted", "undecided"]
+    accused: str | None
+    sentence: str
 
 
 Outcome: TypeAlias = Execution | ProgramError | ComputeError
@@ -46,6 +95,7 @@ class UnitRun:
         started_at_ms: Wall clock of when it began to run, with its outcome.
         ended_at_ms: The same of its end.
         cancelled: Nobody waits for it any more.
+        trace: Its stages are to be committed to (`Execution.stages`): it is long.
     """
 
     inputs: Mapping[str, Buffer]
@@ -53,6 +103,7 @@ class UnitRun:
     started_at_ms: int = 0
     ended_at_ms: int = 0
     cancelled: bool = False
+    trace: bool = False
     _attempt: trio.CancelScope | None = field(default=None, repr=False)
 
     def cancel(self) -> None:

@@ -23,12 +23,15 @@ import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.compute import frames, lent_memory, measuring, priority
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
+from shoal.compute.exact.leaves import leaf_bytes
 from shoal.compute.executors.base import Executor, NumericClass, Probe
 from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
 from shoal.compute.loading import load
@@ -39,9 +42,19 @@ from shoal.compute.watchdog import Watchdog
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    import numpy as np
+
+    from shoal.compute.exact.leaves import StageLeaf
     from shoal.crypto.content import Buffer
+
+# Until judging is merged. Loaded here: a locked-in worker reads no file.
+_judging: Any = None
+for _name in ("shoal.compute.judging", "shoal.compute.judging_traces"):
+    if find_spec(_name):
+        _judging = _judging or import_module(_name)
+        import_module(_name)
 
 HELD_PROGRAMS_LIMIT: Final = 8
 """How many programs stay prepared; each has scratch memory of its own."""
@@ -160,20 +173,70 @@ class Worker:
         started = time.perf_counter()
         held = self._held[request.program_id]  # the supervisor knows what is held
         self._held.move_to_end(request.program_id)
-        blobs = dict(zip(request.input_names, attachments, strict=True))
         with self._within(request.limits):
-            arrays = {name: from_blob(blob) for name, blob in blobs.items()}
-            check_inputs(
-                held.manifest,
-                {name: spec_of_array(array) for name, array in arrays.items()},
-            )
-            results = self._executor_of(held.numeric_class).run(held.prepared, arrays)
+            arrays = _inputs(held, request.input_names, attachments)
+            executor = self._executor_of(held.numeric_class)
+            stages: list[StageLeaf] = []
+            if request.trace and held.numeric_class is NumericClass.EXACT:
+                results, stages = executor.run_in_stages(held.prepared, arrays)
+            else:
+                results = executor.run(held.prepared, arrays)
             _check_output_size(sum(array.nbytes for array in results.values()), request.limits)
             outputs = {name: to_blob(array) for name, array in results.items()}
         _check_output_size(sum(map(len, outputs.values())), request.limits)
         compute_s = time.perf_counter() - started
         runtime = self._runtimes[held.numeric_class]
-        return frames.Ran(tuple(outputs), compute_s, runtime), list(outputs.values())
+        leaves = tuple(map(leaf_bytes, stages))
+        return frames.Ran(tuple(outputs), compute_s, runtime, leaves), list(outputs.values())
+
+    def trace(
+        self, request: frames.Trace, attachments: list[Buffer]
+    ) -> tuple[frames.Traced, list[bytes]]:
+        """Run a program that is held, for its leaves."""
+        held, executor = self._traced(request.program_id)
+        with self._within(request.limits):
+            arrays = _inputs(held, request.input_names, attachments)
+            leaves, stages = executor.trace(held.prepared, arrays, request.stage)
+            packed = [frames.pack_leaves([*map(leaf_bytes, each)]) for each in (leaves, stages)]
+        _check_output_size(sum(map(len, packed)), request.limits)
+        return frames.Traced(), packed
+
+    def tensors_of(
+        self, request: frames.TensorsOf, attachments: list[Buffer]
+    ) -> tuple[frames.NodeTensors, list[bytes]]:
+        """Run a program that is held up to one node, for what that one takes and gives."""
+        held, executor = self._traced(request.program_id)
+        with self._within(request.limits):
+            arrays = _inputs(held, request.input_names, attachments)
+            found = executor.tensors_of(held.prepared, arrays, request.index)
+        blobs = list(found.blobs.values())
+        _check_output_size(sum(map(len, blobs)), request.limits)
+        answer = frames.NodeTensors(
+            tuple(found.blobs), leaf_bytes(found.leaf), found.row_elements, found.multiply_adds
+        )
+        return answer, blobs
+
+    def judge(self, request: frames.Judge, attachments: list[Buffer]) -> frames.Judged:
+        """Judge a fraud proof by the reference."""
+        proof, *blobs = attachments
+        ids = map(BlobId, request.blob_ids)
+        with self._within(request.limits):
+            if _judging is None:
+                raise ComputeError("this version judges no proofs", code="no_judge")
+            verdict = _judging.judge(bytes(proof), dict(zip(ids, blobs, strict=True)))
+        return frames.Judged(str(verdict.outcome), verdict.accused, verdict.sentence[:4096])
+
+    def _traced(self, program_id: str) -> tuple[Held, Any]:
+        """A program that is held, and the executor that traces it.
+
+        Raises:
+            ProgramError: ``no_trace``: it is of another class than exact.
+        """
+        held = self._held[program_id]
+        self._held.move_to_end(program_id)
+        if held.numeric_class is not NumericClass.EXACT:
+            raise ProgramError("only programs of the class exact have a trace", code="no_trace")
+        return held, self._executor_of(held.numeric_class)
 
     def measure(
         self, request: frames.Measure | frames.Prove | frames.Recompute
@@ -251,6 +314,20 @@ def _exact_executor(threads: int) -> Executor[Any]:
     return Exact(kernels, "numba", kernels.warm_up)
 
 
+def _inputs(
+    held: Held, names: Sequence[str], attachments: Sequence[Buffer]
+) -> dict[str, np.ndarray]:
+    """A unit's inputs as arrays, if its program takes them.
+
+    Raises:
+        ProgramError: It does not.
+    """
+    blobs = dict(zip(names, attachments, strict=True))
+    arrays = {name: from_blob(blob) for name, blob in blobs.items()}
+    check_inputs(held.manifest, {name: spec_of_array(array) for name, array in arrays.items()})
+    return arrays
+
+
 def _over_memory(limits: frames.UnitLimits, cause: ComputeError | None = None) -> ComputeError:
     return ComputeError(
         f"the unit needs more than its limit of {limits.memory_bytes / 1e6:.0f} MB of memory",
@@ -304,7 +381,7 @@ def _run_many(
     attachments: list[Buffer] | None,
 ) -> None:
     """Run one set of inputs after another, each with its own limits and its own answer."""
-    one = frames.Run(request.program_id, request.input_names, request.limits)
+    one = frames.Run(request.program_id, request.input_names, request.limits, request.trace)
     began_s = time.monotonic()
     for number in range(request.count):
         if number and time.monotonic() - began_s >= request.stop_after_s:
@@ -332,6 +409,12 @@ def _answer(
             return worker.prepare(request, attachments), []
         case frames.Run():
             return worker.run(request, attachments)
+        case frames.Trace():
+            return worker.trace(request, attachments)
+        case frames.TensorsOf():
+            return worker.tensors_of(request, attachments)
+        case frames.Judge():
+            return worker.judge(request, attachments), []
         case frames.Measure() | frames.Prove() | frames.Recompute():
             return worker.measure(request), []
         case frames.Start():

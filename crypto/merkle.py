@@ -27,12 +27,33 @@ def leaf_of(data: Buffer) -> bytes:
 
 
 def root_of(leaves: Sequence[bytes]) -> bytes:
-    """The root over at least one leaf digest."""
+    """The root over at least one leaf digest, or the node over a part of a level.
+
+    The part has to begin at a multiple of the smallest power of two that holds it.
+    """
     assert leaves
     level = list(leaves)
     while len(level) > 1:
         level = _above(level)
     return level[0]
+
+
+def levels_of(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    """The digests of all nodes by level: the leaves first, the root alone in the last."""
+    assert leaves
+    levels = [list(leaves)]
+    while len(levels[-1]) > 1:
+        levels.append(_above(levels[-1]))
+    return levels
+
+
+def sizes_of(count: int) -> list[int]:
+    """How many nodes each level of a tree over ``count`` leaves has, the leaves first."""
+    assert count > 0
+    sizes = [count]
+    while sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
 
 
 def path_of(leaves: Sequence[bytes], index: int) -> bytes:

@@ -8,13 +8,17 @@ they order bids and nothing is paid.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
 from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT, UNITS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import Bid, Call, Reason, Refusal
+
+if TYPE_CHECKING:
+    from shoal.node.records import Ban
 
 BASE_PRICE = 1.0
 """Credits for one unit on an idle device that holds the program, until the work
@@ -68,6 +72,8 @@ class Terms:
     sandboxed: bool = False
     min_price: float = 0.0
     time_limit_s: float = math.inf
+    ban_of: Callable[[PeerId], Ban | None] = lambda _peer: None
+    """The ban of a peer that was convicted, on whatever list it is."""
     starting: bool = False
     """Whether devices are still tested: what is not offered yet may be in some seconds."""
 
@@ -133,7 +139,10 @@ def closed(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
 
 
 def distrusted(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
-    """Why this node never works for ``requester``, by its owner's lists; None where it may."""
+    """Why this node does not work for ``requester``, whatever it asks; None where it may."""
+    ban = terms.ban_of(requester)
+    if ban is not None:
+        return Reason.BANNED, f"proof {ban.proof} convicts you: {ban.why}"[:256]
     if requester in terms.denied:
         return Reason.DENIED, "this node's owner has put you on its deny list"
     if requester in {terms.own, *terms.allowed}:

@@ -70,11 +70,15 @@ CHUNK_TIME_LIMIT_S = 60.0
 """For one chunk of 1 MiB: a peer that is slower than 17 KB/s is cut."""
 
 
+EVERYBODY = PeerId("*")
+"""In place of a peer, for blobs that are public."""
+
+
 class Rights:
     """Who may fetch which blob: granted under a name, withdrawn with it.
 
-    The name is a lease's or an award's id. In memory: after a restart no lease
-    of before holds.
+    The name is a lease's or an award's id, or a fraud proof's. In memory: after a restart
+    no lease of before holds.
     """
 
     def __init__(self) -> None:
@@ -82,7 +86,7 @@ class Rights:
         self._count: Counter[tuple[PeerId, BlobId]] = Counter()
 
     def grant(self, name: str, peer: PeerId, blob_ids: Iterable[BlobId]) -> None:
-        """Let ``peer`` fetch these blobs, beside what ``name`` granted before."""
+        """Let ``peer``, or `EVERYBODY`, fetch these, beside what ``name`` granted before."""
         granted = self._granted.setdefault(name, set())
         new = {(peer, blob_id) for blob_id in blob_ids} - granted
         granted |= new
@@ -97,7 +101,7 @@ class Rights:
 
     def allows(self, peer: PeerId, blob_id: BlobId) -> bool:
         """Whether ``peer`` may fetch the blob now."""
-        return (peer, blob_id) in self._count
+        return (peer, blob_id) in self._count or (EVERYBODY, blob_id) in self._count
 
 
 class BlobServer:

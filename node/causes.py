@@ -292,6 +292,13 @@ ERRORS = {
         "`shoal peers --forgive {peer}` lets it back in before that time",
         Remedy.HERE,
     ),
+    "peer_banned": Words(
+        "is banned by this node, for a result that was proved false",
+        "are banned by this node, for results that were proved false",
+        "`shoal proof list` shows the proof; a ban lapses by itself, and "
+        "`shoal peers --unban {peer}` lifts it before",
+        Remedy.HERE,
+    ),
     "too_many_requests": Words(
         "was asked too much by this node, and is left alone for a while",
         "were asked too much by this node, and are left alone for a while",

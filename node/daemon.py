@@ -29,6 +29,7 @@ from shoal.node.capability import Capability, open_capability
 from shoal.node.challenger import Challenger, open_challenger
 from shoal.node.conduct import Conduct, open_conduct
 from shoal.node.control import open_control
+from shoal.node.convictions import Convictions, open_convictions
 from shoal.node.front import Daemon
 from shoal.node.home import hold_home, open_home
 from shoal.node.house import House
@@ -55,7 +56,9 @@ from shoal.node.service_manager import ServiceManager
 from shoal.node.shares import usable_cpus
 from shoal.node.state import open_state
 from shoal.node.swarm_key import load_key
+from shoal.node.trials import charge_of, judged_by
 from shoal.protocol.advert_fitting import fitted
+from shoal.protocol.messages import Accusation, AccusationsWanted
 
 if TYPE_CHECKING:
     from shoal.node.config import Config
@@ -211,6 +214,12 @@ async def serve(
             book=book,
         )
         rights = Rights()
+        convictions = Convictions(
+            judge=partial(judged_by, worker, config.memory_bytes),
+            read=charge_of,
+            links=lambda: membership.links,
+            matters=lambda peer: membership.table.get(peer) is not None,
+        )
         house = House(
             identity=identity,
             network=network,
@@ -221,9 +230,14 @@ async def serve(
             worker=worker,
             reach=partial(conduct.reach, introductions.reach),
             broke=conduct.broke,
-            terms=lambda: make_terms(settings(), identity, capacity, provider, owner),
+            terms=lambda: make_terms(
+                settings(), identity, capacity, provider, owner, convictions.is_banned
+            ),
             proven=partial(is_proven, membership, book),
+            convictions=convictions,
         )
+        convictions.house = house
+        await convictions.load()
         retention.leaving = partial(chaining.let_go, house)
         prover = Prover(
             house,
@@ -242,7 +256,9 @@ async def serve(
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(
             open_jobs(
-                house, partial(providers, membership), partial(facts_of, membership, conduct)
+                house,
+                partial(providers, membership, convictions.is_banned),
+                partial(facts_of, membership, conduct),
             )
         )
         daemon = Daemon(
@@ -264,6 +280,7 @@ async def serve(
             owner=owner,
             versions=control.versions,
             conduct=conduct,
+            convictions=convictions,
             reachability=reached,
             introductions=introductions,
             joining=joining,
@@ -279,6 +296,8 @@ async def serve(
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
+        convictions.on_ban += [control.hang_up, provider.drop]
+        daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))
@@ -286,6 +305,7 @@ async def serve(
         await stack.enter_async_context(open_owner_watch(owner))
         await stack.enter_async_context(open_challenger(challenger))
         await stack.enter_async_context(open_proof_asking(control, membership, book))
+        await stack.enter_async_context(open_convictions(convictions))
         await jobs.resume()  # before a client can submit one
         settings.apply = partial(_apply, daemon, book)
         async with trio.open_nursery() as nursery:

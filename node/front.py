@@ -22,9 +22,11 @@ from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
 from shoal.node import chaining, pipeline, reload
 from shoal.node.account import about_unit, told
+from shoal.node.assurance import Assurance, JobAssurance, assure
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
+from shoal.node.docket import End
 from shoal.node.errors import ConfigError, JobError
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
@@ -48,6 +50,7 @@ from shoal.node.records import (
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.swarm_key import PUBLIC
+from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
@@ -88,6 +91,7 @@ if TYPE_CHECKING:
     from shoal.node.causes import Explanation
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
+    from shoal.node.convictions import Convictions
     from shoal.node.house import House
     from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
@@ -97,12 +101,14 @@ if TYPE_CHECKING:
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.reachability import Reachability
     from shoal.node.records import (
+        Ban,
         CutView,
         GivenUnit,
         Job,
         JobId,
         JobSpec,
         OwnerView,
+        ProofView,
         Unit,
     )
     from shoal.node.retention import Retention
@@ -135,6 +141,7 @@ class Daemon:
     owner: OwnerWatch
     versions: PeerVersions
     conduct: Conduct
+    convictions: Convictions
     reachability: Reachability
     introductions: Introductions
     joining: Joining
@@ -169,6 +176,7 @@ class Daemon:
             uptime_s=trio.current_time() - self.started_at_s,
             peers_known=len(self.membership.table) - 1,
             peers_linked=len(self.membership.links),
+            peers_banned=len(self.convictions.bans()),
             jobs_running=self.jobs_running.running,
             units_served=self.provider.units_served,
             blob_bytes=self.blobs.used_bytes,
@@ -206,6 +214,22 @@ class Daemon:
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
         self.conduct.forgive(PeerId(peer))
+
+    def bans(self) -> list[Ban]:
+        """Peers that a fraud proof has convicted, and that nothing is given to."""
+        return self.convictions.bans()
+
+    async def unban(self, peer: str) -> None:
+        """Lift a ban; raises PeerError ``not_banned``."""
+        await self.convictions.unban(PeerId(peer))
+
+    def proofs(self) -> list[ProofView]:
+        """The fraud proofs that this node believes."""
+        return self.convictions.proofs()
+
+    async def proof(self, proof_id: BlobId) -> bytes:
+        """A fraud proof's bytes; raises PeerError ``no_such_proof``."""
+        return await self.convictions.proof(proof_id)
 
     async def devices(self) -> Inventory:
         """This node's devices, with the memory that is free now, and what is missing."""
@@ -294,6 +318,8 @@ class Daemon:
     async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
         """Units of a job in order of their index."""
         units = await self.journal.units(job_id, offset, limit)
+        if not units:
+            await self.journal.job(job_id)  # raises where there is none
         return [self.jobs_running.as_leased(unit) for unit in units]
 
     def watch(
@@ -339,9 +365,24 @@ class Daemon:
             )
         return about_unit(told(job, answers, around, work), units[0], around.own)
 
+    async def assurance(
+        self, job_id: JobId, offset: int, limit: int
+    ) -> tuple[JobAssurance, list[Assurance]]:
+        """How far a job's results can be relied on: all of it counted, and some units."""
+        job, own = await self.journal.job(job_id), self.identity.peer_id
+        counted = await units_assured(self.journal, job, own)
+        units = await self.units(job_id, offset, limit)
+        return counted, [
+            assure(job, unit, await self.journal.checks(job_id, unit.index), own)
+            for unit in units
+        ]
+
     async def receipts(self, job_id: JobId) -> list[BlobId]:
         """Ids of the job's receipts."""
-        return await self.journal.receipt_ids(job_id)
+        found = await self.journal.receipt_ids(job_id)
+        if not found:
+            await self.journal.job(job_id)  # raises where there is none
+        return found
 
     async def receipt(self, receipt_id: BlobId) -> bytes:
         """A receipt's envelope."""
@@ -441,6 +482,8 @@ class Daemon:
             draining=self.capacity.draining,
             peers_known=len(self.membership.table) - 1,
             peers_linked=len(self.membership.links),
+            peers_banned=len(self.convictions.bans()),
+            accusations={end: self.convictions.ended[end] for end in End},
             jobs_running=self.jobs_running.running,
             jobs_ended={s: self.jobs_running.jobs_ended[s] for s in JobState if s.final},
             units_waiting=self.jobs_running.units_waiting,
@@ -471,7 +514,14 @@ class Daemon:
         return owner_view(self.config, self.owner, (*used, *paused), self._terms())
 
     def _terms(self) -> Terms:
-        return make_terms(self.config, self.identity, self.capacity, self.provider, self.owner)
+        return make_terms(
+            self.config,
+            self.identity,
+            self.capacity,
+            self.provider,
+            self.owner,
+            self.convictions.is_banned,
+        )
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
         """Let the module that knows about it answer a peer's request."""

@@ -25,12 +25,15 @@ from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.swarm_key import PUBLIC
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shoal.node.bidding import Terms
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
     from shoal.node.outlook import Outlook
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.proofs import ProofBook
+    from shoal.node.records import Ban
     from shoal.node.remembered_peers import RememberedPeer
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
@@ -80,14 +83,17 @@ async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State)
     return Places(tuple(entries.values()), tuple(remembered))
 
 
-def providers(membership: Membership, numeric_class: str) -> list[PeerId]:
+def providers(
+    membership: Membership, ban_of: Callable[[PeerId], Ban | None], numeric_class: str
+) -> list[PeerId]:
     """Who may be called for bids: this node itself, links, then others, of the class."""
     own = membership.own
     found = [
-        PeerId(entry.advert.peer)
+        peer
         for entry in membership.table
         if (entry.advert.providing or entry.advert.peer == own)
         and numeric_class in entry.advert.numeric_classes
+        and ban_of(peer := PeerId(entry.advert.peer)) is None
     ]
     return sorted(found, key=lambda peer: (peer != own, peer not in membership.links))
 
@@ -187,5 +193,6 @@ def surroundings(
         leases=leases,
         misfits=dict(versions.misfits),
         alone=alone,
+        lost=membership.lost,
         outlook=outlook,
     )

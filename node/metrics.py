@@ -83,6 +83,8 @@ class Readings:
     threads: int
     log_lines_lost: int
     settings_ok: bool
+    peers_banned: int = 0
+    accusations: Mapping[str, float] = field(default_factory=dict)
     network: NetworkReadings | None = None
 
 
@@ -126,6 +128,17 @@ METRICS = (
     ),
     Row("shoal_peers_known", "Other nodes with a valid advert.", lambda now: now.peers_known),
     Row("shoal_peers_linked", "Peers that are linked.", lambda now: now.peers_linked),
+    Row(
+        "shoal_peers_banned",
+        "Peers that a fraud proof has convicted, while their bans last.",
+        lambda now: now.peers_banned,
+    ),
+    Row(
+        "shoal_accusations_total",
+        "Fraud proofs that peers told of and that were looked into, by what came of it.",
+        lambda now: now.accusations,
+        "outcome",
+    ),
     Row("shoal_jobs_running", "Own jobs that run.", lambda now: now.jobs_running),
     Row(
         "shoal_jobs_ended_total",

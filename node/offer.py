@@ -22,7 +22,7 @@ from shoal.protocol.statements import Advert, DeviceOffer
 from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shoal.compute.devices import Device, Lack
     from shoal.compute.executors.base import Probe
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shoal.node.config import Config
     from shoal.node.owner_watch import OwnerWatch
     from shoal.node.provider import Provider
+    from shoal.node.records import Ban
     from shoal.protocol.advertising import Advertised
 
 AGENT: Final = f"shoal/{shoal.__version__}"
@@ -111,6 +112,7 @@ def make_terms(
     capacity: Capacity,
     provider: Provider,
     owner: OwnerWatch,
+    ban_of: Callable[[PeerId], Ban | None],
 ) -> Terms:
     """By what this node bids, or refuses, at this moment (`node.bidding`)."""
     (device,) = capacity.units_run_on()
@@ -131,5 +133,6 @@ def make_terms(
         sandboxed=capacity.sandboxed,
         min_price=config.min_price,
         time_limit_s=config.time_limit_s,
+        ban_of=ban_of,
         starting=capacity.starting,
     )

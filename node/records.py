@@ -107,6 +107,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fail_fast: End the job where nobody bids at the first call, instead of waiting.
         outputs_stay: Leave outputs with the peers that made them until they are asked for.
         open: Units are still to be added; the job ends only after it was sealed.
+        verify: How results are checked: ``receipt``, ``quorum:K``, ``sample:P`` or ``auto``
+            (see `protocol.verification.policy`).
     """
 
     policy: Policy
@@ -120,6 +122,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fail_fast: bool = False
     outputs_stay: bool = False
     open: bool = False
+    verify: ShortText = "auto"
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -227,6 +230,30 @@ class Ban(msgspec.Struct, frozen=True):
     until: float
     why: str
     own: bool = False
+
+
+class ProofView(msgspec.Struct, frozen=True):
+    """A fraud proof that this node believes, as ``shoal proof list`` shows it.
+
+    Attributes:
+        accused: Whom it convicts.
+        verdict: What it shows, for a person.
+        own: Whether it is of work that this node gave.
+        at: When it was judged here, in seconds since the epoch.
+        blobs: Ids of the blobs that it takes to check it.
+        blobs_bytes: Their size in all; of those that are not held it is not known.
+        public: Whether anybody can fetch it and its blobs here.
+    """
+
+    id: BlobId
+    accused: PeerId
+    verdict: str
+    own: bool
+    at: float
+    proof_bytes: int
+    blobs: tuple[BlobId, ...] = ()
+    blobs_bytes: int = 0
+    public: bool = False
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -497,6 +524,7 @@ class Status(msgspec.Struct, frozen=True):
     units_served: int
     blob_bytes: int
     blob_quota_bytes: int
+    peers_banned: int = 0
     network: str = "public"
     network_fingerprint: str = ""
     sandbox: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.records import Ban
 
 
 _OTHER_NETWORK_HINT = (
@@ -51,6 +53,17 @@ def peer_cut(peer: PeerId, why: str) -> NetworkError:
         f"{peer} is cut: {why}",
         code="peer_cut",
         hint=f"`shoal peers --forgive {peer}` lets it back in before",
+    )
+
+
+def peer_banned(ban: Ban) -> NetworkError:
+    """Make the error of a peer that a fraud proof has convicted."""
+    until = time.strftime("%Y-%m-%d", time.localtime(ban.until))
+    return NetworkError(
+        f"{ban.peer} is banned until {until}: {ban.why}"[:400],
+        code="peer_banned",
+        hint=f"`shoal proof show {ban.proof}` shows by what; `shoal peers --unban {ban.peer}` "
+        "lifts it",
     )
 
 

@@ -15,7 +15,7 @@ import types
 from collections.abc import Mapping
 from enum import StrEnum
 from itertools import pairwise
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -34,6 +34,7 @@ from shoal.protocol import (
     vocabulary,
 )
 from shoal.protocol.negotiation import PROVIDER, REQUESTER, Way
+from shoal.protocol.verification import dispute, fraud_proof
 
 Struct = type[msgspec.Struct]
 
@@ -277,6 +278,15 @@ def document() -> str:
         "### The prover\n",
         diagram(challenge.PROVER),
         VERIFICATION,
+        "### Disputes\n",
+        _passage(dispute, "A question is about", "1,000 stages"),
+        "### The challenger\n",
+        diagram(dispute.CHALLENGER),
+        "### The defender\n",
+        diagram(dispute.DEFENDER),
+        "### Fraud proofs\n",
+        _passage(fraud_proof, "A proof holds"),
+        _structs([fraud_proof.FraudProof, fraud_proof.Opening, fraud_proof.Tile]),
         STATEMENTS,
         _domains(),
         _structs(
@@ -447,6 +457,8 @@ def _phrase(hint: Any, *, by_name: bool = True) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return f"{_phrase(arguments[0])}{_bounds(arguments[1])}"
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"list of {_phrase(arguments[0])}"
     if origin is tuple:

@@ -199,9 +199,12 @@ NODES_LIMIT = 16
 LEAF_LIMIT_BYTES = 64 << 10
 """One leaf of a trace: an operator of 512 inputs and outputs, or a state of as many tensors."""
 
-FRAUD_PROOF_LIMIT_BYTES = 768 << 10
-"""A fraud proof without its blobs: an award, two of the largest receipts, a root and a
-leaf. Most have a few KiB."""
+FRAUD_PROOF_LIMIT_BYTES = 100_000
+"""A fraud proof without its blobs: most have a few KiB, one about a unit of a hundred inputs
+and outputs with long names some 60 KiB."""
+
+OPENINGS_LIMIT = 9
+"""Leaves that a fraud proof opens: a disputed one, and those it may have read from."""
 
 PROOF_BLOBS_LIMIT = 512
 """Blobs that a fraud proof needs to be checked: one operator's, or a whole program's."""

@@ -8,7 +8,7 @@ another one is not used.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,8 +16,10 @@ from onnx import ModelProto, parser
 
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.kernels import ExactError
-from shoal.compute.exact.plan import Plan, make_plan
+from shoal.compute.exact.plan import Plan, Values, make_plan
 from shoal.compute.exact.spec import PRECISIONS, SPEC_VERSION, X20
+from shoal.compute.exact.stages import StageRecorder, Stages, stage_leaves, stages_of
+from shoal.compute.exact.tracing import OperatorTensors, Traceable, tensors_of, trace
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
 from shoal.compute.tensor import to_blob
 from shoal.crypto.content import BlobId, blob_id_of
@@ -26,18 +28,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from shoal.compute.exact.kernels import Kernels
+    from shoal.compute.exact.leaves import OperatorLeaf, StageLeaf
     from shoal.compute.loading import LoadedProgram
 
 CANARY_ID: Final = BlobId("909e7d9854d87b3cf5cb47421e7ec283b14f14190e76e196726f1f3a3215a2d8")
 """The id of the canary's output under version 1 of the specification."""
 
 
-@dataclass(frozen=True, slots=True)
 class Prepared:
-    """A plan, and the program whose weights it may share."""
+    """A plan, the program whose weights it may share, and what tracing it takes."""
 
-    plan: Plan
-    program: LoadedProgram
+    def __init__(self, plan: Plan, program: LoadedProgram) -> None:
+        self.plan = plan
+        self.program = program
+        self.folded_ids: Mapping[str, BlobId] | None = None
+
+    @cached_property
+    def traceable(self) -> Traceable:
+        """The program as it is traced; made when that is first asked for."""
+        return Traceable(self.program)
+
+    @cached_property
+    def stages(self) -> Stages:
+        """How its graph is cut."""
+        return stages_of(self.traceable.graph)
 
 
 class Exact:
@@ -115,6 +129,71 @@ class Exact:
         self._ended.clear()
         return handle.plan.run(inputs, self._check)
 
+    def run_in_stages(
+        self, handle: Prepared, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], list[StageLeaf]]:
+        """Run the plan once, as `run`, and give the leaves of its stages too.
+
+        None, where a value between two stages is no tensor that travels.
+        """
+        self._ended.clear()
+        recorder = StageRecorder(handle.stages, self._folded_ids(handle))
+        reached = recorder.reached
+
+        def record(place: int, values: Values) -> None:
+            nonlocal reached
+            try:
+                reached(place, values)
+            except ExactError:
+                raise
+            except ProgramError:  # the unit is right all the same
+                recorder.leaves.clear()
+                reached = _not_recorded
+
+        return handle.plan.run(inputs, self._check, record), recorder.leaves
+
+    def trace(
+        self, handle: Prepared, inputs: Mapping[str, np.ndarray], stage: int | None
+    ) -> tuple[tuple[OperatorLeaf, ...], list[StageLeaf]]:
+        """Run a prepared program once for its operators' leaves.
+
+        Args:
+            handle: What `prepare` gave.
+            inputs: As for `run`.
+            stage: Of which stage; None for all.
+
+        Returns:
+            The leaves, the last of which may hold an error; and where they are of all
+            stages, those of the stages that they reach the end of.
+
+        Raises:
+            ProgramError: ``no_such_stage``, or as `shoal.compute.exact.tracing.trace`.
+            ComputeError: As for `run`.
+        """
+        self._ended.clear()
+        stages, graph = handle.stages, handle.traceable.graph
+        if stage is not None and not 0 <= stage < len(stages.ends):
+            raise ProgramError(
+                f"there is no stage {stage} among {len(stages.ends)}", code="no_such_stage"
+            )
+        span = None if stage is None else stages.span(stage)
+        leaves = trace(handle.traceable, inputs, self._kernels, span, self._check)
+        return leaves, stage_leaves(stages, leaves, graph) if stage is None else []
+
+    def tensors_of(
+        self, handle: Prepared, inputs: Mapping[str, np.ndarray], index: int
+    ) -> OperatorTensors:
+        """Run a prepared program up to one node; see `exact.tracing.tensors_of`."""
+        self._ended.clear()
+        return tensors_of(handle.traceable, inputs, self._kernels, index, self._check)
+
+    def _folded_ids(self, handle: Prepared) -> Mapping[str, BlobId]:
+        """The ids of what stages hold of constants alone: found once."""
+        if handle.folded_ids is None:
+            names = {name for alive in handle.stages.alive for name in alive}
+            handle.folded_ids = handle.traceable.folded_ids(names, self._kernels, self._check)
+        return handle.folded_ids
+
     def terminate(self) -> None:
         """End what is going on before its next node. See `Executor.terminate`."""
         self._ended.set()
@@ -122,6 +201,10 @@ class Exact:
     def _check(self) -> None:
         if self._ended.is_set():
             raise ComputeError("the program was ended", code="terminated")
+
+
+def _not_recorded(_: int, __: Values) -> None:
+    """In place of a recorder that gave up."""
 
 
 def _canary() -> ModelProto:

@@ -39,6 +39,8 @@ _STATUS_OF_CODE = {
     "draining": 503,
     "no_such_job": 404,
     "no_such_offender": 404,
+    "no_such_proof": 404,
+    "not_banned": 404,
     "no_such_output": 404,
     "no_such_peer": 404,
     "no_such_receipt": 404,

@@ -80,8 +80,8 @@ class _Connect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema_version: int = 1
 
 
-class _Forgive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/forgive."""
+class _Pardon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/forgive and of POST /v1/unban."""
 
     peer: str
     schema_version: int = 1
@@ -132,6 +132,9 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/settings", api.settings),
         ("GET", "/v1/peers", api.peers),
         ("POST", "/v1/forgive", api.forgive),
+        ("POST", "/v1/unban", api.unban),
+        ("GET", "/v1/proofs", api.proofs),
+        ("GET", "/v1/proofs/{id}", api.proof),
         ("GET", "/v1/devices", api.devices),
         ("POST", "/v1/pause", api.pause),
         ("POST", "/v1/resume", api.resume),
@@ -163,6 +166,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("POST", "/v1/jobs/{id}/cancel", api.cancel),
         ("DELETE", "/v1/jobs/{id}", api.forget),
         ("GET", "/v1/jobs/{id}/why", api.why),
+        ("GET", "/v1/jobs/{id}/assurance", api.assurance),
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
         ("GET", "/v1/receipts/{id}", api.receipt),
     )
@@ -208,13 +212,26 @@ class _Api:
                 "peers": self._daemon.peers(),
                 "misfits": self._daemon.misfits(),
                 "cut": self._daemon.cuts(),
+                "banned": self._daemon.bans(),
             }
         )
 
     async def forgive(self, request: Request) -> Response:
-        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Forgive)
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Pardon)
         self._daemon.forgive(wanted.peer)
         return answer({"peer": wanted.peer})
+
+    async def unban(self, request: Request) -> Response:
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Pardon)
+        await self._daemon.unban(wanted.peer)
+        return answer({"peer": wanted.peer})
+
+    async def proofs(self, _request: Request) -> Response:
+        return answer({"proofs": self._daemon.proofs()})
+
+    async def proof(self, request: Request) -> Response:
+        proof = await self._daemon.proof(blob_id_in(request))
+        return Response(proof, media_type="application/octet-stream")
 
     async def devices(self, _request: Request) -> Response:
         found = await self._daemon.devices()
@@ -396,6 +413,14 @@ class _Api:
         found = await self._daemon.why(job_id_in(request), unit)
         # The summary is for clients that have no words of their own.
         return answer({**msgspec.structs.asdict(found), "summary": found.summary})
+
+    async def assurance(self, request: Request) -> Response:
+        offset = whole_number(request, "offset", 0)
+        limit = whole_number(request, "limit", 100, UNITS_PER_ANSWER_LIMIT)
+        counted, units = await self._daemon.assurance(job_id_in(request), offset, limit)
+        # The summary is for clients that have no words of their own.
+        job = {**msgspec.structs.asdict(counted), "summary": counted.summary}
+        return answer({"job": job, "units": units})
 
     async def receipts(self, request: Request) -> Response:
         return answer({"receipts": await self._daemon.receipts(job_id_in(request))})

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from shoal.compute.manifest import Manifest
     from shoal.crypto.content import BlobId, ChunkList
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.assurance import Assurance, JobAssurance
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.records import (
+        Ban,
         CutView,
         GivenUnit,
         Job,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         MisfitView,
         OwnerView,
         PeerView,
+        ProofView,
         ReloadView,
         Status,
         Unit,
@@ -100,6 +103,22 @@ class DaemonFacade(Protocol):
 
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
+        ...
+
+    def bans(self) -> list[Ban]:
+        """Peers that a fraud proof has convicted, and that nothing is given to."""
+        ...
+
+    async def unban(self, peer: str) -> None:
+        """Lift a ban before its time; raises PeerError ``not_banned``."""
+        ...
+
+    def proofs(self) -> list[ProofView]:
+        """The fraud proofs that this node believes, the newest first."""
+        ...
+
+    async def proof(self, proof_id: BlobId) -> bytes:
+        """A fraud proof's bytes; raises PeerError ``no_such_proof``."""
         ...
 
     async def devices(self) -> Inventory:
@@ -215,6 +234,12 @@ class DaemonFacade(Protocol):
         Raises:
             JobError: ``no_such_job`` or ``no_such_unit``.
         """
+        ...
+
+    async def assurance(
+        self, job_id: JobId, offset: int, limit: int
+    ) -> tuple[JobAssurance, list[Assurance]]:
+        """How far a job's results can be relied on: all of it counted, and some units."""
         ...
 
     async def receipts(self, job_id: JobId) -> list[BlobId]:

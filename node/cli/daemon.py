@@ -114,28 +114,38 @@ def status(*, daemon: Daemon | None = None) -> None:
 
 
 def peers(
-    *, connect: str | None = None, forgive: str | None = None, daemon: Daemon | None = None
+    *,
+    connect: str | None = None,
+    forgive: str | None = None,
+    unban: str | None = None,
+    daemon: Daemon | None = None,
 ) -> None:
     """List the other nodes of the network as this one sees them.
 
     Peers that are connected and cannot be talked to follow, each with the reason, such
     as which of the two to upgrade. Then those that broke the rules of the wire, with
     what they did; of one that is cut no connection is taken until the time that is shown.
+    Last come those that a fraud proof has convicted: they get no work and none of theirs
+    is taken. `shoal proof list` tells more.
 
     Args:
         connect: Link to the node at this address or /dnsaddr name first; as in `bootstrap`.
         forgive: Let the peer of this id back in first, and forget what it did.
+        unban: Lift the ban of the peer of this id first.
     """
     daemon = daemon or Daemon()
     with daemon.client() as client:
         if forgive is not None:
             client.forgive(forgive)
+        if unban is not None:
+            client.unban(unban)
         if connect is not None:
             client.connect(connect)
         found, misfits, cut = client.peers(), client.misfits(), client.cuts()
+        banned = client.bans()
         joining = None if found else client.status().joining
     if daemon.as_json:
-        print_json({"peers": found, "misfits": misfits, "cut": cut})
+        print_json({"peers": found, "misfits": misfits, "cut": cut, "banned": banned})
         return
     if found:
         _print_peers(found)
@@ -145,6 +155,12 @@ def peers(
     for misfit in misfits:
         note(f"{misfit.peer} is connected and {misfit.why}")
     _print_offenders([view for view in found if view.standing is not None], cut)
+    if banned:
+        print()
+        print_table(
+            ("BANNED", "UNTIL", "PROOF", "IT"),
+            ((ban.peer, _day_text(ban.until), ban.proof[:16], ban.why) for ban in banned),
+        )
 
 
 def _print_offenders(offenders: Sequence[PeerView], cut: Sequence[CutView]) -> None:
@@ -168,6 +184,11 @@ def _print_offenders(offenders: Sequence[PeerView], cut: Sequence[CutView]) -> N
 def _clock_text(epoch_s: float) -> str:
     """A time of today by this machine's clock: cuts are shorter than a day."""
     return time.strftime("%H:%M:%S", time.localtime(epoch_s))
+
+
+def _day_text(epoch_s: float) -> str:
+    """A day by this machine's clock: bans last for weeks."""
+    return time.strftime("%Y-%m-%d", time.localtime(epoch_s))
 
 
 def _print_peers(found: Sequence[PeerView]) -> None:
@@ -262,7 +283,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             *(("address", address) for address in found.addresses),
             *_reachability_pairs(found),
             ("up for", _up_text(found)),
-            ("peers", f"{found.peers_linked} linked, {found.peers_known} known"),
+            ("peers", _peers_text(found)),
             *_joining_pairs(found.joining),
             ("jobs", f"{found.jobs_running} running"),
             ("served", f"{found.units_served} units, {found.units_running} running"),
@@ -275,6 +296,13 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("process", found.pid),
         ]
     )
+
+
+def _peers_text(found: Status) -> str:
+    text = f"{found.peers_linked} linked, {found.peers_known} known"
+    if not found.peers_banned:
+        return text
+    return f"{text}; {found.peers_banned} banned, see `shoal peers`"
 
 
 def _up_text(found: Status) -> str:

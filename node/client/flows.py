@@ -19,12 +19,14 @@ from shoal.compute.errors import ProgramError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.manifest import Manifest, decode
 from shoal.crypto.content import BlobId
+from shoal.node.assurance import Assurance, JobAssurance
 from shoal.node.capability_views import CapabilityView, ChallengeView
 from shoal.node.causes import Explanation
 from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError
 from shoal.node.records import (
     Answer,
+    Ban,
     CutView,
     Failure,
     Job,
@@ -33,6 +35,7 @@ from shoal.node.records import (
     MisfitView,
     OwnerView,
     PeerView,
+    ProofView,
     ReloadView,
     Status,
     Unit,
@@ -72,6 +75,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``precision`` belongs to the class ``exact``: ``x20``, ``x16`` or ``x8``. It is
     part of the program, so a program that is prepared already keeps its own.
+
+    ``verify`` says how results are checked: ``receipt`` (signatures and ids alone),
+    ``quorum:K`` (K providers run each unit), ``sample:P`` (of all results, P are run again
+    by others) or ``auto`` (as often as each provider's standing asks for).
     """
 
     numeric_class: str = NumericClass.FP32.value
@@ -82,6 +89,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     fail_fast: bool = False
     outputs_stay: bool = False
+    verify: str = "auto"
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -129,6 +137,27 @@ def forgive(peer: str) -> Flow[None]:
     """Let a peer that is cut back in."""
     body = msgspec.json.encode({"peer": peer})
     yield from json_of(Request("POST", "/v1/forgive", body=body))
+
+
+def bans() -> Flow[list[Ban]]:
+    """The peers that are banned."""
+    return (yield from _get("/v1/peers", "banned", list[Ban]))
+
+
+def unban(peer: str) -> Flow[None]:
+    """Lift a ban before its time."""
+    body = msgspec.json.encode({"peer": peer})
+    yield from json_of(Request("POST", "/v1/unban", body=body))
+
+
+def proofs() -> Flow[list[ProofView]]:
+    """The fraud proofs that the daemon believes."""
+    return (yield from _get("/v1/proofs", "proofs", list[ProofView]))
+
+
+def proof(proof_id: str) -> Flow[bytes]:
+    """A fraud proof's bytes."""
+    return (yield Request("GET", f"/v1/proofs/{proof_id}"))
 
 
 def devices() -> Flow[list[Device]]:
@@ -293,6 +322,21 @@ def explanation(job_id: str, unit: int | None = None) -> Flow[Explanation]:
     query = {} if unit is None else {"unit": unit}
     answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/why", query))
     return msgspec.convert(answer, Explanation)
+
+
+def blob(blob_id: str) -> Flow[bytes]:
+    """The bytes of a blob that the daemon holds."""
+    return (yield Request("GET", f"/v1/blobs/{blob_id}"))
+
+
+def assurance(
+    job_id: str, offset: int, limit: int
+) -> Flow[tuple[JobAssurance, list[Assurance]]]:
+    """How far a job's results can be relied on: all of it counted, and some units."""
+    query = {"offset": offset, "limit": limit}
+    answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/assurance", query))
+    counted = msgspec.convert(answer["job"], JobAssurance)
+    return counted, msgspec.convert(answer["units"], list[Assurance])
 
 
 def receipts(job_id: str) -> Flow[list[BlobId]]:

@@ -39,16 +39,19 @@ if TYPE_CHECKING:
 
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
+    from shoal.node.assurance import Assurance, JobAssurance
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.client.flows import Model
     from shoal.node.records import (
         Answer,
+        Ban,
         CutView,
         LogLevelView,
         MisfitView,
         OwnerView,
         PeerView,
+        ProofView,
         ReloadView,
         Status,
         Unit,
@@ -119,6 +122,30 @@ class AsyncClient:
             DaemonError: ``no_such_offender``.
         """
         await self._drive(flows.forgive(peer))
+
+    async def bans(self) -> list[Ban]:
+        """The peers that are banned by fraud proofs, each with the proof's id."""
+        return await self._drive(flows.bans())
+
+    async def unban(self, peer: str) -> None:
+        """Lift a ban before its time.
+
+        Raises:
+            DaemonError: ``not_banned``.
+        """
+        await self._drive(flows.unban(peer))
+
+    async def proofs(self) -> list[ProofView]:
+        """The fraud proofs that the daemon believes, the newest first."""
+        return await self._drive(flows.proofs())
+
+    async def proof(self, proof_id: str) -> bytes:
+        """A fraud proof's bytes, for ``shoal proof verify``.
+
+        Raises:
+            DaemonError: ``no_such_proof``.
+        """
+        return await self._drive(flows.proof(proof_id))
 
     async def devices(self) -> list[Device]:
         """The daemon's devices."""
@@ -337,6 +364,16 @@ class AsyncClient:
     async def explanation(self, job_id: str, unit: int | None = None) -> Explanation:
         """Why a job, or one unit of it, stands where it stands, and what would change it."""
         return await self._drive(flows.explanation(job_id, unit))
+
+    async def blob(self, blob_id: str) -> bytes:
+        """The bytes of a blob that the daemon holds."""
+        return await self._drive(flows.blob(blob_id))
+
+    async def assurance(
+        self, job_id: str, offset: int = 0, limit: int = 100
+    ) -> tuple[JobAssurance, list[Assurance]]:
+        """How far a job's results can be relied on: all of it counted, and some units."""
+        return await self._drive(flows.assurance(job_id, offset, limit))
 
     async def receipts(self, job_id: str) -> list[BlobId]:
         """Ids of a job's receipts."""

@@ -23,6 +23,7 @@ from shoal.node.causes import Cause, Explanation, Remedy
 from shoal.node.errors import ConfigError, JobError, NetworkError, PeerError, StoreError
 from shoal.node.records import (
     Answer,
+    Ban,
     CutView,
     Failure,
     Job,
@@ -32,6 +33,7 @@ from shoal.node.records import (
     MisfitView,
     OwnerView,
     PeerView,
+    ProofView,
     ReloadView,
     StanceView,
     StandingView,
@@ -43,6 +45,7 @@ from shoal.node.settings_view import SettingView
 
 PEER = PeerId("12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M")
 MISSING = BlobId("00" * 32)
+PROOF = BlobId("11" * 32)
 QUOTA_BYTES = 8 << 20
 RELOADED = ReloadView(changed=("deny",), needs_restart=(), unchanged=20, warnings=("w",))
 
@@ -164,6 +167,22 @@ class MemoryDaemon:
         if peer != PEER:
             raise PeerError("nothing is held against it", code="no_such_offender")
         self.forgiven = peer
+
+    def bans(self):
+        return [Ban(PEER, PROOF, since=10.0, until=130.0, why="lied", own=True)]
+
+    async def unban(self, peer):
+        if peer != PEER:
+            raise PeerError("it is not banned", code="not_banned")
+        self.unbanned = peer
+
+    def proofs(self):
+        return [ProofView(PROOF, PEER, "lied", own=True, at=1.0, proof_bytes=7)]
+
+    async def proof(self, proof_id):
+        if proof_id != PROOF:
+            raise PeerError("it is not kept", code="no_such_proof")
+        return b"a proof"
 
     async def devices(self):
         cpu = Device(id="cpu", kind="cpu", name="A", memory_bytes=1, memory_free_bytes=1)

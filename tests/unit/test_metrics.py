@@ -60,6 +60,8 @@ READINGS = Readings(
     threads=4,
     log_lines_lost=0,
     settings_ok=True,
+    peers_banned=1,
+    accusations={"proved": 2, "false": 1},
     network=NETWORK,
 )
 BASE_UNITS = ("seconds", "bytes", "info", "total", "ratio")

@@ -87,8 +87,8 @@ class Reply:
 
     Attributes:
         wait: The share of the unit's time limit that it lets pass first.
-        receipts: How many different receipts it signs under the one award; all but the
-            first are false.
+        receipts: How many receipts that contradict each other it signs for the one unit;
+            it gives another one whenever it is asked again.
         tells: Whether accomplices are told, to say the same.
     """
 
@@ -308,13 +308,13 @@ class SlowRoller(Kind):
 
 
 class Equivocator(Kind):
-    """Signs two receipts for one unit under one award: the second one is for later use."""
+    """Signs two receipts for one unit: a false one, and the true one when asked again."""
 
     name = "equivocator"
     fate = Fate.CONVICTED
 
     def outputs(self, asked):
-        return Reply(receipts=2)
+        return Reply(Lie.ONE_BIT, receipts=2)
 
 
 class InventedWork(Kind):

@@ -16,7 +16,7 @@ from exact_programs import elementwise, indexing, layout, products, rows
 from exact_programs.program import Call, Failure, Program
 from exact_programs.source import Source
 from shoal.compute.exact.axes import PRODUCTS
-from shoal.compute.exact.plan import OPSETS
+from shoal.compute.exact.reading import OPSETS
 from shoal.compute.exact.spec import PRECISIONS
 
 __all__ = ["CALLS", "Failure", "Program", "programs"]

@@ -1,0 +1,600 @@
+"""Fraud proofs that this node believes, the bans that follow, and what it tells of them.
+
+Part of *verify*. A proof is believed when this node's own worker has judged it, and by
+nothing else: its own disputes hand proofs in (`Convictions.convict`), and links tell of
+others (`protocol.messages.Accusation`), which are fetched from whoever told, judged one at
+a time, and only then passed on. So a false proof gets one hop far, and costs its sender
+standing. In which order they are looked into, and whose are not heard, is
+`node.docket`'s. Links compare what they know when they meet and every few minutes, so that
+a lost message is no matter.
+
+Who is convicted is *banned*: it gets no call and no award, what it asks is refused by name,
+and what it was doing goes to others. Its links stay, since that is how it hears of it. A
+ban lasts for `BAN_S` from the award under which it lied, which is the same moment for
+every node: counted from when each of them hears of it, a ban would go round for ever.
+
+Proof and blobs of a ban are kept public, within `PUBLIC_SHARE` of the blob store, so that
+whoever is told can fetch them; the newest and this node's own stay longest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import structlog
+import trio
+
+from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.errors import ShoalError, VerificationError
+from shoal.crypto.peer_id import PeerId
+from shoal.node.blob_transfer import EVERYBODY
+from shoal.node.docket import BLOBS_LIMIT_BYTES, Docket, End, Heard, Hearing
+from shoal.node.errors import PeerError, StoreError
+from shoal.node.house import fitting, hold
+from shoal.node.records import Ban, ProofView
+from shoal.protocol.limits import (
+    ACCUSATIONS_LIMIT,
+    ACCUSED_BLOBS_LIMIT,
+    CLOCK_TOLERANCE_MS,
+    FRAUD_PROOF_LIMIT_BYTES,
+    KNOWN_PROOFS_LIMIT,
+    PROOF_BLOBS_LIMIT,
+    PROOF_BLOBS_LIMIT_BYTES,
+)
+from shoal.protocol.messages import (
+    Accusation,
+    Accusations,
+    AccusationsWanted,
+    Done,
+    Problem,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from shoal.node.house import House
+    from shoal.protocol.verification.fraud_proof import Verdict
+
+BAN_S: Final = 30 * 86400.0
+"""A machine that computes wrong is mended or sold within a month."""
+
+PUBLIC_SHARE: Final = 1 / 8
+"""Of the blob store, for proofs and their blobs."""
+
+REST: Final = 3.0
+"""After an accusation was looked into, so many times as long nothing is: whatever peers
+tell, it takes a quarter of the lowest priority of this node."""
+
+FETCH_BASE_S: Final = 30.0
+FETCH_BYTES_PER_S: Final = 250e3
+"""Who is slower than that at giving what it accuses by is told of by others, or not at all."""
+
+TELL_LIMIT_S: Final = 5.0
+TELLING_LIMIT: Final = 8
+"""Links that are told at once."""
+
+COMPARE_INTERVAL_S: Final = 300.0
+LOOK_INTERVAL_S: Final = 1.0
+
+FETCHING = "accusation"
+"""Under which name blobs are pinned while an accusation is looked into."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a well-formed proof says before it is judged.
+
+    Attributes:
+        accused: Whom it is against.
+        at_s: When the award was given under which that peer lied, since the epoch.
+    """
+
+    accused: PeerId
+    at_s: float
+
+
+Judge: TypeAlias = Callable[[bytes, Mapping[BlobId, bytes]], Awaitable["Verdict"]]
+Reader: TypeAlias = Callable[[bytes], Charge]
+"""Checks all of a proof that needs no computing; raises VerificationError."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """A proof that this node believes."""
+
+    accusation: Accusation
+    verdict: str
+    own: bool
+    at: float
+    public: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        return self.accusation.proof_bytes + self.accusation.blobs_bytes
+
+    def view(self) -> ProofView:
+        said = self.accusation
+        return ProofView(
+            id=BlobId(said.proof),
+            accused=PeerId(said.accused),
+            verdict=self.verdict,
+            own=self.own,
+            at=self.at,
+            proof_bytes=said.proof_bytes,
+            blobs=tuple(map(BlobId, said.blobs)),
+            blobs_bytes=said.blobs_bytes,
+            public=self.public,
+        )
+
+
+@dataclass(slots=True)
+class Convictions:
+    """What this node holds proved of its peers. Made by `open_convictions`.
+
+    Args:
+        judge: Judges a proof in the worker, at its lowest priority; raises ComputeError.
+        read: Reads a proof.
+        links: The peers that are told, and heard.
+        matters: Whether a peer is one that this node might deal with; of others no proof
+            is looked into, since anybody can make two keys and convict one of them.
+        convicted: Told of each new conviction: who, and what the proof shows.
+        accused_falsely: Told of whoever sent a proof that is false, and why it is.
+
+    Attributes:
+        house: The modules of this node, which has to be set before anything else is done.
+        on_ban: Called with each peer that is banned from now on, to end what runs with it.
+        ended: How many accusations of others came to which end.
+    """
+
+    judge: Judge
+    read: Reader
+    links: Callable[[], Collection[PeerId]]
+    matters: Callable[[PeerId], bool] = lambda _peer: True
+    convicted: Callable[[PeerId, str], None] = lambda _peer, _why: None
+    accused_falsely: Callable[[PeerId, str], None] = lambda _peer, _why: None
+    wall_s: Callable[[], float] = time.time
+    house: House = field(init=False)
+    on_ban: list[Callable[[PeerId], None]] = field(default_factory=list)
+    ended: Counter[End] = field(default_factory=Counter)
+    _bans: dict[PeerId, Ban] = field(default_factory=dict)
+    _known: dict[BlobId, _Known] = field(default_factory=dict)
+    _pardoned: dict[PeerId, float] = field(default_factory=dict)
+    """Until when others' proofs against a peer that the operator let back in are not heard."""
+    _docket: Docket = field(default_factory=Docket)
+    _woken: trio.Event = field(default_factory=trio.Event)
+    _telling: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(TELLING_LIMIT)
+    )
+    _nursery: trio.Nursery | None = None
+    _keeping: trio.Lock = field(default_factory=trio.Lock)
+
+    # --- what others ask of it ------------------------------------------------------
+
+    def is_banned(self, peer: PeerId) -> Ban | None:
+        """The ban of a peer that is banned now."""
+        ban = self._bans.get(peer)
+        return ban if ban is not None and ban.until > self.wall_s() else None
+
+    def bans(self) -> list[Ban]:
+        """All bans that last, the newest first."""
+        now = self.wall_s()
+        lasting = (ban for ban in self._bans.values() if ban.until > now)
+        return sorted(lasting, key=lambda ban: (-ban.since, ban.peer))
+
+    def proofs(self) -> list[ProofView]:
+        """The proofs that this node believes, the newest first."""
+        views = (known.view() for known in self._known.values())
+        return sorted(views, key=lambda view: (-view.at, view.id))
+
+    async def proof(self, proof_id: BlobId) -> bytes:
+        """The bytes of a proof that is kept.
+
+        Raises:
+            PeerError: ``no_such_proof``.
+        """
+        kept = await self.house.journal.proof(proof_id)
+        if kept is None:
+            raise PeerError(
+                f"no proof {proof_id[:16]}… is kept here",
+                code="no_such_proof",
+                hint="`shoal proof list` shows those that are",
+            )
+        return kept.proof
+
+    async def convict(self, proof: bytes, blobs: Mapping[BlobId, bytes]) -> Verdict:
+        """Judge a proof of this node's own, and ban by it.
+
+        Args:
+            proof: The proof.
+            blobs: All that is needed to check it.
+
+        Returns:
+            The verdict; nothing follows from one that does not convict.
+
+        Raises:
+            VerificationError: It is no proof.
+            ComputeError: The worker could not judge it.
+            StoreError: It could not be written down.
+        """
+        charge = self.read(proof)
+        verdict = await self.judge(proof, blobs)
+        if verdict.outcome != "convicted":
+            log.error(
+                "a proof of this node's own does not hold",
+                accused=charge.accused,
+                outcome=str(verdict.outcome),
+                why=verdict.sentence,
+            )
+            return verdict
+        sizes = {blob_id: len(blob) for blob_id, blob in blobs.items()}
+        accusation = _accusation(proof, charge, sizes)
+        await self._put(proof, accusation, blobs.values())
+        await self._believe(proof, accusation, charge, verdict, own=True)
+        return verdict
+
+    async def unban(self, peer: PeerId) -> None:
+        """Let a peer back in, and hear nothing of others against it until the ban's end.
+
+        Raises:
+            PeerError: ``not_banned``.
+            StoreError: It could not be written down.
+        """
+        ban = self.is_banned(peer)
+        if ban is None:
+            raise PeerError(
+                f"{peer[:64]} is not banned here",
+                code="not_banned",
+                hint="`shoal peers` lists who is",
+            )
+        await self.house.journal.lift_ban(peer)
+        del self._bans[peer]
+        self._pardoned[peer] = ban.until
+        self._withdraw(peer)
+        log.info("a ban was lifted by the operator", peer=peer)
+
+    async def answer(
+        self, peer: PeerId, message: Accusation | AccusationsWanted
+    ) -> Done | Accusations | Problem:
+        """Answer a peer that accuses another, or compares."""
+        if isinstance(message, AccusationsWanted):
+            return Accusations(accusations=self._lacking(message.known))
+        if peer not in self.links():
+            return Problem(code="not_linked", message="accusations are heard of links alone")
+        self._hear(peer, message)
+        return Done()
+
+    # --- tasks --------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Take up bans and proofs of before the start; before anything else needs room."""
+        now = self.wall_s()
+        self._bans = {ban.peer: ban for ban in await self.house.journal.bans()}
+        for kept in sorted(await self.house.journal.proofs(), key=lambda row: row.at):
+            ban = self._bans.get(kept.accused)
+            if ban is None or ban.proof != kept.id:
+                if ban is None and kept.at + BAN_S > now:
+                    self._pardoned[kept.accused] = kept.at + BAN_S
+                continue
+            sizes = {b: self._size_of(b) for b in kept.blobs}
+            charge = Charge(kept.accused, ban.since)
+            accusation = _accusation(kept.proof, charge, sizes)
+            self._known[kept.id] = _Known(accusation, kept.verdict, kept.own, kept.at)
+            for blob_id in (kept.id, *kept.blobs):
+                self.house.store.pin(blob_id, _pin_of(kept.id))
+            try:
+                await self.house.store.put_bytes(kept.proof)
+            except StoreError as error:
+                log.warning("a proof is not public", proof=kept.id, error=str(error))
+            self._publish(kept.id)
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Start the tasks in ``nursery``."""
+        self._nursery = nursery
+        nursery.start_soon(self._keep_judging)
+        nursery.start_soon(self._keep_comparing)
+
+    def stop(self) -> None:
+        """Tell nobody anything any more."""
+        self._nursery = None
+
+    async def _keep_judging(self) -> None:
+        """Look into accusations one after the other, for ever."""
+        while True:
+            heard = self._docket.take(trio.current_time())
+            if heard is None:
+                self._woken = trio.Event()
+                await self._woken.wait()
+                continue
+            began_s = trio.current_time()
+            end, why = await self._look_into(heard)
+            now_s = trio.current_time()
+            self.ended[end] += 1
+            for liar in self._docket.close(end, now_s):
+                log.warning("a peer accused falsely", peer=liar, why=why)
+                self.accused_falsely(liar, why)
+            if end is End.OPEN:
+                log.info("an accusation is left open", peer=heard.sender, why=why)
+            await trio.sleep(REST * (now_s - began_s))
+
+    async def _look_into(self, heard: Heard) -> tuple[End, str]:
+        """Fetch a proof and what it needs, and have it judged; never raises."""
+        said = heard.accusation
+        if (why := self._needless(PeerId(said.accused))) is not None:
+            return End.NEEDLESS, why
+        limit_s = FETCH_BASE_S + (said.proof_bytes + said.blobs_bytes) / FETCH_BYTES_PER_S
+        try:
+            with trio.move_on_after(limit_s) as fetching:
+                proof, charge, blobs = await self._fetch(heard)
+            if fetching.cancelled_caught:
+                return End.OPEN, f"what it needs did not come within {limit_s:.0f} s"
+            lapsed = charge.at_s + BAN_S <= self.wall_s()
+            if lapsed:
+                return End.NEEDLESS, "it is of a time that is not held against anybody now"
+            if charge.at_s > self.wall_s() + CLOCK_TOLERANCE_MS / 1000:
+                return End.OPEN, "its award is of a time to come"
+            verdict = await self.judge(proof, blobs)
+            if verdict.outcome == "acquitted":
+                return End.FALSE, verdict.sentence
+            if verdict.outcome != "convicted":
+                return End.OPEN, verdict.sentence
+            sizes = {blob_id: len(blob) for blob_id, blob in blobs.items()}
+            accusation = _accusation(proof, charge, sizes)
+            await self._believe(
+                proof, accusation, charge, verdict, own=False, besides=heard.sender
+            )
+        except VerificationError as error:
+            newer = error.code == "version_unsupported"
+            return (End.OPEN if newer else End.FALSE), error.message
+        except ShoalError as error:
+            return End.OPEN, error.message
+        except Exception as error:  # root of a trial: a bug in one must not end the others
+            log.exception("an accusation could not be looked into", peer=heard.sender)
+            return End.OPEN, repr(error)
+        finally:
+            self.house.store.unpin(FETCHING)
+        return End.PROVED, verdict.sentence
+
+    async def _fetch(self, heard: Heard) -> tuple[bytes, Charge, dict[BlobId, bytes]]:
+        """A proof and its blobs from who told of it, each within what is left of its bound."""
+        store, said = self.house.store, heard.accusation
+        proof_id = BlobId(said.proof)
+        await hold(self.house, heard.sender, proof_id, FETCHING, FRAUD_PROOF_LIMIT_BYTES)
+        proof = await store.get_bytes(proof_id)
+        charge = self.read(proof)
+        if charge.accused != said.accused:
+            raise VerificationError(
+                f"the proof is against {charge.accused}, and {said.accused} is accused by it",
+                code="wrong_accused",
+            )
+        room, blobs = BLOBS_LIMIT_BYTES, {}
+        for text in dict.fromkeys(said.blobs):
+            blob_id = BlobId(text)
+            await hold(self.house, heard.sender, blob_id, FETCHING, room)
+            room -= store.size_bytes(blob_id)
+            blobs[blob_id] = await store.get_bytes(blob_id)
+        return proof, charge, blobs
+
+    async def _keep_comparing(self) -> None:
+        """Ask each link what it knows, at once and then now and again; let bans lapse."""
+        asked_at_s: dict[PeerId, float] = {}
+        while True:
+            links, now_s = set(self.links()), trio.current_time()
+            asked_at_s = {peer: at for peer, at in asked_at_s.items() if peer in links}
+            due = [
+                peer
+                for peer in links
+                if asked_at_s.get(peer, -COMPARE_INTERVAL_S) + COMPARE_INTERVAL_S <= now_s
+            ]
+            for peer in due:
+                asked_at_s[peer] = now_s
+                await self._compare(peer)
+            await self._lapse()
+            await trio.sleep(LOOK_INTERVAL_S)
+
+    async def _compare(self, peer: PeerId) -> None:
+        known = tuple(view.id for view in self.proofs()[:KNOWN_PROOFS_LIMIT])
+        try:
+            answer = fitting(
+                await self.house.control.request(
+                    peer, AccusationsWanted(known=known), TELL_LIMIT_S
+                ),
+                Accusations,
+            )
+        except ShoalError as error:  # an older one, or a link that breaks
+            log.debug("accusations were not compared", peer=peer, error=str(error))
+            return
+        for accusation in answer.accusations:
+            self._hear(peer, accusation)
+
+    async def _lapse(self) -> None:
+        now = self.wall_s()
+        for ban in [ban for ban in self._bans.values() if ban.until <= now]:
+            del self._bans[ban.peer]
+            self._withdraw(ban.peer)
+            log.info("a ban has lapsed", peer=ban.peer)
+            try:
+                await self.house.journal.lift_ban(ban.peer)
+            except StoreError as error:  # it says itself when it ends
+                log.warning("a lapsed ban stays on disk", peer=ban.peer, error=str(error))
+        self._pardoned = {peer: until for peer, until in self._pardoned.items() if until > now}
+
+    # --- steps --------------------------------------------------------------------
+
+    def _hear(self, sender: PeerId, accusation: Accusation) -> None:
+        if self._needless(PeerId(accusation.accused)) is not None:
+            return
+        hearing = self._docket.hear(sender, accusation, trio.current_time())
+        if hearing is Hearing.WAITS:
+            self._woken.set()
+        elif hearing is Hearing.FALSE:
+            self.accused_falsely(sender, "it passed on a proof that is known to be false")
+        elif hearing is not Hearing.KNOWN:
+            log.debug("an accusation is not heard", peer=sender, why=hearing.value)
+
+    def _needless(self, accused: PeerId) -> str | None:
+        """Why a proof against a peer is not looked into, if it is not."""
+        if self.is_banned(accused) is not None:
+            return "it is banned already"
+        if self._pardoned.get(accused, 0.0) > self.wall_s():
+            return "this node's operator has let it back in"
+        if accused != self.house.peer_id and not self.matters(accused):
+            return "nothing is known of it here"
+        return None
+
+    async def _believe(
+        self,
+        proof: bytes,
+        accusation: Accusation,
+        charge: Charge,
+        verdict: Verdict,
+        *,
+        own: bool,
+        besides: PeerId | None = None,
+    ) -> None:
+        """Ban by a proof, keep it, and tell the links."""
+        accused, proof_id = charge.accused, BlobId(accusation.proof)
+        if accused == self.house.peer_id:
+            log.error("this node was convicted of a false result", why=verdict.sentence)
+            return
+        now = self.wall_s()
+        since = min(charge.at_s, now)
+        ban = Ban(
+            peer=accused,
+            proof=proof_id,
+            since=since,
+            until=since + BAN_S,
+            why=verdict.sentence,
+            own=own,
+        )
+        async with self._keeping:
+            blobs = map(BlobId, accusation.blobs)
+            await self.house.journal.add_proof(
+                proof_id, accused, proof, blobs, verdict.sentence, own=own, at=now
+            )
+            if not await self.house.journal.add_ban(ban):
+                log.warning("a ban is not kept: there are too many", peer=accused)
+                return
+            self._withdraw(accused)
+            self._bans[accused] = ban
+            self._pardoned.pop(accused, None)
+            self._known[proof_id] = _Known(accusation, verdict.sentence, own, now)
+            public = self._publish(proof_id)
+        log.warning("a peer is banned", peer=accused, proof=proof_id, why=verdict.sentence)
+        self.convicted(accused, verdict.sentence)
+        for banned in self.on_ban:
+            banned(accused)
+        if public:
+            for link in set(self.links()) - {besides, accused}:
+                if self._nursery is not None:
+                    self._nursery.start_soon(self._tell, link, accusation)
+
+    async def _tell(self, peer: PeerId, accusation: Accusation) -> None:
+        async with self._telling:
+            try:
+                await self.house.control.request(peer, accusation, TELL_LIMIT_S)
+            except ShoalError as error:  # it hears of it when it compares
+                log.debug("a link was not told", peer=peer, error=str(error))
+
+    async def _put(self, proof: bytes, accusation: Accusation, blobs: Iterable[bytes]) -> None:
+        """Put a proof of this node's own where others can fetch it from."""
+        name = _pin_of(BlobId(accusation.proof))
+        for blob_id in (accusation.proof, *accusation.blobs):
+            self.house.store.pin(BlobId(blob_id), name)
+        try:
+            for blob in (proof, *blobs):
+                await self.house.store.put_bytes(blob)
+        except StoreError as error:  # it bans here, and is not told
+            log.warning("there is no room to make a proof public", error=str(error))
+
+    # --- what is public -------------------------------------------------------------
+
+    def _publish(self, proof_id: BlobId) -> bool:
+        """Let anybody fetch a proof and its blobs, where they are here and fit."""
+        store, known = self.house.store, self._known[proof_id]
+        said, name = known.accusation, _pin_of(proof_id)
+        ids = [proof_id, *map(BlobId, said.blobs)]
+        room = int(store.quota_bytes * PUBLIC_SHARE)
+        fits = (
+            len(said.blobs) <= PROOF_BLOBS_LIMIT
+            and known.size_bytes <= min(room, PROOF_BLOBS_LIMIT_BYTES)
+            and all(map(store.holds, ids))
+        )
+        if not fits:
+            store.unpin(name)
+            log.info("a proof is kept, and not public", proof=proof_id)
+            return False
+        for blob_id in ids:
+            store.pin(blob_id, name)
+        self.house.rights.grant(name, EVERYBODY, ids)
+        known.public = True
+        public = [one for one in self._known.values() if one.public]
+        over = sum(one.size_bytes for one in public) - room
+        for other in sorted(public, key=lambda one: (one.own, one.at)):
+            if over > 0 and other is not known:
+                over -= other.size_bytes
+                self._unpublish(other)
+        return True
+
+    def _unpublish(self, known: _Known) -> None:
+        name = _pin_of(BlobId(known.accusation.proof))
+        self.house.rights.withdraw(name)
+        self.house.store.unpin(name)
+        known.public = False
+
+    def _withdraw(self, peer: PeerId) -> None:
+        """Tell no more of what a peer was banned by."""
+        for proof_id, known in list(self._known.items()):
+            if known.accusation.accused == peer:
+                self._unpublish(known)
+                del self._known[proof_id]
+
+    def _lacking(self, known: Collection[str]) -> tuple[Accusation, ...]:
+        """The newest public proofs that somebody does not know, as many as one answer has."""
+        lacking: list[Accusation] = []
+        blobs = 0
+        for one in sorted(self._known.values(), key=lambda one: -one.at):
+            said = one.accusation
+            if not one.public or said.proof in known:
+                continue
+            blobs += len(said.blobs)
+            if len(lacking) >= ACCUSATIONS_LIMIT or blobs > ACCUSED_BLOBS_LIMIT:
+                break
+            lacking.append(said)
+        return tuple(lacking)
+
+    def _size_of(self, blob_id: BlobId) -> int:
+        return self.house.store.size_bytes(blob_id) if self.house.store.holds(blob_id) else 0
+
+
+@asynccontextmanager
+async def open_convictions(convictions: Convictions) -> AsyncIterator[Convictions]:
+    """Hear, judge and tell for as long as the block runs; `Convictions.load` it before."""
+    async with trio.open_nursery() as nursery:
+        await convictions.run(nursery)
+        try:
+            yield convictions
+        finally:
+            convictions.stop()
+            nursery.cancel_scope.cancel()
+
+
+def _accusation(proof: bytes, charge: Charge, sizes: Mapping[BlobId, int]) -> Accusation:
+    return Accusation(
+        proof=blob_id_of(proof),
+        accused=charge.accused,
+        proof_bytes=len(proof),
+        blobs=tuple(sizes),
+        blobs_bytes=sum(sizes.values()),
+    )
+
+
+def _pin_of(proof_id: BlobId) -> str:
+    """Under which name the blobs of a proof are pinned, and public."""
+    return f"proof/{proof_id}"

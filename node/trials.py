@@ -1,0 +1,55 @@
+"""How a node reads a fraud proof, and has it judged: what `node.convictions` is given.
+
+The form and the signatures are checked in the daemon, by `protocol.verification.fraud_proof`,
+since that is cheap and says whom a proof is against. Whatever computes is the worker's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from shoal.compute.frames import UnitLimits
+from shoal.node.convictions import Charge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shoal.compute.supervisor import Worker
+    from shoal.crypto.content import BlobId
+    from shoal.protocol.verification.fraud_proof import Verdict
+
+JUDGING_LIMIT_S: Final = 600.0
+"""For one proof: those of an operator or a tile take seconds, a whole unit a minute or so."""
+
+ANSWER_LIMIT_BYTES: Final = 1 << 20
+"""A verdict is a sentence."""
+
+
+def charge_of(proof: bytes) -> Charge:
+    """Check all of a proof that needs no computing.
+
+    Raises:
+        VerificationError: It is none, or of a version that is not known here.
+    """
+    from shoal.protocol.verification import fraud_proof
+
+    case = fraud_proof.examine(fraud_proof.decode(proof))
+    return Charge(case.accused, case.award.issued_at_ms / 1000)
+
+
+async def judged_by(
+    worker: Worker, memory_bytes: int, proof: bytes, blobs: Mapping[BlobId, bytes]
+) -> Verdict:
+    """Judge a proof in the worker, after everything else that waits for it.
+
+    Args:
+        worker: This node's.
+        memory_bytes: What judging may use.
+        proof: The proof.
+        blobs: What it needs, as far as it is at hand.
+
+    Raises:
+        ComputeError: A limit was met, or the worker failed.
+    """
+    limits = UnitLimits(JUDGING_LIMIT_S, memory_bytes, ANSWER_LIMIT_BYTES)
+    return await worker.judge(proof, blobs, limits)

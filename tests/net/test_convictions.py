@@ -1,0 +1,574 @@
+"""Fraud proofs between nodes: believed once judged, passed on, and paid for by false accusers.
+
+The nodes have real links, stores and journals. What judges is the tests' own: a proof says in
+itself what there is to find out about it.
+"""
+
+import json
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+import pytest
+import trio
+
+from shoal.compute.errors import ComputeError
+from shoal.crypto import identity
+from shoal.crypto.content import blob_id_of
+from shoal.crypto.errors import VerificationError
+from shoal.node import convictions as module
+from shoal.node.bidding import Terms, closed
+from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
+from shoal.node.blobs import open_store
+from shoal.node.control import open_control
+from shoal.node.convictions import BAN_S, Charge, Convictions, open_convictions
+from shoal.node.docket import End
+from shoal.node.errors import NetworkError, PeerError
+from shoal.node.house import House, hold
+from shoal.node.network import open_network
+from shoal.node.state import open_state
+from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import FRAUD_PROOF_LIMIT_BYTES
+from shoal.protocol.messages import (
+    Accusation,
+    Accusations,
+    AccusationsWanted,
+    Done,
+    Problem,
+    Reason,
+)
+
+LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
+NOW_S = 1_700_000_000.0
+LIAR, OTHER = (identity.generate().peer_id for _ in range(2))
+
+
+class Verdict(NamedTuple):
+    outcome: str
+    accused: str
+    sentence: str
+
+
+BLOBS = [b"a manifest", b"a graph", bytes(200_000)]
+
+
+def a_proof(accused=LIAR, verdict="convicted", at_s=NOW_S, blobs=BLOBS, **more):
+    fields = {"accused": accused, "verdict": verdict, "at": at_s}
+    return json.dumps(fields | {"blobs": [blob_id_of(blob) for blob in blobs]} | more).encode()
+
+
+def read(proof):
+    try:
+        said = json.loads(proof)
+    except ValueError:
+        raise VerificationError("this is no proof", code="bad_proof") from None
+    if said.get("form", 1) > 1:
+        raise VerificationError("a form that is not known", code="version_unsupported")
+    return Charge(said["accused"], said["at"])
+
+
+def by_id(blobs=BLOBS):
+    return {blob_id_of(blob): blob for blob in blobs}
+
+
+def accuse(proof, accused=LIAR, blobs=BLOBS, **changes):
+    return msgspec.structs.replace(
+        Accusation(
+            proof=blob_id_of(proof),
+            accused=accused,
+            proof_bytes=len(proof),
+            blobs=tuple(by_id(blobs)),
+            blobs_bytes=sum(map(len, blobs)),
+        ),
+        **changes,
+    )
+
+
+class Node:
+    """A node that has convictions, and no more of a daemon."""
+
+    def __init__(self, network, control, store, journal):
+        self.network, self.control, self.store = network, control, store
+        self.judged, self.blamed, self.told, self.banned = [], [], [], []
+        self.now_s = NOW_S
+        self.failing = False
+        self.rights = Rights()
+        self.house = House(
+            identity=None,
+            network=network,
+            control=control,
+            store=store,
+            rights=self.rights,
+            journal=journal,
+            worker=None,
+            reach=None,
+            terms=None,
+        )
+        self.convictions = Convictions(
+            judge=self.judge,
+            read=read,
+            links=network.connected,
+            matters=lambda peer: peer in {LIAR, OTHER, *self.known},
+            convicted=lambda peer, why: self.told.append((peer, why)),
+            accused_falsely=lambda peer, _why: self.blamed.append(peer),
+            wall_s=lambda: self.now_s,
+        )
+        self.known = set()
+        self.convictions.on_ban.append(self.banned.append)
+        self.house = replace(self.house, convictions=self.convictions)
+        self.convictions.house = self.house
+
+    @property
+    def peer(self):
+        return self.network.peer_id
+
+    async def judge(self, proof, blobs):
+        await trio.lowlevel.checkpoint()
+        self.judged.append(blob_id_of(proof))
+        if self.failing:
+            raise ComputeError("the worker died", code="worker_died")
+        said = json.loads(proof)
+        if not set(said["blobs"]) <= set(blobs):
+            return Verdict("undecided", said["accused"], "blobs are missing")
+        assert all(blob_id_of(blob) == blob_id for blob_id, blob in blobs.items())
+        return Verdict(said["verdict"], said["accused"], "node 7 is another sum")
+
+    async def answer(self, peer, body):
+        assert isinstance(body, Accusation | AccusationsWanted)
+        return await self.convictions.answer(peer, body)
+
+    async def meets(self, other):
+        await self.network.connect(other.peer, other.network.addresses(), 5)
+
+    async def publishes(self, proof, blobs=BLOBS):
+        """As a liar does it who says what is false."""
+        ids = [await self.store.put_bytes(blob) for blob in (proof, *blobs)]
+        self.rights.grant("made up", module.EVERYBODY, ids)
+
+    async def says(self, other, accusation):
+        return await self.control.request(other.peer, accusation, 5)
+
+    def bans(self, peer=LIAR):
+        return self.convictions.is_banned(peer) is not None
+
+    @property
+    def ended(self):
+        return dict(self.convictions.ended)
+
+
+@asynccontextmanager
+async def open_node(home, key=None, quota_bytes=64 << 20):
+    key = key or identity.generate()
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        home.mkdir(exist_ok=True)
+        network = await enter(open_network(key, LOOPBACK))
+        journal = await enter(open_state(home / "state.sqlite"))
+        store = await enter(open_store(home / "blobs", quota_bytes))
+        control = await enter(open_control(network, "test/1"))
+        node = Node(network, control, store, journal)
+        node.house = replace(node.house, identity=key)
+        node.convictions.house = node.house
+        blobs = BlobServer(key.peer_id, store, node.rights)
+        network.handle(BLOB_PROTOCOL, blobs.serve)
+        await node.convictions.load()
+        control.answer_with(node.answer)
+        await enter(open_convictions(node.convictions))
+        yield node
+
+
+@asynccontextmanager
+async def open_nodes(home, count):
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(open_node(home / str(place)))
+            for place in range(count)
+        ]
+
+
+async def until(condition):
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110  # what ends it is in another task
+            await trio.sleep(0.02)
+
+
+async def say_nothing(*_):
+    await trio.lowlevel.checkpoint()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "LOOK_INTERVAL_S", 0.05)
+    monkeypatch.setattr(module, "COMPARE_INTERVAL_S", 3600.0)
+
+
+# --- what is proved spreads --------------------------------------------------------
+
+
+async def test_a_proof_goes_from_link_to_link_and_each_judges_it_before_it_bans(tmp_path):
+    async with open_nodes(tmp_path, 3) as (first, middle, last):
+        await first.meets(middle)
+        await middle.meets(last)
+        verdict = await first.convictions.convict(a_proof(), by_id())
+        assert verdict.outcome == "convicted"
+        await until(lambda: last.bans() and middle.bans())
+        for node in (first, middle, last):
+            assert node.judged == [blob_id_of(a_proof())]
+            assert node.banned == [LIAR]
+            assert node.told == [(LIAR, "node 7 is another sum")]
+            (view,) = node.convictions.proofs()
+            assert (view.own, view.public) == (node is first, True)
+            assert await node.convictions.proof(view.id) == a_proof()
+        assert not first.bans(OTHER)
+
+
+async def test_whoever_comes_later_hears_of_it_when_it_links(tmp_path):
+    async with open_nodes(tmp_path, 2) as (first, second):
+        await first.convictions.convict(a_proof(), by_id())
+        await second.meets(first)
+        await until(second.bans)
+
+
+async def test_a_word_that_was_lost_is_heard_when_links_compare(tmp_path, monkeypatch):
+    async with open_nodes(tmp_path, 2) as (first, second):
+        await second.meets(first)
+        await trio.sleep(0.5)
+        monkeypatch.setattr(Convictions, "_tell", say_nothing)
+        await first.convictions.convict(a_proof(), by_id())
+        await trio.sleep(0.5)
+        assert not second.bans()
+        monkeypatch.setattr(module, "COMPARE_INTERVAL_S", 0.1)
+        await until(second.bans)
+
+
+async def test_one_proof_of_a_peer_is_enough(tmp_path):
+    async with open_nodes(tmp_path, 2) as (first, second):
+        await first.meets(second)
+        await first.convictions.convict(a_proof(), by_id())
+        await until(second.bans)
+        another = a_proof(note="another")
+        await first.publishes(another)
+        assert await first.says(second, accuse(another)) == Done()
+        await trio.sleep(0.3)
+        assert second.judged == [blob_id_of(a_proof())]
+
+
+async def test_a_peer_is_told_what_it_does_not_know_and_no_more(tmp_path):
+    async with open_nodes(tmp_path, 2) as (first, second):
+        for accused in (LIAR, OTHER):
+            first.now_s += 1
+            await first.convictions.convict(a_proof(accused), by_id())
+        await second.network.connect(first.peer, first.network.addresses(), 5)
+        asked = partial(second.control.request, first.peer)
+        ids = [view.id for view in first.convictions.proofs()]
+        everything = await asked(AccusationsWanted(), 5)
+        assert [said.proof for said in everything.accusations] == ids
+        rest = await asked(AccusationsWanted(known=(ids[0],)), 5)
+        assert [said.accused for said in rest.accusations] == [LIAR]
+        assert await asked(AccusationsWanted(known=tuple(ids)), 5) == Accusations()
+
+
+# --- what a ban is ----------------------------------------------------------------
+
+
+def terms(node):
+    return Terms(
+        device="cpu",
+        executors={"exact": "exact"},
+        memory_bytes=1 << 30,
+        providing=True,
+        draining=False,
+        own=node.peer,
+        allowed={LIAR},
+        leases=0,
+        units_waiting=0,
+        ban_of=node.convictions.is_banned,
+    )
+
+
+async def test_a_banned_peer_is_refused_by_name_and_given_nothing_even_a_friend(tmp_path):
+    async with open_node(tmp_path) as node:
+        assert closed(LIAR, terms(node)) is None
+        node.house.check_ban(LIAR)
+        await node.convictions.convict(a_proof(), by_id())
+        reason, detail = closed(LIAR, terms(node))
+        assert reason is Reason.BANNED
+        assert blob_id_of(a_proof()) in detail
+        with pytest.raises(NetworkError, match="node 7 is another sum") as banned:
+            node.house.check_ban(LIAR)
+        assert banned.value.code == "peer_banned"
+        assert f"--unban {LIAR}" in banned.value.hint
+
+
+async def test_a_ban_survives_a_restart_with_its_proof_and_lapses(tmp_path):
+    async with open_node(tmp_path) as node:
+        await node.convictions.convict(a_proof(at_s=NOW_S - 100), by_id())
+    async with open_node(tmp_path) as node, open_node(tmp_path / "other") as other:
+        ban = node.convictions.is_banned(LIAR)
+        assert (ban.since, ban.until) == (NOW_S - 100, NOW_S - 100 + BAN_S)
+        await other.meets(node)
+        await until(other.bans)  # it is told and served as before
+        node.now_s = ban.until - 1
+        assert node.bans()
+        node.now_s = ban.until
+        assert not node.bans()
+        await until(lambda: not node.convictions.proofs())
+        assert await node.house.journal.bans() == []
+        answer = await node.convictions.answer(other.peer, AccusationsWanted())
+        assert answer == Accusations()
+
+
+async def test_a_ban_counts_from_the_award_so_that_it_does_not_go_round_for_ever(tmp_path):
+    async with open_nodes(tmp_path, 2) as (first, late):
+        await first.convictions.convict(a_proof(), by_id())
+        late.now_s = NOW_S + BAN_S - 50
+        await late.meets(first)
+        await until(late.bans)
+        assert late.convictions.is_banned(LIAR).until == NOW_S + BAN_S
+
+
+async def test_what_is_lapsed_or_of_a_time_to_come_bans_nobody_and_blames_nobody(tmp_path):
+    async with open_nodes(tmp_path, 2) as (teller, node):
+        await teller.meets(node)
+        for accused, at_s in ((LIAR, NOW_S - BAN_S), (OTHER, NOW_S + 86400)):
+            proof = a_proof(accused, at_s=at_s)
+            await teller.publishes(proof)
+            await teller.says(node, accuse(proof, accused))
+        await until(lambda: sum(node.ended.values()) == 2)
+        assert node.ended == {End.NEEDLESS: 1, End.OPEN: 1}
+        assert not node.convictions.bans()
+        assert not node.blamed
+
+
+async def test_the_operator_lifts_a_ban_and_others_words_do_not_bring_it_back(tmp_path):
+    async with open_node(tmp_path / "first") as first:
+        async with open_node(tmp_path / "node") as node:
+            await first.convictions.convict(a_proof(), by_id())
+            await node.meets(first)
+            await until(node.bans)
+            await node.convictions.unban(LIAR)
+            assert not node.bans()
+            with pytest.raises(PeerError) as unknown:
+                await node.convictions.unban(LIAR)
+            assert unknown.value.code == "not_banned"
+            await first.says(node, accuse(a_proof()))
+            await trio.sleep(0.3)
+            assert not node.bans()
+        async with open_node(tmp_path / "node") as node:  # nor after a restart
+            await node.meets(first)
+            await trio.sleep(0.5)
+            assert not node.bans()
+            await node.convictions.convict(a_proof(note="its own"), by_id())
+            assert node.bans()  # but what it finds by itself does
+
+
+async def test_this_node_does_not_ban_itself(tmp_path):
+    async with open_node(tmp_path) as node:
+        await node.convictions.convict(a_proof(node.peer), by_id())
+        assert not node.bans(node.peer)
+        assert not node.banned
+
+
+# --- what is false, or cannot be told -----------------------------------------------
+
+
+async def test_a_false_proof_gets_one_hop_far_and_costs_its_sender(tmp_path):
+    async with open_nodes(tmp_path, 3) as (liar, node, friend):
+        await liar.meets(node)
+        await node.meets(friend)
+        proof = a_proof(verdict="acquitted")
+        await liar.publishes(proof)
+        await liar.says(node, accuse(proof))
+        await until(lambda: node.blamed)
+        await liar.says(node, accuse(a_proof(OTHER), OTHER))
+        await trio.sleep(0.3)
+        assert node.blamed == [liar.peer]
+        assert node.judged == [blob_id_of(proof)]  # nothing more of its is heard
+        assert not node.convictions.bans()
+        assert not friend.judged
+
+
+@pytest.mark.parametrize(
+    ("proof", "changes"),
+    [
+        (b"no proof at all", {}),
+        (a_proof(OTHER), {}),  # against another than is said
+    ],
+)
+async def test_what_is_seen_to_be_false_is_not_even_judged(tmp_path, proof, changes):
+    async with open_nodes(tmp_path, 2) as (liar, node):
+        await liar.meets(node)
+        await liar.publishes(proof)
+        await liar.says(node, accuse(proof, **changes))
+        await until(lambda: node.blamed)
+        assert node.blamed == [liar.peer]
+        assert not node.judged
+
+
+async def test_what_cannot_be_told_costs_nobody_and_is_not_looked_into_again_soon(tmp_path):
+    async with open_nodes(tmp_path, 2) as (teller, node):
+        await teller.meets(node)
+        undecided = a_proof(verdict="undecided")
+        newer = a_proof(OTHER, form=2)
+        for proof, accused in ((undecided, LIAR), (newer, OTHER)):
+            await teller.publishes(proof)
+            for _ in range(3):
+                await teller.says(node, accuse(proof, accused))
+        await until(lambda: sum(node.ended.values()) == 2)
+        for proof, accused in ((undecided, LIAR), (newer, OTHER)):
+            await teller.says(node, accuse(proof, accused))
+        await trio.sleep(0.3)
+        assert node.ended == {End.OPEN: 2}
+        assert len(node.judged) == 1
+        assert not node.blamed
+
+
+async def test_a_proof_without_its_blobs_is_left_open_and_its_other_teller_is_asked(tmp_path):
+    async with open_nodes(tmp_path, 3) as (poor, rich, node):
+        await poor.meets(node)
+        await rich.meets(node)
+        proof = a_proof()
+        await poor.publishes(proof, blobs=BLOBS[:1])
+        await poor.says(node, accuse(proof))
+        await until(lambda: node.ended == {End.OPEN: 1})
+        await rich.publishes(proof)
+        await rich.says(node, accuse(proof))
+        await until(node.bans)
+        assert not node.blamed
+
+
+async def test_a_proof_that_names_too_few_blobs_is_undecided(tmp_path):
+    async with open_nodes(tmp_path, 2) as (teller, node):
+        await teller.meets(node)
+        await teller.publishes(a_proof())
+        await teller.says(node, accuse(a_proof(), blobs=BLOBS[:2]))
+        await until(lambda: node.ended == {End.OPEN: 1})
+        assert not node.bans()
+
+
+async def test_what_is_larger_than_it_may_be_is_not_taken_whatever_is_said_of_it(tmp_path):
+    async with open_nodes(tmp_path, 2) as (teller, node):
+        await teller.meets(node)
+        huge = a_proof(fill="x" * FRAUD_PROOF_LIMIT_BYTES)
+        await teller.publishes(huge)
+        await teller.says(node, accuse(huge))  # says so: not even asked for
+        await teller.says(node, accuse(huge, proof_bytes=100, blobs=BLOBS[:1]))
+        await until(lambda: node.ended == {End.OPEN: 1})
+        assert not node.judged
+        assert not node.store.holds(blob_id_of(huge))
+
+
+async def test_thousands_of_accusations_cost_a_few_tries_and_delay_nobody_elses(tmp_path):
+    async with open_nodes(tmp_path, 3) as (flooder, honest, node):
+        await flooder.meets(node)
+        await honest.meets(node)
+        flood = [accuse(a_proof(OTHER, note=number), OTHER) for number in range(2000)]
+        for said in flood:
+            await node.convictions.answer(flooder.peer, said)
+        await honest.convictions.convict(a_proof(), by_id())
+        await until(node.bans)
+        assert node.ended.get(End.OPEN, 0) <= 16
+        assert not node.bans(OTHER)
+
+
+async def test_of_whom_nothing_is_known_no_proof_is_fetched(tmp_path):
+    async with open_nodes(tmp_path, 2) as (teller, node):
+        await teller.meets(node)
+        stranger = identity.generate().peer_id
+        proof = a_proof(stranger)
+        await teller.publishes(proof)
+        await teller.says(node, accuse(proof, stranger))
+        await trio.sleep(0.3)
+        assert not node.ended
+        node.known.add(stranger)  # it advertises now
+        await teller.says(node, accuse(proof, stranger))
+        await until(lambda: node.bans(stranger))
+
+
+async def test_only_links_are_heard(tmp_path):
+    async with open_node(tmp_path) as node:
+        answer = await node.convictions.answer(OTHER, accuse(a_proof()))
+        assert isinstance(answer, Problem)
+        assert answer.code == "not_linked"
+
+
+async def test_a_proof_of_its_own_that_does_not_hold_bans_nobody(tmp_path):
+    async with open_node(tmp_path) as node:
+        verdict = await node.convictions.convict(a_proof(verdict="acquitted"), by_id())
+        assert verdict.outcome == "acquitted"
+        node.failing = True
+        with pytest.raises(ComputeError):
+            await node.convictions.convict(a_proof(), by_id())
+        assert not node.convictions.bans()
+        assert not node.convictions.proofs()
+
+
+async def test_a_worker_that_fails_blames_nobody(tmp_path):
+    async with open_nodes(tmp_path, 2) as (teller, node):
+        await teller.meets(node)
+        node.failing = True
+        await teller.convictions.convict(a_proof(), by_id())
+        await until(lambda: node.ended == {End.OPEN: 1})
+        assert not node.bans()
+        assert not node.blamed
+
+
+# --- what is public ---------------------------------------------------------------
+
+
+async def fetched(node, other, blob):
+    try:
+        await hold(node.house, other.peer, blob_id_of(blob), "test", 1 << 30)
+    except (NetworkError, RemoteProtocolError) as error:
+        return error.code
+    return "fetched"
+
+
+async def test_of_a_ban_alone_proof_and_blobs_are_public(tmp_path):
+    async with open_nodes(tmp_path, 2) as (node, anybody):
+        await anybody.meets(node)
+        secret = b"a blob of somebody's"
+        await node.store.put_bytes(secret)
+        await node.convictions.convict(a_proof(), by_id())
+        for blob in (a_proof(), *BLOBS):
+            assert await fetched(anybody, node, blob) == "fetched"
+        assert await fetched(anybody, node, secret) == "no_right"
+        await node.convictions.unban(LIAR)
+        anybody.store.unpin("test")
+        assert not node.rights.allows(anybody.peer, blob_id_of(a_proof()))
+
+
+async def test_proofs_take_no_more_than_their_share_and_the_newest_stay_public(tmp_path):
+    quota_bytes = 2 << 20  # of which an eighth is for proofs
+    async with open_node(tmp_path, quota_bytes=quota_bytes) as node:
+        sizes = [100_000, 100_000, 100_000]
+        accused = [identity.generate().peer_id for _ in sizes]
+        for place, (peer, size_bytes) in enumerate(zip(accused, sizes, strict=True)):
+            node.now_s += 1
+            blobs = [bytes([place]) * size_bytes]
+            await node.convictions.convict(a_proof(peer, blobs=blobs), by_id(blobs))
+        views = {view.accused: view for view in node.convictions.proofs()}
+        assert [views[peer].public for peer in accused] == [False, True, True]
+        assert all(node.bans(peer) for peer in accused)
+        blobs = [bytes(400_000)]
+        await node.convictions.convict(a_proof(OTHER, blobs=blobs), by_id(blobs))
+        assert node.bans(OTHER)
+        answer = await node.convictions.answer(LIAR, AccusationsWanted())
+        assert {said.accused for said in answer.accusations} == set(accused[1:])
+
+
+async def test_where_blobs_are_lost_over_a_restart_the_ban_stays_and_is_not_told(tmp_path):
+    async with open_node(tmp_path) as node:
+        await node.convictions.convict(a_proof(), by_id())
+    for file in (tmp_path / "blobs").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    async with open_node(tmp_path) as node:
+        assert node.bans()
+        (view,) = node.convictions.proofs()
+        assert not view.public
+        assert await node.convictions.proof(view.id) == a_proof()
+        answer = await node.convictions.answer(OTHER, AccusationsWanted())
+        assert answer == Accusations()

@@ -1,0 +1,125 @@
+"""Leaves of every operator: any backend gives the same, and the reference alone confirms them.
+
+Over the drawn programs of one operator that `test_exact_operators` has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from effort import examples
+from exact_programs import Failure, programs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from traced_programs import loaded_of
+
+from shoal.compute.errors import ProgramError
+from shoal.compute.exact.cpu import CpuKernels
+from shoal.compute.exact.digits import DigitKernels
+from shoal.compute.exact.judging_operators import Operators, run_operator, run_tile
+from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
+from shoal.compute.exact.operators import OPERATORS
+from shoal.compute.exact.reference import ReferenceKernels
+from shoal.compute.exact.tiles import shape_of_product
+from shoal.compute.exact.tracing import Traceable, tensors_of, trace
+from shoal.compute.tensor import spec_of_blob, to_blob
+from shoal.crypto.content import blob_id_of
+
+REFERENCE = ReferenceKernels()
+BACKENDS = {"numba": CpuKernels(2), "digits": DigitKernels(2)}
+PRODUCTS = {"MatMul", "MatMulInteger", "Gemm", "Conv", "ConvInteger"}
+
+
+def leaves_of(loaded, kernels):
+    """The leaves, or the error before the first node."""
+    try:
+        return trace(Traceable(loaded.program), loaded.fed, kernels)
+    except ProgramError as error:
+        return Failure(error.code, error.node, error.operator)
+
+
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+def test_all_backends_give_the_same_leaf_and_the_reference_alone_confirms_it(operator):
+    seen: Counter[str] = Counter()
+
+    @given(programs(operator))
+    @settings(
+        max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    def check(drawn):
+        loaded = loaded_of(drawn)
+        if loaded is None:
+            return
+        leaves = leaves_of(loaded, REFERENCE)
+        for name, kernels in BACKENDS.items():
+            assert leaves_of(loaded, kernels) == leaves, name
+        ran = drawn.run(REFERENCE)
+        if isinstance(leaves, Failure):
+            assert leaves == ran
+            return
+        (leaf,) = leaves
+        assert decode_operator_leaf(leaf_bytes(leaf)) == leaf
+        if isinstance(ran, Failure):
+            assert (leaf.error, leaf.outputs) == (ran.code, ())
+        else:
+            found = dict(zip(drawn.model.graph.node[0].output, leaf.outputs, strict=True))
+            ids = {name: blob_id_of(to_blob(array)) for name, array in ran.items()}
+            assert {name: found[name] for name in ids} == ids
+            seen["gave a result"] += 1
+        confirm(loaded, leaf)
+
+    check()
+    assert seen["gave a result"]
+
+
+def confirm(loaded, leaf):
+    """Run the operator of a leaf alone, from the blobs that the leaf names."""
+    given_tensors = tensors_of(Traceable(loaded.program), loaded.fed, BACKENDS["numba"], 0)
+    assert given_tensors.leaf == leaf
+    assert all(blob_id_of(blob) == name for name, blob in given_tensors.blobs.items())
+    program = Operators(loaded.manifest, loaded.graph)
+    wiring = program.wiring(0)
+    for wire, named in zip(wiring.inputs, leaf.inputs, strict=True):
+        assert (wire is None) == (named is None)
+        if wire is not None and wire.kind == "constant":
+            assert wire.blob_id == named
+    blobs = [given_tensors.blobs[name] if name else None for name in leaf.inputs]
+    found = run_operator(program, 0, blobs)
+    assert (found.outputs, found.error) == (leaf.outputs, leaf.error)
+
+
+@pytest.mark.parametrize("operator", sorted(PRODUCTS))
+def test_rows_of_a_product_are_those_of_the_whole_and_a_changed_number_shows(operator):
+    tried: Counter[str] = Counter()
+
+    @given(programs(operator), st.data())
+    @settings(
+        max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    def check(drawn, data):
+        loaded = loaded_of(drawn)
+        if loaded is None or isinstance(drawn.run(REFERENCE), Failure):
+            return
+        tensors = tensors_of(Traceable(loaded.program), loaded.fed, BACKENDS["numba"], 0)
+        program = Operators(loaded.manifest, loaded.graph)
+        blobs = [tensors.blobs[name] if name else None for name in tensors.leaf.inputs]
+        shapes = [spec_of_blob(b, len(b)).shape if b is not None else None for b in blobs]
+        shape = shape_of_product(program.node(0), shapes)
+        if shape is None or not shape.rows or not shape.row_elements:
+            return
+        output = tensors.blobs[tensors.leaf.outputs[0]]
+        assert spec_of_blob(output, len(output)).shape == shape.output
+        first = data.draw(st.integers(0, shape.rows - 1))
+        rows = range(first, data.draw(st.integers(first + 1, shape.rows)))
+        tile = run_tile(program, 0, blobs, rows)
+        assert tile.error is None
+        assert tile.is_in(output)
+        place = data.draw(st.integers(0, len(tile.values) - 1))
+        wrong = bytearray(output)
+        wrong[tile.first_byte + place] ^= 1
+        assert not tile.is_in(wrong)
+        tried["rows"] += 1
+
+    check()
+    assert tried["rows"]
