@@ -339,6 +339,8 @@ class Daemon:
     async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
         """Units of a job in order of their index."""
         units = await self.journal.units(job_id, offset, limit)
+        if not units:
+            await self.journal.job(job_id)  # raises where there is none
         return [self.jobs_running.as_leased(unit) for unit in units]
 
     def watch(
@@ -398,7 +400,10 @@ class Daemon:
 
     async def receipts(self, job_id: JobId) -> list[BlobId]:
         """Ids of the job's receipts."""
-        return await self.journal.receipt_ids(job_id)
+        found = await self.journal.receipt_ids(job_id)
+        if not found:
+            await self.journal.job(job_id)  # raises where there is none
+        return found
 
     async def receipt(self, receipt_id: BlobId) -> bytes:
         """A receipt's envelope."""
