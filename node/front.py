@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
 from shoal.node import chaining, pipeline, reload
 from shoal.node.account import about_unit, told
+from shoal.node.assurance import Assurance, JobAssurance, assure
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
@@ -30,6 +32,7 @@ from shoal.node.errors import ConfigError, JobError
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
+from shoal.node.ledger_file import ACKNOWLEDGEMENTS_LIMIT, RECEIPTS_LIMIT, write_lines
 from shoal.node.membership import Membership
 from shoal.node.metrics import Metrics, Readings
 from shoal.node.offer import Capacity, make_terms
@@ -49,6 +52,7 @@ from shoal.node.records import (
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.swarm_key import PUBLIC
+from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
@@ -94,6 +98,7 @@ if TYPE_CHECKING:
     from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
     from shoal.node.journal_results import Order
+    from shoal.node.ledger import LedgerPage
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
@@ -110,6 +115,7 @@ if TYPE_CHECKING:
         Unit,
     )
     from shoal.node.retention import Retention
+    from shoal.node.standings import StandingPage, Standings
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -139,6 +145,7 @@ class Daemon:
     owner: OwnerWatch
     versions: PeerVersions
     conduct: Conduct
+    standings: Standings
     convictions: Convictions
     reachability: Reachability
     introductions: Introductions
@@ -212,6 +219,22 @@ class Daemon:
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
         self.conduct.forgive(PeerId(peer))
+
+    def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with this node, what that decides, and why."""
+        return self.standings.page(PeerId(peer))
+
+    def ledger(self, peer: str | None) -> LedgerPage:
+        """Who did how much for whom."""
+        return self.house.settling.ledger.page(self.config.serve, peer and PeerId(peer))
+
+    async def export_ledger(self, peer: str | None) -> bytes:
+        """What others have signed of it, as a file: see `node.ledger_file`."""
+        known = None if peer is None else PeerId(peer)
+        kept = (await self.journal.acknowledgements(known))[-ACKNOWLEDGEMENTS_LIMIT:]
+        receipts = await self.journal.receipts_from(known, RECEIPTS_LIMIT)
+        own = self.identity.peer_id
+        return await trio.to_thread.run_sync(write_lines, own, time.time(), kept, receipts)
 
     def bans(self) -> list[Ban]:
         """Peers that a fraud proof has convicted, and that nothing is given to."""
@@ -316,6 +339,8 @@ class Daemon:
     async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
         """Units of a job in order of their index."""
         units = await self.journal.units(job_id, offset, limit)
+        if not units:
+            await self.journal.job(job_id)  # raises where there is none
         return [self.jobs_running.as_leased(unit) for unit in units]
 
     def watch(
@@ -361,9 +386,24 @@ class Daemon:
             )
         return about_unit(told(job, answers, around, work), units[0], around.own)
 
+    async def assurance(
+        self, job_id: JobId, offset: int, limit: int
+    ) -> tuple[JobAssurance, list[Assurance]]:
+        """How far a job's results can be relied on: all of it counted, and some units."""
+        job, own = await self.journal.job(job_id), self.identity.peer_id
+        counted = await units_assured(self.journal, job, own)
+        units = await self.units(job_id, offset, limit)
+        return counted, [
+            assure(job, unit, await self.journal.checks(job_id, unit.index), own)
+            for unit in units
+        ]
+
     async def receipts(self, job_id: JobId) -> list[BlobId]:
         """Ids of the job's receipts."""
-        return await self.journal.receipt_ids(job_id)
+        found = await self.journal.receipt_ids(job_id)
+        if not found:
+            await self.journal.job(job_id)  # raises where there is none
+        return found
 
     async def receipt(self, receipt_id: BlobId) -> bytes:
         """A receipt's envelope."""
@@ -502,6 +542,8 @@ class Daemon:
             self.provider,
             self.owner,
             self.convictions.is_banned,
+            self.standings,
+            self.house.settling,
         )
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:

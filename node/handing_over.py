@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from shoal.crypto.content import BlobId
-from shoal.crypto.errors import ShoalError
+from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import chaining, pipeline
+from shoal.node.checks import of_the_program, wanted
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import unit_name
-from shoal.node.records import Ended, Failure, Unit
+from shoal.node.records import Ended, Failure, Unit, UnitState
 from shoal.node.running_jobs import Ending, Held, RunningJob
 from shoal.node.scheduling import events
 from shoal.node.scheduling.setbacks import HANDED_BACK
 from shoal.protocol.messages import Reason, Refusal, UnitResult
+from shoal.protocol.verification.draw import signature_of
 
 if TYPE_CHECKING:
+    from shoal.crypto.peer_id import PeerId
     from shoal.node.house import House
     from shoal.node.lineage import Left, Supply
     from shoal.node.scheduling.state import Batch, State
+    from shoal.protocol.statements import Receipt
 
 RECONNECT_S = (0.0, 1.0)
 """When a broken link is tried again, in seconds after the last try: a provider that is there
@@ -42,17 +46,22 @@ class Outcome:
 
     Attributes:
         ends: Units that are done, to be written down.
+        drawn: Units that are done, or that the provider calls errors, to be checked first;
+            with how many opinions each is to have beside the provider's.
         failed: How many were called errors.
         given_up: Units that have failed, since what they need cannot be had any more.
         refusal: Why the provider takes no more under the lease, where it said so.
         problem: Why the lease is broken.
+        receipts: What was verified of each answer: its receipt, or what is wrong with it.
     """
 
     ends: list[Ended] = field(default_factory=list)
+    drawn: list[tuple[Ended, int]] = field(default_factory=list)
     failed: int = 0
     given_up: list[int] = field(default_factory=list)
     refusal: Refusal | None = None
     problem: ShoalError | None = None
+    receipts: dict[int, Receipt | VerificationError] = field(default_factory=dict)
 
 
 async def hand_over(
@@ -82,7 +91,7 @@ async def hand_over(
     try:
         await _take_in(house, state, running, held, batch, units, answers, outcome)
     except BaseException:
-        pipeline.let_go(house, outcome.ends)
+        pipeline.let_go(house, [*outcome.ends, *(end for end, _ in outcome.drawn)])
         raise
     return outcome
 
@@ -98,6 +107,7 @@ async def _take_in(
     outcome: Outcome,
 ) -> None:
     """Check the answers one after another; a false one ends the taking in."""
+    _verify(house, running, held, units, answers, outcome)
     for unit in units:
         answer = answers.get(unit.index)
         if answer is None or unit.index not in batch.open or unit.index in batch.unwanted:
@@ -114,6 +124,35 @@ async def _take_in(
             raise
         except ShoalError as error:
             outcome.problem = error
+
+
+def _verify(
+    house: House,
+    running: RunningJob,
+    held: Held,
+    units: list[Unit],
+    answers: dict[int, UnitResult | Refusal],
+    outcome: Outcome,
+) -> None:
+    """Verify all receipts of one message, wanted still or not, and owe them to the provider.
+
+    That comes before any output is fetched, which can take its time.
+    """
+    good: list[bytes] = []
+    seconds = 0.0
+    for unit in units:
+        answer = answers.get(unit.index)
+        if not isinstance(answer, UnitResult):
+            continue
+        try:
+            receipt = pipeline.verify(running.need, held.side, unit, answer)
+        except VerificationError as error:
+            outcome.receipts[unit.index] = error
+            continue
+        outcome.receipts[unit.index] = receipt
+        good.append(answer.receipt)
+        seconds += max(0, receipt.ended_at_ms - receipt.started_at_ms) / 1000
+    house.settling.received(held.side, good, seconds)
 
 
 async def _supplied(
@@ -247,13 +286,47 @@ async def _result(  # of one answer
     answer: UnitResult,
     outcome: Outcome,
 ) -> None:
-    receipt = pipeline.verify(running.need, held.side, unit, answer)
+    receipt = outcome.receipts[unit.index]
+    if isinstance(receipt, VerificationError):
+        raise receipt
+    more = _opinions_wanted(house, running, held, answer)
     if receipt.error is not None:
         failure = Failure(receipt.error.code, receipt.error.message)
-        running.errors[unit.index] = Ending(unit, batch.peer, failure, answer.receipt)
+        if (
+            more
+            and running.need.spec.numeric_class == "exact"
+            and of_the_program(receipt.error)
+        ):
+            outcome.drawn.append((failed_end(unit, batch.peer, failure, answer.receipt), more))
+            return
+        running.errors[unit.index] = Ending(unit, batch.peer, failure, answer.receipt, held)
         events.failed(state, batch.id, unit.index)
         outcome.failed += 1
         return
-    outcome.ends.append(
-        await pipeline.take_outputs(house, running.need, held.side, unit, answer, receipt)
+    end = await pipeline.take_outputs(house, running.need, held.side, unit, answer, receipt)
+    if more and (running.need.spec.numeric_class == "exact" or not end.left):
+        outcome.drawn.append((end, more))
+    else:  # nor is a value that is not here compared within a tolerance
+        outcome.ends.append(end)
+
+
+def _opinions_wanted(house: House, running: RunningJob, held: Held, answer: UnitResult) -> int:
+    """How many others are to run the unit, by the draw of its receipt."""
+    if held.draw is None:
+        return 0
+    p = house.standings.probability(held.side.provider)
+    return wanted(running.verify, signature_of(answer.receipt), held.draw.salt, p)
+
+
+def failed_end(
+    unit: Unit, peer: PeerId | None, failure: Failure, receipt: bytes | None
+) -> Ended:
+    """The end of a unit that is an error, by whoever says so."""
+    ended = msgspec.structs.replace(
+        unit,
+        state=UnitState.FAILED,
+        provider=peer,
+        failure=failure,
+        receipt=None if receipt is None else blob_id_of(receipt),
     )
+    return Ended(ended, receipt)

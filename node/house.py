@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shoal.compute import manifest as manifests
 from shoal.compute.errors import ProgramError
@@ -27,12 +27,13 @@ from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage
 from shoal.node.records import JobId, Unit
+from shoal.node.settling import Settling
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
 from shoal.node.why_not import peer_banned
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
-from shoal.protocol.messages import Cancel, Release
+from shoal.protocol.messages import Cancel, Release, Reveal
 
 if TYPE_CHECKING:
     from shoal.compute.unit_runs import UnitRun
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from shoal.node.convictions import Convictions
     from shoal.node.network import Network
     from shoal.node.records import Ban
+    from shoal.node.result_standing import Deed
     from shoal.node.state import State
     from shoal.protocol.messages import Call, ResponseBody
     from shoal.protocol.negotiation import ProviderSide
@@ -53,6 +55,54 @@ STREAM_TIME_LIMIT_S = 10.0
 FETCHES_AT_ONCE = 16
 """Blob streams that this node opens to one peer at once: half of `PROTOCOL_STREAMS_LIMIT`,
 beyond which that peer resets them; more side by side are no faster."""
+
+
+class Standings(Protocol):
+    """What is known of peers' work: see `node.standings`."""
+
+    def note(
+        self,
+        peer: PeerId,
+        deed: Deed,
+        weight: float = 1.0,
+        detail: str = "",
+        *,
+        times: int = 1,
+    ) -> None:
+        """Note what a peer did."""
+
+    def may_verify(self, peer: PeerId) -> bool:
+        """Whether it may check others' results."""
+
+    def probability(self, peer: PeerId) -> float:
+        """How often its results are checked under ``auto``."""
+
+    async def write(self, journal: State) -> None:
+        """Write down what has changed."""
+
+
+class NoStandings:
+    """Of a node that keeps none: under ``auto`` it checks nothing."""
+
+    def note(self, _peer: PeerId, _deed: Deed, *_more: object, **_details: object) -> None:
+        """Forget it."""
+
+    def may_verify(self, _peer: PeerId) -> bool:
+        """Nobody may."""
+        return False
+
+    def probability(self, _peer: PeerId) -> float:
+        """Never."""
+        return 0.0
+
+    async def write(self, _journal: State) -> None:
+        """There is nothing."""
+
+
+async def _accuse_nobody(
+    _award: bytes, _receipt: bytes, _other: bytes | None, _job: JobId, _unit: int
+) -> None:
+    """Let it be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +137,12 @@ class House:
     """Told of each receipt that this node's provider signs: see `node.defending`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
+    standings: Standings = field(default_factory=NoStandings)
+    accuse: Callable[[bytes, bytes, bytes | None, JobId, int], Awaitable[None]] = _accuse_nobody
+    """Bring a false receipt to the disputes: award, receipt, another one for the same award
+    that says another thing, and of which unit."""
+    settling: Settling = field(default_factory=Settling)
+    """Acknowledges receipts, and counts who did how much for whom."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -266,7 +322,7 @@ def note_known(house: House, peer: PeerId, blob_ids: Iterable[BlobId]) -> None:
 # --- peers ---
 
 
-async def tell(house: House, peer: PeerId, message: Cancel | Release) -> None:
+async def tell(house: House, peer: PeerId, message: Cancel | Release | Reveal) -> None:
     """Say something that matters to the peer only; a lost one costs it a time-out."""
     try:
         await house.control.request(peer, message, RELEASE_TIME_LIMIT_S)

@@ -67,6 +67,7 @@ from shoal.node.records import (
     Written,
 )
 from shoal.protocol.codec import encode
+from shoal.protocol.errors import LocalProtocolError
 from shoal.protocol.limits import (
     BATCH_PORTS_LIMIT_BYTES,
     BATCH_SOURCES_LIMIT,
@@ -83,6 +84,7 @@ from shoal.protocol.messages import (
     Lease,
     Refusal,
     Release,
+    Reveal,
     UnitRefusal,
     UnitRequest,
     UnitResult,
@@ -98,9 +100,13 @@ from shoal.protocol.statements import (
     check_receipt,
     open_receipt,
 )
+from shoal.protocol.verification.draw import list_id, salt_hash
+from shoal.protocol.verification.policy import Verify
 from shoal.protocol.versions import OWN
+from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
+    from shoal.node.checks import Draw
     from shoal.protocol.negotiation import ProviderSide
 
 BID_TIME_LIMIT_S = 3.0
@@ -127,9 +133,10 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     Raises:
         ProgramError: The program is not held or an input does not fit it.
         StoreError: An input is not held, or there is no room to note the job.
-        JobError: An input is an output of no unit that there is.
+        JobError: An input is an output of no unit that there is, or ``bad_verify``.
     """
     given = spec.units if given is None else given
+    check_policy(spec)
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
     job_id = new_job_id()
@@ -157,6 +164,18 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
         house.store.unpin(job_id)
         raise
     return job
+
+
+def check_policy(spec: JobSpec) -> None:
+    """See that a job says how its results are to be verified.
+
+    Raises:
+        JobError: ``bad_verify``.
+    """
+    try:
+        Verify.parse(spec.verify)
+    except LocalProtocolError as error:
+        raise JobError(error.message, code=error.code, hint=error.hint) from None
 
 
 async def add_units(
@@ -231,8 +250,17 @@ async def call_for_bid(
     return answer if isinstance(answer, Refusal) else side
 
 
-async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None:
+async def award(
+    house: House, need: Need, side: RequesterSide, draw: Draw | None = None
+) -> Refusal | None:
     """Award a bid with a signed award; a refusal is given back, a lease is noted.
+
+    Args:
+        house: This node.
+        need: What the job needs.
+        side: The conversation, which stands at a bid.
+        draw: By what verifiers of its receipts are drawn: the award commits to it. None
+            where nothing is checked.
 
     Raises:
         NetworkError: The provider is banned, or cannot be reached.
@@ -254,6 +282,8 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
         price=side.bid.price,
         idle_s=bidding.LEASE_IDLE_S,
         issued_at_ms=wall_ms(),
+        candidates=list_id(draw.candidates) if draw else None,
+        salt_hash=salt_hash(draw.salt) if draw else None,
     )
     envelope = house.identity.sign(Statement.AWARD, encode(statement))
     offer = AwardOffer(call=side.call.call, award=envelope)
@@ -337,13 +367,24 @@ async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> Non
         await tell(house, side.provider, message)
 
 
-async def release(house: House, side: RequesterSide) -> None:
-    """End a bid or a lease that is not needed any more; never raises."""
-    if side.award_id is not None:
-        house.rights.withdraw(side.award_id)
-    if side.state in {State.BID, State.LEASED} and side.call is not None:
+async def release(house: House, side: RequesterSide, draw: Draw | None = None) -> None:
+    """End a bid or a lease that is not needed any more; never raises.
+
+    What its verifiers were drawn by is told now, when no receipt is taken any more. An
+    award that was not answered may be a lease over there.
+    """
+    open_states = {State.BID, State.AWARDED, State.LEASED}
+    ends = side.state in open_states and side.call is not None
+    if ends:
+        assert side.call is not None
         message = Release(call=side.call.call)
         side.send(message, trio.current_time())
+    if side.award_id is not None:
+        house.rights.withdraw(side.award_id)
+        if draw is not None and knows(house.control.versions.of(side.provider), Reveal):
+            reveal = Reveal(side.award_id, draw.salt, draw.candidates)
+            await tell(house, side.provider, reveal)
+    if ends:
         await tell(house, side.provider, message)
 
 

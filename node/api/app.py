@@ -34,6 +34,8 @@ from shoal.node.api.queries import (
     decode,
     job_id_in,
     one_of,
+    peer_asked_for,
+    peer_id,
     seconds,
     whole_number,
 )
@@ -132,6 +134,9 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/settings", api.settings),
         ("GET", "/v1/peers", api.peers),
         ("POST", "/v1/forgive", api.forgive),
+        ("GET", "/v1/standing/{peer}", api.standing),
+        ("GET", "/v1/ledger", api.ledger),
+        ("GET", "/v1/ledger/export", api.export_ledger),
         ("POST", "/v1/unban", api.unban),
         ("GET", "/v1/proofs", api.proofs),
         ("GET", "/v1/proofs/{id}", api.proof),
@@ -166,6 +171,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("POST", "/v1/jobs/{id}/cancel", api.cancel),
         ("DELETE", "/v1/jobs/{id}", api.forget),
         ("GET", "/v1/jobs/{id}/why", api.why),
+        ("GET", "/v1/jobs/{id}/assurance", api.assurance),
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
         ("GET", "/v1/receipts/{id}", api.receipt),
     )
@@ -219,6 +225,16 @@ class _Api:
         wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Pardon)
         self._daemon.forgive(wanted.peer)
         return answer({"peer": wanted.peer})
+
+    async def standing(self, request: Request) -> Response:
+        return answer({"standing": self._daemon.standing(peer_id(request.path_params["peer"]))})
+
+    async def ledger(self, request: Request) -> Response:
+        return answer({"ledger": self._daemon.ledger(peer_asked_for(request))})
+
+    async def export_ledger(self, request: Request) -> Response:
+        lines = await self._daemon.export_ledger(peer_asked_for(request))
+        return Response(lines, media_type="application/x-ndjson")
 
     async def unban(self, request: Request) -> Response:
         wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Pardon)
@@ -412,6 +428,14 @@ class _Api:
         found = await self._daemon.why(job_id_in(request), unit)
         # The summary is for clients that have no words of their own.
         return answer({**msgspec.structs.asdict(found), "summary": found.summary})
+
+    async def assurance(self, request: Request) -> Response:
+        offset = whole_number(request, "offset", 0)
+        limit = whole_number(request, "limit", 100, UNITS_PER_ANSWER_LIMIT)
+        counted, units = await self._daemon.assurance(job_id_in(request), offset, limit)
+        # The summary is for clients that have no words of their own.
+        job = {**msgspec.structs.asdict(counted), "summary": counted.summary}
+        return answer({"job": job, "units": units})
 
     async def receipts(self, request: Request) -> Response:
         return answer({"receipts": await self._daemon.receipts(job_id_in(request))})

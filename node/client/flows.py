@@ -11,6 +11,7 @@ import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from urllib.parse import quote
 
 import msgspec
 
@@ -19,10 +20,12 @@ from shoal.compute.errors import ProgramError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.manifest import Manifest, decode
 from shoal.crypto.content import BlobId
+from shoal.node.assurance import Assurance, JobAssurance
 from shoal.node.capability_views import CapabilityView, ChallengeView
 from shoal.node.causes import Explanation
 from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError
+from shoal.node.ledger import LedgerPage
 from shoal.node.records import (
     Answer,
     Ban,
@@ -40,6 +43,7 @@ from shoal.node.records import (
     Unit,
 )
 from shoal.node.settings_view import SettingView
+from shoal.node.standings import StandingPage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +78,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``precision`` belongs to the class ``exact``: ``x20``, ``x16`` or ``x8``. It is
     part of the program, so a program that is prepared already keeps its own.
+
+    ``verify`` says how results are checked: ``receipt`` (signatures and ids alone),
+    ``quorum:K`` (K providers run each unit), ``sample:P`` (of all results, P are run again
+    by others) or ``auto`` (as often as each provider's standing asks for).
     """
 
     numeric_class: str = NumericClass.FP32.value
@@ -84,6 +92,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     fail_fast: bool = False
     outputs_stay: bool = False
+    verify: str = "auto"
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -131,6 +140,23 @@ def forgive(peer: str) -> Flow[None]:
     """Let a peer that is cut back in."""
     body = msgspec.json.encode({"peer": peer})
     yield from json_of(Request("POST", "/v1/forgive", body=body))
+
+
+def standing(peer: str) -> Flow[StandingPage]:
+    """How a peer stands with the daemon's node."""
+    return (yield from _get(f"/v1/standing/{quote(peer, safe='')}", "standing", StandingPage))
+
+
+def ledger(peer: str | None = None) -> Flow[LedgerPage]:
+    """Who did how much for whom."""
+    query = "" if peer is None else f"?peer={quote(peer, safe='')}"
+    return (yield from _get(f"/v1/ledger{query}", "ledger", LedgerPage))
+
+
+def export_ledger(peer: str | None = None) -> Flow[bytes]:
+    """What others have signed of it, as a file."""
+    query = "" if peer is None else f"?peer={quote(peer, safe='')}"
+    return (yield Request("GET", f"/v1/ledger/export{query}"))
 
 
 def bans() -> Flow[list[Ban]]:
@@ -321,6 +347,21 @@ def explanation(job_id: str, unit: int | None = None) -> Flow[Explanation]:
     query = {} if unit is None else {"unit": unit}
     answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/why", query))
     return msgspec.convert(answer, Explanation)
+
+
+def blob(blob_id: str) -> Flow[bytes]:
+    """The bytes of a blob that the daemon holds."""
+    return (yield Request("GET", f"/v1/blobs/{blob_id}"))
+
+
+def assurance(
+    job_id: str, offset: int, limit: int
+) -> Flow[tuple[JobAssurance, list[Assurance]]]:
+    """How far a job's results can be relied on: all of it counted, and some units."""
+    query = {"offset": offset, "limit": limit}
+    answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/assurance", query))
+    counted = msgspec.convert(answer["job"], JobAssurance)
+    return counted, msgspec.convert(answer["units"], list[Assurance])
 
 
 def receipts(job_id: str) -> Flow[list[BlobId]]:
