@@ -524,14 +524,14 @@ async def sign(
         inputs=request.inputs,
         outputs=tuple(sorted(outputs.items())) if outcome else None,
         error=_unit_error(run.outcome),
-        trace=root_of(list(map(leaf_of, stages))).hex() if stages else None,
-        stages=len(stages),
+        trace=root_of([leaf_of(leaf) for leaf in stages]).hex() if stages else None,
         provider=house.peer_id,
         requester=side.requester,
         started_at_ms=run.started_at_ms,
         ended_at_ms=run.ended_at_ms,
         device=side.bid.device,
         runtime=outcome.runtime[:256] if outcome else "",
+        stages=len(stages),
     )
     inline: list[bytes] = []
     kept: dict[BlobId, int] = {}
