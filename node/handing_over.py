@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from shoal.crypto.content import BlobId
+from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import chaining, pipeline
+from shoal.node.checks import of_the_program, wanted
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import unit_name
-from shoal.node.records import Ended, Failure, Unit
+from shoal.node.records import Ended, Failure, Unit, UnitState
 from shoal.node.running_jobs import Ending, Held, RunningJob
 from shoal.node.scheduling import events
 from shoal.node.scheduling.setbacks import HANDED_BACK
 from shoal.protocol.messages import Reason, Refusal, UnitResult
+from shoal.protocol.verification.draw import signature_of
 
 if TYPE_CHECKING:
+    from shoal.crypto.peer_id import PeerId
     from shoal.node.house import House
     from shoal.node.lineage import Left, Supply
     from shoal.node.scheduling.state import Batch, State
@@ -43,6 +46,8 @@ class Outcome:
 
     Attributes:
         ends: Units that are done, to be written down.
+        drawn: Units that are done, or that the provider calls errors, to be checked first;
+            with how many opinions each is to have beside the provider's.
         failed: How many were called errors.
         given_up: Units that have failed, since what they need cannot be had any more.
         refusal: Why the provider takes no more under the lease, where it said so.
@@ -51,6 +56,7 @@ class Outcome:
     """
 
     ends: list[Ended] = field(default_factory=list)
+    drawn: list[tuple[Ended, int]] = field(default_factory=list)
     failed: int = 0
     given_up: list[int] = field(default_factory=list)
     refusal: Refusal | None = None
@@ -85,7 +91,7 @@ async def hand_over(
     try:
         await _take_in(house, state, running, held, batch, units, answers, outcome)
     except BaseException:
-        pipeline.let_go(house, outcome.ends)
+        pipeline.let_go(house, [*outcome.ends, *(end for end, _ in outcome.drawn)])
         raise
     return outcome
 
@@ -283,12 +289,44 @@ async def _result(  # of one answer
     receipt = outcome.receipts[unit.index]
     if isinstance(receipt, VerificationError):
         raise receipt
+    more = _opinions_wanted(house, running, held, answer)
     if receipt.error is not None:
         failure = Failure(receipt.error.code, receipt.error.message)
-        running.errors[unit.index] = Ending(unit, batch.peer, failure, answer.receipt)
+        if (
+            more
+            and running.need.spec.numeric_class == "exact"
+            and of_the_program(receipt.error)
+        ):
+            outcome.drawn.append((failed_end(unit, batch.peer, failure, answer.receipt), more))
+            return
+        running.errors[unit.index] = Ending(unit, batch.peer, failure, answer.receipt, held)
         events.failed(state, batch.id, unit.index)
         outcome.failed += 1
         return
-    outcome.ends.append(
-        await pipeline.take_outputs(house, running.need, held.side, unit, answer, receipt)
+    end = await pipeline.take_outputs(house, running.need, held.side, unit, answer, receipt)
+    if more and (running.need.spec.numeric_class == "exact" or not end.left):
+        outcome.drawn.append((end, more))
+    else:  # nor is a value that is not here compared within a tolerance
+        outcome.ends.append(end)
+
+
+def _opinions_wanted(house: House, running: RunningJob, held: Held, answer: UnitResult) -> int:
+    """How many others are to run the unit, by the draw of its receipt."""
+    if held.draw is None:
+        return 0
+    p = house.standings.probability(held.side.provider)
+    return wanted(running.verify, signature_of(answer.receipt), held.draw.salt, p)
+
+
+def failed_end(
+    unit: Unit, peer: PeerId | None, failure: Failure, receipt: bytes | None
+) -> Ended:
+    """The end of a unit that is an error, by whoever says so."""
+    ended = msgspec.structs.replace(
+        unit,
+        state=UnitState.FAILED,
+        provider=peer,
+        failure=failure,
+        receipt=None if receipt is None else blob_id_of(receipt),
     )
+    return Ended(ended, receipt)

@@ -33,7 +33,7 @@ from shoal.node.turns import Turns
 from shoal.node.why_not import peer_banned
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
-from shoal.protocol.messages import Cancel, Release
+from shoal.protocol.messages import Cancel, Release, Reveal
 
 if TYPE_CHECKING:
     from shoal.crypto.identity import Identity
@@ -98,6 +98,12 @@ class NoStandings:
         """There is nothing."""
 
 
+async def _accuse_nobody(
+    _award: bytes, _receipt: bytes, _other: bytes | None, _job: JobId, _unit: int
+) -> None:
+    """Let it be."""
+
+
 @dataclass(frozen=True, slots=True)
 class House:
     """The modules that the steps call."""
@@ -129,6 +135,9 @@ class House:
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
     standings: Standings = field(default_factory=NoStandings)
+    accuse: Callable[[bytes, bytes, bytes | None, JobId, int], Awaitable[None]] = _accuse_nobody
+    """Bring a false receipt to the disputes: award, receipt, another one for the same award
+    that says another thing, and of which unit."""
     settling: Settling = field(default_factory=Settling)
     """Acknowledges receipts, and counts who did how much for whom."""
 
@@ -310,7 +319,7 @@ def note_known(house: House, peer: PeerId, blob_ids: Iterable[BlobId]) -> None:
 # --- peers ---
 
 
-async def tell(house: House, peer: PeerId, message: Cancel | Release) -> None:
+async def tell(house: House, peer: PeerId, message: Cancel | Release | Reveal) -> None:
     """Say something that matters to the peer only; a lost one costs it a time-out."""
     try:
         await house.control.request(peer, message, RELEASE_TIME_LIMIT_S)

@@ -8,6 +8,7 @@ way for it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,16 +19,17 @@ import msgspec
 import structlog
 import trio
 
-from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.node import chaining, handing_over, pipeline
 from shoal.node.account import nobody_bids
+from shoal.node.checking import FOUND_FALSE, Checking
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import House
 from shoal.node.job_views import JobViews
 from shoal.node.lineage import nearest
 from shoal.node.negotiating import Negotiation
 from shoal.node.records import (
+    Answer,
     Ended,
     Failure,
     Job,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.outlook import Outlook
     from shoal.node.records import GivenUnit
+    from shoal.node.verifying import VerifierLease
 
 RECALL_INTERVAL_S = 1.0
 """How often is looked for new peers while jobs run."""
@@ -88,7 +91,10 @@ class Jobs:
         self._state = State()
         self._views = JobViews(house.journal)
         self._changed = trio.Event()
-        self._negotiation = Negotiation(house, self._state, nursery, self._wake)
+        self._checking = Checking(house, self._state, providers, self, nursery)
+        self._negotiation = Negotiation(
+            house, self._state, nursery, self.wake, self._checking.draw_for
+        )
         self.jobs_ended: Counter[JobState] = Counter()
         self.units_ended: Counter[UnitState] = Counter()
         house.journal.touched = self._touched
@@ -142,11 +148,11 @@ class Jobs:
     def drain(self) -> None:
         """Take no job and hand over no unit any more; what waits is for the next start."""
         self._state.draining = True
-        self._wake()
+        self.wake()
 
     async def idle(self) -> None:
         """Wait, once drained, until no unit is out and every lease is given up."""
-        while self._state.leases or self._negotiation.letting_go:
+        while self._state.leases or self._negotiation.letting_go or self._checking.leases:
             await self._changed.wait()
 
     async def submit(self, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
@@ -275,7 +281,7 @@ class Jobs:
                     running.nursery = nursery
                     events.job_started(self._state, running.queue)
                     self._look_around()
-                    self._wake()
+                    self.wake()
                     try:
                         await running.finished.wait()
                     finally:  # before the nursery closes: nothing is begun in it any more
@@ -290,7 +296,7 @@ class Jobs:
         finally:
             self._running.pop(job_id, None)
             self._house.store.unpin(job_id)
-            self._wake()
+            self.wake()
             if running.touched:
                 self._nursery.start_soon(self._start_again, job_id)
 
@@ -309,8 +315,11 @@ class Jobs:
     def _leave(self, running: RunningJob) -> None:
         """Have nothing more to do with peers for a job."""
         events.job_ended(self._state, running.need.job.id)
-        for side in (*running.bids.values(), *(held.side for held in running.held.values())):
+        self._checking.leave(running)
+        for side in running.bids.values():
             self._negotiation.let_go(side)
+        for held in running.held.values():
+            self._negotiation.let_go(held.side, held.draw)
         running.bids.clear()
         running.held.clear()
 
@@ -368,7 +377,7 @@ class Jobs:
             running.cursor, running.touched = -1, True
         events.units_ready(self._state, job_id)
         self._nursery.start_soon(self._show, job_id)
-        self._wake()
+        self.wake()
 
     async def _show(self, job_id: JobId) -> None:
         """Show a job that changed through other jobs to those who watch it."""
@@ -379,7 +388,7 @@ class Jobs:
 
     # --- the plan ---
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Plan again."""
         self._changed.set()
         self._changed = trio.Event()
@@ -413,6 +422,7 @@ class Jobs:
                 offering[job.numeric_class] = {
                     peer: self._facts(peer, job.numeric_class)
                     for peer in self._providers(job.numeric_class)
+                    if not self._checking.is_false(peer)
                 }
         events.peers_known(self._state, offering)
 
@@ -447,11 +457,12 @@ class Jobs:
                 names = [f"{running.need.job.id}/{i}" for i in action.units]
                 start(pipeline.cancel, self._house, held.side, names)
             case do.Release():
-                self._negotiation.let_go(running.held.pop(action.lease).side)
+                held = running.held.pop(action.lease)
+                self._negotiation.let_go(held.side, held.draw)
             case do.Drop():
                 held = running.held.pop(action.lease)
                 held.cut()
-                self._negotiation.let_go(held.side)
+                self._negotiation.let_go(held.side, held.draw)
                 hangs = NetworkError(
                     f"{held.side.provider} takes far longer than others", code="no_answer"
                 )
@@ -482,6 +493,8 @@ class Jobs:
                     self._house, self._state, running, held, batch, action.cost_s
                 )
                 problem = outcome.problem
+                if outcome.drawn:
+                    self._checking.begin(running, held, self._drawn(running, batch, outcome))
                 if outcome.ends:
                     await self._deliver(running, batch, outcome.ends)
                 for index in outcome.given_up:
@@ -499,12 +512,65 @@ class Jobs:
             del running.held[action.lease]
             held.cut()
             events.lease_broken(self._state, action.lease)
-            self._negotiation.let_go(held.side)
+            self._negotiation.let_go(held.side, held.draw)
             if problem.code == "no_answer":
                 self._house.standings.note(peer, Deed.NO_ANSWER, detail=problem.message)
             await self._negotiation.note(running, peer, problem)
         events.batch_over(self._state, batch.id)
-        self._wake()
+        self.wake()
+
+    def _drawn(
+        self, running: RunningJob, batch: Batch, outcome: handing_over.Outcome
+    ) -> list[tuple[Ended, int]]:
+        """The results of a batch that wait to be checked: for the scheduler they have ended."""
+        job_id, drawn = running.need.job.id, []
+        for end, more in outcome.drawn:
+            index = end.unit.index
+            if events.ended(self._state, job_id, index, batch.id):
+                running.ending.add(index)
+                self._forget(running, index)
+                drawn.append((end, more))
+            else:  # another peer has ended it meanwhile
+                pipeline.let_go(self._house, [end])
+        return drawn
+
+    async def deliver_checked(self, running: RunningJob, ends: Sequence[Ended]) -> None:
+        """Write down the ends of units that waited for their checks."""
+        indices = [end.unit.index for end in ends]
+        try:
+            with trio.CancelScope(shield=True):
+                written = await pipeline.deliver(self._house, ends)
+                for end, new in zip(ends, written.new, strict=True):
+                    self.units_ended[end.unit.state] += new
+                await self._views.changed(running.need.job.id)
+        finally:
+            running.ending.difference_update(indices)
+            self.wake()
+
+    def let_go(self, lease: VerifierLease) -> None:
+        """Release a lease with a verifier, in a task that outlives the job."""
+        self._negotiation.let_go(lease.side, lease.draw)
+
+    def put_back(self, running: RunningJob, indices: Sequence[int]) -> None:
+        """Have units run again whose results are not used."""
+        running.ending.difference_update(indices)
+        running.queue.ended -= len(indices)
+        self._ready(running.need.job.id, again=True)
+
+    async def take_away(self, peer: PeerId, detail: str) -> None:
+        """Have nothing more to do with a peer whose result was false."""
+        for job_id, running in list(self._running.items()):
+            for lease, held in list(running.held.items()):
+                if held.side.provider == peer:
+                    del running.held[lease]
+                    held.cut()
+                    events.lease_broken(self._state, lease)
+                    self._negotiation.let_go(held.side, held.draw)
+            if peer in running.queue.candidates:
+                events.refused(self._state, job_id, peer, FOUND_FALSE, math.inf)
+                answer = Answer(job_id, peer, time.time(), FOUND_FALSE, detail)
+                await self._house.journal.add_answer(answer)
+        self.wake()
 
     async def _deliver(self, running: RunningJob, batch: Batch, ends: Sequence[Ended]) -> None:
         """Write the ends of units down, and then count them: once, whoever else ran them."""
@@ -515,7 +581,7 @@ class Jobs:
                 events.ended(self._state, job_id, end.unit.index, batch.id)
                 self._forget(running, end.unit.index)
                 self.units_ended[UnitState.DONE] += new
-            self._wake()
+            self.wake()
             await self._views.changed(job_id)
         copies = {
             blob_id
@@ -536,24 +602,23 @@ class Jobs:
         if ending is None:
             failure = Failure("lost_too_often", "too many leases broke while this unit was out")
             ending = Ending(running.units[index], None, failure, None)
-        receipt = ending.receipt
-        ended = msgspec.structs.replace(
-            ending.unit,
-            state=UnitState.FAILED,
-            provider=ending.peer,
-            failure=ending.failure,
-            receipt=None if receipt is None else blob_id_of(receipt),
+        ended = handing_over.failed_end(
+            ending.unit, ending.peer, ending.failure, ending.receipt
         )
         running.ending.add(index)
+        if ending.held is not None and self._checking.doubts(running, ended):
+            self._forget(running, index)
+            self._checking.begin(running, ending.held, [(ended, 1)], own_only=True)
+            return
         try:
             with trio.CancelScope(shield=True):
-                written = await self._house.journal.end_units([Ended(ended, receipt)])
+                written = await self._house.journal.end_units([ended])
                 self.units_ended[UnitState.FAILED] += written.new[0]
                 await self._views.changed(running.need.job.id)
         finally:
             running.ending.discard(index)
             self._forget(running, index)
-            self._wake()
+            self.wake()
 
     async def _read_on(self, running: RunningJob) -> None:
         """Read the next ready units from the journal."""
@@ -575,7 +640,7 @@ class Jobs:
             more=len(units) == WINDOW_UNITS,
             near=near,
         )
-        self._wake()
+        self.wake()
 
     async def _check(self, running: RunningJob) -> None:
         """End a job of which nothing is left, or wait for what is still to come."""
@@ -592,7 +657,7 @@ class Jobs:
             events.not_finished(self._state, job_id)
         elif not running.queue.busy:
             running.finished.set()
-        self._wake()
+        self.wake()
 
     async def _fail_fast(self, running: RunningJob) -> None:
         answers = await self._house.journal.answers(running.need.job.id)

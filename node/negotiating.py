@@ -14,6 +14,7 @@ import trio
 
 from shoal.crypto.errors import ShoalError
 from shoal.node import pipeline
+from shoal.node.errors import StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S
 from shoal.node.records import Answer
 from shoal.node.running_jobs import Held
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.checks import Draw
     from shoal.node.house import House
     from shoal.node.running_jobs import RunningJob
     from shoal.node.scheduling.state import State
@@ -43,16 +45,23 @@ class Negotiation:
         state: The scheduler's; told of what comes of it.
         nursery: Owns what outlives a job: bids and leases are let go in it.
         wake: Has the scheduler plan again.
+        draw: Gives by what the verifiers of a lease's receipts are to be drawn.
 
     Attributes:
         letting_go: How many bids and leases are being let go.
     """
 
     def __init__(
-        self, house: House, state: State, nursery: trio.Nursery, wake: Callable[[], None]
+        self,
+        house: House,
+        state: State,
+        nursery: trio.Nursery,
+        wake: Callable[[], None],
+        draw: Callable[[RunningJob, PeerId], Draw | None],
     ) -> None:
         self._house = house
         self._state = state
+        self._draw = draw
         self._nursery = nursery
         self._wake = wake
         self.letting_go = 0
@@ -87,10 +96,10 @@ class Negotiation:
         side = running.bids.get(peer)
         if side is None:
             return  # the job ended before this began
-        job_id = running.need.job.id
+        job_id, draw = running.need.job.id, self._draw(running, peer)
         try:
             problem: Refusal | ShoalError | None
-            problem = await pipeline.award(self._house, running.need, side)
+            problem = await pipeline.award(self._house, running.need, side, draw)
         except ShoalError as error:
             problem = error
         running.bids.pop(peer, None)
@@ -100,23 +109,22 @@ class Negotiation:
             return
         lease = events.lease_granted(self._state, job_id, peer, trio.current_time())
         if lease is None:  # the job has ended meanwhile
-            self.let_go(side)
+            self.let_go(side, draw)
             return
-        running.held[lease] = Held(side)
+        running.held[lease] = Held(side, draw)
         self._wake()
-        answer = Answer(job_id, peer, time.time(), "awarded")
-        await self._house.journal.add_answer(answer)
+        await self._keep(Answer(job_id, peer, time.time(), "awarded"))
 
-    def let_go(self, side: RequesterSide) -> None:
+    def let_go(self, side: RequesterSide, draw: Draw | None = None) -> None:
         """Release a bid or a lease, in a task that outlives the job."""
         if side.award_id is not None or side.state is Stage.BID:
             self.letting_go += 1
-            self._nursery.start_soon(self._release, side)
+            self._nursery.start_soon(self._release, side, draw)
 
-    async def _release(self, side: RequesterSide) -> None:
+    async def _release(self, side: RequesterSide, draw: Draw | None) -> None:
         try:
             with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-                await pipeline.release(self._house, side)
+                await pipeline.release(self._house, side, draw)
         finally:
             self.letting_go -= 1
             self._wake()
@@ -137,5 +145,17 @@ class Negotiation:
             self._house.broke(peer, setback.offence, setback.detail)
         if isinstance(problem, Refusal) and problem.reason is Reason.UNSETTLED:
             self._house.settling.asked_for(peer, problem.missing)
-        answer = Answer(job_id, peer, time.time(), setback.verdict, setback.detail)
-        await self._house.journal.add_answer(answer)
+        await self._keep(Answer(job_id, peer, time.time(), setback.verdict, setback.detail))
+
+    async def _keep(self, answer: Answer) -> None:
+        """Note an answer for whoever asks why; a job goes on without, as on a full disk."""
+        try:
+            await self._house.journal.add_answer(answer)
+        except StoreError as error:
+            log.warning(
+                "a peer's answer is not noted",
+                job=answer.job,
+                peer=answer.peer,
+                verdict=answer.verdict,
+                error=error.message,
+            )

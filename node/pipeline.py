@@ -66,6 +66,7 @@ from shoal.node.records import (
     Written,
 )
 from shoal.protocol.codec import encode
+from shoal.protocol.errors import LocalProtocolError
 from shoal.protocol.limits import (
     BATCH_PORTS_LIMIT_BYTES,
     BATCH_SOURCES_LIMIT,
@@ -82,6 +83,7 @@ from shoal.protocol.messages import (
     Lease,
     Refusal,
     Release,
+    Reveal,
     UnitRefusal,
     UnitRequest,
     UnitResult,
@@ -97,9 +99,13 @@ from shoal.protocol.statements import (
     check_receipt,
     open_receipt,
 )
+from shoal.protocol.verification.draw import list_id, salt_hash
+from shoal.protocol.verification.policy import Verify
 from shoal.protocol.versions import OWN
+from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
+    from shoal.node.checks import Draw
     from shoal.protocol.negotiation import ProviderSide
 
 BID_TIME_LIMIT_S = 3.0
@@ -126,9 +132,10 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     Raises:
         ProgramError: The program is not held or an input does not fit it.
         StoreError: An input is not held, or there is no room to note the job.
-        JobError: An input is an output of no unit that there is.
+        JobError: An input is an output of no unit that there is, or ``bad_verify``.
     """
     given = spec.units if given is None else given
+    check_policy(spec)
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
     job_id = new_job_id()
@@ -156,6 +163,18 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
         house.store.unpin(job_id)
         raise
     return job
+
+
+def check_policy(spec: JobSpec) -> None:
+    """See that a job says how its results are to be verified.
+
+    Raises:
+        JobError: ``bad_verify``.
+    """
+    try:
+        Verify.parse(spec.verify)
+    except LocalProtocolError as error:
+        raise JobError(error.message, code=error.code, hint=error.hint) from None
 
 
 async def add_units(
@@ -230,8 +249,17 @@ async def call_for_bid(
     return answer if isinstance(answer, Refusal) else side
 
 
-async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None:
+async def award(
+    house: House, need: Need, side: RequesterSide, draw: Draw | None = None
+) -> Refusal | None:
     """Award a bid with a signed award; a refusal is given back, a lease is noted.
+
+    Args:
+        house: This node.
+        need: What the job needs.
+        side: The conversation, which stands at a bid.
+        draw: By what verifiers of its receipts are drawn: the award commits to it. None
+            where nothing is checked.
 
     Raises:
         NetworkError: The provider is banned, or cannot be reached.
@@ -253,6 +281,8 @@ async def award(house: House, need: Need, side: RequesterSide) -> Refusal | None
         price=side.bid.price,
         idle_s=bidding.LEASE_IDLE_S,
         issued_at_ms=wall_ms(),
+        candidates=list_id(draw.candidates) if draw else None,
+        salt_hash=salt_hash(draw.salt) if draw else None,
     )
     envelope = house.identity.sign(Statement.AWARD, encode(statement))
     offer = AwardOffer(call=side.call.call, award=envelope)
@@ -336,13 +366,33 @@ async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> Non
         await tell(house, side.provider, message)
 
 
+<<<<<<< HEAD
+async def release(house: House, side: RequesterSide, draw: Draw | None = None) -> None:
+    """End a bid or a lease that is not needed any more; never raises.
+
+    What its verifiers were drawn by is told now, when no receipt is taken any more.
+    """
+    ends = side.state in {State.BID, State.LEASED} and side.call is not None
+    if ends:
+        assert side.call is not None
+=======
 async def release(house: House, side: RequesterSide) -> None:
-    """End a bid or a lease that is not needed any more; never raises."""
+    """End a bid or a lease that is not needed any more; never raises.
+
+    An award that was not answered may be a lease over there.
+    """
     if side.award_id is not None:
         house.rights.withdraw(side.award_id)
-    if side.state in {State.BID, State.LEASED} and side.call is not None:
+    if side.state in {State.BID, State.AWARDED, State.LEASED} and side.call is not None:
+>>>>>>> tests
         message = Release(call=side.call.call)
         side.send(message, trio.current_time())
+    if side.award_id is not None:
+        house.rights.withdraw(side.award_id)
+        if draw is not None and knows(house.control.versions.of(side.provider), Reveal):
+            reveal = Reveal(side.award_id, draw.salt, draw.candidates)
+            await tell(house, side.provider, reveal)
+    if ends:
         await tell(house, side.provider, message)
 
 

@@ -107,6 +107,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fail_fast: End the job where nobody bids at the first call, instead of waiting.
         outputs_stay: Leave outputs with the peers that made them until they are asked for.
         open: Units are still to be added; the job ends only after it was sealed.
+        verify: How results are checked: ``receipt``, ``quorum:K``, ``sample:P`` or ``auto``
+            (see `protocol.verification.policy`).
     """
 
     policy: Policy
@@ -120,6 +122,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fail_fast: bool = False
     outputs_stay: bool = False
     open: bool = False
+    verify: ShortText = "auto"
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -16,12 +16,14 @@ from shoal.node.errors import StoreError
 from shoal.node.house import program_blobs, program_of
 from shoal.node.records import UnitState
 from shoal.node.scheduling.state import JobQueue
+from shoal.protocol.verification.policy import Verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shoal.crypto.content import BlobId
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.checks import Draw
     from shoal.node.house import House
     from shoal.node.records import Failure, Job, JobSpec, Unit
     from shoal.node.scheduling.state import LeaseId
@@ -39,13 +41,19 @@ class Ending:
     peer: PeerId | None
     failure: Failure
     receipt: bytes | None
+    held: Held | None = None
 
 
 @dataclass(slots=True)
 class Held:
-    """A lease that is held, and the hand-overs under it."""
+    """A lease that is held, and the hand-overs under it.
+
+    Attributes:
+        draw: By what verifiers of its receipts are drawn; None where nothing is checked.
+    """
 
     side: RequesterSide
+    draw: Draw | None = None
     scopes: set[trio.CancelScope] = field(default_factory=set)
 
     def cut(self) -> None:
@@ -61,6 +69,7 @@ class RunningJob:
     Attributes:
         need: What it needs of a provider.
         queue: The scheduler's part.
+        verify: How its results are checked.
         units: Those in memory: that wait, or are out.
         cursor: The last index read from the journal.
         bids: Conversations that stand at a bid or an award.
@@ -73,6 +82,7 @@ class RunningJob:
 
     need: pipeline.Need
     queue: JobQueue
+    verify: Verify = field(default_factory=Verify)
     units: dict[int, Unit] = field(default_factory=dict)
     cursor: int = -1
     bids: dict[PeerId, RequesterSide] = field(default_factory=dict)
@@ -130,7 +140,7 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
         ended=job.units_done + job.units_failed,
     )
     need = pipeline.Need(job, spec, manifest, program_bytes, input_bytes)
-    return RunningJob(need, queue)
+    return RunningJob(need, queue, Verify.parse(spec.verify))
 
 
 async def input_sizes(house: House, units: Iterable[Unit]) -> dict[BlobId, int]:

@@ -79,6 +79,12 @@ class Limits:
                 help="Leave outputs with the peers that made them until they are fetched.",
             ),
         ] = False,
+        verify: Annotated[
+            str,
+            Parameter(
+                help="How results are checked: receipt, quorum:K, sample:P or auto.",
+            ),
+        ] = "auto",
     ) -> None:
         from shoal.compute.exact.spec import PRECISIONS
         from shoal.node.client.flows import OFFERED_CLASSES
@@ -123,7 +129,23 @@ class Limits:
             "priority": priority,
             "fail_fast": fail_fast,
             "outputs_stay": outputs_stay,
+            "verify": _checked_verify(verify),
         }
+
+
+def _checked_verify(text: str) -> str:
+    """What ``--verify`` says, once it is known to say something.
+
+    Raises:
+        ConfigError: ``usage``.
+    """
+    from shoal.protocol.errors import LocalProtocolError
+    from shoal.protocol.verification.policy import Verify
+
+    try:
+        return str(Verify.parse(text))
+    except LocalProtocolError as error:
+        raise ConfigError(f"--verify: {error.message}", code="usage", hint=error.hint) from None
 
 
 def run(

@@ -60,7 +60,7 @@ def feed(draft: Draft) -> None:
     state = draft.state
     by_peer: dict[PeerId, list[tuple[JobQueue, Lease]]] = {}
     for lease in state.leases.values():
-        if not lease.closed:
+        if not lease.closed and not state.jobs[lease.job].full:
             by_peer.setdefault(lease.peer, []).append((state.jobs[lease.job], lease))
 
     def soonest(peer: PeerId) -> tuple[float, float, PeerId]:

@@ -1,0 +1,291 @@
+"""Results are checked by others before they are delivered, and liars found out."""
+
+import pytest
+import trio
+from checking_nodes import (
+    CallsItNaN,
+    Lies,
+    Peer,
+    RefusesToVerify,
+    Roughly,
+    SaysAnotherThingEachTime,
+    TurnsFalse,
+    given,
+    nearly_right,
+    open_peers,
+    open_requester,
+    right,
+)
+
+from shoal.crypto.content import blob_id_of
+from shoal.node import pipeline
+from shoal.node.errors import JobError
+from shoal.node.records import UnitState
+from shoal.node.result_standing import Deed
+from shoal.protocol.statements import open_award, open_receipt
+from shoal.protocol.verification.draw import list_id, salt_hash
+
+
+@pytest.fixture
+async def node(tmp_path):
+    async with open_requester(tmp_path) as node:
+        yield node
+
+
+async def until(condition):
+    with trio.fail_after(20):
+        while not await condition():  # noqa: ASYNC110  # of others' states, which tell nobody
+            await trio.sleep(0.02)
+
+
+async def assert_right(node, units, numbers):
+    assert [unit.state for unit in units] == [UnitState.DONE] * len(numbers)
+    for unit, number in zip(units, numbers, strict=True):
+        assert await node.output(unit) == right(given(number))
+
+
+async def checks_of(node, units):
+    found = await node.journal.checks(units[0].job)
+    return {(check.unit, check.verifier, check.level, check.verdict) for check in found}
+
+
+async def test_a_result_that_is_drawn_is_run_by_another_one_before_it_is_delivered(node):
+    async with open_peers(node, Peer, Peer) as (one, two):
+        units = await node.run(range(20), verify="sample:1")
+        await assert_right(node, units, range(20))
+        found = await checks_of(node, units)
+    other = {one.peer: two.peer, two.peer: one.peer}
+    assert found == {(u.index, other[u.provider], "re-run", "agrees") for u in units}
+    assert node.worker.ran == 0
+    good = [peer for peer, deed in node.standings.notes if deed is Deed.CHECKED_GOOD]
+    assert sorted(good) == sorted(unit.provider for unit in units)
+
+
+async def test_who_checks_is_not_told_that_it_does(node):
+    async with open_peers(node, Peer, Peer) as (one, two):
+        units = await node.run(range(6), verify="sample:1")
+        names = [*one.asked, *two.asked]
+        assert len(names) == len(set(names)) == 12
+        checks = [name for name in names if not name.startswith(units[0].job)]
+        assert len(checks) == 6
+        for name in checks:
+            job, _, index = name.partition("/")
+            assert len(job) == len(units[0].job)
+            assert int(index) < 6
+        for peer in (one, two):
+            awards = [open_award(award) for award in peer.awards.values()]
+            assert all(award.salt_hash and award.candidates for award in awards)
+
+
+async def test_a_false_result_is_not_delivered_and_its_provider_is_accused_and_left_alone(node):
+    async with open_peers(node, Lies, Peer) as (liar, _):
+        units = await node.run(range(20), verify="sample:1")
+        await assert_right(node, units, range(20))
+        assert liar.peer not in {unit.provider for unit in units}
+        assert node.accused
+        assert {who for who, _, _ in node.accused} == {liar.peer}
+        answers = await node.journal.answers(units[0].job)
+        assert (liar.peer, "found_false") in {(a.peer, a.verdict) for a in answers}
+        before = len(liar.asked)
+        await node.run(range(30, 40), verify="sample:1")
+        assert len(liar.asked) == before
+    for unit in units:
+        envelope = await node.journal.receipt(unit.receipt)
+        assert open_receipt(envelope).outputs == tuple(unit.outputs.items())
+
+
+async def test_where_nobody_may_verify_the_node_runs_the_unit_itself(node):
+    async with open_peers(node, Peer, Lies, verify=False) as (_, liar):
+        units = await node.run(range(12), verify="sample:1")
+        await assert_right(node, units, range(12))
+        found = await checks_of(node, units)
+    assert liar.peer not in {unit.provider for unit in units}
+    for unit in units:
+        ((who, verdict),) = {(each[1], each[3]) for each in found if each[0] == unit.index}
+        by_itself = (liar.peer, "differs") if unit.provider == node.peer else None
+        assert (who, verdict) == (by_itself or (node.peer, "agrees"))
+    assert {who for who, _, _ in node.accused} == {liar.peer}
+
+
+async def test_a_false_verifier_is_found_out_too(node):
+    async with open_peers(node, Peer, Lies) as (honest, liar):
+        honest.price, liar.price = 0.1, 50.0
+        units = await node.run(range(10), verify="sample:1")
+        await assert_right(node, units, range(10))
+        assert {who for who, _, _ in node.accused} == {liar.peer}
+        assert {unit.provider for unit in units} == {honest.peer}
+
+
+async def test_a_verifier_that_takes_no_award_is_passed_over(node):
+    async with open_peers(node, Peer, RefusesToVerify):
+        units = await node.run(range(5), verify="sample:1")
+        await assert_right(node, units, range(5))
+        found = await checks_of(node, units)
+    assert {(level, verdict) for _, _, level, verdict in found} == {
+        ("re-run", "no_answer"),
+        ("own", "agrees"),
+    }
+
+
+async def test_a_false_error_is_found_out(node):
+    async with open_peers(node, CallsItNaN, Peer) as (liar, _):
+        units = await node.run(range(8), verify="sample:1")
+        await assert_right(node, units, range(8))
+        assert {who for who, _, _ in node.accused} == {liar.peer}
+
+
+async def test_an_error_that_others_confirm_fails_the_unit_at_once(node):
+    async with open_peers(node, Peer, Peer) as (one, two):
+        (unit,) = await node.run([-1], verify="sample:1")
+        found = await checks_of(node, [unit])
+        assert len([*one.asked, *two.asked]) == 2
+    assert unit.state is UnitState.FAILED
+    assert unit.failure.code == "nan"
+    assert {verdict for *_, verdict in found} == {"agrees"}
+    assert node.accused == []
+
+
+async def test_an_undrawn_error_is_looked_into_before_the_unit_fails(node):
+    async with open_peers(node, CallsItNaN) as (liar,):
+        node.standings.p[liar.peer] = 0.0
+        (unit,) = await node.run([3], verify="auto")
+        await assert_right(node, [unit], [3])
+    assert {who for who, _, _ in node.accused} == {liar.peer}
+
+
+@pytest.mark.parametrize("kinds", [(Peer, Peer, Peer), (Lies, Peer, Peer, Peer)])
+async def test_a_quorum_takes_as_many_results_as_it_says(node, kinds):
+    async with open_peers(node, *kinds):
+        units = await node.run(range(9), verify="quorum:3")
+        await assert_right(node, units, range(9))
+        found = await checks_of(node, units)
+    for unit in units:
+        agreeing = [each for each in found if each[0] == unit.index and each[3] == "agrees"]
+        assert len(agreeing) >= 2 or any(each[2] == "own" for each in agreeing)
+
+
+async def test_a_quorum_of_too_few_takes_this_node_in(node):
+    async with open_peers(node, Peer):
+        units = await node.run(range(4), verify="quorum:2")
+        found = await checks_of(node, units)
+    assert {each[2:] for each in found} == {("own", "agrees")}
+
+
+async def test_two_receipts_for_one_award_that_differ_go_to_the_disputes_together(node):
+    async with open_peers(node, SaysAnotherThingEachTime, Peer) as (liar, _):
+        units = await node.run(range(6), verify="sample:1")
+        await assert_right(node, units, range(6))
+    assert (liar.peer, True) in {(who, other) for who, other, _ in node.accused}
+
+
+async def test_what_a_peer_gave_before_it_was_found_false_runs_again(node):
+    async with open_peers(node, TurnsFalse, Peer) as (turncoat, honest):
+        honest.price = 50.0
+        node.standings.p = {turncoat.peer: 0.0, honest.peer: 0.0}
+        job = await node.submit(range(12), verify="auto", open=True)
+
+        async def all_are_delivered():
+            return (await node.journal.job(job.id)).units_done == 12
+
+        await until(all_are_delivered)
+        node.standings.p[turncoat.peer] = 1.0
+        await add(node, job, range(12, 16))
+
+        async def the_honest_one_ran_all():
+            units = await node.journal.units(job.id, 0, 16)
+            return {unit.provider for unit in units} == {honest.peer}
+
+        await until(the_honest_one_ran_all)
+        units = await node.journal.units(job.id, 0, 16)
+        await assert_right(node, units, range(16))
+
+
+async def add(node, job, numbers):
+    for number in numbers:
+        await node.store.put_bytes(given(number))
+    given_units = [{"x": blob_id_of(given(number))} for number in numbers]
+    await pipeline.add_units(node.house, job.id, given_units)
+    node.jobs.units_added(job.id)
+
+
+async def test_in_fp32_results_are_compared_within_a_tolerance(node):
+    async with open_peers(node, Peer, Roughly) as (_, rough):
+        units = await node.run(range(1, 9), numeric_class="fp32", verify="sample:1")
+        for number, unit in enumerate(units, 1):
+            assert unit.state is UnitState.DONE
+            if unit.provider == rough.peer:
+                assert await node.output(unit) == nearly_right(given(number))
+        assert {each[3] for each in await checks_of(node, units)} == {"agrees"}
+
+
+async def test_in_fp32_a_vote_lowers_standing_and_accuses_nobody(node):
+    async with open_peers(node, Lies, Peer, Peer) as (liar, *_):
+        units = await node.run(range(8), numeric_class="fp32", verify="sample:1")
+        await assert_right(node, units, range(8))
+    assert node.accused == []
+    downs = {peer for peer, deed in node.standings.notes if deed is Deed.VOTED_DOWN}
+    assert downs == {liar.peer}
+
+
+async def test_under_receipt_nothing_is_drawn_and_no_award_names_candidates(node):
+    async with open_peers(node, Peer, Peer) as (one, two):
+        units = await node.run(range(8), verify="receipt")
+        assert len([*one.asked, *two.asked]) == 8
+        for peer in (one, two):
+            for award in peer.awards.values():
+                assert open_award(award).salt_hash is None
+        assert await checks_of(node, units) == set()
+
+
+async def test_under_auto_a_result_is_checked_as_often_as_its_provider_calls_for(node):
+    async with open_peers(node, Peer, Peer) as (one, two):
+        node.standings.p = {one.peer: 0.0, two.peer: 0.0}
+        units = await node.run(range(8))
+        assert await checks_of(node, units) == set()
+
+
+async def test_what_verifiers_were_drawn_by_is_told_when_the_lease_is_over(node):
+    async with open_peers(node, Peer, Peer) as (one, two):
+        await node.run(range(4), verify="sample:1")
+
+        async def all_is_told():
+            return all(len(peer.revealed) == len(peer.awards) for peer in (one, two))
+
+        await until(all_is_told)
+        awards = [open_award(a) for peer in (one, two) for a in peer.awards.values()]
+        told = [each for peer in (one, two) for each in peer.revealed]
+        assert {award.salt_hash for award in awards} == {salt_hash(r.salt) for r in told}
+        assert {award.candidates for award in awards} == {list_id(r.candidates) for r in told}
+
+
+async def test_a_job_that_is_cancelled_waits_for_no_check(node):
+    async with open_peers(node, Peer, Hangs) as (honest, _):
+        job = await node.submit(range(3), verify="sample:1")
+
+        async def it_was_asked():
+            return bool(honest.asked)
+
+        async def nothing_runs():
+            return not node.jobs.running
+
+        await until(it_was_asked)
+        job = await node.jobs.cancel(job.id)
+        await until(nothing_runs)
+        assert job.state == "cancelled"
+
+
+class Hangs(Peer):
+    """It takes units and never answers."""
+
+    price = 50.0
+
+    async def ran(self, request):
+        self.asked.append(request.unit)
+        await trio.sleep_forever()
+
+
+async def test_a_policy_that_says_nothing_is_refused(node):
+    with pytest.raises(JobError, match="quorum") as caught:
+        await node.submit([1], verify="quorum:1")
+    assert caught.value.code == "bad_verify"
+    assert "sample:0.1" in caught.value.hint
