@@ -65,8 +65,8 @@ def test_work_is_acknowledged_counted_at_both_ends_and_checked_by_anybody(swarm,
             for pair in checked.json["ledger"]["pairs"]
         }
         pair = pairs[requester.peer, node.peer]
-        assert pair["acknowledged"] == given["units"]
-        assert pair["credits"] == pytest.approx(given["credits"])
+        assert pair["acknowledged"] == given["acknowledged_units"]
+        assert pair["credits"] == pytest.approx(given["acknowledged_credits"])
         lines = file.read_text().splitlines()
         statement = json.loads(lines[1])
         name = "acknowledgement" if "acknowledgement" in statement else "receipt"
