@@ -24,6 +24,7 @@ from shoal.node.errors import StoreError
 from shoal.node.house import House, manifest_of, program_blobs, usable
 from shoal.node.running import Batch, Conversation, Running
 from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import LEASE_UNITS_LIMIT
 from shoal.protocol.messages import (
     AwardOffer,
     Call,
@@ -189,7 +190,8 @@ class Provider:
             self._forget((conversation.side.requester, message.call))
         else:
             names = {message.unit, *message.others}
-            conversation.unwanted |= names
+            if len(conversation.unwanted) < LEASE_UNITS_LIMIT:  # more it cannot have had
+                conversation.unwanted |= names
             self._house.settling.excuse(conversation.side, names)
 
     async def _bid(self, peer: PeerId, call: Call) -> bidding.Bid | Refusal:
