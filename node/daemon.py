@@ -61,7 +61,7 @@ from shoal.node.state import open_state
 from shoal.node.swarm_key import load_key
 from shoal.node.trials import charge_of, judged_by
 from shoal.protocol.advert_fitting import fitted
-from shoal.protocol.messages import Accusation, AccusationsWanted, Acknowledge
+from shoal.protocol.messages import Accusation, AccusationsWanted, Acknowledge, Reveal
 
 if TYPE_CHECKING:
     from shoal.node.config import Config
@@ -320,6 +320,7 @@ async def serve(
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
+        daemon.served[Reveal] = provider.revealed
         daemon.served[Acknowledge] = house.settling.acknowledged
         convictions.on_ban += [control.hang_up, provider.drop]
         daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
