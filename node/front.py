@@ -23,6 +23,7 @@ from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
 from shoal.node import chaining, pipeline, reload
 from shoal.node.account import about_unit, told
+from shoal.node.assurance import Assurance, JobAssurance, assure
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
@@ -51,6 +52,7 @@ from shoal.node.records import (
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.swarm_key import PUBLIC
+from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.messages import (
@@ -337,6 +339,8 @@ class Daemon:
     async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
         """Units of a job in order of their index."""
         units = await self.journal.units(job_id, offset, limit)
+        if not units:
+            await self.journal.job(job_id)  # raises where there is none
         return [self.jobs_running.as_leased(unit) for unit in units]
 
     def watch(
@@ -382,9 +386,24 @@ class Daemon:
             )
         return about_unit(told(job, answers, around, work), units[0], around.own)
 
+    async def assurance(
+        self, job_id: JobId, offset: int, limit: int
+    ) -> tuple[JobAssurance, list[Assurance]]:
+        """How far a job's results can be relied on: all of it counted, and some units."""
+        job, own = await self.journal.job(job_id), self.identity.peer_id
+        counted = await units_assured(self.journal, job, own)
+        units = await self.units(job_id, offset, limit)
+        return counted, [
+            assure(job, unit, await self.journal.checks(job_id, unit.index), own)
+            for unit in units
+        ]
+
     async def receipts(self, job_id: JobId) -> list[BlobId]:
         """Ids of the job's receipts."""
-        return await self.journal.receipt_ids(job_id)
+        found = await self.journal.receipt_ids(job_id)
+        if not found:
+            await self.journal.job(job_id)  # raises where there is none
+        return found
 
     async def receipt(self, receipt_id: BlobId) -> bytes:
         """A receipt's envelope."""

@@ -195,5 +195,6 @@ def surroundings(
         leases=leases,
         misfits=dict(versions.misfits),
         alone=alone,
+        lost=membership.lost,
         outlook=outlook,
     )

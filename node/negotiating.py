@@ -14,6 +14,7 @@ import trio
 
 from shoal.crypto.errors import ShoalError
 from shoal.node import pipeline
+from shoal.node.errors import StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S
 from shoal.node.records import Answer
 from shoal.node.running_jobs import Held
@@ -112,8 +113,7 @@ class Negotiation:
             return
         running.held[lease] = Held(side, draw)
         self._wake()
-        answer = Answer(job_id, peer, time.time(), "awarded")
-        await self._house.journal.add_answer(answer)
+        await self._keep(Answer(job_id, peer, time.time(), "awarded"))
 
     def let_go(self, side: RequesterSide, draw: Draw | None = None) -> None:
         """Release a bid or a lease, in a task that outlives the job."""
@@ -145,5 +145,17 @@ class Negotiation:
             self._house.broke(peer, setback.offence, setback.detail)
         if isinstance(problem, Refusal) and problem.reason is Reason.UNSETTLED:
             self._house.settling.asked_for(peer, problem.missing)
-        answer = Answer(job_id, peer, time.time(), setback.verdict, setback.detail)
-        await self._house.journal.add_answer(answer)
+        await self._keep(Answer(job_id, peer, time.time(), setback.verdict, setback.detail))
+
+    async def _keep(self, answer: Answer) -> None:
+        """Note an answer for whoever asks why; a job goes on without, as on a full disk."""
+        try:
+            await self._house.journal.add_answer(answer)
+        except StoreError as error:
+            log.warning(
+                "a peer's answer is not noted",
+                job=answer.job,
+                peer=answer.peer,
+                verdict=answer.verdict,
+                error=error.message,
+            )

@@ -171,6 +171,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("POST", "/v1/jobs/{id}/cancel", api.cancel),
         ("DELETE", "/v1/jobs/{id}", api.forget),
         ("GET", "/v1/jobs/{id}/why", api.why),
+        ("GET", "/v1/jobs/{id}/assurance", api.assurance),
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
         ("GET", "/v1/receipts/{id}", api.receipt),
     )
@@ -427,6 +428,14 @@ class _Api:
         found = await self._daemon.why(job_id_in(request), unit)
         # The summary is for clients that have no words of their own.
         return answer({**msgspec.structs.asdict(found), "summary": found.summary})
+
+    async def assurance(self, request: Request) -> Response:
+        offset = whole_number(request, "offset", 0)
+        limit = whole_number(request, "limit", 100, UNITS_PER_ANSWER_LIMIT)
+        counted, units = await self._daemon.assurance(job_id_in(request), offset, limit)
+        # The summary is for clients that have no words of their own.
+        job = {**msgspec.structs.asdict(counted), "summary": counted.summary}
+        return answer({"job": job, "units": units})
 
     async def receipts(self, request: Request) -> Response:
         return answer({"receipts": await self._daemon.receipts(job_id_in(request))})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shoal.compute.manifest import Manifest
     from shoal.crypto.content import BlobId, ChunkList
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.assurance import Assurance, JobAssurance
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.ledger import LedgerPage
@@ -247,6 +248,12 @@ class DaemonFacade(Protocol):
         Raises:
             JobError: ``no_such_job`` or ``no_such_unit``.
         """
+        ...
+
+    async def assurance(
+        self, job_id: JobId, offset: int, limit: int
+    ) -> tuple[JobAssurance, list[Assurance]]:
+        """How far a job's results can be relied on: all of it counted, and some units."""
         ...
 
     async def receipts(self, job_id: JobId) -> list[BlobId]:

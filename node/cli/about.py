@@ -42,11 +42,12 @@ def demo(
     """Start some daemons here, tell the types of a folder's files on them, and clean up.
 
     The model is magika's. One of the daemons is killed half-way, and no file is
-    lost by that. Needs shoal[demo].
+    lost by that. Then one joins that lies: it is caught, and convicted by a proof that
+    anybody can check again. Needs shoal[demo].
 
     Args:
         path: The folder; the git-tracked files of shoal's checkout where not given.
-        nodes: How many daemons.
+        nodes: How many honest daemons; one that lies joins them later.
         receipts: Directory to write every receipt to, as ID.receipt.
     """
     from shoal.node import demo as demonstration

@@ -4,8 +4,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 from cyclopts import App, Parameter
 
+from shoal.node.cli.assurance import no_such_unit, print_paragraphs, print_unit, print_units
 from shoal.node.cli.follow import follow
 from shoal.node.cli.forget import forget
 from shoal.node.cli.options import Daemon, read_time_s
@@ -21,6 +23,7 @@ from shoal.node.errors import JobFailedError
 from shoal.node.records import Job, Unit
 
 if TYPE_CHECKING:
+    from shoal.node.assurance import Assurance
     from shoal.node.client import Client
 
 _UNITS_PER_REQUEST = 1000
@@ -69,46 +72,55 @@ def jobs(*, limit: int = 20, daemon: Daemon | None = None) -> None:
 
 
 @app.command
-def show(job_id: str, /, *, units: int = 20, daemon: Daemon | None = None) -> None:
-    """Show a job and its units: where they ran, how long, and what failed.
+def show(
+    job_id: str,
+    /,
+    *,
+    units: int = 20,
+    unit: int | None = None,
+    daemon: Daemon | None = None,
+) -> None:
+    """Show a job and its units: who ran them, who checked them, and what that rules out.
 
     Args:
         job_id: The job.
         units: How many units at most.
+        unit: Tell of this unit alone: who ran it, who checked it and how, what that rules
+            out, and what it does not.
     """
     daemon = daemon or Daemon()
     with daemon.client() as client:
         job = client.job(job_id)
+        first, end = (0, min(units, job.units_total)) if unit is None else (unit, unit + 1)
+        if unit is not None and not 0 <= unit < job.units_total:
+            raise no_such_unit(job, unit)
         found: list[Unit] = []
-        while len(found) < min(units, job.units_total):
-            wanted = min(units - len(found), _UNITS_PER_REQUEST)
-            found += client.units(job_id, len(found), wanted)
+        assured: list[Assurance] = []
+        while first + len(found) < end:
+            offset = first + len(found)
+            wanted = min(end - offset, _UNITS_PER_REQUEST)
+            found += client.units(job_id, offset, wanted)
+            assured += client.assurance(job_id, offset, wanted)[1]
+        counted, _ = client.assurance(job_id, 0, 0)
     if daemon.as_json:
-        print_json({"job": job, "units": found})
+        checks = {**msgspec.to_builtins(counted), "summary": counted.summary}
+        print_json({"job": job, "units": found, "assurance": checks, "assured": assured})
+        return
+    if unit is not None:
+        print_unit(found[0], assured[0])
         return
     _print_job(job)
     print()
-    print_table(
-        ("UNIT", "STATE", "PROVIDER", "LEASES", "TIME", "RECEIPT", "FAILURE"),
-        (
-            (
-                unit.index,
-                unit.state,
-                unit.provider or "-",
-                unit.attempts,
-                "-" if unit.seconds is None else duration_text(unit.seconds),
-                unit.receipt or "-",
-                unit.failure.message if unit.failure else "",
-            )
-            for unit in found
-        ),
-        ids=("PROVIDER", "RECEIPT"),
-    )
+    print_units(found, assured)
+    if counted.summary:
+        print()
+        print_paragraphs(counted.summary)
     if len(found) < job.units_total:
         note(
             f"{job.units_total - len(found)} more units: "
             f"`shoal job show {job.id} --units {job.units_total}`"
         )
+    note(f"what that says of one unit: `shoal job show {job.id} --unit N`")
 
 
 @app.command

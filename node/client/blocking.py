@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
+    from shoal.node.assurance import Assurance, JobAssurance
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.client.flows import Model
@@ -435,6 +436,16 @@ class Client:
     def explanation(self, job_id: str, unit: int | None = None) -> Explanation:
         """Why a job, or one unit of it, stands where it stands, and what would change it."""
         return self._drive(flows.explanation(job_id, unit))
+
+    def blob(self, blob_id: str) -> bytes:
+        """The bytes of a blob that the daemon holds."""
+        return self._drive(flows.blob(blob_id))
+
+    def assurance(
+        self, job_id: str, offset: int = 0, limit: int = 100
+    ) -> tuple[JobAssurance, list[Assurance]]:
+        """How far a job's results can be relied on: all of it counted, and some units."""
+        return self._drive(flows.assurance(job_id, offset, limit))
 
     def receipts(self, job_id: str) -> list[BlobId]:
         """Ids of a job's receipts."""

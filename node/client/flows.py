@@ -20,6 +20,7 @@ from shoal.compute.errors import ProgramError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.manifest import Manifest, decode
 from shoal.crypto.content import BlobId
+from shoal.node.assurance import Assurance, JobAssurance
 from shoal.node.capability_views import CapabilityView, ChallengeView
 from shoal.node.causes import Explanation
 from shoal.node.client.exchange import Flow, Request, Value, Work
@@ -341,6 +342,21 @@ def explanation(job_id: str, unit: int | None = None) -> Flow[Explanation]:
     query = {} if unit is None else {"unit": unit}
     answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/why", query))
     return msgspec.convert(answer, Explanation)
+
+
+def blob(blob_id: str) -> Flow[bytes]:
+    """The bytes of a blob that the daemon holds."""
+    return (yield Request("GET", f"/v1/blobs/{blob_id}"))
+
+
+def assurance(
+    job_id: str, offset: int, limit: int
+) -> Flow[tuple[JobAssurance, list[Assurance]]]:
+    """How far a job's results can be relied on: all of it counted, and some units."""
+    query = {"offset": offset, "limit": limit}
+    answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/assurance", query))
+    counted = msgspec.convert(answer["job"], JobAssurance)
+    return counted, msgspec.convert(answer["units"], list[Assurance])
 
 
 def receipts(job_id: str) -> Flow[list[BlobId]]:

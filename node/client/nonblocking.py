@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.devices import Device, Inventory
     from shoal.crypto.content import BlobId
+    from shoal.node.assurance import Assurance, JobAssurance
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.client.flows import Model
@@ -377,6 +378,16 @@ class AsyncClient:
     async def explanation(self, job_id: str, unit: int | None = None) -> Explanation:
         """Why a job, or one unit of it, stands where it stands, and what would change it."""
         return await self._drive(flows.explanation(job_id, unit))
+
+    async def blob(self, blob_id: str) -> bytes:
+        """The bytes of a blob that the daemon holds."""
+        return await self._drive(flows.blob(blob_id))
+
+    async def assurance(
+        self, job_id: str, offset: int = 0, limit: int = 100
+    ) -> tuple[JobAssurance, list[Assurance]]:
+        """How far a job's results can be relied on: all of it counted, and some units."""
+        return await self._drive(flows.assurance(job_id, offset, limit))
 
     async def receipts(self, job_id: str) -> list[BlobId]:
         """Ids of a job's receipts."""

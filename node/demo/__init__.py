@@ -1,9 +1,10 @@
-"""``shoal demo``: the whole data path on one machine, with a provider killed on the way.
+"""``shoal demo``: the whole data path on one machine; one provider is killed, another lies.
 
 - `files`: which files to look at;
 - `filetypes`: what magika does before and after its model;
 - `swarm`: daemons as real processes, also used by the end-to-end tests;
 - `spread`: the job, and the provider that is killed half-way;
+- `liar`: a daemon that lies, and `conviction`: how it is caught;
 - `account`: who ran what, and whether it adds up;
 - `script`: the order of all this;
 - `steps` and `report`: what is seen of it, meanwhile and at the end.
@@ -35,7 +36,7 @@ def run(
     Args:
         path: The folder whose files to look at; this checkout's git-tracked
             files where not given.
-        nodes: How many daemons.
+        nodes: How many honest daemons; one that lies joins them later.
         receipts: A directory to write every receipt to, as ID.receipt.
         json: Print one JSON object in place of the tables.
 

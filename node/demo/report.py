@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
     from shoal.crypto.peer_id import PeerId
     from shoal.node.demo.account import Share
+    from shoal.node.demo.conviction import Caught
     from shoal.node.demo.spread import Killed
 
 SAMPLES = 10
@@ -82,6 +83,7 @@ class Report:
         more_files: Whether the folder has more files than the demo looks at.
         problems: What does not add up; empty where all is well.
         receipts_at: The directory that the receipts were written to.
+        liar: How the node that lies was caught.
     """
 
     root: str
@@ -98,6 +100,7 @@ class Report:
     problems: tuple[str, ...]
     receipts_at: str | None
     seconds: float
+    liar: Caught | None = None
 
     @property
     def ok(self) -> bool:
@@ -125,6 +128,7 @@ def print_report(report: Report, *, as_json: bool) -> None:
     console.print()
     for text in _findings(report):
         console.print(text)
+    _print_conviction(console, report)
     for heading, lines in (
         ("Labelled by magika without its model", _by_type(report.without_model)),
         ("Not looked at", _by_reason(report.left_out)),
@@ -197,6 +201,31 @@ def _findings(report: Report) -> list[Text]:
     if report.killed is None:
         sentences.append("no provider was killed: with so few files the job was over at once")
     return [Text.assemble(("✓ ", "green"), sentence) for sentence in sentences]
+
+
+def _print_conviction(console: Console, report: Report) -> None:
+    """Who lied, who found out, what was wrong, and how to see it again."""
+    if report.liar is None or not report.liar.proof:
+        return
+    console.print()
+    for text in _conviction(report.liar, report.nodes[0].peer):
+        console.print(text)
+    console.print(Text(f"    {report.liar.command}"), soft_wrap=True)
+
+
+def _conviction(liar: Caught, requester: PeerId) -> list[Text]:
+    checkers = " and ".join(
+        "the requester itself" if peer == requester else short(peer) for peer in liar.checked_by
+    )
+    results = "1 result" if liar.false == 1 else f"{liar.false} results"
+    sentences = [
+        f"{short(liar.peer)} lied: one bit of each result that it gave was false.",
+        f"{results} of it ran again at {checkers}, and came to other bits.",
+        "What was delivered is right, and nobody had to ask for that.",
+        f"It is convicted and banned: {liar.finding.rstrip('.')}.",
+        "The proof was checked once more when no daemon ran. Check it again:",
+    ]
+    return [Text.assemble(("! ", "yellow"), sentence) for sentence in sentences]
 
 
 def _by_type(files: Sequence[LabelledFile]) -> list[tuple[str, int, str]]:

@@ -12,26 +12,39 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shoal.crypto.errors import ShoalError
 from shoal.node.demo.account import shares_of
+from shoal.node.demo.conviction import (
+    PRECISION,
+    ROUNDS_LIMIT,
+    UNITS,
+    LyingSwarm,
+    await_proof,
+    caught_in,
+    run_among_liars,
+    save,
+    verify_offline,
+)
 from shoal.node.demo.files import select
 from shoal.node.demo.filetypes import MODEL_INPUT, MODEL_OUTPUT, OpenMagika
 from shoal.node.demo.report import LabelledFile, LeftOut, Report, Totals, short, shown
 from shoal.node.demo.spread import spread
 from shoal.node.demo.steps import Steps
-from shoal.node.demo.swarm import Swarm, SwarmError
+from shoal.node.demo.swarm import SwarmError
 from shoal.node.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
-
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.demo.conviction import Caught
     from shoal.node.demo.files import Selection
     from shoal.node.demo.filetypes import FileType, Split
     from shoal.node.demo.spread import Killed, Spread
@@ -58,12 +71,16 @@ def play(path: Path | None, nodes: int, receipts: Path | None) -> Report:
     cores = max(1, len(os.sched_getaffinity(0)) // nodes)
     with (
         _signals_interrupt(),
-        Swarm(nodes, [f"--cores={cores}"]) as swarm,
+        LyingSwarm(nodes, [f"--cores={cores}"]) as swarm,
         _logs_kept_on_failure(swarm, steps),
     ):
         outcome = _spread(swarm, magika, split, steps)
+        caught, scores = _catch(swarm, magika, split, steps)
         with steps.step("checks", "verifying receipts, comparing with magika") as step:
             report = _report(selection, split, magika, outcome, swarm, receipts, started_s)
+            wrong = _wrong_labels(magika, report, scores)
+            problems = (*report.problems, *caught.problems, *wrong)
+            report = replace(report, liar=caught, problems=problems)
             step.text = "receipts verified again, magika asked about every file"
         if not report.ok:
             steps.aside("logs", f"the daemons' logs are kept in {swarm.keep_logs()}")
@@ -72,16 +89,16 @@ def play(path: Path | None, nodes: int, receipts: Path | None) -> Report:
     return report
 
 
-def _spread(swarm: Swarm, magika: OpenMagika, split: Split, steps: Steps) -> Spread:
+def _spread(swarm: LyingSwarm, magika: OpenMagika, split: Split, steps: Steps) -> Spread:
     """Start the daemons and run the job on them."""
-    count = len(swarm.nodes)
+    count = len(swarm.honest)
     with steps.step("nodes", f"starting {count} daemons") as step:
         swarm.start_all()
         step.text = f"{count} daemons run; each was told the first one's address only"
     with steps.step("peers", "waiting until all know each other") as step:
         swarm.wait_acquainted()
         step.text = f"each lists the other {count - 1} and what they offer"
-    requester = swarm.nodes[0]
+    requester = swarm.honest[0]
     with requester.client() as client:
         with steps.step("program", "converting the model") as step:
             program = client.prepare(magika.model_path)
@@ -110,17 +127,85 @@ def _spread(swarm: Swarm, magika: OpenMagika, split: Split, steps: Steps) -> Spr
     return outcome
 
 
+def _catch(
+    swarm: LyingSwarm, magika: OpenMagika, split: Split, steps: Steps
+) -> tuple[Caught, dict[Path, np.ndarray]]:
+    """Let the liar in, look at some files again, and wait until it is convicted.
+
+    Returns:
+        What came of the liar, and what the model said of those files.
+    """
+    liar = swarm.liar.peer
+    with steps.step("liar", "one more daemon joins") as step:
+        compiling = "one more daemon joins; the class exact is compiled, once per machine"
+        swarm.join_liar(lambda waited_s: step.doing(f"{compiling}: {waited_s:.0f} s"))
+        step.text = f"{short(liar)} joins, and turns a bit in what it gives"
+    files = [split.of_model[index % len(split.of_model)] for index in range(UNITS)]
+    rows = {MODEL_INPUT: np.resize(split.features, (UNITS, split.features.shape[1]))}
+    scores: dict[Path, np.ndarray] = {}
+    with swarm.honest[0].client() as client:
+        program = client.prepare(magika.model_path, precision=PRECISION)
+        for _ in range(ROUNDS_LIMIT):
+            with steps.bar("again", "map in the class exact") as (step, show):
+                job, outputs = run_among_liars(
+                    client, program, rows, lambda job: show(job.units_done, job.units_total)
+                )
+                step.text = f"{job.units_done} units done again, in the class exact"
+            scores |= {
+                file: each[MODEL_OUTPUT][0] for file, each in zip(files, outputs, strict=True)
+            }
+            caught = caught_in(client, job, liar)
+            if caught.false:
+                break
+        for peer in caught.checked_by:
+            steps.aside("caught", f"{short(peer)} ran what {short(liar)} ran: other bits")
+        if not caught.false:
+            return caught, scores
+        with steps.step("proof", "the dispute goes on") as step:
+            view = await_proof(client, liar)
+            if view is None:
+                step.text = f"{short(liar)} is not convicted"
+                return caught, scores
+            file = save(client, view)
+            step.text = f"{short(liar)} is convicted, and banned"
+    swarm.end()
+    with steps.step("offline", "checking the proof with no daemon running") as step:
+        verdict = verify_offline(file)
+        step.text = "no daemon runs any more, and the proof convicts all the same"
+        if not verdict:
+            step.text = "the proof is not confirmed"
+    return replace(
+        caught,
+        finding=view.verdict,
+        proof=str(file),
+        verdict=verdict,
+        command=f"shoal proof verify {file}",
+    ), scores
+
+
+def _wrong_labels(
+    magika: OpenMagika, report: Report, scores: dict[Path, np.ndarray]
+) -> list[str]:
+    """Files that had another label when they were looked at again, in sentences."""
+    labels = {file.path: file.label for file in report.files}
+    return [
+        f"the label of {shown(file)} was {kind.label} where it was looked at again"
+        for file, kind in magika.types_of(scores).items()
+        if labels.get(shown(file)) != kind.label
+    ]
+
+
 def _report(
     selection: Selection,
     split: Split,
     magika: OpenMagika,
     outcome: Spread,
-    swarm: Swarm,
+    swarm: LyingSwarm,
     receipts: Path | None,
     started_s: float,
 ) -> Report:
     """Check everything that came back."""
-    peers = [node.peer for node in swarm.nodes]
+    peers = [node.peer for node in swarm.honest]
     shares, problems = shares_of(outcome, peers, len(split.of_model))
     scores: dict[Path, np.ndarray] = {}
     ran_by: dict[Path, PeerId | None] = {}
@@ -173,7 +258,7 @@ def _labelled(file: Path, kind: FileType, peer: PeerId | None) -> LabelledFile:
 
 
 @contextmanager
-def _logs_kept_on_failure(swarm: Swarm, steps: Steps) -> Iterator[None]:
+def _logs_kept_on_failure(swarm: LyingSwarm, steps: Steps) -> Iterator[None]:
     """Where something fails, say what the daemons said last and where the rest is."""
     try:
         yield

@@ -23,9 +23,15 @@ _TEXT_WIDTH = 58
 
 @dataclass(slots=True)
 class Step:
-    """One step; ``text`` is what is said of it once it is done."""
+    """One step.
+
+    Attributes:
+        text: What is said of it once it is done.
+        doing: Say meanwhile what is being done, in place of what was said before.
+    """
 
     text: str = ""
+    doing: Callable[[str], None] = lambda _text: None
 
 
 class Steps:
@@ -52,8 +58,9 @@ class Steps:
     @contextmanager
     def step(self, name: str, doing: str) -> Iterator[Step]:
         """Show ``doing`` while the block runs, then what it set as the step's text."""
-        step, started_s = Step(), time.monotonic()
-        with self._console.status(Text(f"{name}: {doing}")):
+        started_s = time.monotonic()
+        with self._console.status(Text(f"{name}: {doing}")) as shown:
+            step = Step(doing=lambda text: shown.update(Text(f"{name}: {text}")))
             yield step
         self._done(name, step.text, time.monotonic() - started_s)
 

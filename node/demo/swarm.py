@@ -28,7 +28,7 @@ from shoal.node.config import SOCKET_PATH_LIMIT_BYTES
 from shoal.node.errors import DaemonUnreachableError, WaitTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -156,7 +156,11 @@ class Swarm:
         Raises:
             SwarmError: One of them ended, or did not answer in time.
         """
-        first, *others = self.nodes
+        self.start_these(self.nodes)
+
+    def start_these(self, nodes: Sequence[Node]) -> None:
+        """The same for some of them, of which the first is the first of all."""
+        first, *others = nodes
         self.start(first)
         self.wait_ready(first)
         for node in others:
@@ -166,10 +170,9 @@ class Swarm:
 
     def start(self, node: Node) -> None:
         """Start a daemon, again after it was killed; does not wait for it."""
-        # -P: no module is ever taken from the current directory
-        command = [sys.executable, "-P", "-m", "shoal.node.cli", "up", f"--home={node.home}"]
+        command = [*self._command(node), "up", f"--home={node.home}"]
         command += [f"--listen={_place(node.address) or self._listen(node)}"]
-        command += [f"--allow={other.peer}" for other in self.nodes if other is not node]
+        command += [f"--allow={friend.peer}" for friend in self._friends(node)]
         # On one machine they would step back for each other's daemons, and for ours.
         command += ["--step-back=off", "--niceness=5"]
         if not any(one.startswith("--lan") for one in self._settings):
@@ -191,6 +194,15 @@ class Swarm:
     def _before(self, node: Node) -> tuple[str, ...]:  # noqa: ARG002  # for subclasses
         """What the command of a daemon is run by."""
         return ()
+
+    def _command(self, node: Node) -> tuple[str, ...]:  # noqa: ARG002  # for subclasses
+        """What is started: ``shoal``."""
+        # -P: no module is ever taken from the current directory
+        return (sys.executable, "-P", "-m", "shoal.node.cli")
+
+    def _friends(self, node: Node) -> list[Node]:
+        """Whom a daemon has on its allow list."""
+        return [other for other in self.nodes if other is not node]
 
     def _listen(self, node: Node) -> str:  # noqa: ARG002  # for subclasses
         """Where a daemon listens at its first start."""
@@ -220,21 +232,39 @@ class Swarm:
             if not _in_time(answers, START_LIMIT_S):
                 raise self._failure(node, f"does not answer after {START_LIMIT_S:.0f} s")
 
-    def wait_acquainted(self, *, timeout_s: float = ACQUAINTED_LIMIT_S) -> None:
+    def wait_acquainted(
+        self,
+        *,
+        timeout_s: float = ACQUAINTED_LIMIT_S,
+        offering: str | None = None,
+        waiting: Callable[[float], None] = lambda _waited_s: None,
+    ) -> None:
         """Wait until each running daemon lists all the others, with what they offer.
+
+        Args:
+            timeout_s: How long.
+            offering: A numeric class that all of them are to offer by then.
+            waiting: Told now and then how long it has been, in seconds.
 
         Raises:
             SwarmError: One of them does not in time.
         """
-        deadline_s = time.monotonic() + timeout_s
+        started_s = time.monotonic()
+        deadline_s = started_s + timeout_s
         running = [node for node in self.nodes if node.running]
         for node in running:
             others = {other.peer for other in running if other is not node}
             with node.client() as client:
 
                 def knows(client: Client = client, others: set[PeerId] = others) -> bool:
-                    offering = {view.peer for view in client.peers() if view.numeric_classes}
-                    return others <= offering
+                    waiting(time.monotonic() - started_s)
+                    ready = {
+                        view.peer
+                        for view in client.peers()
+                        if view.numeric_classes
+                        and (offering is None or offering in view.numeric_classes)
+                    }
+                    return others <= ready
 
                 if not _in_time(knows, deadline_s - time.monotonic()):
                     raise self._failure(

@@ -1,0 +1,64 @@
+"""How the units of a job were checked, counted: read from the journal at once.
+
+Part of *deliver*, for `shoal job show`: a job of very many units is told by its counts, and
+of single units by `node.assurance`, whose grounds these are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shoal.node.assurance import Ground, JobAssurance
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from shoal.crypto.peer_id import PeerId
+    from shoal.node.records import Job
+    from shoal.node.state import State
+
+_COUNTED = """
+SELECT
+    CASE
+        WHEN units.state != 'done' THEN 'nothing'
+        WHEN units.provider = :own OR found.own THEN 'own'
+        WHEN found.quorum THEN 'quorum'
+        WHEN found.rerun THEN 're-run'
+        ELSE 'receipt'
+    END AS ground,
+    COUNT(*) AS number,
+    TOTAL(COALESCE(units.state = 'done' AND found.differed, 0)) AS differed
+FROM units LEFT JOIN (
+    SELECT
+        place,
+        MAX(verdict = 'agrees' AND verifier = :own) AS own,
+        MAX(verdict = 'agrees' AND level = 'quorum') AS quorum,
+        MAX(verdict = 'agrees') AS rerun,
+        MAX(verdict = 'differs') AS differed
+    FROM checks WHERE job = :job GROUP BY place
+) AS found ON found.place = units.place
+WHERE units.job = :job GROUP BY ground
+"""
+
+
+async def units_assured(journal: State, job: Job, own: PeerId) -> JobAssurance:
+    """On what the units of a job rest.
+
+    Args:
+        journal: The journal.
+        job: The job.
+        own: This node.
+
+    Raises:
+        StoreError: The state cannot be read.
+    """
+
+    def read(database: sqlite3.Connection) -> JobAssurance:
+        rows = database.execute(_COUNTED, {"job": job.id, "own": own}).fetchall()
+        return JobAssurance(
+            units={Ground(row["ground"]): row["number"] for row in rows},
+            differed=int(sum(row["differed"] for row in rows)),
+            weaker=job.numeric_class != "exact",
+        )
+
+    return await journal.transact(read)

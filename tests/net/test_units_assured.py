@@ -1,0 +1,50 @@
+"""The journal counts by the same grounds that single units are told by."""
+
+from collections import Counter
+from itertools import combinations, product
+
+import msgspec
+import pytest
+from journal_samples import PEER, done, failed, make_job, make_units
+
+from shoal.crypto.peer_id import PeerId
+from shoal.node.assurance import assure
+from shoal.node.records import Check
+from shoal.node.state import open_state
+from shoal.node.units_assured import units_assured
+
+OWN, BOB = PeerId("12D3KooWown"), PeerId("12D3KooWbob")
+OPINIONS = [
+    (level, verifier, verdict)
+    for level, verifier in (("quorum", BOB), ("re-run", BOB), ("own", OWN))
+    for verdict in ("agrees", "differs", "no_answer")
+]
+SETS = [opinions for size in range(3) for opinions in combinations(OPINIONS, size)]
+
+
+@pytest.mark.parametrize("numeric_class", ["exact", "fp32"])
+async def test_the_counts_are_those_of_the_units_one_by_one(tmp_path, numeric_class):
+    async with open_state(tmp_path / "state.sqlite") as state:
+        job, spec = make_job(numeric_class=numeric_class)
+        cases = list(product((PEER, OWN), SETS))
+        units = make_units(len(cases) + 2)
+        await state.add_job(job, spec, units)
+        ends = []
+        for unit, (provider, opinions) in zip(units, cases, strict=False):
+            checks = [
+                Check(job.id, unit.index, level, verifier, verdict, None, 1.0)
+                for level, verifier, verdict in opinions
+            ]
+            end = done(unit)
+            ran = msgspec.structs.replace(end.unit, provider=provider)
+            ends.append(msgspec.structs.replace(end, unit=ran, checks=tuple(checks)))
+        await state.end_units([*ends, failed(units[-1])])
+        counted = await units_assured(state, job, OWN)
+        assured = [
+            assure(job, unit, await state.checks(job.id, unit.index), OWN)
+            for unit in await state.units(job.id, 0, len(units))
+        ]
+    assert counted.units == Counter(each.ground for each in assured)
+    assert counted.differed == sum(bool(each.differed) for each in assured)
+    assert counted.weaker == (numeric_class == "fp32")
+    assert len(counted.units) == 5

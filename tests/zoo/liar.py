@@ -1,0 +1,245 @@
+"""``shoal`` for a node that lies.
+
+python -P liar.py KIND up --home=HOME …
+
+A real daemon in which the steps of the data path that a kind lies at are replaced. Its own
+user it serves as it should. Accomplices have their homes in one folder, and find there what
+the others of their ring said.
+"""
+
+import importlib
+import secrets
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import lies
+import msgspec
+import structlog
+import trio
+from kinds import KINDS, Asked, InDispute, Lie
+
+from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
+from shoal.compute.supervisor import UnitLimits, Worker
+from shoal.compute.unit_runs import Execution
+from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.envelope import Statement
+from shoal.node import pipeline
+from shoal.node.blob_transfer import BlobServer
+from shoal.node.front import Daemon
+from shoal.node.house import manifest_of, program_blobs
+from shoal.node.provider import Provider
+from shoal.protocol.blob_messages import WhyNot
+from shoal.protocol.codec import encode
+from shoal.protocol.messages import (
+    LeafWanted,
+    NodesWanted,
+    Problem,
+    TraceWanted,
+    UnitResult,
+)
+from shoal.protocol.negotiation import Answer
+from shoal.protocol.statements import open_receipt
+
+log = structlog.get_logger("zoo")
+
+
+class Ring:
+    """What accomplices told each other: a folder with the outputs of each work."""
+
+    def __init__(self, place):
+        self._place = place
+
+    def told(self, work):
+        """The outputs that one of them gave for this work, or None."""
+        folder = self._place / work
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        return {file.name: file.read_bytes() for file in files} or None
+
+    def tell(self, work, outputs):
+        """Tell the others, all at once."""
+        unfinished = self._place / secrets.token_hex(8)
+        unfinished.mkdir(parents=True)
+        for name, blob in outputs.items():
+            (unfinished / name).write_bytes(blob)
+        try:
+            unfinished.rename(self._place / work)
+        except OSError:
+            log.info("an accomplice was quicker", work=work)
+
+
+class Liar:
+    """A daemon's steps, with a kind's decisions in them."""
+
+    def __init__(self, kind, ring):
+        self.kind = kind
+        self.ring = ring
+        self.number = 0
+        self.before = {}
+        """The outputs of the last unit, by program."""
+        self.bent = {}
+        """Ids of the true outputs, and of what it gave in their place."""
+        self.second = {}
+        """Answers to those who ask again, by call and unit."""
+        self.sign = pipeline.sign
+        self.units, self.answer, self.trace = Provider._units, Daemon.answer, Worker.trace
+
+    def install(self):
+        """Replace what an honest daemon does."""
+        liar = self
+
+        async def units(provider, conversation, effects):
+            return await liar.units(provider, conversation, liar.otherwise(effects))
+
+        async def answer(daemon, peer, body):
+            return liar.refusal(body) or await liar.answer(daemon, peer, body)
+
+        async def trace(worker, *arguments, **named):
+            traced = await liar.trace(worker, *arguments, **named)
+            return liar.bend(traced)
+
+        pipeline.sign = self.sign_falsely
+        Provider._units, Daemon.answer = units, answer
+        if self.kind.answers_dispute() is InDispute.PATCHED:
+            Worker.trace = trace
+        if not self.kind.serves_blobs():
+            BlobServer._look_up = self.refuse_blob
+
+    def otherwise(self, effects):
+        """What is answered from memory, said otherwise than the first time."""
+        return [
+            Answer(self.second[effect.message.call, effect.message.unit])
+            if isinstance(effect, Answer)
+            and isinstance(effect.message, UnitResult)
+            and (effect.message.call, effect.message.unit) in self.second
+            else effect
+            for effect in effects
+        ]
+
+    def refusal(self, body):
+        """What somebody is told who disputes a receipt, where it says nothing of its work."""
+        disputed = isinstance(body, TraceWanted | NodesWanted | LeafWanted)
+        if disputed and self.kind.answers_dispute() is InDispute.SILENT:
+            return Problem(code="no_trace", message="there is no trace of that any more")
+        return None
+
+    def bend(self, traced):
+        """A trace that ends in what the receipt says: ids of true outputs are replaced."""
+
+        def bent(ids):
+            return tuple(self.bent.get(each, each) for each in ids)
+
+        leaves = []
+        for data in traced.leaves:
+            leaf = decode_operator_leaf(data)
+            changed = msgspec.structs.replace(
+                leaf, inputs=bent(leaf.inputs), outputs=bent(leaf.outputs)
+            )
+            leaves.append(leaf_bytes(changed))
+        return replace(traced, leaves=tuple(leaves))
+
+    async def sign_falsely(self, house, side, request, run, room=0):
+        """Step 5: sign what is said to have come of a unit."""
+        outcome = run.outcome
+        if side.requester == house.peer_id or not isinstance(outcome, Execution):
+            return await self.sign(house, side, request, run, room)
+        work = blob_id_of(encode((side.award.program, request.inputs)))
+        told = self.ring.told(work) if self.kind.ring else None
+        reply = self.kind.outputs(Asked(self.number, copied=told is not None))
+        self.number += 1
+        outputs = await self.made(house, side, run, reply.lie, told)
+        if reply.lie is Lie.ERROR:
+            run.outcome = lies.FALSE_NAN
+        else:
+            run.outcome = replace(outcome, outputs=outputs)
+        if reply.tells:
+            self.ring.tell(work, outputs)
+        for name, true in outcome.outputs.items():
+            self.bent[blob_id_of(true)] = blob_id_of(outputs[name])
+        self.before[side.award.program] = outcome.outputs
+        if reply.wait:
+            ran_s = time.time() - run.started_at_ms / 1e3
+            await trio.sleep(max(0.0, reply.wait * side.call.time_limit_s - ran_s))
+        result = await self.sign(house, side, request, run, room)
+        if reply.receipts > 1:
+            run.outcome = outcome
+            second = await self.sign(house, side, request, run, room)
+            self.second[request.call, request.unit] = second
+        log.info("signed", kind=self.kind.name, lie=reply.lie, unit=request.unit)
+        if not self.kind.serves_blobs():
+            result = msgspec.structs.replace(result, blobs=())
+        if self.kind.invents(self.number):
+            result = invented(house, result)
+        return result
+
+    async def made(self, house, side, run, lie, told):
+        """The outputs that a lie gives."""
+        outputs = dict(run.outcome.outputs)
+        match lie:
+            case Lie.RANDOM:
+                return lies.drawn(outputs, self.number)
+            case Lie.EARLIER:
+                before = self.before.get(side.award.program)
+                same = before is not None and lies.spec_of(before) == lies.spec_of(outputs)
+                return dict(before) if same else lies.drawn(outputs, self.number)
+            case Lie.ONE_BIT:
+                return lies.with_one_bit_turned(outputs, self.number)
+            case Lie.COPIED:
+                return told
+            case Lie.OTHER_INPUT:
+                inputs = lies.reversed_inputs(run.inputs)
+                return await self.run_other(house, side, inputs, lambda *same: same)
+            case Lie.CHEAPER:
+                return await self.run_other(house, side, run.inputs, lies.in_x8)
+            case Lie.SKIPPED:
+                return await self.run_other(house, side, run.inputs, lies.without_layers)
+        return outputs
+
+    async def run_other(self, house, side, inputs, change):
+        """Run a changed program, or other inputs, in the worker."""
+        program = BlobId(side.award.program)
+        manifest = await manifest_of(house.store, program)
+        ids = [program, *program_blobs(manifest)]
+        held = {blob_id: await house.store.get_bytes(blob_id) for blob_id in ids}
+        changed = change(manifest, held)
+        if changed != (manifest, held):
+            program, held = changed
+
+        async def blobs():
+            return held
+
+        limits = UnitLimits(
+            time_s=side.call.time_limit_s,
+            memory_bytes=side.call.memory_bytes,
+            output_bytes=side.call.memory_bytes,
+        )
+        ran = await house.worker.run(side.requester, program, blobs, inputs, limits)
+        return dict(ran.outputs)
+
+    async def refuse_blob(self, *_):
+        """Have no blob for anybody."""
+        return WhyNot.NOT_HELD
+
+
+def invented(house, result):
+    """The same result with a receipt under an award that nobody gave."""
+    receipt = open_receipt(result.receipt)
+    changed = msgspec.structs.replace(receipt, award=blob_id_of(secrets.token_bytes(32)))
+    envelope = house.identity.sign(Statement.RECEIPT, encode(changed))
+    return msgspec.structs.replace(result, receipt=envelope)
+
+
+def main():
+    """Run the command with the kind that comes before it."""
+    kind, *command = sys.argv[1:]
+    home = next(word.partition("=")[2] for word in command if word.startswith("--home="))
+    Liar(KINDS[kind](), Ring(Path(home).parent / "ring")).install()
+    sys.argv[1:] = command
+    return importlib.import_module("shoal.node.cli").main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
