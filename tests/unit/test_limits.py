@@ -256,11 +256,6 @@ def test_the_largest_leaf_with_its_path_fits_into_a_frame():
     assert limits.LEAVES_LIMIT <= 1 << limits.TREE_LEVELS_LIMIT
 
 
-def test_the_largest_fraud_proof_holds_an_award_two_receipts_a_root_and_a_leaf():
-    parts = 4 * envelope.ENVELOPE_LIMIT_BYTES + limits.LEAF_LIMIT_BYTES
-    assert parts - envelope.ENVELOPE_LIMIT_BYTES < limits.FRAUD_PROOF_LIMIT_BYTES
-
-
 def test_every_unit_that_is_out_can_be_cancelled_at_once():
     others = ("🐚" * 64,) * limits.UNITS_IN_FLIGHT_LIMIT
     encode(Request(id=1 << 31, body=Cancel(call="a" * 32, unit="u", others=others)))
