@@ -81,6 +81,7 @@ class Capability:
     """Set once all executors that there will be are there."""
     _measured: Measurement | None = None
     _belied: bool = False
+    _problem: str = ""
 
     @property
     def measurement(self) -> Measurement | None:
@@ -142,6 +143,7 @@ class Capability:
             memory_rate=measured.memory_rate if measured else 0.0,
             disk_rate=measured.disk_rate if measured else 0.0,
             measured_at=measured.measured_at if measured else None,
+            problem=self._problem,
         )
 
     async def keep_measured(self) -> None:
@@ -160,6 +162,7 @@ class Capability:
                 try:
                     await self._measure(device)
                 except ShoalError as error:
+                    self._problem = error.message
                     log.warning("this node was not measured", error=str(error))
                     await trio.sleep(BELIED_AFTER_S)
             await trio.sleep(LOOK_INTERVAL_S)
@@ -182,7 +185,7 @@ class Capability:
             memory_rate=memory_rate,
             disk_rate=await self._disk_rate(),
         )
-        self._measured, self._belied = measured, False
+        self._measured, self._belied, self._problem = measured, False, ""
         log.info(
             "measured",
             device=device.id,

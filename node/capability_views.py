@@ -34,12 +34,17 @@ class CapabilityView(msgspec.Struct, frozen=True):
 
     ``proven`` says here that any other node has seen it shown: whether that counts is
     for each of the others to say. Rates are per second; 0 is not measured.
+
+    Attributes:
+        problem: Why the last try to measure gave nothing; "" where it gave something, or
+            none was made.
     """
 
     claims: tuple[Claim, ...]
     memory_rate: float
     disk_rate: float
     measured_at: float | None
+    problem: str = ""
 
 
 class ChallengeView(msgspec.Struct, frozen=True):

@@ -31,14 +31,14 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import comparing, pipeline
 from shoal.node.checks import OF_THE_PROGRAM, Draw, Stage, UnitCheck, said_by
 from shoal.node.errors import StoreError
-from shoal.node.house import unit_name
+from shoal.node.house import inline_blobs, small_inputs, unit_name
 from shoal.node.records import Check, Ended, Failure, Unit, UnitState
 from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.setbacks import COOL_DOWN_BROKEN_S, setback_of
 from shoal.node.verifying import VerifierLease, open_lease
 from shoal.protocol.limits import CANDIDATES_LIMIT
-from shoal.protocol.messages import UnitResult
+from shoal.protocol.messages import UnitRequest, UnitResult
 from shoal.protocol.statements import Receipt, open_receipt
 from shoal.protocol.verification.draw import SALT_SIZE_BYTES, signature_of, verifiers
 
@@ -67,6 +67,7 @@ TRIES: Final = 5
 """After so many times ``auto`` delivers a result that nobody could be found to check. What
 was asked for by name, a quorum or a sample, is waited for."""
 
+ASK_AGAIN_S: Final = 2.0
 """What a provider gets to repeat the first answer of its that was found false: the right one
 is delivered only after that, since the lease may end with it."""
 
@@ -337,6 +338,7 @@ class Checking:
     def _note_room(self, job: JobChecks) -> None:
         """Hold the job's hand-overs back while too much waits."""
         part = 0.5 if job.running.queue.full else 1.0
+        job.running.queue.in_check = len(job.waiting)
         full = (
             len(job.waiting) >= WAITING_UNITS * part or job.size_bytes >= WAITING_BYTES * part
         )
@@ -402,6 +404,7 @@ class Checking:
         ran = await lease.run([checked.unit.inputs for checked in batch], guess_s)
         answers = {unit.index: (unit, answer) for unit, answer in ran}
         first = lease.given - len(batch)
+        receipts: list[bytes] = []
         silent: list[Checked] = []
         heard: list[Checked] = []
         problem: ShoalError | None = None
@@ -412,12 +415,14 @@ class Checking:
                 continue
             try:
                 await self._hear(lease, checked, unit, answer)
+                receipts.append(answer.receipt)
                 heard.append(checked)
             except StoreError:
                 raise
             except ShoalError as error:
                 problem = error
                 silent.append(checked)
+        self._house.settling.received(lease.side, receipts, len(receipts) * (lease.each_s or 0))
         batch.clear()
         await self._silent(job, peer, silent, heard)
         if problem is not None:
@@ -643,13 +648,18 @@ class Checking:
 
         It answers from memory, and so the same; two receipts that differ convict.
         """
-        side, need = checked.held.side, job.running.need
+        side, need, unit = checked.held.side, job.running.need, checked.unit
         first = checked.opinions[checked.machine.provider].receipt
+        assert side.call is not None
+        small = await small_inputs(self._house, [unit])
+        blobs = await inline_blobs(self._house, unit, small)
+        inputs = tuple(sorted(unit.inputs.items()))
+        # Beside the lease's machine: the scheduler counts what is out by that.
+        request = UnitRequest(side.call.call, unit_name(unit), inputs, blobs)
         try:
-            answers = await pipeline.hand_over(self._house, need, side, [checked.unit])
-            answer = answers.get(checked.unit.index)
+            answer = await self._house.control.request(side.provider, request, ASK_AGAIN_S)
             if isinstance(answer, UnitResult) and answer.receipt != first:
-                receipt = pipeline.verify(need, side, checked.unit, answer)
+                receipt = pipeline.verify(need, side, unit, answer)
                 if said_by(receipt) != checked.machine.key:
                     return answer.receipt
         except ShoalError:  # the lease may be over: then there is one receipt

@@ -39,6 +39,7 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
+from shoal.node.result_standing import Deed
 from shoal.node.running_jobs import Ending, RunningJob, prepare
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
@@ -465,6 +466,7 @@ class Jobs:
                 hangs = NetworkError(
                     f"{held.side.provider} takes far longer than others", code="no_answer"
                 )
+                self._house.standings.note(held.side.provider, Deed.SLOW)
                 start(talk.note, running, held.side.provider, hangs)
             case do.GiveUp():
                 start(self._give_up, running, action.unit)
@@ -511,6 +513,8 @@ class Jobs:
             held.cut()
             events.lease_broken(self._state, action.lease)
             self._negotiation.let_go(held.side, held.draw)
+            if problem.code == "no_answer":
+                self._house.standings.note(peer, Deed.NO_ANSWER, detail=problem.message)
             await self._negotiation.note(running, peer, problem)
         events.batch_over(self._state, batch.id)
         self.wake()

@@ -24,6 +24,7 @@ from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import NetworkError, StoreError
 from shoal.node.standing import Offence
+from shoal.node.surroundings import Lost as LostPeer
 from shoal.protocol.codec import encode
 from shoal.protocol.dialling import Places
 from shoal.protocol.membership import DIAL_TIME_LIMIT_S, Link, Member
@@ -70,6 +71,8 @@ ADVERT_TOPIC = "shoal/adverts/1"
 PING_TIME_LIMIT_S = 2.0
 EXCHANGE_TIME_LIMIT_S = 5.0
 REMEMBERED_LIMIT = 64
+LOST_LIMIT = 64
+"""Peers that are remembered as lost: more than a person reads."""
 
 log = structlog.get_logger(__name__)
 
@@ -112,6 +115,7 @@ class Membership:
         self._member = Member(
             network.peer_id, places, sign=identity.sign, draw=draw, now_s=now_s
         )
+        self._lost: dict[PeerId, tuple[float, str]] = {}  # the last one last
         self._nursery: trio.Nursery | None = None
         self._before_start: dict[Event, None] = {}
         self._woken = trio.Event()
@@ -130,6 +134,16 @@ class Membership:
     def links(self) -> dict[PeerId, Link]:
         """The peers that this node keeps a link to."""
         return self._member.links
+
+    @property
+    def lost(self) -> list[LostPeer]:
+        """Who was in the table and is not now, the last one first."""
+        now_s = trio.current_time()
+        return [
+            LostPeer(peer, now_s - at_s, why)
+            for peer, (at_s, why) in reversed(self._lost.items())
+            if self.table.get(peer) is None
+        ]
 
     async def reach(self, peer: PeerId) -> None:
         """Be connected to a node that is in the table, to work with it.
@@ -282,9 +296,16 @@ class Membership:
                 log.info("linked", peer=effect.peer, links=len(self.links))
                 nursery.start_soon(self._remember, effect)
             case Gone(peer, why):
-                log.info("a peer is gone", peer=peer, why=why)
+                self._note_lost(peer, why)
             case Blame(peer, error):
                 self._report(peer, error)
+
+    def _note_lost(self, peer: PeerId, why: str) -> None:
+        log.info("a peer is gone", peer=peer, why=why)
+        self._lost.pop(peer, None)
+        self._lost[peer] = trio.current_time(), why
+        if len(self._lost) > LOST_LIMIT:
+            del self._lost[next(iter(self._lost))]
 
     async def _dial(self, dial: Dial) -> None:
         try:

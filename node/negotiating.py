@@ -14,13 +14,14 @@ import trio
 
 from shoal.crypto.errors import ShoalError
 from shoal.node import pipeline
+from shoal.node.errors import StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S
 from shoal.node.records import Answer
 from shoal.node.running_jobs import Held
 from shoal.node.scheduling import events
 from shoal.node.scheduling.setbacks import setback_of
 from shoal.node.scheduling.state import Offer
-from shoal.protocol.messages import Refusal
+from shoal.protocol.messages import Reason, Refusal
 from shoal.protocol.negotiation import State as Stage
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ class Negotiation:
             return
         running.held[lease] = Held(side, draw)
         self._wake()
-        answer = Answer(job_id, peer, time.time(), "awarded")
-        await self._house.journal.add_answer(answer)
+        await self._keep(Answer(job_id, peer, time.time(), "awarded"))
 
     def let_go(self, side: RequesterSide, draw: Draw | None = None) -> None:
         """Release a bid or a lease, in a task that outlives the job."""
@@ -143,5 +143,19 @@ class Negotiation:
             log.warning("a lease broke", peer=peer, code=setback.verdict, error=setback.detail)
         if setback.offence is not None:
             self._house.broke(peer, setback.offence, setback.detail)
-        answer = Answer(job_id, peer, time.time(), setback.verdict, setback.detail)
-        await self._house.journal.add_answer(answer)
+        if isinstance(problem, Refusal) and problem.reason is Reason.UNSETTLED:
+            self._house.settling.asked_for(peer, problem.missing)
+        await self._keep(Answer(job_id, peer, time.time(), setback.verdict, setback.detail))
+
+    async def _keep(self, answer: Answer) -> None:
+        """Note an answer for whoever asks why; a job goes on without, as on a full disk."""
+        try:
+            await self._house.journal.add_answer(answer)
+        except StoreError as error:
+            log.warning(
+                "a peer's answer is not noted",
+                job=answer.job,
+                peer=answer.peer,
+                verdict=answer.verdict,
+                error=error.message,
+            )

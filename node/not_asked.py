@@ -12,8 +12,10 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.causes import REFUSALS, Cause, Remedy
 from shoal.node.records import Answer, Job
 from shoal.node.surroundings import Surroundings
-from shoal.node.wording import names
+from shoal.node.wording import duration, names
 from shoal.protocol.messages import Reason
+
+LOST_TOLD = 3
 
 _REASONS = frozenset(reason.value for reason in Reason)
 
@@ -38,16 +40,36 @@ def nobody(job: Job, around: Surroundings) -> list[Cause]:
             )
         )
     if not others and not around.misfits:
-        why = f" ({around.alone.rstrip('.')})" if around.alone else ""
-        causes.append(
-            Cause(
-                "no_peer",
-                f"No other node is known to this one{why}",
-                "connect to one with `shoal peers --connect ADDRESS`, or set `bootstrap`",
-                Remedy.HERE,
-            )
-        )
+        causes.append(_all_lost(around) if around.lost else _alone(around))
     return causes
+
+
+def _alone(around: Surroundings) -> Cause:
+    why = f" ({around.alone.rstrip('.')})" if around.alone else ""
+    return Cause(
+        "no_peer",
+        f"No other node is known to this one{why}",
+        "connect to one with `shoal peers --connect ADDRESS`, or set `bootstrap`",
+        Remedy.HERE,
+    )
+
+
+def _all_lost(around: Surroundings) -> Cause:
+    """Who was known before, when and how each was lost."""
+    told = [
+        f"{one.peer} was lost {duration(one.ago_s)} ago ({one.why})"
+        for one in around.lost[:LOST_TOLD]
+    ]
+    more = len(around.lost) - len(told)
+    return Cause(
+        "no_peer",
+        f"No other node is known to this one any more: {', '.join(told)}"
+        + (f", and {more} more before" if more else ""),
+        "look there whether its daemon runs (“shoal status”, else “shoal up”), or connect to "
+        "another node with `shoal peers --connect ADDRESS`",
+        Remedy.HERE,
+        tuple(one.peer for one in around.lost[:LOST_TOLD]),
+    )
 
 
 def _nearest(offered: frozenset[str]) -> str:

@@ -369,9 +369,11 @@ async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> Non
 async def release(house: House, side: RequesterSide, draw: Draw | None = None) -> None:
     """End a bid or a lease that is not needed any more; never raises.
 
-    What its verifiers were drawn by is told now, when no receipt is taken any more.
+    What its verifiers were drawn by is told now, when no receipt is taken any more. An
+    award that was not answered may be a lease over there.
     """
-    ends = side.state in {State.BID, State.LEASED} and side.call is not None
+    open_states = {State.BID, State.AWARDED, State.LEASED}
+    ends = side.state in open_states and side.call is not None
     if ends:
         assert side.call is not None
         message = Release(call=side.call.call)

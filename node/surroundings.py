@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.crypto.peer_id import PeerId
@@ -23,6 +23,20 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """A peer that was known and is not any more.
+
+    Attributes:
+        ago_s: Since when.
+        why: How that was found, as the end of a sentence.
+    """
+
+    peer: PeerId
+    ago_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a node knows beside a job's own answers.
 
@@ -33,6 +47,7 @@ class Surroundings:
             speaks and who has to upgrade.
         leases: How many leases the job holds now.
         alone: Why no other node is known, where this node found out.
+        lost: Who was known before and is not now, the last one first.
         outlook: The job's plan at this moment.
     """
 
@@ -41,4 +56,5 @@ class Surroundings:
     leases: int = 0
     misfits: Mapping[PeerId, str] = field(default_factory=dict)
     alone: str = ""
+    lost: Sequence[Lost] = ()
     outlook: Outlook | None = None

@@ -10,12 +10,13 @@ argument; both sides measure durations on their own clocks.
 
 The rules, in one paragraph. A bid binds for ``valid_s``. An award within that
 time becomes a lease, or a refusal when something changed meanwhile, within the
-award's ``idle_s``. Under a lease up to ``in_flight_max`` units are out at once
-and ``units_max`` in all. A unit's name stands for one run, ever: a unit asked
-for again (its answer was lost) is answered again and not run again, and a
-cancelled one is answered by a refusal. An answer that crosses a cancel, or comes
-twice, is nobody's fault and is dropped. A lease ends by release, or when no unit
-was out for ``idle_s``. A message that is refused changes nothing.
+award's ``idle_s``; one that got neither in time is released all the same. Under
+a lease up to ``in_flight_max`` units are out at once and ``units_max`` in all.
+A unit's name stands for one run, ever: a unit asked for again (its answer was
+lost) is answered again and not run again, and a cancelled one is answered by a
+refusal. An answer that crosses a cancel, or comes twice, is nobody's fault and
+is dropped. A lease ends by release, or when no unit was out for ``idle_s``. A
+message that is refused changes nothing.
 
 Up to ``batch_max`` units go in one `UnitsRequest`, and stand there for what they would
 be one by one: each is run, answered again or waited for by its own name, and may be
@@ -101,6 +102,7 @@ REQUESTER: Table = {
     (State.BID, Way.SENT, Release): State.ENDED,
     (State.AWARDED, Way.GOT, Lease): State.LEASED,
     (State.AWARDED, Way.GOT, Refusal): State.ENDED,
+    (State.AWARDED, Way.SENT, Release): State.ENDED,
     (State.LEASED, Way.SENT, UnitRequest): State.LEASED,
     (State.LEASED, Way.SENT, UnitsRequest): State.LEASED,
     (State.LEASED, Way.GOT, UnitResult): State.LEASED,
@@ -118,6 +120,7 @@ PROVIDER: Table = {
     (State.BID, Way.GOT, Release): State.ENDED,
     (State.AWARDED, Way.SENT, Lease): State.LEASED,
     (State.AWARDED, Way.SENT, Refusal): State.ENDED,
+    (State.AWARDED, Way.GOT, Release): State.ENDED,
     (State.LEASED, Way.GOT, UnitRequest): State.LEASED,
     (State.LEASED, Way.GOT, UnitsRequest): State.LEASED,
     (State.LEASED, Way.SENT, UnitResult): State.LEASED,

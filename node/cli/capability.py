@@ -43,13 +43,19 @@ def claims_text(claims: Sequence[Claim]) -> str:
 
 def measured_text(view: CapabilityView) -> str:
     """What was measured beside products, and when."""
+    if view.measured_at is None and view.problem:
+        return (
+            f"could not be measured: {view.problem.rstrip('.')}; it is tried again every "
+            "minute, and `shoal doctor` looks for causes"
+        )
     if view.measured_at is None:
         return "not measured yet; that takes some seconds, once the kernels are compiled"
     disk = f"{size_text(int(view.disk_rate))}/s" if view.disk_rate else "not measured"
-    return (
+    told = (
         f"memory moves {size_text(int(view.memory_rate))}/s, the store's disk writes {disk}; "
         f"measured {duration_text(max(0.0, time.time() - view.measured_at))} ago"
     )
+    return f"{told}, and not since: {view.problem.rstrip('.')}" if view.problem else told
 
 
 def _claim_text(claim: Claim) -> str:

@@ -6,6 +6,7 @@ piece, so that one on disk is never in memory whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -17,7 +18,7 @@ from shoal.node.client.files import InputError, read_array, read_arrays
 from shoal.node.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     import numpy as np
 
@@ -57,7 +58,7 @@ def arrays_of(manifest: Manifest, inputs: Inputs) -> dict[str, np.ndarray]:
     Lists and numbers take the dtype of the input that they are for.
 
     Raises:
-        InputError: One is no array, or its file cannot be used.
+        InputError: One is no array, or its file cannot be used; or they have no names.
         ProgramError: One is missing, unknown, or of another dtype or shape.
     """
     given = named_arrays(inputs, manifest)
@@ -70,6 +71,12 @@ def named_arrays(inputs: Inputs, manifest: Manifest | None = None) -> dict[str, 
     if isinstance(inputs, str | PathLike):
         return read_arrays(Path(inputs))
     ports = {port.name: port for port in manifest.inputs} if manifest else {}
+    if not isinstance(inputs, Mapping):
+        wanted = ", ".join(f"{name!r}: …" for name in ports) or "'NAME': …"
+        raise InputError(
+            f"inputs are given by name, and here is a {type(inputs).__name__}",
+            hint=f"write {{{wanted}}}; or give the path of an npz or safetensors file",
+        )
     return {name: as_array(value, name, ports.get(name)) for name, value in inputs.items()}
 
 

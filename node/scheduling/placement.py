@@ -144,9 +144,12 @@ def _award(draft: Draft, job: JobQueue, need: int) -> None:
 
 
 def _idle_leases(state: State, job: JobQueue) -> int:
+    """Leases that have nothing to do, and could take what waits."""
     return sum(
-        candidate.lease is not None and not state.leases[candidate.lease].batches
-        for candidate in job.candidates.values()
+        candidate.lease is not None
+        and not state.leases[candidate.lease].batches
+        and takeable(job, peer)
+        for peer, candidate in job.candidates.items()
     )
 
 
@@ -170,8 +173,10 @@ def keep_leases(draft: Draft, job: JobQueue, lease: Lease) -> None:
     if lease.closed or state.draining:
         draft.add(do.Release(job.id, lease.id))
         return
-    kept_s = STARVED_LEASE_S if job.backlog else IDLE_LEASE_S
-    if not job.busy or lease.used_s + kept_s <= now_s:
+    starved = job.backlog and takeable(job, lease.peer)
+    kept_s = STARVED_LEASE_S if starved else IDLE_LEASE_S
+    done = not job.busy and not job.in_check  # else some may have to run again
+    if done or lease.used_s + kept_s <= now_s:
         draft.add(do.Release(job.id, lease.id))
     else:
         draft.wake(lease.used_s + kept_s)

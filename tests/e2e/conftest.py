@@ -1,10 +1,31 @@
-"""One swarm of three real daemons for all end-to-end tests, mended before each."""
+"""One swarm of three real daemons for all end-to-end tests, mended before each.
+
+No daemon that a test starts offers the class exact but where the fixture ``exact`` is asked
+for, since it takes each of them long: see `kernels`.
+"""
 
 import pytest
 from daemons import mend, shoal
+from kernels import turn
 
 from shoal.crypto import identity
 from shoal.node.demo.swarm import Node, Swarm
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """Whatever a test of this folder starts, for itself or for others, waits for `turn`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in turn().environment.items():
+            patch.setenv(name, value)
+        return (yield)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Daemons come to offer the class exact, some ten seconds of a core later each."""
+    with turn().given():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The command line against a real daemon: start, run, map, let go, end."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,10 @@ import time
 import numpy as np
 import psutil
 import pytest
+from daemons import clean_environment, eventually
 from onnx import TensorProto, helper, save
+
+from shoal.node.client import Client
 
 SHOAL = [sys.executable, "-m", "shoal.node.cli"]
 
@@ -47,11 +49,14 @@ def rows(tmp_path):
     return array, f"x={tmp_path}/x.npy"
 
 
+def environment_of(home):
+    return clean_environment() | {"SHOAL_HOME": str(home)}
+
+
 def shoal(home, *arguments):
-    environment = os.environ | {"SHOAL_HOME": str(home)}
     return subprocess.run(
         [*SHOAL, *map(str, arguments)],
-        env=environment,
+        env=environment_of(home),
         capture_output=True,
         text=True,
         timeout=60,
@@ -60,10 +65,11 @@ def shoal(home, *arguments):
 
 
 def test_a_running_daemon_says_how_its_worker_is_locked_in(home):
-    deadline = time.monotonic() + 30
-    while not (found := json.loads(shoal(home, "status", "--json").stdout))["sandboxed"]:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
+    def told():
+        status = json.loads(shoal(home, "status", "--json").stdout)
+        return status if status["sandboxed"] else None
+
+    found = eventually(told, 60, "a worker has settled in")
     assert found["sandbox"] == next(
         line.removesuffix(")").partition("the worker's sandbox: ")[2]
         for line in shoal(home, "doctor").stdout.splitlines()
@@ -158,32 +164,31 @@ def test_ctrl_c_lets_a_job_go_on_and_says_how_to_come_back(home, model, rows, tm
     """The worker is stopped, so that the job cannot end before Ctrl-C comes."""
     status = json.loads(shoal(home, "status", "--json").stdout)
     workers = psutil.Process(status["pid"]).children(recursive=True)
-    jobs_before = len(json.loads(shoal(home, "jobs", "--json").stdout)["jobs"])
+    with Client(home=home) as client:
+        jobs_before = len(client.jobs())
     for worker in workers:
         worker.suspend()
     try:
         with subprocess.Popen(
             [*SHOAL, "run", str(model), "--input", rows[1]],
-            env=os.environ | {"SHOAL_HOME": str(home)},
+            env=environment_of(home),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         ) as child:
-            deadline = time.monotonic() + 20
-            while len(found := json.loads(shoal(home, "jobs", "--json").stdout)["jobs"]) == (
-                jobs_before
-            ):
-                assert time.monotonic() < deadline
-            time.sleep(0.3)  # from "submitted" to "following"
+            with Client(home=home) as client:
+                eventually(lambda: len(client.jobs()) > jobs_before, 60, "the job is there")
+                found = client.jobs()
+            time.sleep(1)  # from "submitted" to "following"
             child.send_signal(signal.SIGINT)
             out, err = child.communicate(timeout=20)
-            late = shoal(home, "job", "wait", found[0]["id"], "--timeout", "0.1")
+            late = shoal(home, "job", "wait", found[0].id, "--timeout", "0.1")
     finally:
         for worker in workers:
             worker.resume()
     assert (child.returncode, out) == (130, "")
-    assert f"detached; job {found[0]['id']} goes on" in err
+    assert f"detached; job {found[0].id} goes on" in err
     assert "error: " not in err
-    assert f"come back with `shoal job wait {found[0]['id']}`" in err
+    assert f"come back with `shoal job wait {found[0].id}`" in err
     assert late.returncode == 5
-    assert shoal(home, "job", "wait", found[0]["id"]).returncode == 0
+    assert shoal(home, "job", "wait", found[0].id).returncode == 0

@@ -140,24 +140,34 @@ def test_a_unit_takes_the_output_of_another_and_journals_tensors_are_found(node)
 
 def test_ctrl_c_while_units_are_handed_over_leaves_nothing(node, tmp_path):
     (tmp_path / "m.onnx").write_bytes(models.dense())
-    np.save(tmp_path / "x.npy", models.rows(200_000))
-    before = len(shoal("jobs", "--json", node=node).json["jobs"])
-    with subprocess.Popen(
-        [
-            *(sys.executable, "-P", "-m", "shoal.node.cli", "map", str(tmp_path / "m.onnx")),
-            *("--input", f"x={tmp_path}/x.npy", f"--home={node.home}"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean_environment(),
-    ) as child:
-        eventually(lambda: len(shoal("jobs", "--json", node=node).json["jobs"]) > before, 60)
+    np.save(tmp_path / "x.npy", models.rows(60_000))
+    with node.client() as client:
+        before = {job.id for job in client.jobs()}
+    with (
+        subprocess.Popen(
+            [
+                *(
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "shoal.node.cli",
+                    "map",
+                    str(tmp_path / "m.onnx"),
+                ),
+                *("--input", f"x={tmp_path}/x.npy", f"--home={node.home}"),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        ) as child,
+        node.client() as client,
+    ):
+        (job,) = eventually(lambda: [j for j in client.jobs() if j.id not in before], 60)
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=30)
-    assert child.returncode == 130, err
-    assert "nothing of it goes on" in err
-    newest = shoal("jobs", "--json", node=node).json["jobs"][0]
-    assert newest["state"] == "cancelled"
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == 130, err
+        assert "nothing of it goes on" in err
+        assert client.job(job.id).state == "cancelled"
 
 
 def post(node, url, body):

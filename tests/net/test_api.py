@@ -38,6 +38,7 @@ from shoal.node.api import claim_port, make_app, make_metrics_app, serve_api
 from shoal.node.api.server import CONNECTIONS_LIMIT, serve_on
 from shoal.node.causes import Remedy
 from shoal.node.client import AsyncClient, Client
+from shoal.node.client.files import InputError
 from shoal.node.errors import (
     ConfigError,
     DaemonError,
@@ -310,13 +311,14 @@ async def test_results_come_before_the_whole_job_is_done(daemon, socket_path):
         ({"x": np.zeros((2, 4))}, "wrong_dtype"),
         ({"x": np.zeros((2, 5), np.float32)}, "wrong_shape"),
         ({"x": rows(1), "z": rows(1)}, "unknown_input"),
+        (rows(1), "bad_input"),
     ],
 )
 async def test_wrong_inputs_are_refused_before_anything_is_submitted(
     daemon, socket_path, inputs, code
 ):
     def work():
-        with Client(socket_path) as client, pytest.raises(ProgramError) as caught:
+        with Client(socket_path) as client, pytest.raises((InputError, ProgramError)) as caught:
             client.run(model_bytes(), inputs)
         assert caught.value.code == code
 
@@ -378,6 +380,9 @@ async def test_errors_keep_the_daemons_code_sentence_hint_and_status(daemon, soc
             error = caught.value
             assert (error.code, error.status) == ("no_such_job", 404)
             assert (error.message, error.hint) == ("there is no job nope", "`shoal jobs`")
+            with pytest.raises(DaemonError) as caught:
+                client.outputs("nope", 0)
+            assert caught.value.code == "no_such_job"
             with pytest.raises(DaemonError) as caught:
                 client.connect("/ip4/1.2.3.4/tcp/1")
             assert (caught.value.code, caught.value.status) == ("dial_failed", 503)

@@ -17,7 +17,7 @@ from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
 from shoal.crypto.content import BlobId, ChunkList, blob_id_of
-from shoal.node import house, jobs
+from shoal.node import house, jobs, pipeline
 from shoal.node import provider as providers
 from shoal.node.bidding import Terms
 from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights
@@ -34,6 +34,7 @@ from shoal.node.scheduling.feeding import BATCHES_OUT
 from shoal.node.state import open_state
 from shoal.protocol.blob_messages import MESSAGE_LIMIT_BYTES, BlobFound, BlobRequest
 from shoal.protocol.messages import (
+    AwardOffer,
     Bid,
     Call,
     Done,
@@ -65,6 +66,7 @@ class Node:
         self.offering = [key.peer_id]
         self.draining = self.sandboxed = False
         self.stance = OPEN
+        self.withheld = lambda _peer: None
         self.rights = Rights()
         self.house = house.House(
             identity=key,
@@ -95,6 +97,7 @@ class Node:
             waiting_s=self.provider.waiting_s,
             stance=self.stance,
             sandboxed=self.sandboxed,
+            withheld=self.withheld,
         )
 
     async def spec(self, *inputs, program=DENSE):
@@ -419,6 +422,56 @@ async def test_a_provider_whose_result_is_false_gets_no_more_of_the_job(node, mo
         assert liar.lies == 1
         node.offering.append(node.key.peer_id)
         assert (await node.ended(job.id)).state is JobState.DONE
+
+
+class AnswersNoAward(Liar):
+    def __init__(self, key, network):
+        super().__init__(key, network)
+        self.awarded, self.released = [], trio.Event()
+
+    async def answer(self, peer, body):
+        if isinstance(body, AwardOffer):
+            self.awarded.append(body.call)
+            await trio.sleep_forever()
+        if isinstance(body, Release):
+            assert body.call == self.awarded[0]
+            self.released.set()
+        return await super().answer(peer, body)
+
+
+async def test_an_award_that_is_not_answered_is_released_for_it_may_be_a_lease_there(
+    node, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "AWARD_TIME_LIMIT_S", 0.3)
+    node.offering.clear()
+    async with open_peer(AnswersNoAward, node) as silent:
+        job = await node.jobs.submit(await node.spec(X))
+        with trio.fail_after(LIMIT_S):
+            await silent.released.wait()
+        assert (await node.journal.answers(job.id))[0].verdict == "no_answer"
+        node.offering[:] = [node.key.peer_id]
+        assert (await node.ended(job.id)).state is JobState.DONE
+
+
+async def test_a_disk_that_is_full_while_an_answer_is_noted_fails_no_job(node, monkeypatch):
+    noted = []
+
+    async def full(answer):
+        noted.append(answer.verdict)
+        raise StoreError("no room to note it", code="disk_full")
+
+    monkeypatch.setattr(node.journal, "add_answer", full)
+    node.offering.clear()
+    async with open_peer(Distrusts, node):
+        job = await node.jobs.submit(await node.spec(X, X))
+
+        async def refused():
+            return Reason.UNTRUSTED_REQUESTER in noted
+
+        await until(refused)
+        node.offering.append(node.key.peer_id)
+        assert (await node.ended(job.id)).state is JobState.DONE
+    assert "awarded" in noted
 
 
 class TakesAllAndAnswersNothing(Liar):

@@ -243,6 +243,10 @@ async def test_a_node_that_a_call_does_not_reach_is_gone_at_once_for_the_caller(
             await caller.members.reach(dead.peer_id)
         assert dead.peer_id not in caller.members.table
         assert dead.peer_id in other.members.table
+        (lost,) = caller.members.lost
+        assert (lost.peer, lost.why) == (dead.peer_id, "a call found nobody there")
+        assert 0.0 <= lost.ago_s < LINKED_LIMIT_S
+        assert other.members.lost == []
 
 
 async def test_a_connection_that_work_needs_is_a_link_however_full_both_nodes_are(tmp_path):

@@ -3,11 +3,16 @@
 import time
 
 import msgspec
+import trio
 from challenge_samples import ALICE, BOB, CAROL, signed_proof
 
 from shoal.compute.capability import Measurement, key_of
 from shoal.compute.devices import Device
-from shoal.node.capability import Capability
+from shoal.compute.errors import ComputeError
+from shoal.node import capability as capabilities
+from shoal.node import capability_records
+from shoal.node.capability import BELIED_AFTER_S, Capability
+from shoal.node.cli.capability import measured_text
 from shoal.node.proofs import ProofBook, checked
 from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
 
@@ -100,3 +105,45 @@ def test_a_node_shows_who_has_seen_its_own_claims():
     assert (exact.proven, exact.verifiers) == (True, (ALICE.peer_id,))
     assert not fp32.proven
     assert capability(figures=None).view(None).measured_at is None
+
+
+async def test_a_measurement_that_fails_is_told_with_the_reason_until_one_succeeds(
+    autojump_clock, monkeypatch, tmp_path
+):
+    problems = [ComputeError("the worker was killed by SIGKILL", code="worker_died")]
+
+    async def rates(worker, classes):
+        if problems:
+            raise problems.pop()
+        return RATES
+
+    async def memory(worker):
+        return FIGURES.memory_rate
+
+    async def keep(journal, measurement):
+        pass
+
+    monkeypatch.setattr(capabilities.figures, "measure_rates", rates)
+    monkeypatch.setattr(capabilities.figures, "measure_memory", memory)
+    monkeypatch.setattr(capability_records, "keep_measurement", keep)
+    made = capability(figures=None)
+    made.directory = tmp_path
+    made.settled.set()
+    assert measured_text(made.view(None)).startswith("not measured yet")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.keep_measured)
+        await trio.sleep(1)
+        told = measured_text(made.view(None))
+        assert told.startswith("could not be measured: the worker was killed by SIGKILL; ")
+        assert "tried again" in told
+        await trio.sleep(2 * BELIED_AFTER_S)
+        nursery.cancel_scope.cancel()
+    assert made.view(None).problem == ""
+    assert made.rates == RATES
+
+
+def test_old_figures_that_could_not_be_taken_anew_are_shown_with_the_reason():
+    made = capability()
+    made._problem = "the worker does not start."
+    told = measured_text(made.view(None))
+    assert told.endswith("ago, and not since: the worker does not start")

@@ -42,6 +42,15 @@ def test_lists_and_numbers_take_the_dtype_of_their_input():
     np.testing.assert_array_equal(found["x"], [[1, 2], [3, 4]])
 
 
+@pytest.mark.parametrize("inputs", [np.zeros((2, 2), np.float32), [[1.0, 2.0]], 3, None])
+def test_inputs_without_names_are_an_error_that_says_how_to_name_them(inputs):
+    with pytest.raises(InputError, match="inputs are given by name") as caught:
+        arrays_of(MANIFEST, inputs)
+    assert "{'x': …, 'k': …}" in caught.value.hint
+    with pytest.raises(InputError, match=type(inputs).__name__):
+        named_arrays(inputs)
+
+
 @pytest.mark.parametrize(
     ("x", "code"),
     [

@@ -5,7 +5,7 @@ from shoal.node.causes import ERRORS, FALSE_RESULTS, REFUSALS, Remedy
 from shoal.node.explain import explain
 from shoal.node.outlook import Doing, Outlook, PeerOutlook
 from shoal.node.records import Answer, Job, JobState, Policy
-from shoal.node.surroundings import Neighbour, Surroundings
+from shoal.node.surroundings import Lost, Neighbour, Surroundings
 from shoal.protocol.messages import Reason
 
 JOB = Job(
@@ -192,6 +192,18 @@ def test_a_lonely_node_is_told_how_to_find_others_and_why_it_is_alone():
     assert "No other node is known to this one (Its bootstrap peer does not answer)" in text
     assert "`shoal peers --connect ADDRESS`" in text
     assert "No other node" not in "\n".join(lines())
+
+
+def test_a_node_whose_peers_were_all_lost_is_told_who_when_and_how():
+    lost = [Lost(f"peer{n}", 40.0 * (n + 1), "its connection ended") for n in range(5)]
+    text = "\n".join(lines(place=around(alone="No seed answers.", lost=lost[:1])))
+    assert "No other node is known to this one any more" in text
+    assert "peer0 was lost 40 s ago (its connection ended)" in text
+    assert "look there whether its daemon runs" in text
+    assert "`shoal peers --connect ADDRESS`" in text
+    many = "\n".join(lines(place=around(lost=lost)))
+    assert "peer2 was lost 2 min ago (its connection ended), and 2 more before" in many
+    assert "lost" not in "\n".join(lines(place=around("peer", lost=lost)))
 
 
 def test_a_class_that_nobody_offers_is_told_once_with_those_that_are_offered():

@@ -72,6 +72,34 @@ def test_a_slow_peer_gets_nothing_that_a_faster_one_would_end_sooner(slow_s, tak
     assert handed == Counter(fast=2 - takes, slow=takes)
 
 
+def test_a_unit_that_one_peer_called_an_error_is_taken_to_another_one_at_once():
+    state, job = s.State(), a_job(units=1)
+
+    def done_at(now_s):
+        begun = []
+        while actions := plan(state, now_s).actions:
+            for action in actions:
+                events.apply(state, action, now_s)
+                begun.append(action)
+        return begun
+
+    events.peers_known(state, {CLASS: {"first": s.Facts(rtt_s=0.0)}})
+    events.job_started(state, job)
+    done_at(0.0)
+    events.units_read(state, "j", [0], more=False, near={})
+    events.bid_came(state, "j", "first", s.Offer(1.0, 10, 10), 0.0)
+    lease = events.lease_granted(state, "j", "first", 0.0)
+    (batch,) = [action.batch for action in done_at(0.0) if isinstance(action, do.HandOver)]
+    events.peers_known(state, {CLASS: {"first": s.Facts(rtt_s=0.0), "other": s.Facts()}})
+    events.came_back(state, batch, 1.0, 1)
+    events.failed(state, batch, 0)
+    events.batch_over(state, batch)
+    assert do.Call("j", ("other",), 1) in done_at(1.0)
+    released = do.Release("j", lease)
+    assert released not in done_at(2.9)
+    assert released in done_at(3.1)  # it takes nothing that waits, and is not kept for it
+
+
 def test_small_units_go_many_in_a_message_and_large_ones_alone():
     small = Simulation(*even(2, 0.001))
     small.job("j", 5000)
