@@ -11,6 +11,8 @@ from kinds import GANGS, KINDS, PROVIDERS, Fate
 from whole_models import is_installed
 from zoo import Zoo, assert_convicted, lies_told, proof_against, run_until
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 ALONE = [name for name in PROVIDERS if not KINDS[name].ring]
 MODELS = [name for name in ("magika", "minilm") if is_installed(name)]
 CONVICTED = [name for name in ALONE if KINDS[name].fate is Fate.CONVICTED]
