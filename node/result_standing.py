@@ -228,7 +228,13 @@ class ResultStanding:
             (self._worked if row.worked else self._others).put(row.peer, account)
 
     def note(
-        self, peer: PeerId, deed: Deed, now_s: float, weight: float = 1.0, detail: str = ""
+        self,
+        peer: PeerId,
+        deed: Deed,
+        now_s: float,
+        weight: float = 1.0,
+        detail: str = "",
+        times: int = 1,
     ) -> PeerId | None:
         """Note what a peer did; gives whom the table has forgotten for it, if anybody.
 
@@ -238,25 +244,29 @@ class ResultStanding:
             now_s: When, in seconds since the epoch.
             weight: What it counts, times what the deed does: less for a weaker check.
             detail: The same more exactly, for a person; the last one is kept.
+            times: How often it did so.
         """
         assert weight >= 0.0
+        assert times > 0
         rule = RULES[deed]
         part = self._part(peer)
         if part is self._others and not rule.unasked and deed is not Deed.CONVICTED:
             part = self._worked  # from now on: this node has given it work
         account = self._others.pop(peer) or self._worked.pop(peer) or _Account(now_s)
         account.settle(now_s)
-        account.good = min(GOOD_LIMIT, account.good + weight * rule.good)
-        account.bad += weight * rule.bad
+        account.good = min(GOOD_LIMIT, account.good + times * weight * rule.good)
+        account.bad += times * weight * rule.bad
         if deed is Deed.CHECKED_GOOD:
-            account.in_a_row += 1.0
+            account.in_a_row += times
         elif rule.ends_row:
             account.in_a_row = 0.0
         if deed is Deed.CONVICTED:
             account.convicted_until_s = max(account.convicted_until_s, now_s + BAN_S)
         before = account.deeds.get(deed, Noted(0, now_s))
         account.deeds[deed] = Noted(
-            before.count + 1, max(before.last_s, now_s), detail[:DETAIL_LIMIT] or before.detail
+            before.count + times,
+            max(before.last_s, now_s),
+            detail[:DETAIL_LIMIT] or before.detail,
         )
         return part.put(peer, account)
 
@@ -277,6 +287,12 @@ class ResultStanding:
             convicted_until_s=account.convicted_until_s if convicted else None,
             reasons=_reasons(account.deeds),
         )
+
+    def convict_until(self, peer: PeerId, until_s: float) -> None:
+        """Have the conviction of a peer last until then: as long as its ban."""
+        account = self._part(peer).get(peer)
+        if account is not None:
+            account.convicted_until_s = until_s
 
     def lift(self, peer: PeerId, now_s: float) -> None:
         """End a peer's conviction, and what it counts for."""
