@@ -30,6 +30,8 @@ from shoal.node.challenger import Challenger, open_challenger
 from shoal.node.conduct import Conduct, open_conduct
 from shoal.node.control import open_control
 from shoal.node.convictions import Convictions, open_convictions
+from shoal.node.defending import Defence
+from shoal.node.disputing import Disputes, open_disputes
 from shoal.node.front import Daemon
 from shoal.node.home import hold_home, open_home
 from shoal.node.house import House
@@ -58,7 +60,13 @@ from shoal.node.state import open_state
 from shoal.node.swarm_key import load_key
 from shoal.node.trials import charge_of, judged_by
 from shoal.protocol.advert_fitting import fitted
-from shoal.protocol.messages import Accusation, AccusationsWanted
+from shoal.protocol.messages import (
+    Accusation,
+    AccusationsWanted,
+    LeafWanted,
+    NodesWanted,
+    TraceWanted,
+)
 
 if TYPE_CHECKING:
     from shoal.node.config import Config
@@ -235,7 +243,10 @@ async def serve(
             ),
             proven=partial(is_proven, membership, book),
             convictions=convictions,
+            signed=lambda call, run, receipt: defence.signed(call, run, receipt),  # noqa: PLW0108  # it is made below
         )
+        defence = Defence(house)
+        disputes = Disputes(house, config.memory_bytes)
         convictions.house = house
         await convictions.load()
         retention.leaving = partial(chaining.let_go, house)
@@ -298,6 +309,7 @@ async def serve(
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
         convictions.on_ban += [control.hang_up, provider.drop]
         daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
+        daemon.served |= dict.fromkeys((TraceWanted, NodesWanted, LeafWanted), defence.answer)
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))
@@ -306,6 +318,7 @@ async def serve(
         await stack.enter_async_context(open_challenger(challenger))
         await stack.enter_async_context(open_proof_asking(control, membership, book))
         await stack.enter_async_context(open_convictions(convictions))
+        await stack.enter_async_context(open_disputes(disputes))
         await jobs.resume()  # before a client can submit one
         settings.apply = partial(_apply, daemon, book)
         async with trio.open_nursery() as nursery:

@@ -35,6 +35,7 @@ from shoal.protocol.limits import INLINE_LIMIT_BYTES
 from shoal.protocol.messages import Cancel, Release, Reveal
 
 if TYPE_CHECKING:
+    from shoal.compute.unit_runs import UnitRun
     from shoal.crypto.identity import Identity
     from shoal.crypto.peer_id import PeerId
     from shoal.node.blobs import BlobStore
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from shoal.node.records import Ban
     from shoal.node.result_standing import Deed
     from shoal.node.state import State
-    from shoal.protocol.messages import ResponseBody
+    from shoal.protocol.messages import Call, ResponseBody
     from shoal.protocol.negotiation import ProviderSide
 
 RELEASE_TIME_LIMIT_S = 2.0
@@ -117,6 +118,8 @@ class House:
     """Report what a peer did against the rules: see `node.conduct`."""
     convictions: Convictions | None = None
     """What is proved of peers; `ban_of` asks it."""
+    signed: Callable[[Call, UnitRun, bytes], None] = lambda _call, _run, _receipt: None
+    """Told of each receipt that this node's provider signs: see `node.defending`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
     standings: Standings = field(default_factory=NoStandings)

@@ -180,7 +180,7 @@ class Batch:
             except ShoalError as error:
                 self._refuse([unit], error)
                 continue
-            unit.run = UnitRun(inputs)
+            unit.run = UnitRun(inputs, trace=unit.request.trace)
             ready.append(unit)
             held_bytes += sum(map(len, inputs.values()))
             if held_bytes > HELD_LIMIT_BYTES:
