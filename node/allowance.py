@@ -22,12 +22,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shoal.protocol.messages import (
+    Acknowledge,
     Adverts,
     AwardOffer,
     Call,
     Cancel,
     Challenge,
     Digest,
+    Done,
     Draw,
     Problem,
     ProofOffer,
@@ -101,6 +103,8 @@ def cost_ms(
         ran = sum(isinstance(unit, UnitResult) for unit in answer.answers)
         refused = len(answer.answers) - ran
         return UNIT_MS + BATCHED_MS * ran + NOTHING_MS * (not ran) + UNIT_MS * refused
+    if isinstance(body, Acknowledge) and isinstance(answer, Done):
+        return UNIT_MS  # it settles receipts, of which there are no more than units
     cost = FRAME_MS + (request_bytes + answer_bytes) / 1024 * MS_PER_KIB
     cost += _KIND_MS.get(type(body), 0.0)
     if isinstance(body, Adverts):
@@ -116,7 +120,7 @@ def is_refusable(body: RequestBody) -> bool:
     What belongs to a lease is held back and no more: a unit refused would break a
     lease that both sides need, for the sake of whatever else the peer asks.
     """
-    return not isinstance(body, UnitRequest | UnitsRequest | Cancel | Release)
+    return not isinstance(body, UnitRequest | UnitsRequest | Acknowledge | Cancel | Release)
 
 
 @dataclass(slots=True)

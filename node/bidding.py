@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
@@ -38,8 +38,11 @@ LEASES_LIMIT = 32
 STRANGERS_LEASES_LIMIT = LEASES_LIMIT // 2
 """From so many on no stranger gets one: they cannot shut out the owner and friends."""
 
-OWN, FRIEND, STRANGER = range(3)
+OWN, FRIEND, STRANGER, DOUBTED = range(4)
 """Ranks of requesters: whose units go first where several wait."""
+
+Withheld: TypeAlias = tuple[Reason, str, str | None]
+"""Why a requester gets nothing more: a reason, a sentence, and the award that is meant."""
 
 IN_FLIGHT = 2
 """One unit runs while the next one's inputs arrive; of a requester that sends no batches."""
@@ -76,6 +79,10 @@ class Terms:
     """The ban of a peer that was convicted, on whatever list it is."""
     starting: bool = False
     """Whether devices are still tested: what is not offered yet may be in some seconds."""
+    withheld: Callable[[PeerId], Withheld | None] = lambda _peer: None
+    """Why another node gets nothing more, by how it has dealt with this one."""
+    doubted: Callable[[PeerId], bool] = lambda _peer: False
+    """Whether a stranger's units wait behind all others'."""
 
 
 def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
@@ -85,6 +92,9 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
     """
     reason = closed(requester, terms)
     stranger = rank(requester, terms) > FRIEND
+    no_more = withheld(requester, terms) if reason is None else None
+    if no_more is not None:
+        return Refusal(call.call, *no_more)
     if reason is not None:
         pass
     elif terms.starting and call.numeric_class not in terms.executors:
@@ -157,6 +167,14 @@ def distrusted(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
     return None
 
 
+def withheld(requester: PeerId, terms: Terms) -> Withheld | None:
+    """Why ``requester`` gets nothing more, by how it dealt with this node; None where it does.
+
+    Unlike what `closed` gives it ends no unit that runs.
+    """
+    return None if requester == terms.own else terms.withheld(requester)
+
+
 def worth(call: Call) -> float:
     """Credits for one unit of ``call`` on an idle device that holds nothing of it."""
     fetch = (call.program_bytes / call.units + call.input_bytes) / BYTES_PER_CREDIT
@@ -203,7 +221,12 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str, *, batches: bool 
 
 
 def rank(requester: PeerId, terms: Terms) -> int:
-    """Whose units go first where several wait: the owner's, then friends', then others'."""
+    """Whose units go first where several wait: the owner's, then friends', then others'.
+
+    Of those, who has done this node wrong comes last.
+    """
     if requester == terms.own:
         return OWN
-    return FRIEND if requester in terms.allowed else STRANGER
+    if requester in terms.allowed:
+        return FRIEND
+    return DOUBTED if terms.doubted(requester) else STRANGER

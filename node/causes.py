@@ -243,6 +243,23 @@ NO_SANDBOX = Words(
 )
 """`Reason.UNTRUSTED_REQUESTER` of a node that would serve strangers."""
 
+IN_DEBT = Words(
+    "serves those who serve, and did far more for this node than it had back",
+    "serve those who serve, and did far more for this node than they had back",
+    "take work of it: `provide = true` here, and a price that it accepts; `shoal ledger` "
+    'shows how it stands; or its operator adds this node there, `allow = ["{own}"]`',
+    Remedy.LATER,
+)
+"""The same where a node keeps count of who did how much (`node.ledger`)."""
+
+LOW_STANDING = Words(
+    "does not work for this node, for what it did before",
+    "do not work for this node, for what it did before",
+    "standing recovers with time; “shoal standing {own}” there gives its operator the reasons",
+    Remedy.LATER,
+)
+"""The same where this node's standing is too low (`node.standings`)."""
+
 _RETRIED = "{again}; look there whether its daemon runs (“shoal status”, else “shoal up”)"
 
 ERRORS = {

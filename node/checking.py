@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import SystemRandom
@@ -28,17 +28,17 @@ import trio
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
-from shoal.node import comparing, pipeline
+from shoal.node import comparing, pipeline, probation
 from shoal.node.checks import OF_THE_PROGRAM, Draw, Stage, UnitCheck, said_by
 from shoal.node.errors import StoreError
-from shoal.node.house import unit_name
+from shoal.node.house import inline_blobs, small_inputs, unit_name
 from shoal.node.records import Check, Ended, Failure, Unit, UnitState
 from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.setbacks import COOL_DOWN_BROKEN_S, setback_of
 from shoal.node.verifying import VerifierLease, open_lease
 from shoal.protocol.limits import CANDIDATES_LIMIT
-from shoal.protocol.messages import UnitResult
+from shoal.protocol.messages import UnitRequest, UnitResult
 from shoal.protocol.statements import Receipt, open_receipt
 from shoal.protocol.verification.draw import SALT_SIZE_BYTES, signature_of, verifiers
 
@@ -67,6 +67,7 @@ TRIES: Final = 5
 """After so many times ``auto`` delivers a result that nobody could be found to check. What
 was asked for by name, a quorum or a sample, is waited for."""
 
+ASK_AGAIN_S: Final = 2.0
 """What a provider gets to repeat the first answer of its that was found false: the right one
 is delivered only after that, since the lease may end with it."""
 
@@ -217,16 +218,28 @@ class Checking:
         """
         if running.verify.level == "receipt" or provider == self._house.peer_id:
             return None
-        able = [
+        able = self._able(running, provider)
+        if len(able) > CANDIDATES_LIMIT:
+            able = random.sample(able, CANDIDATES_LIMIT)
+        return Draw(secrets.token_bytes(SALT_SIZE_BYTES), tuple(sorted(able)))
+
+    def is_outdated(self, running: RunningJob, held: Held) -> bool:
+        """Whether a lease is to be given up for one whose award names more verifiers."""
+        draw = held.draw
+        if draw is None or len(draw.candidates) >= probation.LISTED_ENOUGH:
+            return False
+        able = self._able(running, held.side.provider)
+        return probation.outdated(draw.candidates, len(able))
+
+    def _able(self, running: RunningJob, provider: PeerId) -> list[PeerId]:
+        """Who may verify what a provider gives."""
+        return [
             peer
             for peer in self._providers(running.need.spec.numeric_class)
             if peer not in {provider, self._house.peer_id}
             and not self.is_false(peer)
             and self._house.standings.may_verify(peer)
         ]
-        if len(able) > CANDIDATES_LIMIT:
-            able = random.sample(able, CANDIDATES_LIMIT)
-        return Draw(secrets.token_bytes(SALT_SIZE_BYTES), tuple(sorted(able)))
 
     def doubts(self, running: RunningJob, end: Ended) -> bool:
         """Whether a unit that is about to fail is to be run here first."""
@@ -307,7 +320,11 @@ class Checking:
 
         for peer in checked.machine.next(usable):
             checked.machine.asks(peer)
-            job.lines.setdefault(peer, deque()).append(checked)
+            line = job.lines.setdefault(peer, deque())
+            if peer == self._house.peer_id and checked.machine.stage is Stage.DIFFERS:
+                line.appendleft(checked)  # once it is known who lies, the rest is spared
+            else:
+                line.append(checked)
             if peer not in job.serving:
                 job.serving.add(peer)
                 assert job.running.nursery is not None
@@ -337,11 +354,18 @@ class Checking:
     def _note_room(self, job: JobChecks) -> None:
         """Hold the job's hand-overs back while too much waits."""
         part = 0.5 if job.running.queue.full else 1.0
+        job.running.queue.in_check = len(job.waiting)
         full = (
             len(job.waiting) >= WAITING_UNITS * part or job.size_bytes >= WAITING_BYTES * part
         )
-        if full != job.running.queue.full:
-            job.running.queue.full = full
+        waiting = Counter(checked.machine.provider for checked in job.waiting.values())
+        wakes = full != job.running.queue.full
+        for peer, candidate in job.running.queue.candidates.items():
+            was, now = candidate.full, self._house.standings.of(peer)
+            candidate.full = probation.is_full(now, waiting[peer])
+            wakes = wakes or (was and not candidate.full)
+        job.running.queue.full = full
+        if wakes:
             self._deliveries.wake()
 
     # --- one verifier ---
@@ -362,6 +386,8 @@ class Checking:
                         self._house, job.running.need, peer, len(line), draw
                     )
                     self.leases += 1
+                if not line:  # what waited was put back meanwhile
+                    continue
                 guess_s = self._unit_s(job, peer, line[0])
                 batch = [line.popleft() for _ in range(min(len(line), lease.size(guess_s)))]
                 await self._run(job, lease, batch, guess_s)
@@ -402,6 +428,7 @@ class Checking:
         ran = await lease.run([checked.unit.inputs for checked in batch], guess_s)
         answers = {unit.index: (unit, answer) for unit, answer in ran}
         first = lease.given - len(batch)
+        receipts: list[bytes] = []
         silent: list[Checked] = []
         heard: list[Checked] = []
         problem: ShoalError | None = None
@@ -412,12 +439,14 @@ class Checking:
                 continue
             try:
                 await self._hear(lease, checked, unit, answer)
+                receipts.append(answer.receipt)
                 heard.append(checked)
             except StoreError:
                 raise
             except ShoalError as error:
                 problem = error
                 silent.append(checked)
+        self._house.settling.received(lease.side, receipts, len(receipts) * (lease.each_s or 0))
         batch.clear()
         await self._silent(job, peer, silent, heard)
         if problem is not None:
@@ -643,13 +672,18 @@ class Checking:
 
         It answers from memory, and so the same; two receipts that differ convict.
         """
-        side, need = checked.held.side, job.running.need
+        side, need, unit = checked.held.side, job.running.need, checked.unit
         first = checked.opinions[checked.machine.provider].receipt
+        assert side.call is not None
+        small = await small_inputs(self._house, [unit])
+        blobs = await inline_blobs(self._house, unit, small)
+        inputs = tuple(sorted(unit.inputs.items()))
+        # Beside the lease's machine: the scheduler counts what is out by that.
+        request = UnitRequest(side.call.call, unit_name(unit), inputs, blobs)
         try:
-            answers = await pipeline.hand_over(self._house, need, side, [checked.unit])
-            answer = answers.get(checked.unit.index)
+            answer = await self._house.control.request(side.provider, request, ASK_AGAIN_S)
             if isinstance(answer, UnitResult) and answer.receipt != first:
-                receipt = pipeline.verify(need, side, checked.unit, answer)
+                receipt = pipeline.verify(need, side, unit, answer)
                 if said_by(receipt) != checked.machine.key:
                     return answer.receipt
         except ShoalError:  # the lease may be over: then there is one receipt
@@ -664,6 +698,10 @@ class Checking:
                 del job.waiting[checked.unit.index]
                 job.size_bytes -= checked.size_bytes
                 self._let_go(checked)
+            for line in job.lines.values():
+                still = [checked for checked in line if checked not in theirs]
+                line.clear()
+                line.extend(still)
             if theirs:
                 self._deliveries.put_back(job.running, [c.unit.index for c in theirs])
                 self._note_room(job)

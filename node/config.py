@@ -81,7 +81,8 @@ class Config:
         lan: Whether this node is announced, and others are looked for, by mDNS.
         allow: Friends, whose work is accepted like the node's own.
         deny: Peers whose work is never accepted.
-        serve: Whose else: ``anyone``'s, where a sandbox is to be had, or ``friends`` only.
+        serve: Whose else: ``anyone``'s, where a sandbox is to be had, ``friends`` only,
+            or ``those-who-serve``: see `node.ledger`.
         min_price: Credits that a unit must be worth to be taken of a peer.
         time_limit_s: Time that a peer's unit may ask for.
         schedule: The hours in which peers' work is taken; always where it is empty.
@@ -492,7 +493,8 @@ SETTINGS = (
         "WHO",
         read_serve,
         lambda: "anyone",
-        "Whom this node serves: anyone (strangers only from within a sandbox), or friends.",
+        "Whom this node serves: anyone (strangers only from within a sandbox), friends, or "
+        "those-who-serve: friends, and who is not too far in debt with it.",
         example='"friends"',
         live=True,
     ),

@@ -146,6 +146,7 @@ class Convictions:
             is looked into, since anybody can make two keys and convict one of them.
         convicted: Told of each new conviction: who, and what the proof shows.
         accused_falsely: Told of whoever sent a proof that is false, and why it is.
+        lifted: Told of whoever the operator lets back in.
 
     Attributes:
         house: The modules of this node, which has to be set before anything else is done.
@@ -159,6 +160,7 @@ class Convictions:
     matters: Callable[[PeerId], bool] = lambda _peer: True
     convicted: Callable[[PeerId, str], None] = lambda _peer, _why: None
     accused_falsely: Callable[[PeerId, str], None] = lambda _peer, _why: None
+    lifted: Callable[[PeerId], None] = lambda _peer: None
     wall_s: Callable[[], float] = time.time
     house: House = field(init=False)
     on_ban: list[Callable[[PeerId], None]] = field(default_factory=list)
@@ -257,6 +259,7 @@ class Convictions:
         del self._bans[peer]
         self._pardoned[peer] = ban.until
         self._withdraw(peer)
+        self.lifted(peer)
         log.info("a ban was lifted by the operator", peer=peer)
 
     async def answer(

@@ -53,9 +53,12 @@ from shoal.node.prover import Prover
 from shoal.node.provider import open_provider
 from shoal.node.reachability import Reachability, open_reachability
 from shoal.node.reload import Change, LiveConfig
+from shoal.node.result_standing import Deed
 from shoal.node.retention import Retention
 from shoal.node.service_manager import ServiceManager
+from shoal.node.settling import open_settling
 from shoal.node.shares import usable_cpus
+from shoal.node.standings import Standings
 from shoal.node.state import open_state
 from shoal.node.swarm_key import load_key
 from shoal.node.trials import charge_of, judged_by
@@ -63,6 +66,7 @@ from shoal.protocol.advert_fitting import fitted
 from shoal.protocol.messages import (
     Accusation,
     AccusationsWanted,
+    Acknowledge,
     LeafWanted,
     NodesWanted,
     TraceWanted,
@@ -140,6 +144,12 @@ async def serve(
         places = await find_seeds(config, swarm_key, journal)
         seeds = places.seeds()
         conduct = Conduct(identity.peer_id, config.allow, seeds.bootstrap)
+        standings = Standings(
+            identity.peer_id,
+            conduct,
+            await journal.standing_rows(),
+            friends=lambda: settings().allow,
+        )
         network = await stack.enter_async_context(
             open_network(
                 identity,
@@ -239,15 +249,28 @@ async def serve(
             reach=partial(conduct.reach, introductions.reach),
             broke=conduct.broke,
             terms=lambda: make_terms(
-                settings(), identity, capacity, provider, owner, convictions.is_banned
+                settings(),
+                identity,
+                capacity,
+                provider,
+                owner,
+                convictions.is_banned,
+                standings,
+                house.settling,
             ),
             proven=partial(is_proven, membership, book),
             convictions=convictions,
+            standings=standings,
             signed=lambda call, run, receipt: defence.signed(call, run, receipt),  # noqa: PLW0108  # it is made below
         )
         defence = Defence(house)
         disputes = Disputes(house, config.memory_bytes)
         convictions.house = house
+        convictions.convicted, convictions.lifted = standings.convicted, standings.lift
+        convictions.accused_falsely = lambda peer, why: standings.note(
+            peer, Deed.FALSE_ACCUSATION, detail=why
+        )
+        standings.banned = convictions.is_banned
         await convictions.load()
         retention.leaving = partial(chaining.let_go, house)
         prover = Prover(
@@ -264,12 +287,13 @@ async def serve(
             book,
             idle=lambda: not provider.units_waiting and not jobs.running,
         )
+        await stack.enter_async_context(open_settling(house))
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(
             open_jobs(
                 house,
                 partial(providers, membership, convictions.is_banned),
-                partial(facts_of, membership, conduct),
+                partial(facts_of, membership, standings),
             )
         )
         daemon = Daemon(
@@ -291,6 +315,7 @@ async def serve(
             owner=owner,
             versions=control.versions,
             conduct=conduct,
+            standings=standings,
             convictions=convictions,
             reachability=reached,
             introductions=introductions,
@@ -307,6 +332,7 @@ async def serve(
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
+        daemon.served[Acknowledge] = house.settling.acknowledged
         convictions.on_ban += [control.hang_up, provider.drop]
         daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
         daemon.served |= dict.fromkeys((TraceWanted, NodesWanted, LeafWanted), defence.answer)

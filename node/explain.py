@@ -14,6 +14,8 @@ from shoal.node.causes import (
     ERRORS,
     FALSE_RESULT,
     FALSE_RESULTS,
+    IN_DEBT,
+    LOW_STANDING,
     NO_SANDBOX,
     OTHER_ERROR,
     REFUSALS,
@@ -126,9 +128,19 @@ def _refused(job: Job, latest: Mapping[PeerId, Answer], around: Surroundings) ->
     ]
 
 
+_UNTRUSTED = {
+    "sandbox": NO_SANDBOX,
+    "those who serve": IN_DEBT,
+    "standing": LOW_STANDING,
+}
+"""By what a provider's own words have in them, since the reason is one for all."""
+
+
 def _words(answer: Answer) -> Words:
-    if answer.verdict == Reason.UNTRUSTED_REQUESTER and "sandbox" in answer.detail:
-        return NO_SANDBOX
+    if answer.verdict == Reason.UNTRUSTED_REQUESTER:
+        for mark, words in _UNTRUSTED.items():
+            if mark in answer.detail:
+                return words
     if answer.verdict in _REASONS:
         return REFUSALS[Reason(answer.verdict)]
     if answer.verdict in FALSE_RESULTS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from shoal.node.errors import ConfigError, JobError
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
+from shoal.node.ledger_file import ACKNOWLEDGEMENTS_LIMIT, RECEIPTS_LIMIT, write_lines
 from shoal.node.membership import Membership
 from shoal.node.metrics import Metrics, Readings
 from shoal.node.offer import Capacity, make_terms
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
     from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
     from shoal.node.journal_results import Order
+    from shoal.node.ledger import LedgerPage
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
@@ -112,6 +115,7 @@ if TYPE_CHECKING:
         Unit,
     )
     from shoal.node.retention import Retention
+    from shoal.node.standings import StandingPage, Standings
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.protocol.messages import RequestBody, ResponseBody
@@ -141,6 +145,7 @@ class Daemon:
     owner: OwnerWatch
     versions: PeerVersions
     conduct: Conduct
+    standings: Standings
     convictions: Convictions
     reachability: Reachability
     introductions: Introductions
@@ -214,6 +219,22 @@ class Daemon:
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
         self.conduct.forgive(PeerId(peer))
+
+    def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with this node, what that decides, and why."""
+        return self.standings.page(PeerId(peer))
+
+    def ledger(self, peer: str | None) -> LedgerPage:
+        """Who did how much for whom."""
+        return self.house.settling.ledger.page(self.config.serve, peer and PeerId(peer))
+
+    async def export_ledger(self, peer: str | None) -> bytes:
+        """What others have signed of it, as a file: see `node.ledger_file`."""
+        known = None if peer is None else PeerId(peer)
+        kept = (await self.journal.acknowledgements(known))[-ACKNOWLEDGEMENTS_LIMIT:]
+        receipts = await self.journal.receipts_from(known, RECEIPTS_LIMIT)
+        own = self.identity.peer_id
+        return await trio.to_thread.run_sync(write_lines, own, time.time(), kept, receipts)
 
     def bans(self) -> list[Ban]:
         """Peers that a fraud proof has convicted, and that nothing is given to."""
@@ -521,6 +542,8 @@ class Daemon:
             self.provider,
             self.owner,
             self.convictions.is_banned,
+            self.standings,
+            self.house.settling,
         )
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from shoal.crypto.content import BlobId, blob_id_of
-from shoal.crypto.errors import ShoalError
+from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.node import chaining, pipeline
 from shoal.node.checks import of_the_program, wanted
 from shoal.node.errors import JobError, NetworkError, StoreError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shoal.node.house import House
     from shoal.node.lineage import Left, Supply
     from shoal.node.scheduling.state import Batch, State
+    from shoal.protocol.statements import Receipt
 
 RECONNECT_S = (0.0, 1.0)
 """When a broken link is tried again, in seconds after the last try: a provider that is there
@@ -51,6 +52,7 @@ class Outcome:
         given_up: Units that have failed, since what they need cannot be had any more.
         refusal: Why the provider takes no more under the lease, where it said so.
         problem: Why the lease is broken.
+        receipts: What was verified of each answer: its receipt, or what is wrong with it.
     """
 
     ends: list[Ended] = field(default_factory=list)
@@ -59,6 +61,7 @@ class Outcome:
     given_up: list[int] = field(default_factory=list)
     refusal: Refusal | None = None
     problem: ShoalError | None = None
+    receipts: dict[int, Receipt | VerificationError] = field(default_factory=dict)
 
 
 async def hand_over(
@@ -104,6 +107,7 @@ async def _take_in(
     outcome: Outcome,
 ) -> None:
     """Check the answers one after another; a false one ends the taking in."""
+    _verify(house, running, held, units, answers, outcome)
     for unit in units:
         answer = answers.get(unit.index)
         if answer is None or unit.index not in batch.open or unit.index in batch.unwanted:
@@ -120,6 +124,35 @@ async def _take_in(
             raise
         except ShoalError as error:
             outcome.problem = error
+
+
+def _verify(
+    house: House,
+    running: RunningJob,
+    held: Held,
+    units: list[Unit],
+    answers: dict[int, UnitResult | Refusal],
+    outcome: Outcome,
+) -> None:
+    """Verify all receipts of one message, wanted still or not, and owe them to the provider.
+
+    That comes before any output is fetched, which can take its time.
+    """
+    good: list[bytes] = []
+    seconds = 0.0
+    for unit in units:
+        answer = answers.get(unit.index)
+        if not isinstance(answer, UnitResult):
+            continue
+        try:
+            receipt = pipeline.verify(running.need, held.side, unit, answer)
+        except VerificationError as error:
+            outcome.receipts[unit.index] = error
+            continue
+        outcome.receipts[unit.index] = receipt
+        good.append(answer.receipt)
+        seconds += max(0, receipt.ended_at_ms - receipt.started_at_ms) / 1000
+    house.settling.received(held.side, good, seconds)
 
 
 async def _supplied(
@@ -253,7 +286,9 @@ async def _result(  # of one answer
     answer: UnitResult,
     outcome: Outcome,
 ) -> None:
-    receipt = pipeline.verify(running.need, held.side, unit, answer)
+    receipt = outcome.receipts[unit.index]
+    if isinstance(receipt, VerificationError):
+        raise receipt
     more = _opinions_wanted(house, running, held, answer)
     if receipt.error is not None:
         failure = Failure(receipt.error.code, receipt.error.message)

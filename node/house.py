@@ -27,6 +27,8 @@ from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage
 from shoal.node.records import JobId, Unit
+from shoal.node.result_standing import StandingNow
+from shoal.node.settling import Settling
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
 from shoal.node.why_not import peer_banned
@@ -57,10 +59,21 @@ beyond which that peer resets them; more side by side are no faster."""
 
 
 class Standings(Protocol):
-    """What is known of peers' work: see `node.result_standing`."""
+    """What is known of peers' work: see `node.standings`."""
 
-    def note(self, peer: PeerId, deed: Deed, weight: float = 1.0, detail: str = "") -> None:
+    def note(
+        self,
+        peer: PeerId,
+        deed: Deed,
+        weight: float = 1.0,
+        detail: str = "",
+        *,
+        times: int = 1,
+    ) -> None:
         """Note what a peer did."""
+
+    def of(self, peer: PeerId) -> StandingNow:
+        """What is known of its work."""
 
     def may_verify(self, peer: PeerId) -> bool:
         """Whether it may check others' results."""
@@ -68,12 +81,19 @@ class Standings(Protocol):
     def probability(self, peer: PeerId) -> float:
         """How often its results are checked under ``auto``."""
 
+    async def write(self, journal: State) -> None:
+        """Write down what has changed."""
+
 
 class NoStandings:
     """Of a node that keeps none: under ``auto`` it checks nothing."""
 
-    def note(self, _peer: PeerId, _deed: Deed, **_details: object) -> None:
+    def note(self, _peer: PeerId, _deed: Deed, *_more: object, **_details: object) -> None:
         """Forget it."""
+
+    def of(self, _peer: PeerId) -> StandingNow:
+        """As of somebody known: nobody is tried first."""
+        return StandingNow(1.0, 0, newcomer=False)
 
     def may_verify(self, _peer: PeerId) -> bool:
         """Nobody may."""
@@ -82,6 +102,9 @@ class NoStandings:
     def probability(self, _peer: PeerId) -> float:
         """Never."""
         return 0.0
+
+    async def write(self, _journal: State) -> None:
+        """There is nothing."""
 
 
 async def _accuse_nobody(
@@ -126,6 +149,8 @@ class House:
     accuse: Callable[[bytes, bytes, bytes | None, JobId, int], Awaitable[None]] = _accuse_nobody
     """Bring a false receipt to the disputes: award, receipt, another one for the same award
     that says another thing, and of which unit."""
+    settling: Settling = field(default_factory=Settling)
+    """Acknowledges receipts, and counts who did how much for whom."""
 
     @property
     def peer_id(self) -> PeerId:

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import chaining, handing_over, pipeline
+from shoal.node import chaining, handing_over, pipeline, probation
 from shoal.node.account import nobody_bids
 from shoal.node.checking import FOUND_FALSE, Checking
 from shoal.node.errors import JobError, NetworkError, StoreError
@@ -39,6 +39,7 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
+from shoal.node.result_standing import Deed
 from shoal.node.running_jobs import Ending, RunningJob, prepare
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
@@ -418,12 +419,31 @@ class Jobs:
         offering: dict[str, dict[PeerId, Facts]] = {}
         for job in self._state.jobs.values():
             if job.numeric_class not in offering:
-                offering[job.numeric_class] = {
-                    peer: self._facts(peer, job.numeric_class)
+                peers = [
+                    peer
                     for peer in self._providers(job.numeric_class)
                     if not self._checking.is_false(peer)
+                ]
+                if self._tries(job.numeric_class):
+                    standings = self._house.standings
+                    peers, _ = probation.tried(peers, standings.of, standings.may_verify)
+                offering[job.numeric_class] = {
+                    peer: self._facts(peer, job.numeric_class) for peer in peers
                 }
         events.peers_known(self._state, offering)
+        for running in self._running.values():
+            for lease, held in running.held.items():
+                if self._checking.is_outdated(running, held):
+                    events.lease_closed(self._state, lease)
+
+    def _tries(self, numeric_class: str) -> bool:
+        """Whether newcomers are tried a few at a time: where all they return is checked."""
+        jobs = self._running.values()
+        return all(
+            running.verify.level == "auto"
+            for running in jobs
+            if running.queue.numeric_class == numeric_class
+        )
 
     def _carry_out(self) -> float:
         """Begin whatever is to be done now; gives when to look again."""
@@ -465,6 +485,7 @@ class Jobs:
                 hangs = NetworkError(
                     f"{held.side.provider} takes far longer than others", code="no_answer"
                 )
+                self._house.standings.note(held.side.provider, Deed.SLOW)
                 start(talk.note, running, held.side.provider, hangs)
             case do.GiveUp():
                 start(self._give_up, running, action.unit)
@@ -511,6 +532,8 @@ class Jobs:
             held.cut()
             events.lease_broken(self._state, action.lease)
             self._negotiation.let_go(held.side, held.draw)
+            if problem.code == "no_answer":
+                self._house.standings.note(peer, Deed.NO_ANSWER, detail=problem.message)
             await self._negotiation.note(running, peer, problem)
         events.batch_over(self._state, batch.id)
         self.wake()

@@ -15,7 +15,7 @@ import trio
 from shoal.crypto.peer_id import PeerId
 from shoal.node import remembered_peers
 from shoal.node.addresses import Address, parse_bootstrap
-from shoal.node.bidding import distrusted
+from shoal.node.bidding import distrusted, withheld
 from shoal.node.house import wall_ms
 from shoal.node.joining_plan import Entry, Source
 from shoal.node.membership import REMEMBERED_LIMIT, Membership, Seeds
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shoal.node.proofs import ProofBook
     from shoal.node.records import Ban
     from shoal.node.remembered_peers import RememberedPeer
+    from shoal.node.standings import Standings
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
 
@@ -111,11 +112,10 @@ def is_proven(membership: Membership, book: ProofBook, peer: PeerId, device: str
 
 
 def facts_of(
-    membership: Membership, conduct: Conduct, peer: PeerId, numeric_class: str
+    membership: Membership, standings: Standings, peer: PeerId, numeric_class: str
 ) -> Facts:
     """What the scheduler goes by of a peer, beside bids and measured times."""
     link, entry = membership.links.get(peer), membership.table.get(peer)
-    standing = conduct.standing_of(peer)
     rates = [
         rate.rate
         for device in (entry.advert.devices if entry is not None else ())
@@ -125,7 +125,7 @@ def facts_of(
     own = 0.0 if peer == membership.own else None
     return Facts(
         rtt_s=link.rtt_s if link is not None else own,
-        standing=1.0 if standing is None else standing.standing,
+        standing=standings.share(peer),
         rate=max(rates, default=None),
         said=entry.advert.sequence if entry is not None else 0,
     )
@@ -148,7 +148,9 @@ def peer_views(
                 agent=advert.agent,
                 addresses=advert.addresses,
                 linked=link is not None,
-                allowed=terms.providing and distrusted(peer, terms) is None,
+                allowed=terms.providing
+                and distrusted(peer, terms) is None
+                and withheld(peer, terms) is None,
                 rtt_s=link.rtt_s if link else None,
                 devices=advert.devices,
                 numeric_classes=advert.numeric_classes,

@@ -70,6 +70,20 @@ def added(row: LedgerRow | None, more: LedgerRow) -> LedgerRow:
     )
 
 
+class LedgerPage(msgspec.Struct, frozen=True):
+    """The ledger for a person.
+
+    Attributes:
+        serve: Whom this node serves: its setting.
+        in_debt: By how many credits peers are beyond what they may be given, where they are.
+    """
+
+    serve: str
+    allowance_credits: float
+    rows: tuple[LedgerRow, ...]
+    in_debt: dict[PeerId, float]
+
+
 class Ledger:
     """The rows of all peers, as the journal has them."""
 
@@ -94,6 +108,13 @@ class Ledger:
         """All rows, or those of one peer: the last to change first."""
         found = [row for row in self._rows.values() if peer in {None, row.peer}]
         return sorted(found, key=lambda row: (-row.at, row.peer, row.direction))
+
+    def page(self, serve: str, peer: PeerId | None = None) -> LedgerPage:
+        """All rows, or those of one peer, for a person."""
+        rows = self.rows(peer)
+        debts = {row.peer: self.debt(row.peer) for row in rows}
+        in_debt = {peer: debt for peer, debt in debts.items() if debt > 0.0}
+        return LedgerPage(serve, ALLOWANCE_CREDITS, tuple(rows), in_debt)
 
     def debt(self, peer: PeerId) -> float:
         """Credits by which a peer is beyond what it may take; none where it is 0 or less."""

@@ -21,7 +21,7 @@ from shoal.node.running_jobs import Held
 from shoal.node.scheduling import events
 from shoal.node.scheduling.setbacks import setback_of
 from shoal.node.scheduling.state import Offer
-from shoal.protocol.messages import Refusal
+from shoal.protocol.messages import Reason, Refusal
 from shoal.protocol.negotiation import State as Stage
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ class Negotiation:
             log.warning("a lease broke", peer=peer, code=setback.verdict, error=setback.detail)
         if setback.offence is not None:
             self._house.broke(peer, setback.offence, setback.detail)
+        if isinstance(problem, Refusal) and problem.reason is Reason.UNSETTLED:
+            self._house.settling.asked_for(peer, problem.missing)
         await self._keep(Answer(job_id, peer, time.time(), setback.verdict, setback.detail))
 
     async def _keep(self, answer: Answer) -> None:

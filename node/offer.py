@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import shoal
@@ -16,6 +17,7 @@ from shoal.compute.devices.abilities import Canaries, executor_of, takes_units, 
 from shoal.compute.devices.inventory import Inventory
 from shoal.node.addresses import address_of
 from shoal.node.bidding import Terms
+from shoal.node.serving import withheld
 from shoal.protocol.advert_fitting import grouped
 from shoal.protocol.limits import ADDRESSES_LIMIT, DEVICES_LIMIT
 from shoal.protocol.statements import Advert, DeviceOffer
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from shoal.node.owner_watch import OwnerWatch
     from shoal.node.provider import Provider
     from shoal.node.records import Ban
+    from shoal.node.settling import Settling
+    from shoal.node.standings import Standings
     from shoal.protocol.advertising import Advertised
 
 AGENT: Final = f"shoal/{shoal.__version__}"
@@ -113,6 +117,8 @@ def make_terms(
     provider: Provider,
     owner: OwnerWatch,
     ban_of: Callable[[PeerId], Ban | None],
+    standings: Standings,
+    settling: Settling,
 ) -> Terms:
     """By what this node bids, or refuses, at this moment (`node.bidding`)."""
     (device,) = capacity.units_run_on()
@@ -129,10 +135,12 @@ def make_terms(
         waiting_s=provider.waiting_s,
         stance=owner.stance(device),
         denied=frozenset(config.deny),
-        strangers=config.serve == "anyone",
+        strangers=config.serve != "friends",
         sandboxed=capacity.sandboxed,
         min_price=config.min_price,
         time_limit_s=config.time_limit_s,
         ban_of=ban_of,
         starting=capacity.starting,
+        withheld=partial(withheld, config, standings, settling),
+        doubted=standings.doubted,
     )

@@ -367,25 +367,15 @@ async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> Non
         await tell(house, side.provider, message)
 
 
-<<<<<<< HEAD
 async def release(house: House, side: RequesterSide, draw: Draw | None = None) -> None:
     """End a bid or a lease that is not needed any more; never raises.
 
-    What its verifiers were drawn by is told now, when no receipt is taken any more.
+    An award that was not answered may be a lease over there. What its verifiers were drawn
+    by is told now, when no receipt is taken any more.
     """
-    ends = side.state in {State.BID, State.LEASED} and side.call is not None
+    ends = side.state in {State.BID, State.AWARDED, State.LEASED} and side.call is not None
     if ends:
         assert side.call is not None
-=======
-async def release(house: House, side: RequesterSide) -> None:
-    """End a bid or a lease that is not needed any more; never raises.
-
-    An award that was not answered may be a lease over there.
-    """
-    if side.award_id is not None:
-        house.rights.withdraw(side.award_id)
-    if side.state in {State.BID, State.AWARDED, State.LEASED} and side.call is not None:
->>>>>>> tests
         message = Release(call=side.call.call)
         side.send(message, trio.current_time())
     if side.award_id is not None:

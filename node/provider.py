@@ -192,7 +192,7 @@ class Provider:
             return Refusal(
                 call=call.call, reason=Reason.BUSY, detail="you have too many bids open here"
             )
-        stranger = bidding.rank(peer, terms) == bidding.STRANGER
+        stranger = bidding.rank(peer, terms) >= bidding.STRANGER
         if stranger and len(self._conversations) >= STRANGERS_OPEN_LIMIT:
             return Refusal(
                 call=call.call, reason=Reason.BUSY, detail="too many bids are open here"
@@ -243,7 +243,7 @@ class Provider:
         self, conversation: Conversation, effects: Sequence[Effect]
     ) -> list[UnitResult | Refusal]:
         """The answers to the units of one message, when all have ended."""
-        closed = self._closed(conversation.side)
+        closed = self._closed(conversation.side) or self._withheld(conversation.side)
         answers: list[UnitResult | Refusal | Running] = []
         started: list[Running] = []
         for effect in effects:
@@ -263,15 +263,21 @@ class Provider:
         if started:
             ended = partial(self._end, conversation)
             batch = Batch(self._house, conversation, started, ended)
-            self._nursery.start_soon(self._run, conversation.side, batch)
+            self._nursery.start_soon(self._run, conversation, batch, started)
         return [
             await answer.end() if isinstance(answer, Running) else answer for answer in answers
         ]
 
-    async def _run(self, side: ProviderSide, batch: Batch) -> None:
+    async def _run(
+        self, conversation: Conversation, batch: Batch, units: Sequence[Running]
+    ) -> None:
+        side, before_s = conversation.side, conversation.ran_s
         try:
             await batch.run()
         finally:
+            answers = [unit.answer for unit in units]
+            receipts = [one.receipt for one in answers if isinstance(one, UnitResult)]
+            self._house.settling.answered(side, receipts, conversation.ran_s - before_s)
             if side.state is not State.LEASED:
                 # Forgotten meanwhile: what the last step still granted goes too.
                 self._take_back(side)
@@ -321,6 +327,12 @@ class Provider:
         assert side.call is not None
         reason = bidding.closed(side.requester, self._house.terms())
         return reason and Refusal(call=side.call.call, reason=reason[0], detail=reason[1])
+
+    def _withheld(self, side: ProviderSide) -> Refusal | None:
+        """Why this requester gets no more units now; those that run go on."""
+        assert side.call is not None
+        reason = bidding.withheld(side.requester, self._house.terms())
+        return reason and Refusal(side.call.call, *reason)
 
     def _forget(self, key: tuple[PeerId, str]) -> None:
         conversation = self._conversations.pop(key)

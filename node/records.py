@@ -389,7 +389,7 @@ class OwnerView(msgspec.Struct, frozen=True):
 
     Attributes:
         provide: Whether it works for peers at all.
-        serve: ``anyone`` or ``friends``.
+        serve: ``anyone``, ``friends`` or ``those-who-serve``.
         sandboxed: Whether the worker is locked in, without which no stranger is served.
         allowed: How many peers are on the allow list.
         denied: How many are on the deny list.

@@ -79,11 +79,13 @@ class Conversation:
 
     Attributes:
         unit_s: How long its units run, as measured lately.
+        ran_s: How long they have run, all together.
     """
 
     side: ProviderSide
     running: dict[str, Running] = field(default_factory=dict)
     unit_s: float = UNKNOWN_UNIT_S
+    ran_s: float = 0.0
     room: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(HELD_BATCHES_LIMIT)
     )
@@ -108,6 +110,7 @@ class Conversation:
             first = self.unit_s == UNKNOWN_UNIT_S
             weight = 1.0 if first else 0.1
             self.unit_s += weight * (run.outcome.compute_s - self.unit_s)
+            self.ran_s += run.outcome.compute_s
 
 
 class Batch:

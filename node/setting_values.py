@@ -148,8 +148,8 @@ def _window(text: str) -> Window:
 def read_serve(value: object) -> str:
     """Read who is served."""
     who = str(value).strip().lower()
-    if who not in ("anyone", "friends"):
-        message = "is neither anyone nor friends"
+    if who not in ("anyone", "friends", "those-who-serve"):
+        message = "is neither anyone nor friends nor those-who-serve"
         raise ValueError(message)
     return who
 

@@ -34,6 +34,8 @@ from shoal.node.api.queries import (
     decode,
     job_id_in,
     one_of,
+    peer_asked_for,
+    peer_id,
     seconds,
     whole_number,
 )
@@ -132,6 +134,9 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/settings", api.settings),
         ("GET", "/v1/peers", api.peers),
         ("POST", "/v1/forgive", api.forgive),
+        ("GET", "/v1/standing/{peer}", api.standing),
+        ("GET", "/v1/ledger", api.ledger),
+        ("GET", "/v1/ledger/export", api.export_ledger),
         ("POST", "/v1/unban", api.unban),
         ("GET", "/v1/proofs", api.proofs),
         ("GET", "/v1/proofs/{id}", api.proof),
@@ -220,6 +225,16 @@ class _Api:
         wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Pardon)
         self._daemon.forgive(wanted.peer)
         return answer({"peer": wanted.peer})
+
+    async def standing(self, request: Request) -> Response:
+        return answer({"standing": self._daemon.standing(peer_id(request.path_params["peer"]))})
+
+    async def ledger(self, request: Request) -> Response:
+        return answer({"ledger": self._daemon.ledger(peer_asked_for(request))})
+
+    async def export_ledger(self, request: Request) -> Response:
+        lines = await self._daemon.export_ledger(peer_asked_for(request))
+        return Response(lines, media_type="application/x-ndjson")
 
     async def unban(self, request: Request) -> Response:
         wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Pardon)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shoal.node.assurance import Assurance, JobAssurance
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
+    from shoal.node.ledger import LedgerPage
     from shoal.node.records import (
         Ban,
         CutView,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         Unit,
     )
     from shoal.node.settings_view import SettingView
+    from shoal.node.standings import StandingPage
 
 
 class BlobStore(Protocol):
@@ -103,6 +105,18 @@ class DaemonFacade(Protocol):
 
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
+        ...
+
+    def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with this node, what that decides, and why."""
+        ...
+
+    def ledger(self, peer: str | None) -> LedgerPage:
+        """Who did how much for whom: for one peer, or for all."""
+        ...
+
+    async def export_ledger(self, peer: str | None) -> bytes:
+        """What others have signed of it, as lines of a file."""
         ...
 
     def bans(self) -> list[Ban]:

@@ -12,6 +12,7 @@ import msgspec
 from shoal.crypto.content import BlobId, check_blob_id
 from shoal.node.errors import RequestError
 from shoal.node.records import JobId
+from shoal.protocol.limits import PeerText
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -39,6 +40,22 @@ def blob_id_in(request: Request) -> BlobId:
 def job_id_in(request: Request) -> JobId:
     """The job in a path, which there may not be."""
     return JobId(request.path_params["id"])
+
+
+def peer_id(text: str) -> str:
+    """A peer's id; raises RequestError."""
+    try:
+        return msgspec.convert(text, PeerText)
+    except msgspec.ValidationError:
+        raise RequestError(
+            f"{text[:80]!r} is no peer's id", hint="`shoal peers` lists those that are known"
+        ) from None
+
+
+def peer_asked_for(request: Request) -> str | None:
+    """The peer in a query, where there is one; raises RequestError."""
+    text = request.query_params.get("peer")
+    return None if text is None else peer_id(text)
 
 
 def content_type(request: Request) -> str:

@@ -46,6 +46,8 @@ _COMMANDS = (
     ("reload", "running:reload", _NODE),
     ("status", "daemon:status", _NODE),
     ("peers", "daemon:peers", _NODE),
+    ("standing", "ledger:standing", _NODE),
+    ("ledger", "ledger:app", _NODE),
     ("devices", "devices:devices", _NODE),
     ("pause", "owner:pause", _NODE),
     ("resume", "owner:resume", _NODE),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.client.flows import Model
+    from shoal.node.ledger import LedgerPage
     from shoal.node.records import (
         Answer,
         Ban,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         Unit,
     )
     from shoal.node.settings_view import SettingView
+    from shoal.node.standings import StandingPage
 
 
 class Client:
@@ -118,6 +120,18 @@ class Client:
             DaemonError: ``no_such_offender``.
         """
         self._drive(flows.forgive(peer))
+
+    def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with the daemon's node, what that decides, and why."""
+        return self._drive(flows.standing(peer))
+
+    def ledger(self, peer: str | None = None) -> LedgerPage:
+        """Who did how much for whom: for one peer, or for all."""
+        return self._drive(flows.ledger(peer))
+
+    def export_ledger(self, peer: str | None = None) -> bytes:
+        """What others have signed of it, as a file that anyone can check."""
+        return self._drive(flows.export_ledger(peer))
 
     def bans(self) -> list[Ban]:
         """The peers that are banned by fraud proofs, each with the proof's id."""
@@ -430,10 +444,6 @@ class Client:
     def explanation(self, job_id: str, unit: int | None = None) -> Explanation:
         """Why a job, or one unit of it, stands where it stands, and what would change it."""
         return self._drive(flows.explanation(job_id, unit))
-
-    def blob(self, blob_id: str) -> bytes:
-        """The bytes of a blob that the daemon holds."""
-        return self._drive(flows.blob(blob_id))
 
     def assurance(
         self, job_id: str, offset: int = 0, limit: int = 100

@@ -11,6 +11,7 @@ import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from urllib.parse import quote
 
 import msgspec
 
@@ -24,6 +25,7 @@ from shoal.node.capability_views import CapabilityView, ChallengeView
 from shoal.node.causes import Explanation
 from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError
+from shoal.node.ledger import LedgerPage
 from shoal.node.records import (
     Answer,
     Ban,
@@ -41,6 +43,7 @@ from shoal.node.records import (
     Unit,
 )
 from shoal.node.settings_view import SettingView
+from shoal.node.standings import StandingPage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,6 +140,23 @@ def forgive(peer: str) -> Flow[None]:
     """Let a peer that is cut back in."""
     body = msgspec.json.encode({"peer": peer})
     yield from json_of(Request("POST", "/v1/forgive", body=body))
+
+
+def standing(peer: str) -> Flow[StandingPage]:
+    """How a peer stands with the daemon's node."""
+    return (yield from _get(f"/v1/standing/{quote(peer, safe='')}", "standing", StandingPage))
+
+
+def ledger(peer: str | None = None) -> Flow[LedgerPage]:
+    """Who did how much for whom."""
+    query = "" if peer is None else f"?peer={quote(peer, safe='')}"
+    return (yield from _get(f"/v1/ledger{query}", "ledger", LedgerPage))
+
+
+def export_ledger(peer: str | None = None) -> Flow[bytes]:
+    """What others have signed of it, as a file."""
+    query = "" if peer is None else f"?peer={quote(peer, safe='')}"
+    return (yield Request("GET", f"/v1/ledger/export{query}"))
 
 
 def bans() -> Flow[list[Ban]]:
@@ -327,11 +347,6 @@ def explanation(job_id: str, unit: int | None = None) -> Flow[Explanation]:
     query = {} if unit is None else {"unit": unit}
     answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/why", query))
     return msgspec.convert(answer, Explanation)
-
-
-def blob(blob_id: str) -> Flow[bytes]:
-    """The bytes of a blob that the daemon holds."""
-    return (yield Request("GET", f"/v1/blobs/{blob_id}"))
 
 
 def assurance(

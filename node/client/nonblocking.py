@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
     from shoal.node.client.flows import Model
+    from shoal.node.ledger import LedgerPage
     from shoal.node.records import (
         Answer,
         Ban,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         Unit,
     )
     from shoal.node.settings_view import SettingView
+    from shoal.node.standings import StandingPage
 
 
 class AsyncClient:
@@ -122,6 +124,18 @@ class AsyncClient:
             DaemonError: ``no_such_offender``.
         """
         await self._drive(flows.forgive(peer))
+
+    async def standing(self, peer: str) -> StandingPage:
+        """How a peer stands with the daemon's node, what that decides, and why."""
+        return await self._drive(flows.standing(peer))
+
+    async def ledger(self, peer: str | None = None) -> LedgerPage:
+        """Who did how much for whom: for one peer, or for all."""
+        return await self._drive(flows.ledger(peer))
+
+    async def export_ledger(self, peer: str | None = None) -> bytes:
+        """What others have signed of it, as a file that anyone can check."""
+        return await self._drive(flows.export_ledger(peer))
 
     async def bans(self) -> list[Ban]:
         """The peers that are banned by fraud proofs, each with the proof's id."""
@@ -372,10 +386,6 @@ class AsyncClient:
     async def explanation(self, job_id: str, unit: int | None = None) -> Explanation:
         """Why a job, or one unit of it, stands where it stands, and what would change it."""
         return await self._drive(flows.explanation(job_id, unit))
-
-    async def blob(self, blob_id: str) -> bytes:
-        """The bytes of a blob that the daemon holds."""
-        return await self._drive(flows.blob(blob_id))
 
     async def assurance(
         self, job_id: str, offset: int = 0, limit: int = 100

@@ -35,7 +35,9 @@ COOL_DOWN_BROKEN_S = 5.0
 COOL_DOWN_TOO_MANY_S = LEFT_ALONE_S
 """After a peer said that it is asked too much: it is asked nothing before by anybody here."""
 
-HANDED_BACK = frozenset({Reason.BUSY, Reason.DRAINING, Reason.PAUSED, Reason.NO_ROOM})
+HANDED_BACK = frozenset(
+    {Reason.BUSY, Reason.DRAINING, Reason.PAUSED, Reason.NO_ROOM, Reason.UNSETTLED}
+)
 """Refusals of a unit under a lease that tell of the provider and nothing of the unit."""
 
 OFFENCES = {

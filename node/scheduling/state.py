@@ -165,6 +165,7 @@ class JobQueue:
         called: A round of calls was made.
         leased: It has had a lease.
         virtual_s: Measured seconds that it got, by its weight (start-time fair queuing).
+        in_check: How many of its results wait to be checked.
         full: As many of its results wait to be checked as may: it hands over no more.
     """
 
@@ -191,6 +192,7 @@ class JobQueue:
     called: bool = False
     leased: bool = False
     virtual_s: float = 0.0
+    in_check: int = 0
     full: bool = False
     candidates: dict[PeerId, Candidate] = field(default_factory=dict)
 

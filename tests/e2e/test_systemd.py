@@ -102,7 +102,7 @@ def test_memory_that_is_written_and_executed_stays_allowed_for_the_compilers():
 
 @needs_systemd
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc, which knows the calls' numbers")
-def test_a_daemon_and_its_workers_live_within_the_system_calls_of_the_units(tmp_path):
+def test_a_daemon_and_its_workers_live_within_the_system_calls_of_the_units(exact, tmp_path):
     assert filtered(SYSTEM) == filtered(USER)
     node = Node(9, tmp_path / "home", "")
     node.home.mkdir()

@@ -66,6 +66,7 @@ class Node:
         self.offering = [key.peer_id]
         self.draining = self.sandboxed = False
         self.stance = OPEN
+        self.withheld = lambda _peer: None
         self.rights = Rights()
         self.house = house.House(
             identity=key,
@@ -96,6 +97,7 @@ class Node:
             waiting_s=self.provider.waiting_s,
             stance=self.stance,
             sandboxed=self.sandboxed,
+            withheld=self.withheld,
         )
 
     async def spec(self, *inputs, program=DENSE):

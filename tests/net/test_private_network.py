@@ -20,6 +20,9 @@ from shoal.node.swarm_key import SwarmKey, make_key
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 KEY = make_key("lab")
 UPGRADE_LIMIT_S = 0.3
+LIMIT_S = 10.0
+FIRST_WORD_S = 5.0
+"""On a busy machine; whoever speaks at all then says all of it in a row."""
 NONCE_SIZE = 24
 
 
@@ -55,7 +58,7 @@ async def open_listener():
         async with stream:
             if to_say[0]:
                 await stream.send_all(to_say[0])
-            await done.send(await all_that_comes(stream, 0.1))
+            await done.send(await all_that_comes(stream, 0.3))
 
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -68,7 +71,7 @@ async def open_listener():
 async def all_that_comes(stream, silence_s):
     """What the other side sends until it ends the connection or says no more."""
     received = b""
-    with trio.move_on_after(silence_s) as limit:
+    with trio.move_on_after(FIRST_WORD_S) as limit:
         try:
             while data := await stream.receive_some():
                 received += data
@@ -78,7 +81,7 @@ async def all_that_comes(stream, silence_s):
     return received
 
 
-async def told_to(node, said, patience_s=2.0):
+async def told_to(node, said, patience_s=LIMIT_S):
     """What a bare TCP client is sent that says ``said``, and whether it was hung up on."""
     port = int(node.addresses()[0].split("/")[4])
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
@@ -225,7 +228,7 @@ async def test_who_repeats_a_members_first_bytes_gets_further_random_bytes_and_n
     """The one thing that can be done without the secret: to say again what was overheard."""
     async with open_listener() as (address, received, _), open_node() as member:
         with pytest.raises(NetworkError):
-            await member.connect(generate().peer_id, [address], 2)
+            await member.connect(generate().peer_id, [address], LIMIT_S)
         overheard = await received.receive()
     async with open_node() as node:
         answers = [await told_to(node, overheard) for _ in range(2)]
@@ -248,8 +251,8 @@ async def test_a_stranger_that_is_dialled_sees_random_bytes_only(answer, why):
         to_say[0] = answer
         for _ in range(2):
             with pytest.raises(OtherNetworkError, match=why):
-                await node.connect(generate().peer_id, [address], 2)
-        with trio.fail_after(2):
+                await node.connect(generate().peer_id, [address], LIMIT_S)
+        with trio.fail_after(LIMIT_S):
             one, other = [await received.receive() for _ in range(2)]
     for data in (one, other):
         assert len(data) == NONCE_SIZE + len(MULTISTREAM_HEADER)

@@ -9,7 +9,9 @@ from onnx import parser
 from test_jobs import DENSE, FRIEND, GATHER, LIMIT_S, OUT_OF_RANGE, X, bid_for, open_node
 from trio.testing import wait_all_tasks_blocked
 
+from shoal.compute import supervisor
 from shoal.compute.convert import convert
+from shoal.compute.exchanges import exchange_many
 from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
@@ -263,9 +265,15 @@ async def test_a_device_that_closes_takes_no_batch_and_a_drain_waits_for_the_one
     assert node.provider.refused[Reason.DRAINING] == 2
 
 
-async def test_a_batch_of_a_lease_that_is_released_ends_with_it(node):
+async def test_a_batch_of_a_lease_that_is_released_ends_with_it(node, monkeypatch):
     call = await lease_for(node, VARYING)
-    answers = []
+    answers, begun = [], trio.Event()
+
+    async def begin(*arguments):
+        begun.set()
+        return await exchange_many(*arguments)
+
+    monkeypatch.setattr(supervisor, "exchange_many", begin)
 
     async def keep():
         units = (unit_of(call, name, ENDLESSLY) for name in "abc")
@@ -273,7 +281,9 @@ async def test_a_batch_of_a_lease_that_is_released_ends_with_it(node):
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keep)
-        await until(lambda: FRIEND.peer_id in node.house.worker.pids)
+        with trio.fail_after(60):
+            await begun.wait()  # a process that runs none of it yet would be kept
+        assert FRIEND.peer_id in node.house.worker.pids
         await node.provider.answer(FRIEND.peer_id, Release(call=call.call))
     assert [answer.reason for answer in answers] == [Reason.EXPIRED] * 3
     assert node.provider.units_waiting == node.provider.leases == 0

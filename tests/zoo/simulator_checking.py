@@ -23,9 +23,6 @@ ANSWER_LIMIT_S = 10.0
 ASKED_TWICE = 0.05
 """Of units: how often a link breaks after the answer, so that a provider is asked again."""
 
-LOOKED_BACK = 16
-"""Results that a false one was vouched for, which are run here afterwards, newest first."""
-
 
 @dataclass(slots=True)
 class Returned:
@@ -64,7 +61,6 @@ class Checking:
         self.false = {}
         self.waiting = {}
         self.pending = Counter()
-        self.held = defaultdict(list)
         self.unfetched = defaultdict(dict)
         self.wrong = {}
         self.vouched = defaultdict(dict)
@@ -107,10 +103,7 @@ class Checking:
         if receipt.result == Lie.ERROR.value and self.verify.level != "receipt":
             more = max(1, more)
         if not more:
-            if self.pending[peer]:
-                self.held[peer].append(one)
-            else:
-                self._unchecked(one)
+            self._unchecked(one)
             return
         own = self.requester.node.peer
         order = verifiers(receipt.signature, draw.salt, draw.candidates, {peer, own})
@@ -199,9 +192,9 @@ class Checking:
         for peer in check.opinions.keys() - {check.own, *check.false}:
             deed = Deed.CHECKED_GOOD if peer == check.provider else Deed.CHECKED_OTHERS
             self.standings.note(peer, deed)
-        others = [p for p in receipts if p not in {check.provider, check.own}]
-        if others and not check.false:
-            self.vouched[check.provider][waiting.one.unit] = [receipts[p] for p in others]
+        agreed = check.opinions.keys() - {check.provider, check.own, *check.false}
+        if agreed:
+            self.vouched[check.right][waiting.one.unit] = agreed - {check.right}
         self._finish(waiting.one, receipts[check.right])
         for peer in check.false:
             self._disputes(receipts[peer])
@@ -209,9 +202,6 @@ class Checking:
 
     def _waits_no_more(self, peer):
         self.pending[peer] -= 1
-        if not self.pending[peer]:
-            for held in self.held.pop(peer, ()):
-                self._unchecked(held)
         self._note_room(peer)
 
     # -- deliver --
@@ -258,28 +248,13 @@ class Checking:
             del self.waiting[waiting.one.unit]
             self._again(waiting.one.unit)
         self.pending[peer] = 0
-        for held in self.held.pop(peer, ()):
-            self._again(held.unit)
         vouched = self.vouched.pop(peer, {})
         for unit in self.unfetched.pop(peer, ()):
-            if all(self.shuns(r.provider.peer) for r in vouched.get(unit, ())):
+            if all(map(self.shuns, vouched.get(unit, ()))):
                 self.swarm.counts.undelivered(self.wrong.pop(unit, None))
                 self._again(unit)
-        for receipts in list(vouched.values())[-LOOKED_BACK:]:
-            self._look_back(receipts)
         self.requester.lets_go_of(peer)
         self._note_room(peer)
-
-    def _look_back(self, receipts):
-        """Run by this node what a false one was vouched for: who vouched was as false."""
-        node = self.requester.node
-        self.swarm.counts.ran("own", 1)
-        self.world.after(node.unit_s, self._looked_back, receipts)
-
-    def _looked_back(self, receipts):
-        for receipt in receipts:
-            if receipt.result != RIGHT:
-                self._disputes(receipt)
 
     def _disputes(self, receipt):
         accused = receipt.provider

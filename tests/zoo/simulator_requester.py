@@ -155,20 +155,24 @@ class Requester:
             for peer in self.world.nodes
             if peer != self.node.peer and not self.checking.shuns(peer)
         ]
-        peers, _ = probation.tried(sorted(able, key=self._preference), self.standings.of)
+        peers, _ = self._tried(sorted(able, key=self._preference))
         share = self.standings.share
         return {peer: Facts(rtt_s=RTT_S, standing=share(peer)) for peer in peers}
+
+    def _tried(self, peers):
+        if self.checking.verify.level != "auto":
+            return peers, []
+        return probation.tried(peers, self.standings.of, self.standings.may_verify)
 
     def _preference(self, peer):
         """An order of its own, as the distance on the network gives one."""
         return blake2b(f"{self.node.peer}/{peer}".encode(), digest_size=8).digest()
 
     def _renew_leases(self):
-        able = len(self.checking.able())
+        able = set(self.checking.able())
         for lease_id, lease in self.state.leases.items():
-            if not lease.closed and probation.outdated(
-                self.checking.draws[lease_id].draw.candidates, able
-            ):
+            listed = self.checking.draws[lease_id].draw.candidates
+            if not lease.closed and probation.outdated(listed, len(able - {lease.peer})):
                 events.lease_closed(self.state, lease_id)
 
     def _begin(self, action):
