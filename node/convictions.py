@@ -53,12 +53,12 @@ from shoal.protocol.messages import (
     Done,
     Problem,
 )
+from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from shoal.node.house import House
-    from shoal.protocol.verification.fraud_proof import Verdict
 
 BAN_S: Final = 30 * 86400.0
 """A machine that computes wrong is mended or sold within a month."""
@@ -100,7 +100,7 @@ class Charge:
     at_s: float
 
 
-Judge: TypeAlias = Callable[[bytes, Mapping[BlobId, bytes]], Awaitable["Verdict"]]
+Judge: TypeAlias = Callable[[bytes, Mapping[BlobId, bytes]], Awaitable[Verdict]]
 Reader: TypeAlias = Callable[[bytes], Charge]
 """Checks all of a proof that needs no computing; raises VerificationError."""
 
@@ -227,11 +227,11 @@ class Convictions:
         """
         charge = self.read(proof)
         verdict = await self.judge(proof, blobs)
-        if verdict.outcome != "convicted":
+        if verdict.outcome is not Outcome.CONVICTED:
             log.error(
                 "a proof of this node's own does not hold",
                 accused=charge.accused,
-                outcome=str(verdict.outcome),
+                outcome=verdict.outcome.value,
                 why=verdict.sentence,
             )
             return verdict
@@ -343,9 +343,9 @@ class Convictions:
             if charge.at_s > self.wall_s() + CLOCK_TOLERANCE_MS / 1000:
                 return End.OPEN, "its award is of a time to come"
             verdict = await self.judge(proof, blobs)
-            if verdict.outcome == "acquitted":
+            if verdict.outcome is Outcome.ACQUITTED:
                 return End.FALSE, verdict.sentence
-            if verdict.outcome != "convicted":
+            if verdict.outcome is not Outcome.CONVICTED:
                 return End.OPEN, verdict.sentence
             sizes = {blob_id: len(blob) for blob_id, blob in blobs.items()}
             accusation = _accusation(proof, charge, sizes)

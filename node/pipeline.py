@@ -29,7 +29,6 @@ from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
-from shoal.crypto.merkle import leaf_of, root_of
 from shoal.crypto.peer_id import PeerId
 from shoal.node import bidding, given_units, input_sources
 from shoal.node.errors import JobError, StoreError
@@ -370,10 +369,11 @@ async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> Non
 async def release(house: House, side: RequesterSide, draw: Draw | None = None) -> None:
     """End a bid or a lease that is not needed any more; never raises.
 
-    An award that was not answered may be a lease over there. What its verifiers were drawn
-    by is told now, when no receipt is taken any more.
+    What its verifiers were drawn by is told now, when no receipt is taken any more. An
+    award that was not answered may be a lease over there.
     """
-    ends = side.state in {State.BID, State.AWARDED, State.LEASED} and side.call is not None
+    open_states = {State.BID, State.AWARDED, State.LEASED}
+    ends = side.state in open_states and side.call is not None
     if ends:
         assert side.call is not None
         message = Release(call=side.call.call)
@@ -511,7 +511,6 @@ async def sign(
     assert run.outcome is not None
     outcome = run.outcome if isinstance(run.outcome, Execution) else None
     outputs = {n: blob_id_of(t) for n, t in outcome.outputs.items()} if outcome else {}
-    stages = outcome.stages if outcome else ()
     receipt = Receipt(
         protocol=OWN,
         exact_spec=SPEC_VERSION if side.award.numeric_class == "exact" else "",
@@ -523,8 +522,7 @@ async def sign(
         inputs=request.inputs,
         outputs=tuple(sorted(outputs.items())) if outcome else None,
         error=_unit_error(run.outcome),
-        trace=root_of(list(map(leaf_of, stages))).hex() if stages else None,
-        stages=len(stages),
+        trace=None,
         provider=house.peer_id,
         requester=side.requester,
         started_at_ms=run.started_at_ms,
@@ -549,8 +547,6 @@ async def sign(
                 house.rights.grant(side.award_id, side.requester, [outputs[name]])
         note_known(house, side.requester, outputs.values())
     envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
-    assert side.call is not None
-    house.signed(side.call, run, envelope)
     return UnitResult(
         call=request.call,
         unit=request.unit,

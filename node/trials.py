@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from shoal.compute.frames import UnitLimits
+from shoal.crypto.peer_id import PeerId
 from shoal.node.convictions import Charge
+from shoal.protocol.verification import fraud_proof
+from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
-    from shoal.protocol.verification.fraud_proof import Verdict
 
 JUDGING_LIMIT_S: Final = 600.0
 """For one proof: those of an operator or a tile take seconds, a whole unit a minute or so."""
@@ -31,8 +33,6 @@ def charge_of(proof: bytes) -> Charge:
     Raises:
         VerificationError: It is none, or of a version that is not known here.
     """
-    from shoal.protocol.verification import fraud_proof
-
     case = fraud_proof.examine(fraud_proof.decode(proof))
     return Charge(case.accused, case.award.issued_at_ms / 1000)
 
@@ -52,4 +52,6 @@ async def judged_by(
         ComputeError: A limit was met, or the worker failed.
     """
     limits = UnitLimits(JUDGING_LIMIT_S, memory_bytes, ANSWER_LIMIT_BYTES)
-    return await worker.judge(proof, blobs, limits)
+    found = await worker.judge(proof, blobs, limits)
+    accused = None if found.accused is None else PeerId(found.accused)
+    return Verdict(Outcome(found.outcome), accused, found.sentence)

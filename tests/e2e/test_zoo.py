@@ -1,4 +1,4 @@
-"""Every liar of the zoo among honest daemons: nothing wrong is delivered, and who lies is found.
+"""Every liar of the zoo among honest daemons: nothing wrong is delivered, who lies is found.
 
 The requester and three other honest daemons know one another; a liar comes as a stranger.
 Maps in the class exact, all of which is checked, must give what a local run gives, with
