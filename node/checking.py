@@ -202,6 +202,7 @@ class Checking:
         self._jobs: dict[JobId, JobChecks] = {}
         self._false: dict[PeerId, float] = {}
         self._accused: dict[PeerId, int] = {}
+        self._asked_again: set[PeerId] = set()
         self.leases = 0
 
     # --- what others ask ---
@@ -635,8 +636,10 @@ class Checking:
             forgotten = next(iter(self._false))
             del self._false[forgotten]
             self._accused.pop(forgotten, None)
+            self._asked_again.discard(forgotten)
         other = None
-        if not before and peer == machine.provider:
+        if peer == machine.provider and peer not in self._asked_again:
+            self._asked_again.add(peer)
             other = await self._ask_again(job, checked)  # while there is the lease
         return Falsehood(
             peer,
@@ -644,7 +647,7 @@ class Checking:
             other,
             checked.unit,
             first=first,
-            accused=before < EVIDENCE_OF_ONE,
+            accused=before < EVIDENCE_OF_ONE or other is not None,
         )
 
     async def _see_to(self, found: Sequence[Falsehood]) -> None:

@@ -69,6 +69,7 @@ from shoal.protocol.messages import (
     Acknowledge,
     LeafWanted,
     NodesWanted,
+    Reveal,
     TraceWanted,
 )
 
@@ -332,6 +333,7 @@ async def serve(
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
+        daemon.served[Reveal] = provider.revealed
         daemon.served[Acknowledge] = house.settling.acknowledged
         convictions.on_ban += [control.hang_up, provider.drop]
         daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)

@@ -19,6 +19,7 @@ import trio
 
 from shoal.compute.errors import ProgramError
 from shoal.crypto.content import BlobId
+from shoal.crypto.peer_id import PeerId
 from shoal.node import bidding, kept_outputs, pipeline
 from shoal.node.errors import StoreError
 from shoal.node.house import House, manifest_of, program_blobs, usable
@@ -34,6 +35,7 @@ from shoal.protocol.messages import (
     Reason,
     Refusal,
     Release,
+    Reveal,
     Share,
     Shared,
     UnitRefusal,
@@ -51,12 +53,14 @@ from shoal.protocol.negotiation import (
     ProviderSide,
     State,
 )
+from shoal.protocol.verification.draw import list_id, salt_hash
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from shoal.crypto.peer_id import PeerId
+    from shoal.protocol.statements import Award
+
 
 OPEN_LIMIT = 256
 """Bids and leases of one requester held at once; one that is greedy is in nobody's way."""
@@ -144,6 +148,20 @@ class Provider:
     def answer_about_kept(self, peer: PeerId, message: Share | Drop) -> Shared | Done:
         """Answer a requester about the outputs that are kept here for it."""
         return kept_outputs.answer(self._house, peer, message)
+
+    async def revealed(self, peer: PeerId, message: Reveal) -> Done:
+        """Hear by what a lease's verifiers were drawn, and see that the award says so too."""
+        for (requester, _), conversation in self._conversations.items():
+            side = conversation.side
+            if requester == peer and side.award_id == message.award and side.award:
+                if not _as_awarded(side.award, message):
+                    log.warning(
+                        "a requester drew verifiers by another list or salt than it awarded",
+                        requester=peer,
+                        award=message.award,
+                    )
+                break
+        return Done()
 
     async def _answer(
         self,
@@ -361,3 +379,11 @@ async def open_provider(house: House) -> AsyncIterator[Provider]:
 
 def _cancelled(request: UnitRequest) -> Refusal:
     return Refusal(call=request.call, reason=Reason.EXPIRED, detail="the unit was cancelled")
+
+
+def _as_awarded(award: Award, message: Reveal) -> bool:
+    """Whether list and salt are those that an award names: pure."""
+    candidates = [PeerId(peer) for peer in message.candidates]
+    return award.salt_hash == salt_hash(message.salt) and award.candidates == list_id(
+        candidates
+    )
