@@ -27,6 +27,7 @@ from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage
 from shoal.node.records import JobId, Unit
+from shoal.node.result_standing import StandingNow
 from shoal.node.settling import Settling
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
@@ -71,6 +72,9 @@ class Standings(Protocol):
     ) -> None:
         """Note what a peer did."""
 
+    def of(self, peer: PeerId) -> StandingNow:
+        """What is known of its work."""
+
     def may_verify(self, peer: PeerId) -> bool:
         """Whether it may check others' results."""
 
@@ -86,6 +90,10 @@ class NoStandings:
 
     def note(self, _peer: PeerId, _deed: Deed, *_more: object, **_details: object) -> None:
         """Forget it."""
+
+    def of(self, _peer: PeerId) -> StandingNow:
+        """As of somebody known: nobody is tried first."""
+        return StandingNow(1.0, 0, newcomer=False)
 
     def may_verify(self, _peer: PeerId) -> bool:
         """Nobody may."""
