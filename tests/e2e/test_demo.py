@@ -140,9 +140,9 @@ def test_the_demo_leaves_nothing_running_and_no_homes_but_the_proof(demo):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_that_is_interrupted_leaves_nothing(place, number):
     process = start_demo(place)
-    eventually(lambda: len(processes_of(place)) == 3, 60, "three daemons")
+    eventually(lambda: len(processes_of(place)) == 3, 120, "three daemons")
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert processes_of(place) == []
