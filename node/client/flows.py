@@ -344,11 +344,6 @@ def explanation(job_id: str, unit: int | None = None) -> Flow[Explanation]:
     return msgspec.convert(answer, Explanation)
 
 
-def blob(blob_id: str) -> Flow[bytes]:
-    """The bytes of a blob that the daemon holds."""
-    return (yield Request("GET", f"/v1/blobs/{blob_id}"))
-
-
 def assurance(
     job_id: str, offset: int, limit: int
 ) -> Flow[tuple[JobAssurance, list[Assurance]]]:
