@@ -321,7 +321,7 @@ async def serve(
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
         daemon.served[Acknowledge] = house.settling.acknowledged
-        convictions.on_ban += [control.hang_up, provider.drop]
+        convictions.on_ban += [control.hang_up, provider.drop, jobs.banned]
         daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
