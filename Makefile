@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Files that do more in the soak: four times as many examples, and tests marked `soak`.
-THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py
+THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py tests/zoo tests/e2e/test_zoo.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench interop soak soak-short docs clean
+.PHONY: demo test lint bench simulate interop soak soak-short docs clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is killed, and one that lies is caught
 	@$(BIN)/shoal demo
@@ -34,8 +34,12 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/worker.py
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
+	$(BIN)/python tests/bench/stages.py
 	$(BIN)/python tests/bench/challenge.py
 	$(BIN)/python tests/bench/advert_sizes.py
+
+simulate: $(VENV)/.dev-installed  ## 200 nodes, 40 of them liars, in virtual time: the tables of docs/verification.md
+	$(BIN)/python tests/zoo/simulator.py
 
 interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) and js-libp2p; needs Node.js and npm
 	npm install --prefix tests/interop --no-audit --no-fund --no-package-lock

@@ -33,10 +33,12 @@ from shoal.compute.unit_runs import (
     Outcome,
     Traced,
     UnitRun,
-    Verdict,
 )
 from shoal.compute.worker_process import WORKER, WorkerProcess, compile_kernels
 from shoal.crypto.content import BlobId
+from shoal.crypto.peer_id import PeerId
+from shoal.protocol.verification import fraud_proof
+from shoal.protocol.verification.fraud_proof import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -118,6 +120,7 @@ class Worker:
         self._nursery = nursery
         self._turnstile = Turnstile()
         self._starting = trio.Lock()
+        self._judging = trio.Lock()
         self._rooms: dict[str, _Room] = {}  # the least recently used first
         self._spare: _Room | None = None
         self._missing: tuple[str, ...] = ()
@@ -412,10 +415,11 @@ class Worker:
     async def judge(
         self, proof: bytes, blobs: Mapping[BlobId, Buffer], limits: UnitLimits
     ) -> Verdict:
-        """Judge a fraud proof by the reference, behind all units that wait.
+        """Judge a fraud proof by the reference: one after another, beside units that run.
 
-        Each is judged in a process of its own, which is ended: whoever breaks into it
-        by one proof decides on no other, and reads nothing. Cancelling ends it too.
+        Each has a process of its own at the lowest priority, so that a proof made to
+        take long holds up no unit. It is ended afterwards: whoever breaks into it by one
+        proof decides on no other, and reads nothing. Cancelling ends it too.
 
         Args:
             proof: The proof.
@@ -426,8 +430,9 @@ class Worker:
             ComputeError: A limit was met, or the worker failed: nothing is decided.
         """
         request = frames.Judge(tuple(blobs), limits)
-        async with self._turnstile.turn(_LAST):
-            room = await self._taken_spare()
+        start = msgspec.structs.replace(self._start, niceness=priority.LOWEST, exact=False)
+        async with self._judging:
+            room = await self._started(start)
             try:
                 answer, _ = await exchange(
                     room.process, request, [proof, *blobs.values()], limits, frames.Judged
@@ -437,7 +442,8 @@ class Worker:
             finally:
                 if not room.process.ended:
                     await room.process.end()
-        return Verdict(answer.outcome, answer.accused, answer.sentence)
+        accused = None if answer.accused is None else PeerId(answer.accused)
+        return Verdict(fraud_proof.Outcome(answer.outcome), accused, answer.sentence)
 
     async def _room_with(
         self,
@@ -514,24 +520,19 @@ class Worker:
         if room is None:
             while len(self._rooms) >= ROOMS_LIMIT:
                 await self._end(next(iter(self._rooms)))
-            room = await self._taken_spare()
+            await self.probe()
+            room, self._spare = self._spare, None
+            assert room is not None
+            self._nursery.start_soon(self._keep_spare)
         room.used_at_s = trio.current_time()
         self._rooms[requester] = room
-        return room
-
-    async def _taken_spare(self) -> _Room:
-        """A process that nobody's data is in; another spare is started in its place."""
-        await self.probe()
-        room, self._spare = self._spare, None
-        assert room is not None
-        self._nursery.start_soon(self._keep_spare)
         return room
 
     async def _ready_spare(self) -> _Room:
         """The spare, started if there is none; the caller holds `_starting`."""
         if self._spare is None or not self._spare.process.alive:
             await self._end_spare()
-            self._spare = await self._started()
+            self._spare = await self._started(self._start)
         return self._spare
 
     async def _keep_spare(self) -> None:
@@ -540,7 +541,7 @@ class Worker:
         except ComputeError as error:  # said again to the next unit, which waits for it
             log.warning("there is no spare worker", error=str(error))
 
-    async def _started(self) -> _Room:
+    async def _started(self, start: frames.Start) -> _Room:
         """A new process that has settled in."""
         try:
             process = WorkerProcess(self._entry)
@@ -551,7 +552,7 @@ class Worker:
         self.processes_started += 1
         limits = UnitLimits(time_s=START_LIMIT_S, memory_bytes=0, output_bytes=0)
         try:
-            answer, _ = await exchange(process, self._start, [], limits, frames.Started)
+            answer, _ = await exchange(process, start, [], limits, frames.Started)
         except ComputeError as error:
             if not process.ended:
                 await process.end()
@@ -560,7 +561,8 @@ class Worker:
                 code="worker_start",
                 hint="`shoal doctor` checks what it needs",
             ) from error
-        self._missing = answer.missing
+        if start is self._start:
+            self._missing = answer.missing
         self._sandbox, self._sandboxed = answer.sandbox, answer.sandboxed
         return _Room(process, answer.probes)
 

@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -65,21 +65,6 @@ class NodeTensors:
     blobs: Mapping[BlobId, bytes]
     row_elements: int
     multiply_adds: int
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a fraud proof shows (`shoal.compute.judging`).
-
-    Attributes:
-        outcome: Whether it convicts.
-        accused: The peer id of whom, where the proof says.
-        sentence: Why, for people.
-    """
-
-    outcome: Literal["convicted", "acquitted", "undecided"]
-    accused: str | None
-    sentence: str
 
 
 Outcome: TypeAlias = Execution | ProgramError | ComputeError

@@ -23,17 +23,22 @@ import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.compute import frames, lent_memory, measuring, priority
+from shoal.compute import (
+    frames,
+    judging_traces,  # noqa: F401  # `judging` asks for it when this process reads no file
+    lent_memory,
+    measuring,
+    priority,
+)
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.leaves import leaf_bytes
 from shoal.compute.executors.base import Executor, NumericClass, Probe
 from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.judging import judge
 from shoal.compute.loading import load
 from shoal.compute.manifest import Manifest, check_inputs
 from shoal.compute.sandbox import CPU, HardLimits, Meter, lock_in
@@ -48,13 +53,6 @@ if TYPE_CHECKING:
 
     from shoal.compute.exact.leaves import StageLeaf
     from shoal.crypto.content import Buffer
-
-# Until judging is merged. Loaded here: a locked-in worker reads no file.
-_judging: Any = None
-for _name in ("shoal.compute.judging", "shoal.compute.judging_traces"):
-    if find_spec(_name):
-        _judging = _judging or import_module(_name)
-        import_module(_name)
 
 HELD_PROGRAMS_LIMIT: Final = 8
 """How many programs stay prepared; each has scratch memory of its own."""
@@ -221,10 +219,8 @@ class Worker:
         proof, *blobs = attachments
         ids = map(BlobId, request.blob_ids)
         with self._within(request.limits):
-            if _judging is None:
-                raise ComputeError("this version judges no proofs", code="no_judge")
-            verdict = _judging.judge(bytes(proof), dict(zip(ids, blobs, strict=True)))
-        return frames.Judged(str(verdict.outcome), verdict.accused, verdict.sentence[:4096])
+            verdict = judge(bytes(proof), dict(zip(ids, blobs, strict=True)))
+        return frames.Judged(verdict.outcome.value, verdict.accused, verdict.sentence[:4096])
 
     def _traced(self, program_id: str) -> tuple[Held, Any]:
         """A program that is held, and the executor that traces it.

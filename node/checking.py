@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import SystemRandom
@@ -28,7 +28,7 @@ import trio
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
-from shoal.node import comparing, pipeline
+from shoal.node import comparing, pipeline, probation
 from shoal.node.checks import OF_THE_PROGRAM, Draw, Stage, UnitCheck, said_by
 from shoal.node.errors import StoreError
 from shoal.node.house import inline_blobs, small_inputs, unit_name
@@ -202,6 +202,7 @@ class Checking:
         self._jobs: dict[JobId, JobChecks] = {}
         self._false: dict[PeerId, float] = {}
         self._accused: dict[PeerId, int] = {}
+        self._asked_again: set[PeerId] = set()
         self.leases = 0
 
     # --- what others ask ---
@@ -223,16 +224,28 @@ class Checking:
         """
         if running.verify.level == "receipt" or provider == self._house.peer_id:
             return None
-        able = [
+        able = self._able(running, provider)
+        if len(able) > CANDIDATES_LIMIT:
+            able = random.sample(able, CANDIDATES_LIMIT)
+        return Draw(secrets.token_bytes(SALT_SIZE_BYTES), tuple(sorted(able)))
+
+    def is_outdated(self, running: RunningJob, held: Held) -> bool:
+        """Whether a lease is to be given up for one whose award names more verifiers."""
+        draw = held.draw
+        if draw is None or len(draw.candidates) >= probation.LISTED_ENOUGH:
+            return False
+        able = self._able(running, held.side.provider)
+        return probation.outdated(draw.candidates, len(able))
+
+    def _able(self, running: RunningJob, provider: PeerId) -> list[PeerId]:
+        """Who may verify what a provider gives."""
+        return [
             peer
             for peer in self._providers(running.need.spec.numeric_class)
             if peer not in {provider, self._house.peer_id}
             and not self.is_false(peer)
             and self._house.standings.may_verify(peer)
         ]
-        if len(able) > CANDIDATES_LIMIT:
-            able = random.sample(able, CANDIDATES_LIMIT)
-        return Draw(secrets.token_bytes(SALT_SIZE_BYTES), tuple(sorted(able)))
 
     def doubts(self, running: RunningJob, end: Ended) -> bool:
         """Whether a unit that is about to fail is to be run here first."""
@@ -313,7 +326,11 @@ class Checking:
 
         for peer in checked.machine.next(usable):
             checked.machine.asks(peer)
-            job.lines.setdefault(peer, deque()).append(checked)
+            line = job.lines.setdefault(peer, deque())
+            if peer == self._house.peer_id and checked.machine.stage is Stage.DIFFERS:
+                line.appendleft(checked)  # once it is known who lies, the rest is spared
+            else:
+                line.append(checked)
             if peer not in job.serving:
                 job.serving.add(peer)
                 assert job.running.nursery is not None
@@ -347,8 +364,14 @@ class Checking:
         full = (
             len(job.waiting) >= WAITING_UNITS * part or job.size_bytes >= WAITING_BYTES * part
         )
-        if full != job.running.queue.full:
-            job.running.queue.full = full
+        waiting = Counter(checked.machine.provider for checked in job.waiting.values())
+        wakes = full != job.running.queue.full
+        for peer, candidate in job.running.queue.candidates.items():
+            was, now = candidate.full, self._house.standings.of(peer)
+            candidate.full = probation.is_full(now, waiting[peer])
+            wakes = wakes or (was and not candidate.full)
+        job.running.queue.full = full
+        if wakes:
             self._deliveries.wake()
 
     # --- one verifier ---
@@ -369,6 +392,8 @@ class Checking:
                         self._house, job.running.need, peer, len(line), draw
                     )
                     self.leases += 1
+                if not line:  # what waited was put back meanwhile
+                    continue
                 guess_s = self._unit_s(job, peer, line[0])
                 batch = [line.popleft() for _ in range(min(len(line), lease.size(guess_s)))]
                 await self._run(job, lease, batch, guess_s)
@@ -612,7 +637,8 @@ class Checking:
         first = self._note_false(peer)
         self._accused[peer] = before + 1
         other = None
-        if not before and peer == machine.provider:
+        if peer == machine.provider and peer not in self._asked_again:
+            self._asked_again.add(peer)
             other = await self._ask_again(job, checked)  # while there is the lease
         return Falsehood(
             peer,
@@ -620,7 +646,7 @@ class Checking:
             other,
             checked.unit,
             first=first,
-            accused=before < EVIDENCE_OF_ONE,
+            accused=before < EVIDENCE_OF_ONE or other is not None,
         )
 
     def _note_false(self, peer: PeerId) -> bool:
@@ -631,6 +657,7 @@ class Checking:
             forgotten = next(iter(self._false))
             del self._false[forgotten]
             self._accused.pop(forgotten, None)
+            self._asked_again.discard(forgotten)
         return first
 
     async def _part_with(self, peer: PeerId, detail: str) -> None:
@@ -693,6 +720,10 @@ class Checking:
                 del job.waiting[checked.unit.index]
                 job.size_bytes -= checked.size_bytes
                 self._let_go(checked)
+            for line in job.lines.values():
+                still = [checked for checked in line if checked not in theirs]
+                line.clear()
+                line.extend(still)
             if theirs:
                 self._deliveries.put_back(job.running, [c.unit.index for c in theirs])
                 self._note_room(job)

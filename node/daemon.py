@@ -30,6 +30,8 @@ from shoal.node.challenger import Challenger, open_challenger
 from shoal.node.conduct import Conduct, open_conduct
 from shoal.node.control import open_control
 from shoal.node.convictions import Convictions, open_convictions
+from shoal.node.defending import Defence
+from shoal.node.disputing import Disputes, open_disputes
 from shoal.node.front import Daemon
 from shoal.node.home import hold_home, open_home
 from shoal.node.house import House
@@ -61,7 +63,15 @@ from shoal.node.state import open_state
 from shoal.node.swarm_key import load_key
 from shoal.node.trials import charge_of, judged_by
 from shoal.protocol.advert_fitting import fitted
-from shoal.protocol.messages import Accusation, AccusationsWanted, Acknowledge
+from shoal.protocol.messages import (
+    Accusation,
+    AccusationsWanted,
+    Acknowledge,
+    LeafWanted,
+    NodesWanted,
+    Reveal,
+    TraceWanted,
+)
 
 if TYPE_CHECKING:
     from shoal.node.config import Config
@@ -252,6 +262,15 @@ async def serve(
             proven=partial(is_proven, membership, book),
             convictions=convictions,
             standings=standings,
+            # Both are made below, of this house.
+            accuse=lambda *evidence: disputes.accuse(*evidence),  # noqa: PLW0108
+            signed=lambda *receipt: defence.signed(*receipt),  # noqa: PLW0108
+        )
+        defence = Defence(house)
+        disputes = Disputes(
+            house,
+            config.memory_bytes,
+            withheld=lambda peer, what: standings.note(peer, Deed.WITHHELD, detail=what),
         )
         convictions.house = house
         convictions.convicted, convictions.lifted = standings.convicted, standings.lift
@@ -320,9 +339,11 @@ async def serve(
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
+        daemon.served[Reveal] = provider.revealed
         daemon.served[Acknowledge] = house.settling.acknowledged
         convictions.on_ban += [control.hang_up, provider.drop, jobs.banned]
         daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
+        daemon.served |= dict.fromkeys((TraceWanted, NodesWanted, LeafWanted), defence.answer)
         control.answer_with(daemon.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))
@@ -331,6 +352,7 @@ async def serve(
         await stack.enter_async_context(open_challenger(challenger))
         await stack.enter_async_context(open_proof_asking(control, membership, book))
         await stack.enter_async_context(open_convictions(convictions))
+        await stack.enter_async_context(open_disputes(disputes))
         await jobs.resume()  # before a client can submit one
         settings.apply = partial(_apply, daemon, book)
         async with trio.open_nursery() as nursery:

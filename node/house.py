@@ -27,6 +27,7 @@ from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage
 from shoal.node.records import JobId, Unit
+from shoal.node.result_standing import StandingNow
 from shoal.node.settling import Settling
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
@@ -36,6 +37,7 @@ from shoal.protocol.limits import INLINE_LIMIT_BYTES
 from shoal.protocol.messages import Cancel, Release, Reveal
 
 if TYPE_CHECKING:
+    from shoal.compute.unit_runs import UnitRun
     from shoal.crypto.identity import Identity
     from shoal.crypto.peer_id import PeerId
     from shoal.node.blobs import BlobStore
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from shoal.node.records import Ban
     from shoal.node.result_standing import Deed
     from shoal.node.state import State
-    from shoal.protocol.messages import ResponseBody
+    from shoal.protocol.messages import Call, ResponseBody
     from shoal.protocol.negotiation import ProviderSide
 
 RELEASE_TIME_LIMIT_S = 2.0
@@ -70,6 +72,9 @@ class Standings(Protocol):
     ) -> None:
         """Note what a peer did."""
 
+    def of(self, peer: PeerId) -> StandingNow:
+        """What is known of its work."""
+
     def may_verify(self, peer: PeerId) -> bool:
         """Whether it may check others' results."""
 
@@ -85,6 +90,10 @@ class NoStandings:
 
     def note(self, _peer: PeerId, _deed: Deed, *_more: object, **_details: object) -> None:
         """Forget it."""
+
+    def of(self, _peer: PeerId) -> StandingNow:
+        """As of somebody known: nobody is tried first."""
+        return StandingNow(1.0, 0, newcomer=False)
 
     def may_verify(self, _peer: PeerId) -> bool:
         """Nobody may."""
@@ -132,6 +141,8 @@ class House:
     """Report what a peer did against the rules: see `node.conduct`."""
     convictions: Convictions | None = None
     """What is proved of peers; `ban_of` asks it."""
+    signed: Callable[[Call, UnitRun, bytes], None] = lambda _call, _run, _receipt: None
+    """Told of each receipt that this node's provider signs: see `node.defending`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
     standings: Standings = field(default_factory=NoStandings)

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import chaining, handing_over, pipeline
+from shoal.node import chaining, handing_over, pipeline, probation
 from shoal.node.account import nobody_bids
 from shoal.node.checking import FOUND_FALSE, Checking
 from shoal.node.errors import JobError, NetworkError, StoreError
@@ -424,12 +424,31 @@ class Jobs:
         offering: dict[str, dict[PeerId, Facts]] = {}
         for job in self._state.jobs.values():
             if job.numeric_class not in offering:
-                offering[job.numeric_class] = {
-                    peer: self._facts(peer, job.numeric_class)
+                peers = [
+                    peer
                     for peer in self._providers(job.numeric_class)
                     if not self._checking.is_false(peer)
+                ]
+                if self._tries(job.numeric_class):
+                    standings = self._house.standings
+                    peers, _ = probation.tried(peers, standings.of, standings.may_verify)
+                offering[job.numeric_class] = {
+                    peer: self._facts(peer, job.numeric_class) for peer in peers
                 }
         events.peers_known(self._state, offering)
+        for running in self._running.values():
+            for lease, held in running.held.items():
+                if self._checking.is_outdated(running, held):
+                    events.lease_closed(self._state, lease)
+
+    def _tries(self, numeric_class: str) -> bool:
+        """Whether newcomers are tried a few at a time: where all they return is checked."""
+        jobs = self._running.values()
+        return all(
+            running.verify.level == "auto"
+            for running in jobs
+            if running.queue.numeric_class == numeric_class
+        )
 
     def _carry_out(self) -> float:
         """Begin whatever is to be done now; gives when to look again."""

@@ -40,19 +40,23 @@ false does not matter much."""
 
 
 def tried(
-    peers: Iterable[PeerId], of: Callable[[PeerId], StandingNow]
+    peers: Iterable[PeerId],
+    of: Callable[[PeerId], StandingNow],
+    may_verify: Callable[[PeerId], bool],
 ) -> tuple[list[PeerId], list[PeerId]]:
     """Whom to give work now, and who has to wait until others have been tried.
 
     Args:
         peers: All that offer work, those first that are to be tried first.
         of: Their standing.
+        may_verify: Whether a peer may check others' results: then it need not be tried, as
+            friends need not.
     """
     known: list[PeerId] = []
     new: list[tuple[int, int, PeerId]] = []
     for place, peer in enumerate(peers):
         now = of(peer)
-        if now.newcomer:
+        if now.newcomer and not may_verify(peer):
             new.append((-now.good_in_a_row, place, peer))
         else:
             known.append(peer)

@@ -19,11 +19,13 @@ import trio
 
 from shoal.compute.errors import ProgramError
 from shoal.crypto.content import BlobId
+from shoal.crypto.peer_id import PeerId
 from shoal.node import bidding, kept_outputs, pipeline
 from shoal.node.errors import StoreError
 from shoal.node.house import House, manifest_of, program_blobs, usable
 from shoal.node.running import Batch, Conversation, Running
 from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import LEASE_UNITS_LIMIT
 from shoal.protocol.messages import (
     AwardOffer,
     Call,
@@ -34,6 +36,7 @@ from shoal.protocol.messages import (
     Reason,
     Refusal,
     Release,
+    Reveal,
     Share,
     Shared,
     UnitRefusal,
@@ -51,12 +54,14 @@ from shoal.protocol.negotiation import (
     ProviderSide,
     State,
 )
+from shoal.protocol.verification.draw import list_id, salt_hash
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from shoal.crypto.peer_id import PeerId
+    from shoal.protocol.statements import Award
+
 
 OPEN_LIMIT = 256
 """Bids and leases of one requester held at once; one that is greedy is in nobody's way."""
@@ -145,6 +150,20 @@ class Provider:
         """Answer a requester about the outputs that are kept here for it."""
         return kept_outputs.answer(self._house, peer, message)
 
+    async def revealed(self, peer: PeerId, message: Reveal) -> Done:
+        """Hear by what a lease's verifiers were drawn, and see that the award says so too."""
+        for (requester, _), conversation in self._conversations.items():
+            side = conversation.side
+            if requester == peer and side.award_id == message.award and side.award:
+                if not _as_awarded(side.award, message):
+                    log.warning(
+                        "a requester drew verifiers by another list or salt than it awarded",
+                        requester=peer,
+                        award=message.award,
+                    )
+                break
+        return Done()
+
     async def _answer(
         self,
         peer: PeerId,
@@ -174,13 +193,24 @@ class Provider:
                 return await pipeline.answer_together(
                     self._house, conversation.side, units, answers
                 )
+        self._abandon(conversation, message, effects)
+        return Done()
+
+    def _abandon(
+        self, conversation: Conversation, message: Cancel | Release, effects: Sequence[Effect]
+    ) -> None:
+        """End units that nobody waits for any more, or the lease as well."""
         for effect in effects:
             if isinstance(effect, Abandon) and effect.unit in conversation.running:
                 running = conversation.running[effect.unit]
                 running.give_up(_cancelled(running.request))
         if isinstance(message, Release):
-            self._forget((peer, message.call))
-        return Done()
+            self._forget((conversation.side.requester, message.call))
+        else:
+            names = {message.unit, *message.others}
+            if len(conversation.unwanted) < LEASE_UNITS_LIMIT:  # more it cannot have had
+                conversation.unwanted |= names
+            self._house.settling.excuse(conversation.side, names)
 
     async def _bid(self, peer: PeerId, call: Call) -> bidding.Bid | Refusal:
         terms = self._house.terms()
@@ -275,9 +305,15 @@ class Provider:
         try:
             await batch.run()
         finally:
-            answers = [unit.answer for unit in units]
-            receipts = [one.receipt for one in answers if isinstance(one, UnitResult)]
-            self._house.settling.answered(side, receipts, conversation.ran_s - before_s)
+            receipts = {
+                unit.request.unit: unit.answer.receipt
+                for unit in units
+                if isinstance(unit.answer, UnitResult)
+            }
+            settling = self._house.settling
+            settling.answered(side, receipts, conversation.ran_s - before_s)
+            ended = side.state is not State.LEASED
+            settling.excuse(side, receipts.keys() if ended else conversation.unwanted)
             if side.state is not State.LEASED:
                 # Forgotten meanwhile: what the last step still granted goes too.
                 self._take_back(side)
@@ -361,3 +397,11 @@ async def open_provider(house: House) -> AsyncIterator[Provider]:
 
 def _cancelled(request: UnitRequest) -> Refusal:
     return Refusal(call=request.call, reason=Reason.EXPIRED, detail="the unit was cancelled")
+
+
+def _as_awarded(award: Award, message: Reveal) -> bool:
+    """Whether list and salt are those that an award names: pure."""
+    candidates = [PeerId(peer) for peer in message.candidates]
+    return award.salt_hash == salt_hash(message.salt) and award.candidates == list_id(
+        candidates
+    )

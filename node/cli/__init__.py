@@ -61,6 +61,7 @@ _COMMANDS = (
     ("jobs", "jobs:jobs", _WORK),
     ("job", "jobs:app", _WORK),
     ("receipt", "receipts:app", _WORK),
+    ("proof", "proof:app", _WORK),
     ("log-level", "running:log_level", _HELP),
     ("doctor", "doctor:doctor", _HELP),
     ("bugreport", "bugreport:bugreport", _HELP),

@@ -437,10 +437,6 @@ class Client:
         """Why a job, or one unit of it, stands where it stands, and what would change it."""
         return self._drive(flows.explanation(job_id, unit))
 
-    def blob(self, blob_id: str) -> bytes:
-        """The bytes of a blob that the daemon holds."""
-        return self._drive(flows.blob(blob_id))
-
     def assurance(
         self, job_id: str, offset: int = 0, limit: int = 100
     ) -> tuple[JobAssurance, list[Assurance]]:

@@ -379,10 +379,6 @@ class AsyncClient:
         """Why a job, or one unit of it, stands where it stands, and what would change it."""
         return await self._drive(flows.explanation(job_id, unit))
 
-    async def blob(self, blob_id: str) -> bytes:
-        """The bytes of a blob that the daemon holds."""
-        return await self._drive(flows.blob(blob_id))
-
     async def assurance(
         self, job_id: str, offset: int = 0, limit: int = 100
     ) -> tuple[JobAssurance, list[Assurance]]:

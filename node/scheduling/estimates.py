@@ -76,10 +76,12 @@ def unit_s(state: State, job: JobQueue, peer: PeerId) -> float | None:
     typical = typical_s(state, job)
     if typical is None:
         return None
-    claims = [state.facts(job, p).rate for p in state.speeds[job.kind]]
-    rates = [rate for rate in claims if rate]
     rate = state.facts(job, peer).rate
-    if not rate or not rates:
+    if not rate:
+        return typical
+    claims = [state.facts(job, p).rate for p in state.speeds[job.kind]]
+    rates = [claim for claim in claims if claim]
+    if not rates:
         return typical
     return typical * min(2.0, max(0.5, median_low(rates) / rate))
 

@@ -60,8 +60,9 @@ def feed(draft: Draft) -> None:
     state = draft.state
     by_peer: dict[PeerId, list[tuple[JobQueue, Lease]]] = {}
     for lease in state.leases.values():
-        if not lease.closed and not state.jobs[lease.job].full:
-            by_peer.setdefault(lease.peer, []).append((state.jobs[lease.job], lease))
+        job = state.jobs[lease.job]
+        if not (lease.closed or job.full or job.candidate(lease.peer).full):
+            by_peer.setdefault(lease.peer, []).append((job, lease))
 
     def soonest(peer: PeerId) -> tuple[float, float, PeerId]:
         each = [estimates.unit_s(state, job, peer) for job, _ in by_peer[peer]]

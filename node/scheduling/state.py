@@ -127,6 +127,7 @@ class Candidate:
         offer: Its bid, neither awarded nor let go, which came at `bid_s`.
         awarding: An award to it is unanswered.
         lease: The open lease with it.
+        full: As many of its results wait to be checked as may: it gets nothing more.
         why: The code of what it answered last.
     """
 
@@ -137,6 +138,7 @@ class Candidate:
     bid_s: float = 0.0
     awarding: bool = False
     lease: LeaseId | None = None
+    full: bool = False
     done: int = 0
     why: str = ""
 

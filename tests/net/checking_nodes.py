@@ -28,6 +28,7 @@ from shoal.node.control import open_control
 from shoal.node.network import open_network
 from shoal.node.provider import open_provider
 from shoal.node.records import JobSpec, Policy
+from shoal.node.result_standing import NEW, StandingNow
 from shoal.node.state import open_state
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import (
@@ -102,6 +103,9 @@ class Standings:
 
     def may_verify(self, peer):
         return peer in self.able
+
+    def of(self, peer):
+        return NEW if peer not in self.able else StandingNow(0.9, 20, newcomer=False)
 
     def probability(self, peer):
         return self.p.get(peer, 1.0)

@@ -256,6 +256,12 @@ def test_the_largest_leaf_with_its_path_fits_into_a_frame():
     assert limits.LEAVES_LIMIT <= 1 << limits.TREE_LEVELS_LIMIT
 
 
+def test_a_fraud_proof_may_hold_two_receipts_of_a_hundred_inputs_and_outputs_each():
+    port = limits.PORT_BYTES + 64
+    assert 2 * 2 * 100 * port < limits.FRAUD_PROOF_LIMIT_BYTES
+    assert limits.LEAF_LIMIT_BYTES < limits.FRAUD_PROOF_LIMIT_BYTES
+
+
 def test_every_unit_that_is_out_can_be_cancelled_at_once():
     others = ("🐚" * 64,) * limits.UNITS_IN_FLIGHT_LIMIT
     encode(Request(id=1 << 31, body=Cancel(call="a" * 32, unit="u", others=others)))

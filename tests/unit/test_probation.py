@@ -20,29 +20,36 @@ def standings(known, new):
 
 def test_of_many_strangers_a_few_are_tried_first():
     of = standings(0, 200)
-    offered, waiting = tried(of, of.__getitem__)
+    offered, waiting = tried(of, of.__getitem__, lambda peer: not of[peer].newcomer)
     assert offered == list(of)[:TRIED_LEAST]
     assert waiting == list(of)[TRIED_LEAST:]
 
 
 def test_each_peer_that_is_known_lets_one_more_be_tried():
     of = standings(50, 200)
-    offered, waiting = tried(of, of.__getitem__)
+    offered, waiting = tried(of, of.__getitem__, lambda peer: not of[peer].newcomer)
     assert len(offered) == 100
     assert len(waiting) == 150
 
 
 def test_nobody_who_is_known_waits():
     of = standings(300, 3)
-    offered, waiting = tried(of, of.__getitem__)
+    offered, waiting = tried(of, of.__getitem__, lambda peer: not of[peer].newcomer)
     assert set(offered) == set(of)
+    assert waiting == []
+
+
+def test_friends_are_not_tried_first():
+    of = standings(0, 30)
+    offered, waiting = tried(of, of.__getitem__, lambda _peer: True)
+    assert len(offered) == 30
     assert waiting == []
 
 
 def test_whoever_is_furthest_is_tried_first():
     of = standings(0, 20)
     of["new19"] = StandingNow(0.8, 5, newcomer=True)
-    offered, _ = tried(of, of.__getitem__)
+    offered, _ = tried(of, of.__getitem__, lambda peer: not of[peer].newcomer)
     assert offered[0] == "new19"
 
 

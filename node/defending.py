@@ -1,0 +1,212 @@
+"""Answering for receipts that this node signed, when their requester asks how they came about.
+
+Part of *verify*, at the provider. What is needed to run a unit again is remembered for a
+while: its program and inputs by id, and small inputs themselves; what is gone from here is
+fetched from the requester again. The trace is made by the worker behind everything else, one
+at a time. Which questions may come when is `protocol.verification.defence`'s. After a
+restart nothing is remembered, and the requester judges the whole unit instead.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from shoal.compute.supervisor import UnitLimits
+from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.envelope import Statement
+from shoal.crypto.merkle import leaf_of, root_of
+from shoal.crypto.peer_id import PeerId
+from shoal.node.evidence import RANK
+from shoal.node.house import hold, manifest_of, program_blobs
+from shoal.protocol.codec import encode
+from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.statements import Receipt, TraceRoot, open_receipt, statement_id
+from shoal.protocol.verification.defence import Defender, MakeTrace
+from shoal.protocol.versions import OWN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shoal.compute.unit_runs import Traced, UnitRun
+    from shoal.node.house import House
+    from shoal.protocol.messages import Call
+    from shoal.protocol.verification.dispute import Answer, Question
+
+KEPT_S: Final = 2 * 3600.0
+"""A requester has its results checked within minutes; a job of hours checks as it goes."""
+
+KEPT_LIMIT: Final = 8192
+KEPT_BYTES: Final = 64 << 20
+"""Receipts that are remembered, and small inputs among them: about 1 KB and these bytes."""
+
+SMALL_BYTES: Final = 64 << 10
+"""Of one unit's inputs: more are fetched again."""
+
+TRACED_LIMIT: Final = 16
+TRACED_BYTES: Final = 64 << 20
+"""Traces that are held to be asked about."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Signed:
+    """A receipt, and what it takes to run its unit again."""
+
+    requester: PeerId
+    receipt: Receipt
+    tensors: Mapping[BlobId, bytes]
+    limits: UnitLimits
+    stages: tuple[bytes, ...]
+    until_s: float
+    size_bytes: int
+    defender: Defender | None = None
+    traced_bytes: int = 0
+
+
+class Defence:
+    """Answers for this node's receipts.
+
+    Args:
+        house: The modules.
+    """
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._signed: OrderedDict[BlobId, _Signed] = OrderedDict()  # oldest first
+        self._bytes = 0
+        self._tracing = trio.CapacityLimiter(1)
+        self._making: dict[tuple[BlobId, int | None], trio.Event] = {}
+
+    def __len__(self) -> int:
+        """How many receipts are remembered."""
+        return len(self._signed)
+
+    def signed(self, call: Call, run: UnitRun, envelope: bytes) -> None:
+        """Remember a receipt of the class exact that was just signed for another peer."""
+        receipt = open_receipt(envelope)
+        if receipt.numeric_class != "exact" or receipt.requester == self._house.peer_id:
+            return
+        size_bytes = sum(map(len, run.inputs.values()))
+        small = size_bytes <= SMALL_BYTES
+        tensors = {blob_id_of(t): bytes(t) for t in run.inputs.values()} if small else {}
+        stages = getattr(run.outcome, "stages", ())
+        kept_bytes = sum(map(len, (*tensors.values(), *stages)))
+        self._signed[statement_id(envelope)] = _Signed(
+            requester=PeerId(receipt.requester),
+            receipt=receipt,
+            tensors=tensors,
+            limits=UnitLimits(call.time_limit_s, call.memory_bytes, call.memory_bytes),
+            stages=stages,
+            until_s=trio.current_time() + KEPT_S,
+            size_bytes=kept_bytes,
+        )
+        self._bytes += kept_bytes
+        self._forget()
+
+    async def answer(self, peer: PeerId, question: Question) -> Answer:
+        """Answer one question of a dispute.
+
+        Raises:
+            RemoteProtocolError: ``no_such_receipt``, or as `Defender.receive`.
+            ProgramError, ComputeError, NetworkError, StoreError: The unit cannot be run
+                again here.
+        """
+        self._forget()
+        receipt_id = BlobId(question.receipt)
+        signed = self._signed.get(receipt_id)
+        if signed is None or signed.requester != peer:
+            raise RemoteProtocolError(
+                "no such receipt of yours is remembered here", code="no_such_receipt"
+            )
+        if signed.defender is None:
+            signed.defender = Defender(receipt_id, peer, signed.stages)
+        while True:
+            answer = signed.defender.receive(peer, question)
+            if not isinstance(answer, MakeTrace):
+                return answer
+            await self._make(receipt_id, signed, answer.stage)
+
+    async def _make(self, receipt_id: BlobId, signed: _Signed, stage: int | None) -> None:
+        """Make a trace, once for all who ask for it meanwhile."""
+        key = (receipt_id, stage)
+        if (making := self._making.get(key)) is not None:
+            await making.wait()
+            return
+        self._making[key] = trio.Event()
+        try:
+            async with self._tracing:
+                traced = await self._trace(receipt_id, signed, stage)
+            root = TraceRoot(
+                protocol=OWN,
+                receipt=receipt_id,
+                stage=stage,
+                root=root_of([leaf_of(leaf) for leaf in traced.leaves]),
+                leaves=len(traced.leaves),
+                provider=self._house.peer_id,
+            )
+            envelope = self._house.identity.sign(Statement.TRACE_ROOT, encode(root))
+            assert signed.defender is not None
+            signed.defender.traced(stage, traced.leaves, envelope)
+            signed.traced_bytes += sum(map(len, traced.leaves))
+            self._forget_traces(receipt_id)
+        finally:
+            self._making.pop(key).set()
+
+    async def _trace(self, receipt_id: BlobId, signed: _Signed, stage: int | None) -> Traced:
+        house, peer, name = self._house, signed.requester, f"defence/{receipt_id}"
+        program = BlobId(signed.receipt.program)
+        fetch = partial(hold, house, peer, pin_by=name)
+        limit_bytes = signed.limits.memory_bytes
+        try:
+            await fetch(program, limit_bytes=limit_bytes)
+            blob_ids = [program, *program_blobs(await manifest_of(house.store, program))]
+            for blob_id in blob_ids:
+                await fetch(blob_id, limit_bytes=limit_bytes)
+            inputs: dict[str, bytes] = {}
+            for port, text in signed.receipt.inputs:
+                blob_id = BlobId(text)
+                if blob_id not in signed.tensors:
+                    await fetch(blob_id, limit_bytes=limit_bytes)
+                inputs[port] = signed.tensors.get(blob_id) or await house.store.get_bytes(
+                    blob_id
+                )
+
+            async def blobs() -> dict[BlobId, bytes]:
+                return {each: await house.store.get_bytes(each) for each in blob_ids}
+
+            log.info("a receipt is disputed", requester=peer, unit=signed.receipt.unit)
+            return await house.worker.trace(
+                peer, program, blobs, inputs, signed.limits, stage, RANK
+            )
+        finally:
+            house.store.unpin(name)
+
+    def _forget(self) -> None:
+        now_s = trio.current_time()
+        while self._signed:
+            oldest = next(iter(self._signed.values()))
+            full = len(self._signed) > KEPT_LIMIT or self._bytes > KEPT_BYTES
+            if not full and oldest.until_s > now_s:
+                return
+            self._signed.popitem(last=False)
+            self._bytes -= oldest.size_bytes
+
+    def _forget_traces(self, newest: BlobId) -> None:
+        """Let the traces of older disputes go, where those that are held are too many."""
+        held = [
+            (each, signed)
+            for each, signed in self._signed.items()
+            if signed.traced_bytes and each != newest
+        ]
+        total = sum(signed.traced_bytes for _, signed in held)
+        while held and (len(held) >= TRACED_LIMIT or total > TRACED_BYTES):
+            _, oldest = held.pop(0)
+            total -= oldest.traced_bytes
+            oldest.defender, oldest.traced_bytes = None, 0

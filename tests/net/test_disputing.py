@@ -1,0 +1,343 @@
+"""From evidence to a conviction: a requester's disputes and a provider's defence, joined.
+
+The store and the journal are real; the worker runs in this process, by the reference.
+"""
+
+from contextlib import asynccontextmanager, nullcontext
+
+import pytest
+import trio
+import trio.testing
+from fraud_samples import (
+    ALICE,
+    BOB,
+    a_receipt,
+    an_award,
+    erring,
+    half_more,
+    long,
+    lying,
+    small,
+)
+
+from shoal.compute import judging
+from shoal.compute.errors import ComputeError
+from shoal.compute.exact import tracing
+from shoal.compute.exact.leaves import leaf_bytes
+from shoal.compute.exact.reference import ReferenceKernels
+from shoal.compute.exact.stages import stage_leaves, stages_of
+from shoal.compute.exact.tracing import Traceable, trace
+from shoal.compute.loading import load
+from shoal.compute.tensor import from_blob, to_blob
+from shoal.compute.unit_runs import Execution, NodeTensors, Traced, UnitRun
+from shoal.crypto.content import blob_id_of
+from shoal.crypto.errors import ShoalError
+from shoal.node.blob_transfer import Rights
+from shoal.node.blobs import open_store
+from shoal.node.defending import KEPT_S, Defence
+from shoal.node.disputing import Disputes, open_disputes
+from shoal.node.errors import NetworkError
+from shoal.node.evidence import Evidence
+from shoal.node.house import House, note_known
+from shoal.node.state import open_state
+from shoal.protocol.messages import Call, NodesWanted, Problem, TraceWanted
+from shoal.protocol.statements import statement_id
+from shoal.protocol.verification import fraud_proof
+
+MEMORY_BYTES = 1 << 30
+JOB = "0" * 27
+
+
+class InProcess:
+    """A worker of the class exact, in this process; a liar's lies while it runs."""
+
+    def __init__(self, lies=nullcontext):
+        self.lies, self.traces = lies, 0
+
+    async def _program(self, program, fetch, inputs):
+        loaded = load(program, await fetch())
+        return Traceable(loaded), {name: from_blob(blob) for name, blob in inputs.items()}
+
+    async def trace(self, _requester, program, fetch, inputs, _limits, stage=None, _rank=0):
+        self.traces += 1
+        traceable, arrays = await self._program(program, fetch, inputs)
+        stages = stages_of(traceable.graph)
+        span = None if stage is None else stages.span(stage)
+        with self.lies():
+            leaves = trace(traceable, arrays, ReferenceKernels(), span)
+        whole = stage_leaves(stages, leaves, traceable.graph) if stage is None else []
+        return Traced(tuple(map(leaf_bytes, leaves)), tuple(map(leaf_bytes, whole)))
+
+    async def tensors_of(self, _requester, program, fetch, inputs, _limits, index, _rank=0):
+        traceable, arrays = await self._program(program, fetch, inputs)
+        found = tracing.tensors_of(traceable, arrays, ReferenceKernels(), index)
+        return NodeTensors(leaf_bytes(found.leaf), found.blobs, 0, 0)
+
+    async def run(self, _requester, program, fetch, inputs, _limits, _rank=0):
+        traceable, arrays = await self._program(program, fetch, inputs)
+        made = {}
+        leaves = trace(traceable, arrays, ReferenceKernels())
+        for leaf in leaves:
+            found = tracing.tensors_of(traceable, arrays, ReferenceKernels(), leaf.index)
+            node = traceable.graph.nodes[leaf.index]
+            made |= {n: found.blobs[i] for n, i in zip(node.outputs, leaf.outputs, strict=True)}
+        return Execution({name: made[name] for name in traceable.graph.outputs}, 0.1, "")
+
+
+class Convictions:
+    """Judges at once, in this process."""
+
+    def __init__(self):
+        self.verdicts, self.proofs, self.banned = [], [], {}
+
+    def is_banned(self, peer):
+        return self.banned.get(peer)
+
+    async def convict(self, proof, blobs):
+        verdict = judging.judge(proof, blobs)
+        self.verdicts.append(verdict)
+        self.proofs.append((fraud_proof.decode(proof), blobs))
+        return verdict
+
+
+class Link:
+    """What the requester asks goes to the provider's defence, as long as it is there."""
+
+    def __init__(self):
+        self.defence, self.asked, self.lose = None, 0, set()
+
+    async def request(self, _peer, question, _timeout_s):
+        self.asked += 1
+        if self.asked in self.lose or self.defence is None:
+            raise NetworkError("the link is gone", code="link_lost")
+        try:
+            return await self.defence.answer(ALICE.peer_id, question)
+        except ShoalError as error:
+            return Problem(code=error.code, message=error.message[:256])
+
+
+async def reach(_peer):
+    pass
+
+
+@asynccontextmanager
+async def a_house(home, key, worker, control=None):
+    async with (
+        open_state(home / "state.sqlite") as journal,
+        open_store(home / "blobs", 1 << 30) as store,
+    ):
+        yield House(
+            identity=key,
+            network=None,
+            control=control,
+            store=store,
+            rights=Rights(),
+            journal=journal,
+            worker=worker,
+            reach=reach,
+            terms=None,
+            convictions=Convictions(),
+        )
+
+
+class Scene:
+    """A requester and a provider, a unit, and the receipt that the provider gave."""
+
+    def __init__(self, house, provider, link, sample, lies):
+        self.house, self.provider, self.link, self.sample = house, provider, link, sample
+        self.lies = lies
+        self.withheld = []
+
+    async def signed(self, said=None, *, stages=False):
+        sample = self.sample
+        for house in (self.house, self.provider):
+            for blob in sample.blobs.values():
+                await house.store.put_bytes(blob)
+            note_known(house, ALICE.peer_id, sample.blobs)
+            note_known(house, BOB.peer_id, sample.blobs)
+        with self.lies():
+            leaves = sample.leaves()
+        said = sample.outputs(leaves) if said is None else said
+        committed = sample.stages(leaves) if stages else ()
+        self.award = an_award(sample)
+        self.receipt = a_receipt(sample, self.award, said, stages=committed)
+        self.defence = self.link.defence = Defence(self.provider)
+        run = UnitRun({name: to_blob(array) for name, array in sample.inputs.items()})
+        run.outcome = Execution({}, 1.0, "", committed)
+        call = Call(
+            call="ab" * 16,
+            program=sample.program_id,
+            numeric_class="exact",
+            precision="x20",
+            units=1,
+            input_bytes=0,
+            program_bytes=0,
+            time_limit_s=60.0,
+            memory_bytes=MEMORY_BYTES,
+        )
+        self.defence.signed(call, run, self.receipt)
+
+    @property
+    def right(self):
+        return a_receipt(
+            self.sample, self.award, self.sample.outputs(self.sample.leaves()), provider=BOB
+        )
+
+    async def disputed(self, other=None):
+        evidence = Evidence(self.award, self.receipt, other, JOB, 0)
+        disputes = Disputes(
+            self.house, MEMORY_BYTES, lambda peer, what: self.withheld.append((peer, what))
+        )
+        async with open_disputes(disputes):
+            await disputes.open(evidence)
+            return await self.ended(disputes)
+
+    async def ended(self, disputes):
+        with trio.fail_after(20.0):
+            while disputes.open_now or await self.house.journal.open_disputes():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        outcomes = await self.house.journal.dispute_outcomes()
+        return outcomes[max(outcomes)]
+
+    @property
+    def proof(self):
+        return self.house.convictions.proofs[-1][0]
+
+
+@asynccontextmanager
+async def a_scene(tmp_path, sample, lies=nullcontext):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    link = Link()
+    async with (
+        a_house(tmp_path / "one", ALICE, InProcess(), link) as house,
+        a_house(tmp_path / "two", BOB, InProcess(lies)) as provider,
+    ):
+        yield Scene(house, provider, link, sample, lies)
+
+
+def lie(at, change=half_more, error=None):
+    return lambda: lying(at, change, error)
+
+
+@pytest.mark.parametrize(
+    ("sample", "lies", "stages", "kind"),
+    [
+        (small, lie("biased"), False, "operator"),
+        (small, lie("p", None, "nan"), False, "operator"),
+        (long, lie("v80"), True, "operator"),
+    ],
+    ids=["a short unit", "a false error", "a long unit"],
+)
+async def test_a_liar_that_shows_its_trace_is_convicted_by_one_operator(
+    tmp_path, sample, lies, stages, kind
+):
+    async with a_scene(tmp_path, sample(), lies) as scene:
+        await scene.signed(stages=stages)
+        assert await scene.disputed() == "convicted"
+        assert scene.proof.kind == kind
+        assert scene.withheld == []
+        assert len(fraud_proof.encode(scene.proof)) < 10_000
+
+
+async def test_a_right_trace_beside_a_false_receipt_is_evidence_by_itself(tmp_path):
+    async with a_scene(tmp_path, small()) as scene:
+        await scene.signed({name: blob_id_of(b"made up") for name in ("y", "z")})
+        assert await scene.disputed() == "convicted"
+        assert scene.proof.kind == "wiring"
+
+
+async def test_who_withholds_is_convicted_by_the_whole_unit_and_noted(tmp_path):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        scene.provider.worker.trace = refuses
+        assert await scene.disputed() == "convicted"
+        assert scene.proof.kind == "unit"
+        assert [peer for peer, _ in scene.withheld] == [BOB.peer_id]
+
+
+async def refuses(*_args):
+    raise ComputeError("it will not", code="no")
+
+
+async def test_an_honest_provider_is_acquitted(tmp_path):
+    for number, sample in enumerate((small(), erring())):
+        home = tmp_path / str(number)
+        home.mkdir()
+        async with a_scene(home, sample) as scene:
+            await scene.signed()
+            assert await scene.disputed() == "acquitted"
+
+
+async def test_two_receipts_under_one_award_convict_without_a_question(tmp_path):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        assert await scene.disputed(scene.right) == "convicted"
+        assert scene.proof.kind == "equivocation"
+        assert scene.link.asked == 0
+
+
+async def test_broken_links_are_asked_again(tmp_path, autojump_clock):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        scene.link.lose = {1, 3, 4}
+        assert await scene.disputed() == "convicted"
+        assert scene.proof.kind == "operator"
+
+
+async def test_a_restart_goes_on_where_the_dispute_was(tmp_path):
+    async with a_scene(tmp_path, long(), lie("v80")) as scene:
+        await scene.signed(stages=True)
+        stop = trio.Event()
+        asked, answer = [], scene.defence.answer
+
+        async def interrupted(peer, question):
+            asked.append(question)
+            if len(asked) == 3:
+                stop.set()
+                await trio.sleep_forever()
+            return await answer(peer, question)
+
+        scene.defence.answer = interrupted
+        evidence = Evidence(scene.award, scene.receipt, None, JOB, 0)
+        async with open_disputes(disputes := Disputes(scene.house, MEMORY_BYTES)):
+            await disputes.open(evidence)
+            await stop.wait()
+        scene.defence.answer = answer
+        asked.clear()
+
+        async def noted(peer, question):
+            asked.append(question)
+            return await answer(peer, question)
+
+        scene.defence.answer = noted
+        async with open_disputes(disputes := Disputes(scene.house, MEMORY_BYTES)):
+            await trio.testing.wait_all_tasks_blocked()
+            assert await scene.ended(disputes) == "convicted"
+        assert asked
+        assert not any(isinstance(q, NodesWanted) and q.stage is None for q in asked)
+
+
+async def test_what_is_needed_and_gone_ends_the_dispute(tmp_path):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        scene.house.store.holds = lambda _blob_id: False
+        assert await scene.disputed() == "blob_missing"
+
+
+async def test_a_receipt_is_answered_for_to_its_requester_alone_and_for_a_while(
+    tmp_path, autojump_clock
+):
+    async with a_scene(tmp_path, small()) as scene:
+        await scene.signed()
+        question = TraceWanted(receipt=statement_id(scene.receipt), stage=None)
+        with pytest.raises(ShoalError, match="no such receipt"):
+            await scene.defence.answer(BOB.peer_id, question)
+        async with trio.open_nursery() as nursery:  # both wait for one run
+            for _ in range(2):
+                nursery.start_soon(scene.defence.answer, ALICE.peer_id, question)
+        assert scene.provider.worker.traces == 1
+        await trio.sleep(KEPT_S + 1)
+        with pytest.raises(ShoalError, match="no such receipt"):
+            await scene.defence.answer(ALICE.peer_id, question)
+        assert len(scene.defence) == 0

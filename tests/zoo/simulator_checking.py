@@ -1,0 +1,263 @@
+"""What a requester of the simulator does with results: over the draw, the checks and the
+standing that nodes run, as `node.checking` does it with real messages.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass
+
+from kinds import Lie
+from simulator_world import RIGHT, TIME_LIMIT_S, Receipt
+
+from shoal.node import checks, probation
+from shoal.node.result_standing import Deed
+from shoal.protocol.limits import CANDIDATES_LIMIT
+from shoal.protocol.verification.draw import SALT_SIZE_BYTES, verifiers
+
+WAITING_UNITS = 1024
+"""How many results of a job may wait to be checked."""
+
+ANSWER_LIMIT_S = 10.0
+
+ASKED_TWICE = 0.05
+"""Of units: how often a link breaks after the answer, so that a provider is asked again."""
+
+
+@dataclass(slots=True)
+class Returned:
+    """What a provider gave for a unit."""
+
+    job: str
+    unit: int
+    receipt: Receipt
+    twice: bool = False
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A result that waits for its check, and all receipts on it."""
+
+    one: Returned
+    check: checks.UnitCheck
+    receipts: dict
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseDraw:
+    """With whom a lease is, and by what verifiers of its receipts are drawn."""
+
+    provider: str
+    draw: checks.Draw
+
+
+class Checking:
+    """Of one requester."""
+
+    def __init__(self, requester, verify):
+        self.requester, self.verify = requester, verify
+        self.world, self.swarm = requester.world, requester.swarm
+        self.draws = {}
+        self.false = {}
+        self.waiting = {}
+        self.pending = Counter()
+        self.unfetched = defaultdict(dict)
+        self.wrong = {}
+        self.vouched = defaultdict(dict)
+        self.own_line, self.own_busy = deque(), False
+
+    @property
+    def standings(self):
+        return self.requester.standings
+
+    def shuns(self, peer):
+        """Whether nothing is to be taken of a peer."""
+        court = self.requester.court
+        return peer in self.false or peer in court.bans or court.wire.cuts(peer)
+
+    # -- the draw --
+
+    def able(self):
+        """Who may verify."""
+        return [peer for peer in self.world.nodes if self._usable(peer)]
+
+    def _usable(self, peer):
+        return (
+            peer != self.requester.node.peer
+            and self.standings.may_verify(peer)
+            and not self.shuns(peer)
+        )
+
+    def awarded(self, lease, provider):
+        """A lease begins: by what verifiers of its receipts will be drawn."""
+        able = [peer for peer in self.able() if peer != provider]
+        able = self.world.random.sample(able, min(CANDIDATES_LIMIT, len(able)))
+        salt = self.world.random.randbytes(SALT_SIZE_BYTES)
+        self.draws[lease] = LeaseDraw(provider, checks.Draw(salt, tuple(sorted(able))))
+
+    def took(self, one, draw):
+        """A result came: check it, or deliver it."""
+        receipt, peer = one.receipt, one.receipt.provider.peer
+        p = self.standings.probability(peer)
+        more = checks.wanted(self.verify, receipt.signature, draw.salt, p)
+        if receipt.result == Lie.ERROR.value and self.verify.level != "receipt":
+            more = max(1, more)
+        if not more:
+            self._unchecked(one)
+            return
+        own = self.requester.node.peer
+        order = verifiers(receipt.signature, draw.salt, draw.candidates, {peer, own})
+        check = checks.UnitCheck(peer, own, tuple(order), more, True, receipt.result)
+        waiting = Waiting(one, check, {peer: receipt})
+        self.waiting[one.unit] = waiting
+        self.pending[peer] += 1
+        self._note_room(peer)
+        self._asks(waiting)
+
+    # -- checks --
+
+    def _waits(self, waiting):
+        return self.waiting.get(waiting.one.unit) is waiting
+
+    def _note_room(self, peer):
+        if (queue := self.requester.queue) is not None:
+            queue.full = len(self.waiting) >= WAITING_UNITS * (0.5 if queue.full else 1.0)
+            now = self.standings.of(peer)
+            queue.candidate(peer).full = probation.is_full(now, self.pending[peer])
+
+    def _asks(self, waiting):
+        check = waiting.check
+        for peer in check.next(self._usable):
+            check.asks(peer)
+            if peer == check.own:
+                if check.stage is checks.Stage.DIFFERS:  # somebody lies
+                    self.own_line.appendleft(waiting)
+                else:
+                    self.own_line.append(waiting)
+                self._works()
+            else:
+                self._ask(self.world.nodes[peer], waiting)
+
+    def _works(self):
+        """This node's own worker takes what is next in its line and still waits."""
+        while self.own_line and not self.own_busy:
+            waiting = self.own_line.popleft()
+            if self._waits(waiting):
+                node = self.requester.node
+                self.swarm.counts.ran("own", 1)
+                self.own_busy = True
+                receipt = self.world.sign(node, waiting.one.receipt.work, "own", RIGHT)
+                self.world.after(node.unit_s, self._worked, waiting, receipt)
+
+    def _worked(self, waiting, receipt):
+        self.own_busy = False
+        self._answers(waiting, receipt)
+        self._works()
+
+    def _ask(self, node, waiting):
+        world, work = self.world, waiting.one.receipt.work
+        took_s = [world.exchange_s() for _ in range(3)]  # call, award, unit
+        if None in took_s:
+            world.after(ANSWER_LIMIT_S, self._silent, waiting, node)
+            return
+        ran = world.run_unit(node, work)
+        node.free_at_s = max(world.now_s + sum(took_s), node.free_at_s) + ran.seconds
+        self.swarm.counts.ran("checks", 1)
+        if node.kind.serves_blobs() and not ran.reply.wait:
+            receipt = world.sign(node, work, "check", ran.result)
+            world.at(node.free_at_s, self._answers, waiting, receipt)
+        else:
+            at_s = world.now_s + max(ANSWER_LIMIT_S, ran.reply.wait * TIME_LIMIT_S)
+            world.at(at_s, self._silent, waiting, node)
+
+    def _silent(self, waiting, node):
+        self.standings.note(node.peer, Deed.NO_ANSWER)
+        if self._waits(waiting):
+            waiting.check.says_nothing(node.peer)
+            self._asks(waiting)
+
+    def _answers(self, waiting, receipt):
+        if not self._waits(waiting):
+            return
+        waiting.receipts[receipt.provider.peer] = receipt
+        waiting.check.answers(receipt.provider.peer, receipt.result)
+        if waiting.check.stage.final:
+            self._checked(waiting)
+        else:
+            self._asks(waiting)
+
+    def _checked(self, waiting):
+        check, receipts = waiting.check, waiting.receipts
+        del self.waiting[waiting.one.unit]
+        for peer in check.opinions.keys() - {check.own, *check.false}:
+            deed = Deed.CHECKED_GOOD if peer == check.provider else Deed.CHECKED_OTHERS
+            self.standings.note(peer, deed)
+        agreed = check.opinions.keys() - {check.provider, check.own, *check.false}
+        if agreed:
+            self.vouched[check.right][waiting.one.unit] = agreed - {check.right}
+        self._finish(waiting.one, receipts[check.right])
+        for peer in check.false:
+            self._disputes(receipts[peer])
+        self._waits_no_more(check.provider)
+
+    def _waits_no_more(self, peer):
+        self.pending[peer] -= 1
+        self._note_room(peer)
+
+    # -- deliver --
+
+    def _unchecked(self, one):
+        peer = one.receipt.provider.peer
+        if self.shuns(peer):
+            self._again(one.unit)
+            return
+        self.standings.note(peer, Deed.DELIVERED)
+        self._finish(one, one.receipt)
+        if one.twice and self.world.random.random() < ASKED_TWICE:
+            self.swarm.spread.equivocated(self.requester.node, one.receipt.provider)
+            self.found_false(peer)
+
+    def _finish(self, one, receipt):
+        self.swarm.counts.delivered(receipt)
+        self.unfetched[receipt.provider.peer][one.unit] = None
+        if receipt.result != RIGHT:
+            self.wrong[one.unit] = receipt
+        self.requester.delivers(one.unit)
+        self.requester.wake()
+
+    def fetched(self, unit):
+        """The submitter has it."""
+        receipt = self.wrong.pop(unit, None)
+        if receipt is not None:
+            self.swarm.counts.fetched(receipt)
+        for units in self.unfetched.values():
+            units.pop(unit, None)
+
+    def _again(self, unit):
+        self.swarm.counts.ran("again", 1)
+        self.requester.reopen(unit)
+
+    # -- who was found false --
+
+    def found_false(self, peer):
+        """Nothing more goes to a peer, and what rests on its word alone is run again."""
+        if peer in self.false:
+            return
+        self.false[peer] = self.world.now_s
+        for waiting in [w for w in self.waiting.values() if w.check.provider == peer]:
+            del self.waiting[waiting.one.unit]
+            self._again(waiting.one.unit)
+        self.pending[peer] = 0
+        vouched = self.vouched.pop(peer, {})
+        for unit in self.unfetched.pop(peer, ()):
+            if all(map(self.shuns, vouched.get(unit, ()))):
+                self.swarm.counts.undelivered(self.wrong.pop(unit, None))
+                self._again(unit)
+        self.requester.lets_go_of(peer)
+        self._note_room(peer)
+
+    def _disputes(self, receipt):
+        accused = receipt.provider
+        is_false = receipt.result != RIGHT
+        self.swarm.spread.dispute(self.requester.node, accused, is_false=is_false)
+        self.found_false(accused.peer)
