@@ -49,7 +49,7 @@ from shoal.protocol.statements import open_receipt
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.fraud_proof import Verdict
 
-log = structlog.get_logger("zoo")
+log = structlog.get_logger("shoal.zoo")
 
 
 class Ring:
