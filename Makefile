@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Files that do more in the soak: four times as many examples, and tests marked `soak`.
-THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py
+THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py tests/zoo tests/e2e/test_zoo.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint bench simulate interop soak soak-short docs clean

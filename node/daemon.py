@@ -262,10 +262,16 @@ async def serve(
             proven=partial(is_proven, membership, book),
             convictions=convictions,
             standings=standings,
-            signed=lambda call, run, receipt: defence.signed(call, run, receipt),  # noqa: PLW0108  # it is made below
+            # Both are made below, of this house.
+            accuse=lambda *evidence: disputes.accuse(*evidence),  # noqa: PLW0108
+            signed=lambda *receipt: defence.signed(*receipt),  # noqa: PLW0108
         )
         defence = Defence(house)
-        disputes = Disputes(house, config.memory_bytes)
+        disputes = Disputes(
+            house,
+            config.memory_bytes,
+            withheld=lambda peer, what: standings.note(peer, Deed.WITHHELD, detail=what),
+        )
         convictions.house = house
         convictions.convicted, convictions.lifted = standings.convicted, standings.lift
         convictions.accused_falsely = lambda peer, why: standings.note(

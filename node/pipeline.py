@@ -29,6 +29,7 @@ from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
+from shoal.crypto.merkle import leaf_of, root_of
 from shoal.crypto.peer_id import PeerId
 from shoal.node import bidding, given_units, input_sources
 from shoal.node.errors import JobError, StoreError
@@ -511,6 +512,7 @@ async def sign(
     assert run.outcome is not None
     outcome = run.outcome if isinstance(run.outcome, Execution) else None
     outputs = {n: blob_id_of(t) for n, t in outcome.outputs.items()} if outcome else {}
+    stages = outcome.stages if outcome else ()
     receipt = Receipt(
         protocol=OWN,
         exact_spec=SPEC_VERSION if side.award.numeric_class == "exact" else "",
@@ -522,13 +524,14 @@ async def sign(
         inputs=request.inputs,
         outputs=tuple(sorted(outputs.items())) if outcome else None,
         error=_unit_error(run.outcome),
-        trace=None,
+        trace=root_of([leaf_of(leaf) for leaf in stages]).hex() if stages else None,
         provider=house.peer_id,
         requester=side.requester,
         started_at_ms=run.started_at_ms,
         ended_at_ms=run.ended_at_ms,
         device=side.bid.device,
         runtime=outcome.runtime[:256] if outcome else "",
+        stages=len(stages),
     )
     inline: list[bytes] = []
     kept: dict[BlobId, int] = {}
@@ -547,6 +550,8 @@ async def sign(
                 house.rights.grant(side.award_id, side.requester, [outputs[name]])
         note_known(house, side.requester, outputs.values())
     envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
+    assert side.call is not None
+    house.signed(side.call, run, envelope)
     return UnitResult(
         call=request.call,
         unit=request.unit,

@@ -25,6 +25,7 @@ from shoal.node.errors import StoreError
 from shoal.node.house import House, manifest_of, program_blobs, usable
 from shoal.node.running import Batch, Conversation, Running
 from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.limits import LEASE_UNITS_LIMIT
 from shoal.protocol.messages import (
     AwardOffer,
     Call,
@@ -192,13 +193,24 @@ class Provider:
                 return await pipeline.answer_together(
                     self._house, conversation.side, units, answers
                 )
+        self._abandon(conversation, message, effects)
+        return Done()
+
+    def _abandon(
+        self, conversation: Conversation, message: Cancel | Release, effects: Sequence[Effect]
+    ) -> None:
+        """End units that nobody waits for any more, or the lease as well."""
         for effect in effects:
             if isinstance(effect, Abandon) and effect.unit in conversation.running:
                 running = conversation.running[effect.unit]
                 running.give_up(_cancelled(running.request))
         if isinstance(message, Release):
-            self._forget((peer, message.call))
-        return Done()
+            self._forget((conversation.side.requester, message.call))
+        else:
+            names = {message.unit, *message.others}
+            if len(conversation.unwanted) < LEASE_UNITS_LIMIT:  # more it cannot have had
+                conversation.unwanted |= names
+            self._house.settling.excuse(conversation.side, names)
 
     async def _bid(self, peer: PeerId, call: Call) -> bidding.Bid | Refusal:
         terms = self._house.terms()
@@ -293,9 +305,15 @@ class Provider:
         try:
             await batch.run()
         finally:
-            answers = [unit.answer for unit in units]
-            receipts = [one.receipt for one in answers if isinstance(one, UnitResult)]
-            self._house.settling.answered(side, receipts, conversation.ran_s - before_s)
+            receipts = {
+                unit.request.unit: unit.answer.receipt
+                for unit in units
+                if isinstance(unit.answer, UnitResult)
+            }
+            settling = self._house.settling
+            settling.answered(side, receipts, conversation.ran_s - before_s)
+            ended = side.state is not State.LEASED
+            settling.excuse(side, receipts.keys() if ended else conversation.unwanted)
             if side.state is not State.LEASED:
                 # Forgotten meanwhile: what the last step still granted goes too.
                 self._take_back(side)

@@ -80,12 +80,14 @@ class Conversation:
     Attributes:
         unit_s: How long its units run, as measured lately.
         ran_s: How long they have run, all together.
+        unwanted: Names of units that were cancelled: of what they give nobody waits.
     """
 
     side: ProviderSide
     running: dict[str, Running] = field(default_factory=dict)
     unit_s: float = UNKNOWN_UNIT_S
     ran_s: float = 0.0
+    unwanted: set[str] = field(default_factory=set)
     room: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(HELD_BATCHES_LIMIT)
     )

@@ -19,7 +19,8 @@ What changes is gathered here and written once a second (`write`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -69,6 +70,11 @@ WAITS_S: Final = 1.0
 AT_ONCE_MESSAGES: Final = UNSETTLED_LIMIT // 2
 """From so many messages of one provider on it acknowledges them at once."""
 
+EXCUSED: Final = 512
+"""Receipts of cancelled units that a requester need not acknowledge: two leases' worth."""
+
+EXCUSED_PEERS_LIMIT: Final = 4096
+
 OWED_LIMIT: Final = 4096
 """Receipts of one provider that wait to be acknowledged here; the oldest go first."""
 
@@ -113,6 +119,7 @@ class _Answered:
 
     row: Unacknowledged
     missing: dict[BlobId, None]
+    units: dict[str, BlobId] = field(default_factory=dict)
 
 
 class Settling:
@@ -134,6 +141,7 @@ class Settling:
         self._of_receipt: dict[BlobId, tuple[PeerId, BlobId]] = {}
         self._awards: dict[BlobId, bytes] = {}
         self._late: set[PeerId] = set()
+        self._excused: Counter[PeerId] = Counter()
         self._rows: dict[tuple[PeerId, str], LedgerRow] = {}
         self._new: dict[BlobId, _Answered] = {}
         self._settled: list[BlobId] = []
@@ -148,12 +156,14 @@ class Settling:
 
     # --- the provider -------------------------------------------------------------
 
-    def answered(self, side: ProviderSide, receipts: Sequence[bytes], seconds: float) -> None:
+    def answered(
+        self, side: ProviderSide, receipts: Mapping[str, bytes], seconds: float
+    ) -> None:
         """Note receipts that were given in answer to one message.
 
         Args:
             side: Under which lease.
-            receipts: Their envelopes.
+            receipts: Their envelopes, by the names of their units.
             seconds: How long their units ran, all together.
         """
         house, peer = self._house, side.requester
@@ -165,15 +175,40 @@ class Settling:
         self._add(LedgerRow(peer, "given", count, count * price, seconds, 0, 0.0, now, now))
         if not knows(house.control.versions.of(peer), Acknowledge):
             return
-        ids = tuple(map(blob_id_of, receipts))
+        ids = tuple(map(blob_id_of, receipts.values()))
         row = Unacknowledged(ids[0], peer, side.award_id, ids, price, now)
         waiting = self._answered.get(peer, {})
         if len(waiting) >= MESSAGES_LIMIT:
             self._give_up(next(iter(waiting.values())))
-        one = _Answered(row, dict.fromkeys(ids))
+        one = _Answered(row, dict.fromkeys(ids), dict(zip(receipts, ids, strict=True)))
         self._keep(one)
         self._new[row.id] = one
         self._awards[side.award_id] = side.award_bytes
+
+    def excuse(self, side: ProviderSide, units: Collection[str]) -> None:
+        """Wait for no acknowledgement of units that were cancelled while they were answered.
+
+        Their requester has given up waiting, and may never see the receipts; the ledger
+        has them as not acknowledged. It is excused as often as it acknowledges, and
+        `EXCUSED` times more: else who cancels everything would never have to.
+        """
+        peer = side.requester
+        waiting = self._answered.get(peer) if units else None
+        for one in list(waiting.values()) if waiting else ():
+            if one.row.award != side.award_id:
+                continue
+            for name, receipt in one.units.items():
+                if name not in units:
+                    continue
+                if receipt not in one.missing or self._excused[peer] >= EXCUSED:
+                    continue
+                self._excused[peer] += 1
+                del one.missing[receipt], self._of_receipt[receipt]
+                self._new[one.row.id] = one
+            if not one.missing:
+                self._drop(one)
+        while len(self._excused) > EXCUSED_PEERS_LIMIT:
+            del self._excused[next(iter(self._excused))]
 
     async def acknowledged(self, peer: PeerId, message: Acknowledge) -> Done:
         """Take a requester's acknowledgement; receipts in it that are not known are no matter.
@@ -208,6 +243,8 @@ class Settling:
                 "this node waits for no acknowledgement of these receipts",
                 code=NOTHING_TO_SETTLE,
             )
+        if peer in self._excused:
+            self._excused[peer] = max(0, self._excused[peer] - settled)
         envelope = message.acknowledgement
         self._kept.append(
             KeptAcknowledgement(blob_id_of(envelope), peer, award_bytes, envelope, now)

@@ -149,14 +149,17 @@ def standing(peer: str) -> Flow[StandingPage]:
 
 def ledger(peer: str | None = None) -> Flow[LedgerPage]:
     """Who did how much for whom."""
-    query = "" if peer is None else f"?peer={quote(peer, safe='')}"
-    return (yield from _get(f"/v1/ledger{query}", "ledger", LedgerPage))
+    request = Request("GET", "/v1/ledger", query=_of_peer(peer))
+    return msgspec.convert((yield from json_of(request))["ledger"], LedgerPage)
 
 
 def export_ledger(peer: str | None = None) -> Flow[bytes]:
     """What others have signed of it, as a file."""
-    query = "" if peer is None else f"?peer={quote(peer, safe='')}"
-    return (yield Request("GET", f"/v1/ledger/export{query}"))
+    return (yield Request("GET", "/v1/ledger/export", query=_of_peer(peer)))
+
+
+def _of_peer(peer: str | None) -> dict[str, str]:
+    return {} if peer is None else {"peer": peer}
 
 
 def bans() -> Flow[list[Ban]]:
@@ -178,11 +181,6 @@ def proofs() -> Flow[list[ProofView]]:
 def proof(proof_id: str) -> Flow[bytes]:
     """A fraud proof's bytes."""
     return (yield Request("GET", f"/v1/proofs/{proof_id}"))
-
-
-def blob(blob_id: BlobId) -> Flow[bytes]:
-    """Any blob that the daemon holds."""
-    return (yield Request("GET", f"/v1/blobs/{blob_id}"))
 
 
 def devices() -> Flow[list[Device]]:

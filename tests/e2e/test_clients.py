@@ -162,7 +162,7 @@ def test_ctrl_c_while_units_are_handed_over_leaves_nothing(node, tmp_path):
         ) as child,
         node.client() as client,
     ):
-        (job,) = eventually(lambda: [j for j in client.jobs() if j.id not in before], 60)
+        (job,) = eventually(lambda: [j for j in client.jobs() if j.id not in before], 120)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
         assert child.returncode == 130, err

@@ -74,7 +74,7 @@ def start_map(node, model, rows):
     """Submit a job of one row a unit; gives its id once some units are done."""
     with node.client() as client:
         job = client.submit(model, ({"x": row[None]} for row in rows))
-        eventually(lambda: client.job(job.id).units_done >= 2, 20, "some units done")
+        eventually(lambda: client.job(job.id).units_done >= 2, 60, "some units done")
     return job.id
 
 
@@ -170,9 +170,9 @@ def test_ctrl_c_lets_a_map_go_on_and_says_how_to_come_back(node, slow, array):
                 30,
                 "the job is submitted",
             )
-            eventually(lambda: client.job(job.id).units_done, 20, "a unit is done")
+            eventually(lambda: client.job(job.id).units_done, 60, "a unit is done")
         following.send_signal(signal.SIGINT)
-        _, said = following.communicate(timeout=10)
+        _, said = following.communicate(timeout=60)
     finally:
         following.kill()
         following.wait()

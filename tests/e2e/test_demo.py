@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from daemons import SHOAL, clean_environment, eventually, shoal
 
+pytestmark = pytest.mark.usefixtures("exact")  # in which a lie can be proved
+
 CHECKOUT = Path(__file__).resolve().parents[2]
-DEMO_LIMIT_S = 180
+DEMO_LIMIT_S = 300
 
 
 @pytest.fixture
@@ -57,9 +59,13 @@ def demo(tmp_path_factory):
     process = start_demo(directory, "--json", "--receipts", receipts)
     out, err = process.communicate(timeout=DEMO_LIMIT_S)
     left = processes_of(directory), list(directory.iterdir())
-    shutil.rmtree(directory)
     assert process.returncode == 0, (out, err)
-    return json.loads(out), receipts, {name for name in listed.split("\0") if name}, left
+    (proof,) = directory.glob("shoal-proof-*/liar.proof")
+    verified = shoal("proof", "verify", "--json", proof)
+    shutil.rmtree(directory)
+    report = json.loads(out)
+    report["verified"] = verified
+    return report, receipts, {name for name in listed.split("\0") if name}, left
 
 
 def test_the_demo_labels_every_file_once_as_magika_does(demo):
@@ -112,18 +118,31 @@ def test_the_demos_receipts_verify_offline_one_for_each_unit(demo):
     }
 
 
-def test_the_demo_leaves_nothing_running_and_no_homes(demo):
-    *_, (processes, entries) = demo
+def test_the_demos_liar_is_caught_and_its_proof_convicts_it_with_no_daemon(demo):
+    report, *_ = demo
+    liar, nodes = report["liar"], {node["peer"] for node in report["nodes"]}
+    assert liar["peer"] not in nodes
+    assert liar["false"] > 0
+    assert liar["delivered"] == 0
+    assert {*liar["checked_by"]} <= nodes
+    assert "convicted" in liar["verdict"]
+    assert liar["command"] == f"shoal proof verify {liar['proof']}"
+    verdict = report["verified"].json["verdict"]
+    assert (verdict["outcome"], verdict["accused"]) == ("convicted", liar["peer"])
+
+
+def test_the_demo_leaves_nothing_running_and_no_homes_but_the_proof(demo):
+    report, *_, (processes, entries) = demo
     assert processes == []
-    assert entries == []
+    assert entries == [Path(report["liar"]["proof"]).parent]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_that_is_interrupted_leaves_nothing(place, number):
     process = start_demo(place)
-    eventually(lambda: len(processes_of(place)) == 3, 60, "three daemons")
+    eventually(lambda: len(processes_of(place)) == 3, 120, "three daemons")
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert processes_of(place) == []
@@ -142,5 +161,7 @@ def test_the_demo_shows_its_tables_and_no_logs_to_a_person(place, tmp_path):
     assert "Labelled by magika without its model: 1" in out
     assert "requester and provider" in out
     assert "Python source" in out
+    assert "lied: one bit of each result that it gave was false" in out
+    assert "shoal proof verify " in out
     assert "{" not in out + err  # the daemons log JSON
     assert "\x1b" not in out + err  # no terminal, no colours

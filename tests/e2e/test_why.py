@@ -36,8 +36,8 @@ from shoal.node.settings_file import toml
 from shoal.protocol.messages import Release
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-WORDS_LIMIT_S = 10
-RUN_LIMIT_S = 30
+WORDS_LIMIT_S = 30
+RUN_LIMIT_S = 60
 """A peer that refused is asked again after 20 s at the latest."""
 
 NO_PROGRAM = blob_id_of(b"no program")
@@ -415,7 +415,7 @@ def test_the_command_tells_it_ranked_and_as_values(nodes):
     reload_giver(nodes, min_price=50)
     job_id = submit(nodes)
     # Its answer, not that it was asked: between the two no line is about it.
-    line_of(nodes.asker, job_id, nodes.giver.peer, "worth more")
+    line_of(nodes.asker, job_id, nodes.giver.peer, "worth 50 credits or more")
     told = shoal("job", "why", job_id, node=nodes.asker)
     headline, first, *rest = told.stdout.splitlines()
     assert headline.startswith("0 of 1 unit have ended")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import whole_models
 from daemons import eventually, shoal
-from kinds import GANGS, KINDS
+from kinds import GANGS
 
 from shoal.compute.convert import convert
 from shoal.compute.exact.cpu import CpuKernels
@@ -162,8 +162,3 @@ def assert_convicted(zoo, liar, directory):
             with node.client() as client:
                 assert liar.peer in {ban.peer for ban in client.bans()}
     return verdict
-
-
-def is_provider(kind):
-    """Whether a kind lies alone, as a provider."""
-    return not KINDS[kind].ring

@@ -20,7 +20,10 @@ from shoal.compute.tensor import from_blob, to_blob
 from shoal.crypto.content import BlobHasher, BlobId, blob_id_of
 from shoal.crypto.peer_id import PeerId
 from shoal.node.causes import Cause, Explanation, Remedy
+from shoal.node.conduct import Conduct
 from shoal.node.errors import ConfigError, JobError, NetworkError, PeerError, StoreError
+from shoal.node.ledger import Ledger, LedgerRow
+from shoal.node.ledger_file import write_lines
 from shoal.node.records import (
     Answer,
     Ban,
@@ -41,13 +44,17 @@ from shoal.node.records import (
     Unit,
     UnitState,
 )
+from shoal.node.result_standing import Deed
 from shoal.node.settings_view import SettingView
+from shoal.node.standings import Standings
 
 PEER = PeerId("12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M")
 MISSING = BlobId("00" * 32)
 PROOF = BlobId("11" * 32)
 QUOTA_BYTES = 8 << 20
 RELOADED = ReloadView(changed=("deny",), needs_restart=(), unchanged=20, warnings=("w",))
+
+OTHER, THIRD = (PeerId("12D3KooW" + letter * 44) for letter in "BC")
 
 
 class MemoryStore:
@@ -167,6 +174,20 @@ class MemoryDaemon:
         if peer != PEER:
             raise PeerError("nothing is held against it", code="no_such_offender")
         self.forgiven = peer
+
+    def standing(self, peer):
+        standings = Standings(PEER, Conduct(PEER), clock=lambda: 1e9)
+        standings.note(PeerId(peer), Deed.VOTED_DOWN, detail="unit 3 of job 0001")
+        return standings.page(PeerId(peer))
+
+    def ledger(self, peer):
+        ledger = Ledger()
+        for each in (OTHER, THIRD):
+            ledger.add(LedgerRow(each, "given", 900, 900.0, 9.0, 3, 3.0, 1.0, 2.0))
+        return ledger.page("those-who-serve", peer)
+
+    async def export_ledger(self, peer):
+        return write_lines(PEER, 1e9, [], [])
 
     def bans(self):
         return [Ban(PEER, PROOF, since=10.0, until=130.0, why="lied", own=True)]

@@ -20,6 +20,7 @@ import trio
 import trio.testing
 from memory_daemon import (
     MISSING,
+    OTHER,
     PEER,
     QUOTA_BYTES,
     RELOADED,
@@ -46,6 +47,7 @@ from shoal.node.errors import (
     JobFailedError,
     WaitTimeoutError,
 )
+from shoal.node.ledger_file import check_lines
 from shoal.node.records import (
     JobState,
     LogLevelView,
@@ -106,6 +108,29 @@ async def test_a_client_sees_who_is_cut_and_lets_one_back_in(daemon, socket_path
             with pytest.raises(DaemonError) as caught:
                 client.forgive("nobody")
             assert (caught.value.code, caught.value.status) == ("no_such_offender", 404)
+
+    await blocking(work)
+
+
+async def test_a_client_sees_how_a_peer_stands_and_who_did_how_much(daemon, socket_path):
+    stands = daemon.standing(OTHER)
+
+    def work():
+        with Client(socket_path) as client:
+            found = client.standing(OTHER)
+            assert found == stands
+            (reason,) = found.reasons
+            assert (reason.code, reason.count, reason.last) == ("voted_down", 1, 1e9)
+            assert client.ledger() == daemon.ledger(None)
+            assert len(client.ledger().rows) == 2
+            (row,) = client.ledger(OTHER).rows
+            assert row.peer == OTHER
+            assert client.ledger(OTHER).in_debt == {OTHER: 400.0}
+            assert check_lines(client.export_ledger().splitlines()).node == PEER
+            for ask in (client.standing, client.ledger, client.export_ledger):
+                with pytest.raises(DaemonError) as caught:
+                    ask("nobody?")
+                assert (caught.value.code, caught.value.status) == ("bad_request", 400)
 
     await blocking(work)
 

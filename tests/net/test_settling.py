@@ -119,10 +119,14 @@ def receipts(first, count=1):
     return [b"receipt %d" % number for number in range(first, first + count)]
 
 
+def by_unit(envelopes):
+    return {f"unit of {envelope!r}"[:64]: envelope for envelope in envelopes}
+
+
 def exchange(requester, provider, envelopes, *, lost=False):
     """A message answered by the provider; its answer may be lost on the way."""
     side = side_of(requester, provider)
-    provider.settling.answered(side, envelopes, 0.5)
+    provider.settling.answered(side, by_unit(envelopes), 0.5)
     if not lost:
         requester.settling.received(side, envelopes, 0.5)
 
@@ -230,7 +234,7 @@ async def test_a_restarted_requester_acknowledges_what_its_journal_has(node, tmp
         side = side_of(requester, provider)
         side.award_id = award
         for envelope in envelopes:
-            provider.settling.answered(side, [envelope], 0.1)
+            provider.settling.answered(side, by_unit([envelope]), 0.1)
         clock.now += GRACE_S
         _, wanted = provider.settling.unsettled(FRIEND.peer_id)
         async with trio.open_nursery() as nursery:
@@ -264,6 +268,34 @@ async def test_what_nobody_can_acknowledge_is_waited_for_no_longer_and_stays_in_
     assert await provider.journal.unacknowledged() == []
     (row,) = await provider.journal.ledger()
     assert (row.units, row.acknowledged_units) == (UNSETTLED_LIMIT, 0)
+
+
+async def test_who_cancelled_units_need_not_acknowledge_them_unless_it_cancels_everything(
+    pair, monkeypatch
+):
+    requester, provider, clock = pair
+    monkeypatch.setattr(settling_module, "EXCUSED", 2 * UNSETTLED_LIMIT)
+    peer, side = requester.key.peer_id, side_of(requester, provider)
+
+    def cancelled(number):
+        exchange(requester, provider, receipts(number), lost=True)
+        provider.settling.excuse(side, set(by_unit(receipts(number))))
+
+    for number in range(2 * UNSETTLED_LIMIT):
+        cancelled(number)
+    clock.now += GRACE_S
+    assert provider.settling.unsettled(peer) is None
+    exchange(requester, provider, receipts(100, UNSETTLED_LIMIT))
+    given = provider.settling.ledger
+    await until(lambda: given.row(peer, "given").acknowledged_units == UNSETTLED_LIMIT)
+    for number in range(200, 200 + 2 * UNSETTLED_LIMIT):  # half of them is one too many
+        cancelled(number)
+    clock.now += GRACE_S
+    assert provider.settling.unsettled(peer) is not None
+    await provider.settling.write()
+    (row,) = await provider.journal.ledger()
+    assert (row.units, row.acknowledged_units) == (5 * UNSETTLED_LIMIT, UNSETTLED_LIMIT)
+    assert len(await provider.journal.unacknowledged()) == UNSETTLED_LIMIT
 
 
 async def test_an_older_requester_is_not_held_to_what_it_does_not_know(pair):

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import whole_models
 from effort import examples
 from exact_programs import Failure, programs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from traced_programs import loaded_of
 
+from shoal.compute.convert import convert
 from shoal.compute.errors import ProgramError
 from shoal.compute.exact.cpu import CpuKernels
 from shoal.compute.exact.digits import DigitKernels
@@ -21,8 +23,11 @@ from shoal.compute.exact.judging_operators import Operators, run_operator, run_t
 from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
 from shoal.compute.exact.operators import OPERATORS
 from shoal.compute.exact.reference import ReferenceKernels
+from shoal.compute.exact.stages import stage_leaves, stages_of
 from shoal.compute.exact.tiles import shape_of_product
 from shoal.compute.exact.tracing import Traceable, tensors_of, trace
+from shoal.compute.executors.exact import Exact
+from shoal.compute.loading import load
 from shoal.compute.tensor import spec_of_blob, to_blob
 from shoal.crypto.content import blob_id_of
 
@@ -123,3 +128,23 @@ def test_rows_of_a_product_are_those_of_the_whole_and_a_changed_number_shows(ope
 
     check()
     assert tried["rows"]
+
+
+@pytest.mark.parametrize("name", ["minilm", "magika", "cnn", "causal"])
+def test_whole_models_have_the_same_leaves_and_stages_on_all_backends(name):
+    if not whole_models.is_installed(name):
+        pytest.skip(f"the weights of {name} are not installed")
+    program = convert(whole_models.onnx_bytes(name), "x16")
+    traceable = Traceable(load(program.program_id, program.blobs))
+    fed = whole_models.inputs(name, 1, 8)
+    leaves = trace(traceable, fed, BACKENDS["numba"])
+    assert [leaf.index for leaf in leaves] == list(range(len(traceable.graph.nodes)))
+    assert leaves == trace(traceable, fed, REFERENCE)
+    stages = stages_of(traceable.graph)
+    executor = Exact(BACKENDS["numba"], "numba")
+    handle = executor.prepare(load(program.program_id, program.blobs))
+    outputs, recorded = executor.run_in_stages(handle, fed)
+    assert recorded == stage_leaves(stages, leaves, traceable.graph)
+    assert len(recorded) == len(stages.ends)
+    ids = {blob_id_of(to_blob(array)) for array in outputs.values()}
+    assert ids <= set(recorded[-1].state)

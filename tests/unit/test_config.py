@@ -409,3 +409,8 @@ def test_a_variable_that_no_setting_reads_is_a_warning_with_the_one_that_was_mea
         "no setting reads the variable SHOAL_BOOTSTRP; did you mean SHOAL_BOOTSTRAP?",
         "no setting reads the variable SHOAL_PORT",
     )
+
+
+def test_those_who_serve_is_a_setting_that_a_reload_takes_up(home):
+    assert load({"home": home, "serve": "Those-Who-Serve"}, {}).serve == "those-who-serve"
+    assert next(one for one in SETTINGS if one.name == "serve").live

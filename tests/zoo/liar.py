@@ -22,16 +22,19 @@ import structlog
 import trio
 from kinds import KINDS, Asked, InDispute, Lie
 
+from shoal.compute.accusing import unit_proof
 from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
 from shoal.compute.supervisor import UnitLimits, Worker
 from shoal.compute.unit_runs import Execution
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
-from shoal.node import pipeline
+from shoal.crypto.errors import ShoalError
+from shoal.node import daemon, pipeline
 from shoal.node.blob_transfer import BlobServer
 from shoal.node.front import Daemon
-from shoal.node.house import manifest_of, program_blobs
+from shoal.node.house import manifest_of, program_blobs, small_inputs
 from shoal.node.provider import Provider
+from shoal.node.trials import charge_of
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import (
@@ -43,8 +46,10 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.negotiation import Answer
 from shoal.protocol.statements import open_receipt
+from shoal.protocol.verification import fraud_proof
+from shoal.protocol.verification.fraud_proof import Verdict
 
-log = structlog.get_logger("zoo")
+log = structlog.get_logger("shoal.zoo")
 
 
 class Ring:
@@ -84,7 +89,7 @@ class Liar:
         """Ids of the true outputs, and of what it gave in their place."""
         self.second = {}
         """Answers to those who ask again, by call and unit."""
-        self.sign = pipeline.sign
+        self.sign, self.take_outputs = pipeline.sign, pipeline.take_outputs
         self.units, self.answer, self.trace = Provider._units, Daemon.answer, Worker.trace
 
     def install(self):
@@ -94,14 +99,21 @@ class Liar:
         async def units(provider, conversation, effects):
             return await liar.units(provider, conversation, liar.otherwise(effects))
 
-        async def answer(daemon, peer, body):
-            return liar.refusal(body) or await liar.answer(daemon, peer, body)
+        async def answer(node, peer, body):
+            return liar.refusal(body) or await liar.answer(node, peer, body)
 
         async def trace(worker, *arguments, **named):
             traced = await liar.trace(worker, *arguments, **named)
             return liar.bend(traced)
 
+        async def believe(_worker, _memory_bytes, proof, _blobs):
+            accused = charge_of(proof).accused
+            return Verdict(outcome="convicted", accused=accused, sentence="it is a bad node")
+
         pipeline.sign = self.sign_falsely
+        if self.kind.accuses(0):
+            daemon.judged_by = believe
+            pipeline.take_outputs = self.accuse_too
         Provider._units, Daemon.answer = units, answer
         if self.kind.answers_dispute() is InDispute.PATCHED:
             Worker.trace = trace
@@ -218,6 +230,24 @@ class Liar:
         )
         ran = await house.worker.run(side.requester, program, blobs, inputs, limits)
         return dict(ran.outputs)
+
+    async def accuse_too(self, house, need, side, unit, result, receipt):
+        """Step 7 of its own jobs: take a result, and accuse whoever gave it."""
+        if side.provider != house.peer_id:
+            trio.lowlevel.spawn_system_task(self.accuse, house, need, side, unit, result)
+        return await self.take_outputs(house, need, side, unit, result, receipt)
+
+    async def accuse(self, house, need, side, unit, result):
+        """Tell everybody that a good result is false."""
+        try:
+            small = await small_inputs(house, [unit])
+            ids = [need.spec.program, *program_blobs(need.manifest), *unit.inputs.values()]
+            blobs = {i: small.get(i) or await house.store.get_bytes(i) for i in ids}
+            proof = fraud_proof.encode(unit_proof(side.award_bytes, result.receipt))
+            await house.convictions.convict(proof, blobs)
+            log.info("accused", peer=side.provider)
+        except ShoalError as error:
+            log.info("could not accuse", peer=side.provider, why=error.message)
 
     async def refuse_blob(self, *_):
         """Have no blob for anybody."""
