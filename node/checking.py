@@ -212,6 +212,11 @@ class Checking:
         until_s = self._false.get(peer)
         return until_s is not None and trio.current_time() < until_s
 
+    def banned(self, peer: PeerId) -> None:
+        """Part with a peer that somebody's fraud proof has convicted; it does not block."""
+        if self._note_false(peer):
+            self._nursery.start_soon(self._part_with, peer, "a fraud proof has convicted it")
+
     def draw_for(self, running: RunningJob, provider: PeerId) -> Draw | None:
         """By what the verifiers of a new lease's receipts are to be drawn.
 
@@ -629,14 +634,8 @@ class Checking:
         machine, opinion = checked.machine, checked.opinions[peer]
         name, before = unit_name(checked.unit), self._accused.get(peer, 0)
         log.warning("a result was false", peer=peer, unit=name, right=machine.right)
-        first = not self.is_false(peer)
-        self._false[peer] = trio.current_time() + FALSE_FOR_S
+        first = self._note_false(peer)
         self._accused[peer] = before + 1
-        while len(self._false) > FALSE_PEERS:
-            forgotten = next(iter(self._false))
-            del self._false[forgotten]
-            self._accused.pop(forgotten, None)
-            self._asked_again.discard(forgotten)
         other = None
         if peer == machine.provider and peer not in self._asked_again:
             self._asked_again.add(peer)
@@ -649,6 +648,26 @@ class Checking:
             first=first,
             accused=before < EVIDENCE_OF_ONE or other is not None,
         )
+
+    def _note_false(self, peer: PeerId) -> bool:
+        """Deal no more with a peer for a while; gives whether that is new."""
+        first = not self.is_false(peer)
+        self._false[peer] = trio.current_time() + FALSE_FOR_S
+        while len(self._false) > FALSE_PEERS:
+            forgotten = next(iter(self._false))
+            del self._false[forgotten]
+            self._accused.pop(forgotten, None)
+            self._asked_again.discard(forgotten)
+        return first
+
+    async def _part_with(self, peer: PeerId, detail: str) -> None:
+        """Have nothing more to do with a peer, and nothing rest on its word; never raises."""
+        try:
+            with trio.CancelScope(shield=True):
+                await self._deliveries.take_away(peer, detail)
+                await self._take_back(peer)
+        except ShoalError as error:  # root of a task of all jobs
+            log.error("what a banned peer gave could not be taken back", error=str(error))
 
     async def _see_to(self, found: Sequence[Falsehood]) -> None:
         """See to peers whose results were false: raises nothing."""

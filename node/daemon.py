@@ -341,7 +341,7 @@ async def serve(
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
         daemon.served[Reveal] = provider.revealed
         daemon.served[Acknowledge] = house.settling.acknowledged
-        convictions.on_ban += [control.hang_up, provider.drop]
+        convictions.on_ban += [control.hang_up, provider.drop, jobs.banned]
         daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
         daemon.served |= dict.fromkeys((TraceWanted, NodesWanted, LeafWanted), defence.answer)
         control.answer_with(daemon.answer)

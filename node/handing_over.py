@@ -39,6 +39,10 @@ answers from memory what it ran, and one that was restarted says so at once."""
 
 REACH_TIME_LIMIT_S = 3.0
 
+LONG_UNIT_S = 30.0
+"""From so many measured seconds on a unit of the class exact commits to its stages: a dispute
+about it then runs one stage again, and not all of it."""
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -82,7 +86,9 @@ async def hand_over(
         events.came_back(state, batch.id, trio.current_time(), 0, cost_s)
         return outcome
     started_s = trio.current_time()
-    answers = await _ask(house, running, held, units, supply)
+    unit_s = cost_s / max(1, len(batch.open))
+    trace = running.need.spec.numeric_class == "exact" and unit_s > LONG_UNIT_S
+    answers = await _ask(house, running, held, units, supply, trace=trace)
     now_s = trio.current_time()
     ran = sum(isinstance(answer, UnitResult) for answer in answers.values())
     events.came_back(state, batch.id, now_s, ran, cost_s)
@@ -184,14 +190,20 @@ async def _supplied(
 
 
 async def _ask(
-    house: House, running: RunningJob, held: Held, units: list[Unit], supply: Supply
+    house: House,
+    running: RunningJob,
+    held: Held,
+    units: list[Unit],
+    supply: Supply,
+    *,
+    trace: bool,
 ) -> dict[int, UnitResult | Refusal]:
     """Hand over, and ask again for the same units where the link broke and came back."""
     waits_s = iter(RECONNECT_S)
     while True:
         try:
             return await pipeline.hand_over(
-                house, running.need, held.side, units, supply.sources
+                house, running.need, held.side, units, supply.sources, trace=trace
             )
         except NetworkError as error:
             wait_s = next(waits_s, None)

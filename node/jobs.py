@@ -93,7 +93,12 @@ class Jobs:
         self._changed = trio.Event()
         self._checking = Checking(house, self._state, providers, self, nursery)
         self._negotiation = Negotiation(
-            house, self._state, nursery, self.wake, self._checking.draw_for
+            house,
+            self._state,
+            nursery,
+            self.wake,
+            self._checking.draw_for,
+            self._checking.is_false,
         )
         self.jobs_ended: Counter[JobState] = Counter()
         self.units_ended: Counter[UnitState] = Counter()
@@ -575,6 +580,10 @@ class Jobs:
         running.ending.difference_update(indices)
         running.queue.ended -= len(indices)
         self._ready(running.need.job.id, again=True)
+
+    def banned(self, peer: PeerId) -> None:
+        """Have nothing more to do with a peer that is banned, and run again what it gave."""
+        self._checking.banned(peer)
 
     async def take_away(self, peer: PeerId, detail: str) -> None:
         """Have nothing more to do with a peer whose result was false."""

@@ -46,6 +46,8 @@ class Negotiation:
         nursery: Owns what outlives a job: bids and leases are let go in it.
         wake: Has the scheduler plan again.
         draw: Gives by what the verifiers of a lease's receipts are to be drawn.
+        is_false: Whether a peer was found false, perhaps while it was asked: its bid is not
+            used then, and no lease of it is held.
 
     Attributes:
         letting_go: How many bids and leases are being let go.
@@ -58,10 +60,11 @@ class Negotiation:
         nursery: trio.Nursery,
         wake: Callable[[], None],
         draw: Callable[[RunningJob, PeerId], Draw | None],
+        is_false: Callable[[PeerId], bool],
     ) -> None:
         self._house = house
         self._state = state
-        self._draw = draw
+        self._draw, self._is_false = draw, is_false
         self._nursery = nursery
         self._wake = wake
         self.letting_go = 0
@@ -75,6 +78,9 @@ class Negotiation:
             return
         if isinstance(answer, Refusal):
             await self.note(running, peer, answer)
+            return
+        if self._is_false(peer):
+            self.let_go(answer)
             return
         bid = answer.bid
         assert bid is not None
@@ -106,6 +112,9 @@ class Negotiation:
         if problem is not None:
             self.let_go(side)
             await self.note(running, peer, problem)
+            return
+        if self._is_false(peer):
+            self.let_go(side, draw)
             return
         lease = events.lease_granted(self._state, job_id, peer, trio.current_time())
         if lease is None:  # the job has ended meanwhile

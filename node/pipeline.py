@@ -308,12 +308,15 @@ async def hand_over(
     side: RequesterSide,
     units: Sequence[Unit],
     sources: Mapping[int, Sources] = MappingProxyType({}),
+    *,
+    trace: bool = False,
 ) -> dict[int, UnitResult | Refusal]:
     """Give units to the provider in one message and wait until all of them have ended.
 
     No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
     allow. Inputs that do not fit into the message go by blob stream; ``sources`` says, by
-    the index of a unit, which of them come from other peers.
+    the index of a unit, which of them come from other peers. With ``trace`` the receipts
+    commit to the stages of what ran.
 
     Cancelling it tells the provider that nobody waits any more for those that are out;
     one alone is cancelled by `Cancel`, and the others' answers come all the same.
@@ -341,7 +344,7 @@ async def hand_over(
         room -= sum(map(len, blobs))
         inputs = tuple(sorted(unit.inputs.items()))
         named = tuple(sources.get(unit.index, ()))[:SOURCES_LIMIT]
-        requests.append(UnitRequest(call, name, inputs, blobs, keep, named))
+        requests.append(UnitRequest(call, name, inputs, blobs, keep, named, trace))
     # Alone it goes as itself, which peers before 1.3 know too.
     message = requests[0] if len(requests) == 1 else UnitsRequest(call, tuple(requests))
     fits = (UnitResult if len(requests) == 1 else UnitsResult) | Refusal

@@ -157,6 +157,14 @@ class Client:
         """
         return self._drive(flows.proof(proof_id))
 
+    def blob(self, blob_id: BlobId) -> bytes:
+        """Any blob that the daemon holds, such as those that a fraud proof needs.
+
+        Raises:
+            DaemonError: ``blob_missing``.
+        """
+        return self._drive(flows.blob(blob_id))
+
     def devices(self) -> list[Device]:
         """The daemon's devices."""
         return self._drive(flows.devices())

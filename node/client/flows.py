@@ -183,6 +183,11 @@ def proof(proof_id: str) -> Flow[bytes]:
     return (yield Request("GET", f"/v1/proofs/{proof_id}"))
 
 
+def blob(blob_id: BlobId) -> Flow[bytes]:
+    """Any blob that the daemon holds."""
+    return (yield Request("GET", f"/v1/blobs/{blob_id}"))
+
+
 def devices() -> Flow[list[Device]]:
     """The daemon's devices."""
     return [*(yield from inventory()).devices]

@@ -161,6 +161,14 @@ class AsyncClient:
         """
         return await self._drive(flows.proof(proof_id))
 
+    async def blob(self, blob_id: BlobId) -> bytes:
+        """Any blob that the daemon holds, such as those that a fraud proof needs.
+
+        Raises:
+            DaemonError: ``blob_missing``.
+        """
+        return await self._drive(flows.blob(blob_id))
+
     async def devices(self) -> list[Device]:
         """The daemon's devices."""
         return await self._drive(flows.devices())

@@ -6,12 +6,14 @@ import models
 import numpy as np
 import pytest
 import trio
+from attacker import make_advert
 from checking_nodes import Lies
 from daemons import eventually, peers_of, shoal
 
 from shoal.node.control import open_control
 from shoal.node.network import open_network
 from shoal.node.records import UnitState
+from shoal.protocol.messages import Adverts, Digest
 
 SEEDS = count(5000)
 """A program of its own for each test: where nobody was measured, the price decides."""
@@ -23,8 +25,6 @@ class LiesInExact(Lies):
     """It underbids everybody and gives well-formed tensors that are false."""
 
     def advert(self):
-        from attacker import make_advert
-
         places = [address.rpartition("/p2p/")[0] for address in self.network.addresses()]
         return make_advert(
             self.key,
@@ -35,8 +35,6 @@ class LiesInExact(Lies):
         )
 
     async def answer(self, peer, body):
-        from shoal.protocol.messages import Adverts, Digest
-
         if isinstance(body, Digest):
             return Adverts(adverts=((self.advert(), 0.0),))
         return await super().answer(peer, body)
@@ -52,7 +50,7 @@ def outputs_of(node, model, **options):
         job = client.submit(
             model, [{"x": row[None]} for row in inputs()["x"]], numeric_class="exact", **options
         )
-        found = [unit["y"] for unit in client.results(job.id, timeout_s=90)]
+        found = [unit["y"] for unit in client.results(job.id)]
         return np.concatenate(found), client.units(job.id, 0, UNITS), client.why(job.id)[0]
 
 

@@ -184,20 +184,63 @@ async def test_what_a_peer_gave_before_it_was_found_false_runs_again(node):
         node.standings.p = {turncoat.peer: 0.0, honest.peer: 0.0}
         job = await node.submit(range(12), verify="auto", open=True)
 
+        total = 12
+
         async def all_are_delivered():
-            return (await node.journal.job(job.id)).units_done == 12
+            return (await node.journal.job(job.id)).units_done == total
 
         await until(all_are_delivered)
         node.standings.p[turncoat.peer] = 1.0
+        while not node.accused:  # who gets the next units is the scheduler's to say
+            await add(node, job, range(total, total + 4))
+            total += 4
+            await until(all_are_delivered)
+
+        async def all_are_checked_or_of_another():
+            found = await node.journal.checks(job.id)
+            good = {check.unit for check in found if check.verdict == "agrees"}
+            return all(
+                unit.state is UnitState.DONE
+                and (unit.provider != turncoat.peer or unit.index in good)
+                for unit in await node.journal.units(job.id, 0, total)
+            )
+
+        await until(all_are_checked_or_of_another)
+        units = await node.journal.units(job.id, 0, total)
+        await assert_right(node, units, range(total))
+
+
+async def test_what_a_peer_gave_before_others_proved_it_false_runs_again(node):
+    async with open_peers(node, Lies, Peer) as (liar, honest):
+        honest.price = 50.0
+        node.standings.p = {liar.peer: 0.0, honest.peer: 0.0}
+        job = await node.submit(range(12), verify="auto", open=True)
+
+        async def the_liar_ran_some_and_all_are_delivered():
+            units = await node.journal.units(job.id, 0, 12)
+            done = [unit.provider for unit in units if unit.state is UnitState.DONE]
+            return len(done) == 12 and liar.peer in done
+
+        await until(the_liar_ran_some_and_all_are_delivered)
+        node.jobs.banned(liar.peer)
+
+        async def nothing_of_the_liars_is_left():
+            units = await node.journal.units(job.id, 0, 12)
+            done = all(unit.state is UnitState.DONE for unit in units)
+            return done and liar.peer not in {unit.provider for unit in units}
+
+        await until(nothing_of_the_liars_is_left)
+        units = await node.journal.units(job.id, 0, 12)
+        await assert_right(node, units, range(12))
         await add(node, job, range(12, 16))
+        liar.price = 0.01
 
-        async def others_ran_all():
-            units = await node.journal.units(job.id, 0, 16)
-            return not {unit.provider for unit in units} & {turncoat.peer, None}
+        async def all_are_done():
+            return (await node.journal.job(job.id)).units_done == 16
 
-        await until(others_ran_all)
+        await until(all_are_done)
         units = await node.journal.units(job.id, 0, 16)
-        await assert_right(node, units, range(16))
+        assert liar.peer not in {unit.provider for unit in units}
 
 
 async def add(node, job, numbers):
