@@ -1,6 +1,7 @@
 """200 nodes, a fifth of them liars, in virtual time, over the machines that nodes run.
 
-``python tests/zoo/simulator.py`` prints the tables of docs/verification.md.
+``python tests/zoo/simulator.py`` prints the tables of docs/verification.md; ``--only 0`` runs
+the first scenario alone.
 """
 
 from __future__ import annotations
