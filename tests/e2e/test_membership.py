@@ -9,8 +9,9 @@ from daemons import eventually, listed, peers_of, shoal
 from shoal.crypto.identity import generate
 from shoal.node.demo.swarm import Swarm
 
-ACQUAINTED_LIMIT_S = 5.0
-GONE_LIMIT_S = 10.0
+ACQUAINTED_LIMIT_S = 30.0
+GONE_LIMIT_S = 30.0
+"""Some seconds, and what a busy machine adds; its advert alone would last for 40 s."""
 
 
 def others(swarm, node):
@@ -19,6 +20,16 @@ def others(swarm, node):
 
 def all_list_each_other(swarm):
     return all(peers_of(node) >= others(swarm, node) for node in swarm.nodes)
+
+
+def all_linked(swarm):
+    """Whether each has a link to each: who has none to a peer learns late that it is gone."""
+
+    def linked(node):
+        with node.client() as client:
+            return {view.peer for view in client.peers() if view.linked}
+
+    return all(linked(node) >= others(swarm, node) for node in swarm.nodes)
 
 
 def test_three_daemons_that_know_only_the_first_soon_list_each_other():
@@ -34,44 +45,47 @@ def test_three_daemons_that_know_only_the_first_soon_list_each_other():
 
 def test_a_killed_peer_is_gone_soon_and_is_back_once_it_is_restarted(swarm):
     first, second, killed = swarm.nodes
+    eventually(lambda: all_linked(swarm), 60, "linked")
     killed.kill()
     died = time.monotonic()
     for node in (first, second):
         limit_s = GONE_LIMIT_S - (time.monotonic() - died)
-        eventually(lambda node=node: killed.peer not in listed(node), limit_s, "gone")
+        eventually(lambda node=node: killed.peer not in peers_of(node), limit_s, "gone")
     assert second.peer in peers_of(first)
     swarm.start(killed)
     swarm.wait_ready(killed)
-    eventually(lambda: all_list_each_other(swarm), 10, "back")
+    eventually(lambda: all_list_each_other(swarm), 40, "back")
     with killed.client() as client:
         assert client.status().peer == killed.peer
 
 
 def test_a_stopped_peer_is_gone_soon_and_is_back_once_it_goes_on(swarm):
     first, second, stopped = swarm.nodes
+    eventually(lambda: all_linked(swarm), 60, "linked")
     stopped.signal(signal.SIGSTOP)
     since = time.monotonic()
     for node in (first, second):
         limit_s = GONE_LIMIT_S - (time.monotonic() - since)
-        eventually(lambda node=node: stopped.peer not in listed(node), limit_s, "gone")
+        eventually(lambda node=node: stopped.peer not in peers_of(node), limit_s, "gone")
     stopped.signal(signal.SIGCONT)
-    eventually(lambda: all_list_each_other(swarm), 10, "back")
+    eventually(lambda: all_list_each_other(swarm), 40, "back")
 
 
 def test_a_restarted_node_that_has_no_bootstrap_peer_remembers_the_others(swarm):
     first = swarm.nodes[0]  # it alone is given no bootstrap peer
+    eventually(lambda: all_linked(swarm), 60, "linked")
     first.kill()
     for node in swarm.nodes[1:]:
         eventually(lambda node=node: first.peer not in peers_of(node), GONE_LIMIT_S, "gone")
     first.address = ""  # another port than the others know, so that they cannot dial it
     swarm.start(first)
     swarm.wait_ready(first)
-    eventually(lambda: all_list_each_other(swarm), 10, "found again")
+    eventually(lambda: all_list_each_other(swarm), 40, "found again")
 
 
 def test_a_restarted_node_remembers_somebody_alive_behind_many_who_are_dead(swarm):
     first, second, third = swarm.nodes
-    eventually(lambda: all_list_each_other(swarm), 10, "acquainted")
+    eventually(lambda: all_list_each_other(swarm), 40, "acquainted")
     first.kill()
     second.kill()
     with sqlite3.connect(first.home / "state.sqlite") as state:
@@ -85,7 +99,7 @@ def test_a_restarted_node_remembers_somebody_alive_behind_many_who_are_dead(swar
     first.address = ""
     swarm.start(first)
     swarm.wait_ready(first)
-    eventually(lambda: peers_of(first) >= {third.peer}, 25, "found again")
+    eventually(lambda: peers_of(first) >= {third.peer}, 40, "found again")
     with first.client() as client:
         dead = [seed for seed in client.status().joining.seeds if not seed.linked]
     assert len(dead) >= 8
@@ -114,7 +128,7 @@ def test_a_node_that_knows_nobody_joins_by_one_address(swarm, stranger):
     joined = shoal("peers", f"--connect={swarm.nodes[2].address}", node=stranger)
     assert joined.code == 0, joined
     everybody = {node.peer for node in swarm.nodes}
-    eventually(lambda: peers_of(stranger) >= everybody, 10, "joined")
+    eventually(lambda: peers_of(stranger) >= everybody, 40, "joined")
 
 
 def test_an_address_where_nobody_answers_is_said_so(stranger):

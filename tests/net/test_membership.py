@@ -20,7 +20,7 @@ from shoal.protocol.membership_events import Compared
 from shoal.protocol.messages import Adverts
 from shoal.protocol.statements import Advert
 
-LINKED_LIMIT_S = 5.0
+LINKED_LIMIT_S = 20.0
 
 
 class Node:
