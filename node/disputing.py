@@ -26,7 +26,7 @@ from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.evidence import Evidence, Exhibit, exhibit, read_evidence
-from shoal.protocol.errors import VersionError
+from shoal.protocol.errors import RemoteProtocolError, VersionError
 from shoal.protocol.messages import LeafGiven, NodesGiven, Problem, TraceGiven
 from shoal.protocol.statements import Receipt, open_receipt, statement_id
 from shoal.protocol.verification import fraud_proof
@@ -243,6 +243,8 @@ class Disputes:
                 except VersionError as error:
                     challenger.abandon(error.message)
                     return
+                except RemoteProtocolError as error:  # it says that it gives nothing
+                    got = Problem(error.code, error.message)
                 except (ShoalError, trio.TooSlowError):
                     await trio.sleep(PAUSE_S)
                     continue
