@@ -5,7 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Files that do more in the soak: four times as many examples, and tests marked `soak`.
-THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py tests/zoo tests/e2e/test_zoo.py
+THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py tests/zoo
+# Every liar in turn beside honest daemons: half an hour by itself.
+ZOO := tests/e2e/test_zoo.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint bench simulate interop soak soak-short docs clean
@@ -46,7 +48,7 @@ interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) 
 	$(BIN)/python -m pytest tests/interop
 
 soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
-	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak $(THOROUGH)
+	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak $(THOROUGH) $(ZOO)
 
 soak-short: $(VENV)/.dev-installed  ## the same for one minute
 	SHOAL_SOAK_S=60 $(BIN)/python -m pytest tests/soak $(THOROUGH)
