@@ -70,7 +70,9 @@ def test_who_is_not_usable_now_is_passed_over():
 
 
 @pytest.mark.parametrize(
-    ("own", "right", "false"), [("right", PROVIDER, (A,)), ("other", A, (PROVIDER,))]
+    ("own", "right", "false"),
+    [("right", PROVIDER, (A,)), ("other", A, (PROVIDER,))],
+    ids=("as_the_provider", "as_the_verifier"),  # else keys that are drawn anew
 )
 def test_in_exact_a_difference_is_decided_by_this_node(own, right, false):
     machine = check(A, B, C)
