@@ -217,6 +217,12 @@ class Checking:
         if self._note_false(peer):
             self._nursery.start_soon(self._part_with, peer, "a fraud proof has convicted it")
 
+    def forgive(self, peer: PeerId) -> None:
+        """Hold nothing against a peer any more: its operator has mended it, says this one's."""
+        self._false.pop(peer, None)
+        self._accused.pop(peer, None)
+        self._asked_again.discard(peer)
+
     def draw_for(self, running: RunningJob, provider: PeerId) -> Draw | None:
         """By what the verifiers of a new lease's receipts are to be drawn.
 
@@ -654,10 +660,7 @@ class Checking:
         first = not self.is_false(peer)
         self._false[peer] = trio.current_time() + FALSE_FOR_S
         while len(self._false) > FALSE_PEERS:
-            forgotten = next(iter(self._false))
-            del self._false[forgotten]
-            self._accused.pop(forgotten, None)
-            self._asked_again.discard(forgotten)
+            self.forgive(next(iter(self._false)))
         return first
 
     async def _part_with(self, peer: PeerId, detail: str) -> None:

@@ -146,11 +146,11 @@ class Convictions:
             is looked into, since anybody can make two keys and convict one of them.
         convicted: Told of each new conviction: who, and what the proof shows.
         accused_falsely: Told of whoever sent a proof that is false, and why it is.
-        lifted: Told of whoever the operator lets back in.
 
     Attributes:
         house: The modules of this node, which has to be set before anything else is done.
         on_ban: Called with each peer that is banned from now on, to end what runs with it.
+        on_lift: Called with each peer that the operator lets back in.
         ended: How many accusations of others came to which end.
     """
 
@@ -160,10 +160,10 @@ class Convictions:
     matters: Callable[[PeerId], bool] = lambda _peer: True
     convicted: Callable[[PeerId, str], None] = lambda _peer, _why: None
     accused_falsely: Callable[[PeerId, str], None] = lambda _peer, _why: None
-    lifted: Callable[[PeerId], None] = lambda _peer: None
     wall_s: Callable[[], float] = time.time
     house: House = field(init=False)
     on_ban: list[Callable[[PeerId], None]] = field(default_factory=list)
+    on_lift: list[Callable[[PeerId], None]] = field(default_factory=list)
     ended: Counter[End] = field(default_factory=Counter)
     _bans: dict[PeerId, Ban] = field(default_factory=dict)
     _known: dict[BlobId, _Known] = field(default_factory=dict)
@@ -259,7 +259,8 @@ class Convictions:
         del self._bans[peer]
         self._pardoned[peer] = ban.until
         self._withdraw(peer)
-        self.lifted(peer)
+        for let_back_in in self.on_lift:
+            let_back_in(peer)
         log.info("a ban was lifted by the operator", peer=peer)
 
     async def answer(

@@ -273,7 +273,7 @@ async def serve(
             withheld=lambda peer, what: standings.note(peer, Deed.WITHHELD, detail=what),
         )
         convictions.house = house
-        convictions.convicted, convictions.lifted = standings.convicted, standings.lift
+        convictions.convicted = standings.convicted
         convictions.accused_falsely = lambda peer, why: standings.note(
             peer, Deed.FALSE_ACCUSATION, detail=why
         )
@@ -342,6 +342,7 @@ async def serve(
         daemon.served[Reveal] = provider.revealed
         daemon.served[Acknowledge] = house.settling.acknowledged
         convictions.on_ban += [control.hang_up, provider.drop, jobs.banned]
+        convictions.on_lift += [standings.lift, jobs.forgive]
         daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
         daemon.served |= dict.fromkeys((TraceWanted, NodesWanted, LeafWanted), defence.answer)
         control.answer_with(daemon.answer)

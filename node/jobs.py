@@ -585,6 +585,11 @@ class Jobs:
         """Have nothing more to do with a peer that is banned, and run again what it gave."""
         self._checking.banned(peer)
 
+    def forgive(self, peer: PeerId) -> None:
+        """Deal with a peer again whose ban the operator has lifted."""
+        self._checking.forgive(peer)
+        self.wake()
+
     async def take_away(self, peer: PeerId, detail: str) -> None:
         """Have nothing more to do with a peer whose result was false."""
         for job_id, running in list(self._running.items()):

@@ -243,6 +243,25 @@ async def test_what_a_peer_gave_before_others_proved_it_false_runs_again(node):
         assert liar.peer not in {unit.provider for unit in units}
 
 
+async def test_a_peer_that_the_operator_lets_back_in_gets_units_again(node):
+    async with open_peers(node, Peer) as (peer,):
+        node.standings.p = {peer.peer: 0.0}
+        node.jobs.banned(peer.peer)
+        job = await node.submit(range(4), verify="auto")
+        await trio.sleep(0.5)  # it would have run some by now
+        units = await node.journal.units(job.id, 0, 4)
+        assert peer.peer not in {unit.provider for unit in units}
+        node.jobs.forgive(peer.peer)
+        again = await node.submit(range(4, 8), verify="auto")
+
+        async def it_ran_one():
+            return peer.peer in {
+                unit.provider for unit in await node.journal.units(again.id, 0, 4)
+            }
+
+        await until(it_ran_one)
+
+
 async def add(node, job, numbers):
     for number in numbers:
         await node.store.put_bytes(given(number))
