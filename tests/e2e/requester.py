@@ -18,6 +18,7 @@ from shoal.node.house import House
 from shoal.node.jobs import open_jobs
 from shoal.node.network import open_network
 from shoal.node.records import JobSpec, Policy
+from shoal.node.settling import open_settling
 from shoal.node.state import open_state
 from shoal.protocol.messages import Adverts, Bid, Digest, Done
 
@@ -101,6 +102,7 @@ async def open_requester(home, key, provider):
             reach=is_connected,
             terms=None,
         )
+        await enter(open_settling(house))
         requester = Requester(house, provider)
         requester.jobs = await enter(open_jobs(house, lambda _: [provider.peer]))
         await requester.connect()

@@ -16,6 +16,7 @@ from daemons import clean_environment, curl, eventually, shoal
 from shoal import Executor, remote
 from shoal.compute.tensor import to_blob
 from shoal.node.client.futures import Future
+from shoal.node.client.submitting import UNITS_PER_REQUEST
 from shoal.protocol.statements import open_receipt
 
 TURNS = 40_000
@@ -162,7 +163,16 @@ def test_ctrl_c_while_units_are_handed_over_leaves_nothing(node, tmp_path):
         ) as child,
         node.client() as client,
     ):
-        (job,) = eventually(lambda: [j for j in client.jobs() if j.id not in before], 120)
+
+        def known_to_the_child():
+            """Its job, once the daemon's answer to its first request has come."""
+            return [
+                job
+                for job in client.jobs()
+                if job.id not in before and job.units_total > UNITS_PER_REQUEST
+            ]
+
+        (job,) = eventually(known_to_the_child, 120)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
         assert child.returncode == 130, err

@@ -159,7 +159,10 @@ class LeasesAnotherAward(Liar):
         return super().lease(offer, award=OTHER_ID)
 
 
-@pytest.mark.parametrize("kind", Liar.__subclasses__(), ids=lambda kind: kind.__name__)
+KINDS = [kind for kind in Liar.__subclasses__() if kind.__module__ == __name__]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 async def test_a_provider_that_lies_is_named_and_an_honest_one_does_the_work(
     node, attacker_key, kind
 ):
