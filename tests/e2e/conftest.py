@@ -4,6 +4,8 @@ No daemon that a test starts offers the class exact but where the fixture ``exac
 for, since it takes each of them long: see `kernels`.
 """
 
+from pathlib import Path
+
 import pytest
 from daemons import mend, shoal
 from kernels import turn
@@ -13,8 +15,10 @@ from shoal.node.demo.swarm import Node, Swarm
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol():
+def pytest_runtest_protocol(item):
     """Whatever a test of this folder starts, for itself or for others, waits for `turn`."""
+    if Path(__file__).parent not in item.path.parents:  # it is called for all tests there are
+        return (yield)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in turn().environment.items():
             patch.setenv(name, value)
