@@ -212,6 +212,12 @@ class Checking:
         until_s = self._false.get(peer)
         return until_s is not None and trio.current_time() < until_s
 
+    def holder_of(self, job_id: JobId, index: int) -> PeerId | None:
+        """Whose result of a unit waits to be checked; None where none does."""
+        job = self._jobs.get(job_id)
+        checked = job.waiting.get(index) if job else None
+        return checked.unit.provider if checked else None
+
     def banned(self, peer: PeerId) -> None:
         """Part with a peer that somebody's fraud proof has convicted; it does not block."""
         if self._note_false(peer):

@@ -126,12 +126,20 @@ class Jobs:
         return sum(lease.job == job_id for lease in self._state.leases.values())
 
     def as_leased(self, unit: Unit) -> Unit:
-        """A unit of the state as it stands at this moment: out with whom, if it is."""
+        """A unit of the state as it stands at this moment: with whom, if it is with anybody.
+
+        It is until its result is delivered, which may have to be checked before.
+        """
+        if unit.state is not UnitState.QUEUED:
+            return unit
         job = self._state.jobs.get(unit.job)
         copies = job.out.get(unit.index) if job else None
-        if not copies or unit.state is not UnitState.QUEUED:
+        if copies:
+            holder: PeerId | None = self._state.batches[copies[0]].peer
+        else:
+            holder = self._checking.holder_of(unit.job, unit.index)
+        if holder is None:
             return unit
-        holder = self._state.batches[copies[0]].peer
         return msgspec.structs.replace(unit, state=UnitState.LEASED, provider=holder)
 
     async def outlook(self, job_id: JobId) -> Outlook | None:

@@ -336,6 +336,22 @@ async def test_a_job_that_is_cancelled_waits_for_no_check(node):
         assert job.state == "cancelled"
 
 
+async def test_a_unit_whose_result_waits_to_be_checked_is_still_with_its_provider(node):
+    async with open_peers(node, Peer, Hangs) as (honest, verifier):
+        job = await node.submit(range(3), verify="sample:1")
+
+        async def all_wait():
+            units = await node.journal.units(job.id, 0, 3)
+            shown = [node.jobs.as_leased(unit) for unit in units]
+            return verifier.asked and {(unit.state, unit.provider) for unit in shown} == {
+                (UnitState.LEASED, honest.peer)
+            }
+
+        await until(all_wait)
+        assert len(set(honest.asked)) == 3
+        await node.jobs.cancel(job.id)
+
+
 class Hangs(Peer):
     """It takes units and never answers."""
 
