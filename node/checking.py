@@ -28,7 +28,7 @@ import trio
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
-from shoal.node import comparing, pipeline, probation
+from shoal.node import bidding, comparing, pipeline, probation
 from shoal.node.checks import OF_THE_PROGRAM, Draw, Stage, UnitCheck, said_by
 from shoal.node.errors import StoreError
 from shoal.node.house import inline_blobs, small_inputs, unit_name
@@ -64,8 +64,8 @@ RETRY_S: Final = 3.0
 """When those are asked again who gave no opinion, where nobody else is left."""
 
 TRIES: Final = 5
-"""After so many times ``auto`` delivers a result that nobody could be found to check. What
-was asked for by name, a quorum or a sample, is waited for."""
+"""After so many times ``auto`` delivers a result that nobody could be found to check, and at
+once where there is nobody at all. What was asked for by name, a quorum or a sample, waits."""
 
 ASK_AGAIN_S: Final = 2.0
 """What a provider gets to repeat the first answer of its that was found false: the right one
@@ -356,7 +356,8 @@ class Checking:
     async def _try_again(self, job: JobChecks, checked: Checked) -> None:
         """Ask once more, a little later, where nobody is left; in the end do without."""
         checked.tries += 1
-        if checked.tries <= TRIES or job.running.verify.level != "auto":
+        hopeless = checked.tries > TRIES or not self._can_be_checked(job, checked)
+        if not hopeless or job.running.verify.level != "auto":
             await trio.sleep(RETRY_S)
             checked.machine.try_again()
             if self._waits(job, checked):
@@ -365,6 +366,14 @@ class Checking:
         checked.machine.give_up()
         if self._waits(job, checked):
             await self._finish(job, [checked])
+
+    def _can_be_checked(self, job: JobChecks, checked: Checked) -> bool:
+        """Whether there is anybody who may check a result, or this node may come to do it."""
+        terms, numeric_class = self._house.terms(), job.running.need.spec.numeric_class
+        itself = bidding.closed(self._house.peer_id, terms) is None and (
+            terms.starting or numeric_class in terms.executors
+        )
+        return itself or bool(self._able(job.running, checked.machine.provider))
 
     def _waits(self, job: JobChecks, checked: Checked) -> bool:
         return job.waiting.get(checked.unit.index) is checked

@@ -19,6 +19,7 @@ from checking_nodes import (
 
 from shoal.crypto.content import blob_id_of
 from shoal.node import pipeline
+from shoal.node.checking import RETRY_S
 from shoal.node.errors import JobError
 from shoal.node.records import UnitState
 from shoal.node.result_standing import Deed
@@ -329,6 +330,16 @@ async def test_what_verifiers_were_drawn_by_is_told_when_the_lease_is_over(node)
         told = [each for peer in (one, two) for each in peer.revealed]
         assert {award.salt_hash for award in awards} == {salt_hash(r.salt) for r in told}
         assert {award.candidates for award in awards} == {list_id(r.candidates) for r in told}
+
+
+async def test_where_nobody_at_all_can_check_auto_delivers_at_once_as_unchecked(node):
+    async with open_peers(node, Peer) as (peer,):
+        node.runs_itself = False
+        node.standings.p = {peer.peer: 1.0}
+        with trio.fail_after(RETRY_S):
+            units = await node.run(range(6), verify="auto")
+        await assert_right(node, units, range(6))
+        assert not await checks_of(node, units)
 
 
 async def test_a_job_that_is_cancelled_waits_for_no_check(node):

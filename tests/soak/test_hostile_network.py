@@ -101,8 +101,7 @@ class Work(threading.Thread):
         try:
             with self.node.client() as client:
                 while not self.over.is_set():
-                    # Nobody is left who could check the one that is attacked.
-                    outputs = list(client.map(MODEL, {"x": x}, batch=64, verify="receipt"))
+                    outputs = list(client.map(MODEL, {"x": x}, batch=64))
                     np.testing.assert_array_equal(
                         np.concatenate([found["y"] for found in outputs]), 2 * x
                     )
