@@ -56,6 +56,11 @@ def sizes_of(count: int) -> list[int]:
     return sizes
 
 
+def root_over(items: Sequence[Buffer]) -> bytes:
+    """The root over at least one item."""
+    return root_of([leaf_of(item) for item in items])
+
+
 def path_of(leaves: Sequence[bytes], index: int) -> bytes:
     """What, beside the leaf at ``index``, the root is made of: siblings, lowest first."""
     assert 0 <= index < len(leaves)

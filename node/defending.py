@@ -20,7 +20,7 @@ import trio
 from shoal.compute.supervisor import UnitLimits
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
-from shoal.crypto.merkle import leaf_of, root_of
+from shoal.crypto.merkle import root_over
 from shoal.crypto.peer_id import PeerId
 from shoal.node.evidence import RANK
 from shoal.node.house import hold, manifest_of, program_blobs
@@ -147,7 +147,7 @@ class Defence:
                 protocol=OWN,
                 receipt=receipt_id,
                 stage=stage,
-                root=root_of([leaf_of(leaf) for leaf in traced.leaves]),
+                root=root_over(traced.leaves),
                 leaves=len(traced.leaves),
                 provider=self._house.peer_id,
             )

@@ -29,7 +29,7 @@ from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
-from shoal.crypto.merkle import leaf_of, root_of
+from shoal.crypto.merkle import root_over
 from shoal.crypto.peer_id import PeerId
 from shoal.node import bidding, given_units, input_sources
 from shoal.node.errors import JobError, StoreError
@@ -527,7 +527,7 @@ async def sign(
         inputs=request.inputs,
         outputs=tuple(sorted(outputs.items())) if outcome else None,
         error=_unit_error(run.outcome),
-        trace=root_of([leaf_of(leaf) for leaf in stages]).hex() if stages else None,
+        trace=root_over(stages).hex() if stages else None,
         provider=house.peer_id,
         requester=side.requester,
         started_at_ms=run.started_at_ms,

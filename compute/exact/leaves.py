@@ -14,7 +14,6 @@ import msgspec
 
 from shoal.compute.errors import ProgramError
 from shoal.compute.exact.kernels import ErrorCode
-from shoal.crypto.merkle import leaf_of
 from shoal.protocol.limits import PORTS_LIMIT, Count, HexId
 
 if TYPE_CHECKING:
@@ -89,11 +88,6 @@ _Leaf = TypeVar("_Leaf", OperatorLeaf, StageLeaf)
 def leaf_bytes(leaf: OperatorLeaf | StageLeaf) -> bytes:
     """The one encoding of a leaf: msgpack, every field written, in order."""
     return msgspec.msgpack.encode(leaf)
-
-
-def leaf_digest(leaf: OperatorLeaf | StageLeaf) -> bytes:
-    """The digest of a leaf in its tree."""
-    return leaf_of(leaf_bytes(leaf))
 
 
 def decode_operator_leaf(data: Buffer) -> OperatorLeaf:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shoal.crypto.content import BlobId
-from shoal.crypto.merkle import leaf_of, levels_of, path_of, root_of
+from shoal.crypto.merkle import leaf_of, levels_of, path_of
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import (
@@ -105,10 +105,6 @@ class Defender:
         answer = TraceGiven(root=root)
         self.state = State.OPERATORS
         return answer
-
-    def root_over(self, leaves: Sequence[bytes]) -> bytes:
-        """What is to be signed for these leaves."""
-        return root_of([leaf_of(leaf) for leaf in leaves])
 
     def _answer(self, question: Question) -> Answer | MakeTrace:
         match question:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shoal.crypto.content import BlobId
 from shoal.crypto.envelope import Statement
-from shoal.crypto.merkle import check_path, leaf_of, levels_of, path_of, root_of
+from shoal.crypto.merkle import check_path, leaf_of, levels_of, path_of, root_of, root_over
 from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
 from shoal.protocol.messages import (
@@ -98,7 +98,7 @@ class Provider:
                 protocol=OWN,
                 receipt=RECEIPT,
                 stage=answer.stage,
-                root=self.side.root_over(leaves),
+                root=root_over(leaves),
                 leaves=len(leaves),
                 provider=self.key.peer_id,
             )
