@@ -32,6 +32,7 @@ from shoal.compute.tensor import from_blob, to_blob
 from shoal.compute.unit_runs import Execution, NodeTensors, Traced, UnitRun
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
+from shoal.node import disputing
 from shoal.node.blob_transfer import Rights
 from shoal.node.blobs import open_store
 from shoal.node.defending import KEPT_S, Defence
@@ -277,7 +278,8 @@ async def test_two_receipts_under_one_award_convict_without_a_question(tmp_path)
         assert scene.link.asked == 0
 
 
-async def test_broken_links_are_asked_again(tmp_path, autojump_clock):
+async def test_broken_links_are_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(disputing, "PAUSE_S", 0.01)
     async with a_scene(tmp_path, small(), lie("biased")) as scene:
         await scene.signed()
         scene.link.lose = {1, 3, 4}
