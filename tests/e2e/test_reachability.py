@@ -25,8 +25,9 @@ from shoal.node.records import JobState
 
 PORT = 4711
 START_LIMIT_S = 60
-JUDGED_LIMIT_S = 40
-"""Links, then a round of dial-backs of 4 s at most, another 10 s after the first."""
+JUDGED_LIMIT_S = 150
+"""Links, then a round of dial-backs of 4 s at most, another 10 s after the first: 11 s alone.
+A peer that was too busy to answer is asked again 120 s later."""
 
 KNOWN_LIMIT_S = 30
 
