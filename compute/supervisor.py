@@ -13,6 +13,7 @@ early awaits `Worker.probe` in a task of its own. From then on a spare is kept.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -214,6 +215,7 @@ class Worker:
         inputs: Mapping[str, Buffer],
         limits: UnitLimits,
         rank: int = 0,
+        patience_s: float = math.inf,
     ) -> Execution:
         """Run one unit.
 
@@ -227,6 +229,7 @@ class Worker:
             inputs: Tensor blobs by input name.
             limits: What the unit may take.
             rank: Of those that wait, one of a lower rank goes first.
+            patience_s: How long it waits at its rank, and then at each before that.
 
         Raises:
             ProgramError: The program, or these inputs to it, would fail anywhere.
@@ -234,7 +237,7 @@ class Worker:
                 ``output_limit``) or the worker failed (``worker_died``,
                 ``worker_nonsense``, ``worker_start``, ``no_memory``).
         """
-        async with self._turnstile.turn(rank, requester):
+        async with self._turnstile.turn(rank, requester, patience_s):
             await self._room_with(requester, program_id, fetch_blobs, limits)
             return await self._run(requester, program_id, inputs, limits)
 
@@ -344,6 +347,7 @@ class Worker:
         limits: UnitLimits,
         stage: int | None = None,
         rank: int = 0,
+        patience_s: float = math.inf,
     ) -> Traced:
         """Run one unit of the class exact again, for the leaves of its operators.
 
@@ -358,6 +362,7 @@ class Worker:
             limits: What the run may take.
             stage: Of which stage the leaves are wanted; of all, where it is None.
             rank: Of those that wait, one of a lower rank goes first.
+            patience_s: As for `run`.
 
         Raises:
             ProgramError: ``no_such_stage``, ``no_trace`` of another class; or what went
@@ -365,7 +370,7 @@ class Worker:
             ComputeError: As for `run`.
         """
         request = frames.Trace(program_id, tuple(inputs), limits, stage)
-        async with self._turnstile.turn(rank, requester):
+        async with self._turnstile.turn(rank, requester, patience_s):
             await self._room_with(requester, program_id, fetch_blobs, limits)
             attachments = list(inputs.values())
             _, packed = await self._ask(requester, request, attachments, limits, frames.Traced)
@@ -384,6 +389,7 @@ class Worker:
         limits: UnitLimits,
         index: int,
         rank: int = 0,
+        patience_s: float = math.inf,
     ) -> NodeTensors:
         """Run one unit of the class exact up to one node, for what that takes and gives.
 
@@ -397,13 +403,14 @@ class Worker:
             limits: What the run may take; the tensors are its output.
             index: The node's place in the graph.
             rank: Of those that wait, one of a lower rank goes first.
+            patience_s: As for `run`.
 
         Raises:
             ProgramError: ``no_such_node``, ``no_trace``; or what went wrong before it.
             ComputeError: As for `run`.
         """
         request = frames.TensorsOf(program_id, tuple(inputs), limits, index)
-        async with self._turnstile.turn(rank, requester):
+        async with self._turnstile.turn(rank, requester, patience_s):
             await self._room_with(requester, program_id, fetch_blobs, limits)
             attachments = list(inputs.values())
             answer, tensors = await self._ask(

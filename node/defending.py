@@ -22,7 +22,7 @@ from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.merkle import root_over
 from shoal.crypto.peer_id import PeerId
-from shoal.node.evidence import RANK
+from shoal.node.evidence import PATIENCE_S, RANK
 from shoal.node.house import hold, manifest_of, program_blobs
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
@@ -183,7 +183,7 @@ class Defence:
 
             log.info("a receipt is disputed", requester=peer, unit=signed.receipt.unit)
             return await house.worker.trace(
-                peer, program, blobs, inputs, signed.limits, stage, RANK
+                peer, program, blobs, inputs, signed.limits, stage, RANK, PATIENCE_S
             )
         finally:
             house.store.unpin(name)

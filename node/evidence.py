@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from shoal.protocol.statements import Receipt
 
 RANK: Final = 3
-"""Among what waits for the worker: behind all units."""
+PATIENCE_S: Final = 30.0
+"""Among what waits for the worker: behind all units, at first. A worker may have units without
+end, so after so long at each rank it goes on waiting at the one before: with the owner's own
+after 90 s, of which an accuser can make it run one of its units."""
 
 RUN_FACTOR: Final = 8.0
 RUN_GRACE_S: Final = 300.0
@@ -104,6 +107,7 @@ class Exhibit:
             await self.tensors(),
             self._limits(),
             RANK,
+            PATIENCE_S,
         )
 
     async def trace(self, stage: int | None = None) -> Traced:
@@ -116,6 +120,7 @@ class Exhibit:
             self._limits(),
             stage,
             RANK,
+            PATIENCE_S,
         )
 
     async def tensors_of(self, index: int) -> NodeTensors:
@@ -128,6 +133,7 @@ class Exhibit:
             self._limits(),
             index,
             RANK,
+            PATIENCE_S,
         )
 
     def let_go(self) -> None:

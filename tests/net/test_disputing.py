@@ -59,7 +59,7 @@ class InProcess:
         loaded = load(program, await fetch())
         return Traceable(loaded), {name: from_blob(blob) for name, blob in inputs.items()}
 
-    async def trace(self, _requester, program, fetch, inputs, _limits, stage=None, _rank=0):
+    async def trace(self, _requester, program, fetch, inputs, _limits, stage, *_place):
         self.traces += 1
         traceable, arrays = await self._program(program, fetch, inputs)
         stages = stages_of(traceable.graph)
@@ -69,12 +69,12 @@ class InProcess:
         whole = stage_leaves(stages, leaves, traceable.graph) if stage is None else []
         return Traced(tuple(map(leaf_bytes, leaves)), tuple(map(leaf_bytes, whole)))
 
-    async def tensors_of(self, _requester, program, fetch, inputs, _limits, index, _rank=0):
+    async def tensors_of(self, _requester, program, fetch, inputs, _limits, index, *_place):
         traceable, arrays = await self._program(program, fetch, inputs)
         found = tracing.tensors_of(traceable, arrays, ReferenceKernels(), index)
         return NodeTensors(leaf_bytes(found.leaf), found.blobs, 0, 0)
 
-    async def run(self, _requester, program, fetch, inputs, _limits, _rank=0):
+    async def run(self, _requester, program, fetch, inputs, _limits, *_place):
         traceable, arrays = await self._program(program, fetch, inputs)
         made = {}
         leaves = trace(traceable, arrays, ReferenceKernels())
@@ -276,6 +276,32 @@ async def test_two_receipts_under_one_award_convict_without_a_question(tmp_path)
         assert await scene.disputed(scene.right) == "convicted"
         assert scene.proof.kind == "equivocation"
         assert scene.link.asked == 0
+
+
+async def test_of_several_disputes_with_one_peer_the_first_that_convicts_spares_the_others(
+    tmp_path,
+):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        convictions = scene.house.convictions
+        convict = convictions.convict
+
+        async def convict_and_ban(proof, blobs):
+            await trio.sleep(0.05)
+            verdict = await convict(proof, blobs)
+            convictions.banned[BOB.peer_id] = "a ban"
+            return verdict
+
+        convictions.convict = convict_and_ban
+        evidence = Evidence(scene.award, scene.receipt, None, JOB, 0)
+        async with open_disputes(disputes := Disputes(scene.house, MEMORY_BYTES)):
+            for _ in range(3):
+                await disputes.open(evidence)
+            await scene.ended(disputes)
+        outcomes = await scene.house.journal.dispute_outcomes()
+        assert sorted(outcomes.values()) == ["banned", "banned", "convicted"]
+        assert scene.house.worker.traces == 1
+        assert len(convictions.proofs) == 1
 
 
 async def test_broken_links_are_asked_again(tmp_path, monkeypatch):
