@@ -70,6 +70,8 @@ class Disputes:
         self._withheld = withheld
         self._room = trio.CapacityLimiter(AT_ONCE)
         self._nursery: trio.Nursery | None = None
+        self._against: dict[PeerId, trio.Lock] = {}
+        """Of each accused one at a time: the first that convicts it spares the others."""
         self._started: set[int] = set()
         """Numbers of those that run: one that is opened while `run` reads would run twice."""
 
@@ -111,8 +113,7 @@ class Disputes:
 
     async def _work_off(self, number: int, evidence: Evidence) -> None:
         try:
-            async with self._room:
-                outcome = await self._outcome(number, evidence)
+            outcome = await self._outcome(number, evidence)
             await self._house.journal.close_dispute(number, outcome)
         except ShoalError as error:  # written down it stays, and a restart tries again
             log.warning("a dispute is put off", number=number, why=error.message)
@@ -121,13 +122,25 @@ class Disputes:
         finally:
             self._started.discard(number)
 
+    @asynccontextmanager
+    async def _turn_against(self, accused: PeerId) -> AsyncIterator[None]:
+        """Wait until no other dispute with this peer is worked on."""
+        lock = self._against.setdefault(accused, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if lock.statistics().tasks_waiting == 0 and not lock.locked():
+                self._against.pop(accused, None)
+
     async def _outcome(self, number: int, evidence: Evidence) -> str:
         try:
             receipt = open_receipt(evidence.receipt)
             accused = PeerId(receipt.provider)
-            if self._house.ban_of(accused) is not None:
-                return "banned"
-            outcome = await self._dispute(number, evidence, receipt, accused)
+            async with self._turn_against(accused), self._room:
+                if self._house.ban_of(accused) is not None:
+                    return "banned"
+                outcome = await self._dispute(number, evidence, receipt, accused)
         except ShoalError as error:
             log.warning("a dispute came to nothing", number=number, why=error.message)
             return error.code
