@@ -161,10 +161,15 @@ class TensorsOf(_Message):
 
 
 class Judge(_Message):
-    """Judge the fraud proof that is attached first; its blobs follow. Answer: `Judged`."""
+    """Judge the fraud proof that is attached first; its blobs follow. Answer: `Judged`.
+
+    Attributes:
+        processor_s: What it may take of a processor, within the wall time of its limits.
+    """
 
     blob_ids: tuple[str, ...]
     limits: UnitLimits
+    processor_s: float
 
 
 class Measure(_Message):
@@ -255,11 +260,16 @@ class NodeTensors(_Message):
 
 
 class Judged(_Message):
-    """What the proof shows, of whom, and why, in a sentence for people."""
+    """What the proof shows, of whom, and why, in a sentence for people.
+
+    Attributes:
+        processor_s: What it took of a processor.
+    """
 
     outcome: Literal["convicted", "acquitted", "undecided"]
     accused: _Text | None
     sentence: _Text
+    processor_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 
 
 class Paused(_Message):

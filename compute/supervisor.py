@@ -127,6 +127,8 @@ class Worker:
         self._missing: tuple[str, ...] = ()
         self.processes_started = 0
         """How many worker processes there have been, those that did not settle in as well."""
+        self.judging_s = 0.0
+        """Processor seconds that judging proofs has taken."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -420,7 +422,11 @@ class Worker:
         return NodeTensors(answer.leaf, blobs, answer.row_elements, answer.multiply_adds)
 
     async def judge(
-        self, proof: bytes, blobs: Mapping[BlobId, Buffer], limits: UnitLimits
+        self,
+        proof: bytes,
+        blobs: Mapping[BlobId, Buffer],
+        limits: UnitLimits,
+        processor_s: float,
     ) -> Verdict:
         """Judge a fraud proof by the reference: one after another, beside units that run.
 
@@ -431,22 +437,28 @@ class Worker:
         Args:
             proof: The proof.
             blobs: What it needs, by id.
-            limits: What judging may take of time and memory.
+            limits: What judging may take of wall time and memory. On a machine that has
+                much else to do it gets a thirtieth of a core.
+            processor_s: What it may take of a processor.
 
         Raises:
             ComputeError: A limit was met, or the worker failed: nothing is decided.
         """
-        request = frames.Judge(tuple(blobs), limits)
+        request = frames.Judge(tuple(blobs), limits, processor_s)
         start = msgspec.structs.replace(self._start, niceness=priority.LOWEST, exact=False)
         async with self._judging:
+            spent_s, began_s = None, trio.current_time()
             room = await self._started(start)
             try:
                 answer, _ = await exchange(
                     room.process, request, [proof, *blobs.values()], limits, frames.Judged
                 )
+                spent_s = answer.processor_s
             except ProgramError as error:  # judging never raises, so this is not of a proof
                 raise nonsense(str(error)) from None
             finally:
+                took_s = trio.current_time() - began_s
+                self.judging_s += min(took_s, processor_s) if spent_s is None else spent_s
                 if not room.process.ended:
                     await room.process.end()
         accused = None if answer.accused is None else PeerId(answer.accused)

@@ -67,8 +67,9 @@ PUBLIC_SHARE: Final = 1 / 8
 """Of the blob store, for proofs and their blobs."""
 
 REST: Final = 3.0
-"""After an accusation was looked into, so many times as long nothing is: whatever peers
-tell, it takes a quarter of the lowest priority of this node."""
+"""After an accusation was looked into, nothing is for so many times what judging it took of a
+processor: whatever peers tell, it takes a quarter of the lowest priority of this node. By the
+clock it may have waited for that, and for blobs, a hundred times as long."""
 
 FETCH_BASE_S: Final = 30.0
 FETCH_BYTES_PER_S: Final = 250e3
@@ -146,6 +147,7 @@ class Convictions:
             is looked into, since anybody can make two keys and convict one of them.
         convicted: Told of each new conviction: who, and what the proof shows.
         accused_falsely: Told of whoever sent a proof that is false, and why it is.
+        judging_s: What judging has taken of a processor so far, in seconds.
 
     Attributes:
         house: The modules of this node, which has to be set before anything else is done.
@@ -160,6 +162,7 @@ class Convictions:
     matters: Callable[[PeerId], bool] = lambda _peer: True
     convicted: Callable[[PeerId, str], None] = lambda _peer, _why: None
     accused_falsely: Callable[[PeerId, str], None] = lambda _peer, _why: None
+    judging_s: Callable[[], float] = trio.current_time
     wall_s: Callable[[], float] = time.time
     house: House = field(init=False)
     on_ban: list[Callable[[PeerId], None]] = field(default_factory=list)
@@ -316,8 +319,9 @@ class Convictions:
                 self._woken = trio.Event()
                 await self._woken.wait()
                 continue
-            began_s = trio.current_time()
+            spent_s = self.judging_s()
             end, why = await self._look_into(heard)
+            spent_s = self.judging_s() - spent_s
             now_s = trio.current_time()
             self.ended[end] += 1
             for liar in self._docket.close(end, now_s):
@@ -325,7 +329,7 @@ class Convictions:
                 self.accused_falsely(liar, why)
             if end is End.OPEN:
                 log.info("an accusation is left open", peer=heard.sender, why=why)
-            await trio.sleep(REST * (now_s - began_s))
+            await trio.sleep(REST * spent_s)
 
     async def _look_into(self, heard: Heard) -> tuple[End, str]:
         """Fetch a proof and what it needs, and have it judged; never raises."""

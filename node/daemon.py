@@ -238,6 +238,7 @@ async def serve(
             read=charge_of,
             links=lambda: membership.links,
             matters=lambda peer: membership.table.get(peer) is not None,
+            judging_s=lambda: worker.judging_s,
         )
         house = House(
             identity=identity,
