@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from shoal.compute.errors import ComputeError
 from shoal.compute.exact.kernels import ExactError
 from shoal.compute.exact.reference import ReferenceKernels, product_tile
-from shoal.compute.exact.reference.products import quantised, scale_exponents
+from shoal.compute.exact.reference.products import integer_sums, quantised, scale_exponents
 from shoal.compute.exact.spec import K_BLOCK, K_LIMIT, PRECISIONS, X8, X16, X20
 
 KERNELS = ReferenceKernels()
@@ -40,6 +41,24 @@ def test_the_scale_changes_at_powers_of_two_and_at_q(precision, t):
     assert exponents.tolist() == [e for _, e in cases]
     integers = quantised(vectors, exponents, precision)
     assert np.abs(integers).max() <= precision.limit
+
+
+@pytest.mark.parametrize("terms", [K_BLOCK - 1, K_BLOCK, K_BLOCK + 1, 2 * K_BLOCK + 3])
+@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda p: p.name)
+def test_sums_of_the_largest_integers_are_those_of_int64(precision, terms):
+    q = precision.limit
+    drawn = np.random.default_rng(terms).integers(-q, q, (3, terms), endpoint=True)
+    drawn[0] = q
+    want = drawn @ drawn.T
+    got = integer_sums(drawn.astype(np.float64), drawn.T.astype(np.float64))
+    assert got.tolist() == want.tolist()
+
+
+def test_a_product_of_integers_that_was_rounded_is_not_used():
+    big = np.array([[2.0**30 + 1, 1.0]])  # its square needs 61 bits, so float64 rounds it
+    with pytest.raises(ComputeError, match="without error") as raised:
+        integer_sums(big, big.T)
+    assert raised.value.code == "broken_blas"
 
 
 def test_zero_rows_and_negative_zeros_have_scale_zero():
