@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
 
 JUDGING_LIMIT_S: Final = 600.0
-"""For one proof: those of an operator or a tile take seconds, a whole unit a minute or so."""
+"""For one proof: of an operator seconds, of a whole unit about what it took."""
 
 ANSWER_LIMIT_BYTES: Final = 1 << 20
 """A verdict is a sentence."""

@@ -9,7 +9,7 @@ import pytest
 
 from shoal.compute.errors import ComputeError
 from shoal.compute.exact.kernels import ExactError
-from shoal.compute.exact.reference import ReferenceKernels, product_tile
+from shoal.compute.exact.reference import ReferenceKernels
 from shoal.compute.exact.reference.products import integer_sums, quantised, scale_exponents
 from shoal.compute.exact.spec import K_BLOCK, K_LIMIT, PRECISIONS, X8, X16, X20
 
@@ -124,19 +124,11 @@ def test_more_terms_than_the_limit_are_refused_before_anything_is_read():
     for call in (
         lambda: KERNELS.product(a, b, X8, "column"),
         lambda: KERNELS.prepare(b, X8, "k"),
-        lambda: product_tile(a, b, X8, "k"),
         lambda: KERNELS.integer_product(a.astype(np.int32), b.astype(np.int32)),
     ):
         with pytest.raises(ExactError) as caught:
             call()
         assert caught.value.code == "k_limit"
-
-
-def test_a_tile_reads_only_its_own_rows_and_columns():
-    a, b = np.ones((4, 3), np.float32), np.ones((3, 4), np.float32)
-    a[3], b[:, 3] = -np.inf, -np.inf
-    tile = product_tile(a, b, X20, "column", slice(0, 2), slice(1, 3))
-    assert tile.tolist() == [[3, 3], [3, 3]]
 
 
 def test_integer_products_wrap_into_32_bits():

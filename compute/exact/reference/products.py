@@ -1,9 +1,7 @@
 """Matrix products of the exact class, in whole numbers: SPEC, "Products", line by line.
 
 Part of *execute*, the reference. Every row of A and every scaled vector of B becomes
-integers times a power of two; the integer product is exact; one rounding ends it. A
-tile of the result is computed from the rows and columns that it reads, so that one
-tile alone can convict.
+integers times a power of two; the integer product is exact; one rounding ends it.
 
 Float64 holds every integer up to 2^53, and no partial sum of `K_BLOCK` terms is beyond
 that: so a float64 product of integers is exact whatever the order, some thirty times as
@@ -12,7 +10,7 @@ fast as numpy's int64 one. Powers of two are float64 too: they multiply without 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from shoal.compute.exact.kernels import Floats, Integers, Prepared, ScaleAxis
     from shoal.compute.exact.reference.rounding import Doubles
     from shoal.compute.exact.spec import Precision
-
-_ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +55,6 @@ class Quantised:
         """(K, N)."""
         k, n = self.integers.shape
         return k, n
-
-    def columns(self, cols: slice) -> Quantised:
-        """Some columns of it, with the same scales."""
-        exponents = self.exponents[cols] if self.axis == "column" else self.exponents
-        return replace(self, integers=self.integers[:, cols], exponents=exponents)
 
 
 def scale_exponents(vectors: Doubles, precision: Precision) -> Integers:
@@ -152,33 +143,6 @@ def products(a: Floats, b: Floats, precision: Precision, axis: ScaleAxis) -> Flo
     for index in range(a.shape[0]):
         result[index] = product(a[index], b[index], precision, axis)
     return result
-
-
-def product_tile(
-    a: Floats,
-    b: Floats,
-    precision: Precision,
-    axis: ScaleAxis,
-    rows: slice = _ALL,
-    cols: slice = _ALL,
-) -> Floats:
-    """``product(a, b, precision, axis)[rows, cols]``, from what that tile depends on alone.
-
-    Args:
-        a: (M, K), of which ``rows`` are read.
-        b: (K, N), of which ``cols`` are read, and for axis "k" all columns' magnitudes.
-        precision: As for `product`.
-        axis: As for `product`.
-        rows: The tile's rows.
-        cols: The tile's columns.
-
-    Raises:
-        ExactError: As `product`, for what the tile reads and gives.
-    """
-    if axis == "column":
-        return product(a[rows], b[:, cols], precision, axis)
-    refuse_long("product", a.shape[1])
-    return product(a[rows], prepare(b, precision, axis).columns(cols), precision, axis)
 
 
 def integer_product(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int32]:
