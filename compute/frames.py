@@ -251,12 +251,10 @@ class Traced(_Message):
 
 
 class NodeTensors(_Message):
-    """A node's leaf, and what tiling it takes; ``blob_ids`` name the attachments."""
+    """A node's leaf; ``blob_ids`` name the attachments."""
 
     blob_ids: Annotated[tuple[HexId, ...], msgspec.Meta(max_length=LEAF_VALUES_LIMIT)]
     leaf: _Leaf
-    row_elements: Annotated[int, msgspec.Meta(ge=0)]
-    multiply_adds: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Judged(_Message):

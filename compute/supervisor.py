@@ -419,7 +419,7 @@ class Worker:
                 requester, request, attachments, limits, frames.NodeTensors
             )
         blobs = dict(zip(map(BlobId, answer.blob_ids), tensors, strict=True))
-        return NodeTensors(answer.leaf, blobs, answer.row_elements, answer.multiply_adds)
+        return NodeTensors(answer.leaf, blobs)
 
     async def judge(
         self,

@@ -209,10 +209,7 @@ class Worker:
             found = executor.tensors_of(held.prepared, arrays, request.index)
         blobs = list(found.blobs.values())
         _check_output_size(sum(map(len, blobs)), request.limits)
-        answer = frames.NodeTensors(
-            tuple(found.blobs), leaf_bytes(found.leaf), found.row_elements, found.multiply_adds
-        )
-        return answer, blobs
+        return frames.NodeTensors(tuple(found.blobs), leaf_bytes(found.leaf)), blobs
 
     def judge(self, request: frames.Judge, attachments: list[Buffer]) -> frames.Judged:
         """Judge a fraud proof by the reference."""

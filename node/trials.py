@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
 
 JUDGING_PROCESSOR_S: Final = 600.0
-"""For one proof: those of an operator or a tile take a second, a whole unit a minute or so."""
+"""For one proof: an operator takes a second, a whole unit some ten seconds."""
 
 JUDGING_LIMIT_S: Final = 1800.0
 """The same by the clock. At the lowest priority, on a machine whose owner uses all of it, a

@@ -286,7 +286,7 @@ def document() -> str:
         diagram(dispute.DEFENDER),
         "### Fraud proofs\n",
         _passage(fraud_proof, "A proof holds"),
-        _structs([fraud_proof.FraudProof, fraud_proof.Opening, fraud_proof.Tile]),
+        _structs([fraud_proof.FraudProof, fraud_proof.Opening]),
         STATEMENTS,
         _domains(),
         _structs(

@@ -36,7 +36,6 @@ _WHERE_FROM = (
 _SAYS = {
     "equivocation": "it signed two results of one unit under one award",
     "operator": "one operator of its trace does not give what it committed to",
-    "tile": "some rows of one product are not what it committed to",
     "wiring": "its trace is none of this program and these inputs, or not its receipt's",
     "unit": "the program gives another result than its receipt says",
 }

@@ -72,7 +72,7 @@ class InProcess:
     async def tensors_of(self, _requester, program, fetch, inputs, _limits, index, *_place):
         traceable, arrays = await self._program(program, fetch, inputs)
         found = tracing.tensors_of(traceable, arrays, ReferenceKernels(), index)
-        return NodeTensors(leaf_bytes(found.leaf), found.blobs, 0, 0)
+        return NodeTensors(leaf_bytes(found.leaf), found.blobs)
 
     async def run(self, _requester, program, fetch, inputs, _limits, *_place):
         traceable, arrays = await self._program(program, fetch, inputs)

@@ -28,7 +28,7 @@ from shoal.compute.judging import Outcome, judge, missing
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.merkle import leaf_of, root_of
 from shoal.protocol.verification import fraud_proof
-from shoal.protocol.verification.fraud_proof import Opening, Tile
+from shoal.protocol.verification.fraud_proof import Opening
 from shoal.protocol.verification.search import Search
 
 replace = msgspec.structs.replace
@@ -168,17 +168,6 @@ def stages_that_are_left_out():
     return proof_against(Accused(sample, leaves, {"y": blob_id_of(b"else")}, stages=stages))
 
 
-def some_rows():
-    sample = small()
-    with lying("product", bit_flipped):
-        leaves = sample.leaves()
-        false = sample.tensors_of(leaves[1])
-    proof, blobs = proof_against(Accused(sample, leaves))
-    output = BlobId(leaves[1].outputs[0])
-    narrowed = accusing.tile_proof(proof, Tile(3, 1), output)
-    return narrowed, blobs | {output: false[output]}
-
-
 def invented(sample):
     return {name: blob_id_of(name.encode()) for name in sample.graph.outputs}
 
@@ -187,7 +176,6 @@ LIES = {
     an_operator_lie: "operator",
     a_false_error: "operator",
     an_error_passed_over: "operator",
-    some_rows: "tile",
     another_input: "wiring",
     a_wire_to_another_place: "wiring",
     another_operator: "wiring",
@@ -239,7 +227,7 @@ def changes(data, rng, places):
 
 @pytest.mark.parametrize(
     "lie",
-    [an_operator_lie, an_equivocation, another_input, some_rows, a_stage_lie, a_withheld_trace],
+    [an_operator_lie, an_equivocation, another_input, a_stage_lie, a_withheld_trace],
     ids=lambda lie: lie.__name__,
 )
 def test_no_single_changed_byte_of_a_proof_convicts(lie, capsys):
@@ -430,8 +418,7 @@ def test_inputs_that_do_not_fit_the_program_leave_it_undecided():
         lambda proof, _: replace(proof, leaves=()),
         lambda proof, _: replace(proof, leaves=proof.leaves * 2),
         lambda proof, _: replace(proof, kind="unit"),
-        lambda proof, _: replace(proof, kind="tile"),
-        lambda proof, _: replace(proof, tile=Tile(0, 1)),
+        lambda proof, _: replace(proof, kind="wiring", root=None),
         lambda proof, _: replace(proof, other=proof.receipt),
         lambda proof, _: replace(proof, blobs=proof.blobs[:-1]),
         lambda proof, _: replace(proof, blobs=(*proof.blobs, "ab" * 32)),
@@ -473,7 +460,6 @@ def test_a_leaf_that_is_none_is_undecided_and_never_raises():
             root=root,
             leaves=(Opening(0, nonsense, b""),),
             stages=(),
-            tile=None,
             blobs=(sample.program_id, sample.manifest.graph),
         )
         assert outcome(proof, sample.blobs) is Outcome.UNDECIDED
