@@ -31,14 +31,15 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import bidding, comparing, pipeline, probation
 from shoal.node.checks import OF_THE_PROGRAM, Draw, Stage, UnitCheck, said_by
 from shoal.node.errors import StoreError
-from shoal.node.house import inline_blobs, small_inputs, unit_name
+from shoal.node.house import unit_name
 from shoal.node.records import Check, Ended, Failure, Unit, UnitState
+from shoal.node.repeating import other_answer
 from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.setbacks import COOL_DOWN_BROKEN_S, setback_of
 from shoal.node.verifying import VerifierLease, open_lease
 from shoal.protocol.limits import CANDIDATES_LIMIT
-from shoal.protocol.messages import UnitRequest, UnitResult
+from shoal.protocol.messages import UnitResult
 from shoal.protocol.statements import Receipt, open_receipt
 from shoal.protocol.verification.draw import SALT_SIZE_BYTES, signature_of, verifiers
 
@@ -66,10 +67,6 @@ RETRY_S: Final = 3.0
 TRIES: Final = 5
 """After so many times ``auto`` delivers a result that nobody could be found to check, and at
 once where there is nobody at all. What was asked for by name, a quorum or a sample, waits."""
-
-ASK_AGAIN_S: Final = 2.0
-"""What a provider gets to repeat the first answer of its that was found false: the right one
-is delivered only after that, since the lease may end with it."""
 
 FALSE_FOR_S: Final = 24 * 3600.0
 """How long a peer gets nothing by this node's own finding, beside what others find."""
@@ -660,7 +657,8 @@ class Checking:
         other = None
         if peer == machine.provider and peer not in self._asked_again:
             self._asked_again.add(peer)
-            other = await self._ask_again(job, checked)  # while there is the lease
+            side, need = checked.held.side, job.running.need  # while there is the lease
+            other = await other_answer(self._house, need, side, checked.unit, opinion.receipt)
         return Falsehood(
             peer,
             opinion,
@@ -706,29 +704,6 @@ class Checking:
                         )
         except ShoalError as error:  # root of a task of all jobs
             log.error("what follows from a false result could not be done", error=str(error))
-
-    async def _ask_again(self, job: JobChecks, checked: Checked) -> bytes | None:
-        """Have a provider repeat a false answer; gives the receipt where it says another thing.
-
-        It answers from memory, and so the same; two receipts that differ convict.
-        """
-        side, need, unit = checked.held.side, job.running.need, checked.unit
-        first = checked.opinions[checked.machine.provider].receipt
-        assert side.call is not None
-        small = await small_inputs(self._house, [unit])
-        blobs = await inline_blobs(self._house, unit, small)
-        inputs = tuple(sorted(unit.inputs.items()))
-        # Beside the lease's machine: the scheduler counts what is out by that.
-        request = UnitRequest(side.call.call, unit_name(unit), inputs, blobs)
-        try:
-            answer = await self._house.control.request(side.provider, request, ASK_AGAIN_S)
-            if isinstance(answer, UnitResult) and answer.receipt != first:
-                receipt = pipeline.verify(need, side, unit, answer)
-                if said_by(receipt) != checked.machine.key:
-                    return answer.receipt
-        except ShoalError:  # the lease may be over: then there is one receipt
-            pass
-        return None
 
     async def _take_back(self, peer: PeerId) -> None:
         """Have everything run again that rests on a false peer's word alone."""

@@ -8,20 +8,32 @@ kind.
 
 import pytest
 from daemons import eventually
-from kinds import GANGS, KINDS, PROVIDERS, Fate
+from kinds import GANGS, PLAYED, PROVIDERS, Fate
 from whole_models import is_installed
-from zoo import Zoo, assert_convicted, lies_told, proof_against, run_map, run_until
+from zoo import (
+    Zoo,
+    assert_convicted,
+    lies_told,
+    proof_against,
+    run_for,
+    run_map,
+    run_until,
+    said_otherwise,
+)
 
-from shoal.node.result_standing import NEW
+from shoal.node.result_standing import NEW, Deed
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-ALONE = [name for name in PROVIDERS if not KINDS[name].ring]
+ALONE = [name for name in PROVIDERS if not PLAYED[name].ring]
 MODELS = [name for name in ("magika", "minilm") if is_installed(name)]
-CONVICTED = [name for name in ALONE if KINDS[name].fate is Fate.CONVICTED]
-DISTRUSTED = [
-    name for name in ALONE if KINDS[name].fate is Fate.DISTRUSTED and name != "false_accuser"
-]
+CONVICTED = [name for name in ALONE if PLAYED[name].fate is Fate.CONVICTED]
+DISTRUSTED = ["invented_work", "withholder"]
+RIGHT_AT_FIRST = {"honest_then_cheat", "late_equivocator"}
+"""What they gave before they lied may well be delivered."""
+
+LONGER_THAN_COLD_S = 14.0
+"""In so many seconds a worker has started, however cold, and has answered or is too slow."""
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +46,11 @@ def zoo():
 def distrusts(node, peer):
     with node.client() as client:
         return has_lost_standing(client, peer)
+
+
+def deeds_of(node, peer):
+    with node.client() as client:
+        return {reason.code for reason in client.standing(peer).reasons}
 
 
 def bans_of(node):
@@ -70,6 +87,33 @@ def test_a_kind_that_gives_nothing_false_loses_standing_and_is_not_convicted(zoo
 
 
 @pytest.mark.soak
+def test_who_answers_just_before_its_time_is_up_is_overtaken_and_loses_standing(zoo):
+    with zoo.liars("slow_roller") as (liar,), zoo.requester.client() as client:
+        run_for(client, "magika", LONGER_THAN_COLD_S)
+        assert has_lost_standing(client, liar.peer)
+        assert proof_against(zoo.requester, liar.peer) is None
+
+
+@pytest.mark.soak
+def test_a_requester_that_never_acknowledges_is_refused_and_named(zoo):
+    with zoo.liars("never_acknowledges") as (liar,), liar.client() as client:
+        honest = [node for node in zoo.nodes if node.running and node is not liar]
+        run_for(client, "magika", 12.0)
+        unsettled = [node for node in honest if Deed.UNSETTLED in deeds_of(node, liar.peer)]
+        assert unsettled, "it is refused nowhere"
+        (job, *_) = client.jobs(1)
+        answers, _ = client.why(job.id)
+        refused = {answer.peer for answer in answers if answer.verdict == "unsettled"}
+        assert {node.peer for node in unsettled} <= refused
+        for node in unsettled:
+            assert distrusts(node, liar.peer)
+            with node.client() as other:
+                rows = [row for row in other.ledger(liar.peer).rows if row.direction == "given"]
+            assert [row.acknowledged_units for row in rows] == [0]
+            assert rows[0].units > 0
+
+
+@pytest.mark.soak
 def test_who_accuses_the_innocent_is_believed_by_nobody_and_loses_standing(zoo):
     with zoo.liars("false_accuser") as (liar,):
         with liar.client() as client:
@@ -100,8 +144,9 @@ def test_a_banned_node_that_comes_back_under_another_key_is_convicted_again(zoo,
 
 def check_convicted(zoo, kind, model, directory):
     with zoo.liars(kind) as (liar,), zoo.requester.client() as client:
-        done = run_until(client, model, lambda: has_lied(liar) or kind == "equivocator")
-        assert_convicted(zoo, liar, directory)
-        false = [unit for unit in done if unit.provider == liar.peer]
-        if kind != "honest_then_cheat":
-            assert not false
+        done = run_until(client, model, lambda: has_lied(liar) or said_otherwise(liar))
+        proof = assert_convicted(zoo, liar, directory)
+        if kind not in RIGHT_AT_FIRST:
+            assert liar.peer not in {unit.provider for unit in done}
+        if kind == "late_equivocator":
+            assert proof == "equivocation"

@@ -1,6 +1,7 @@
 """Honest daemons among which liars of the zoo appear, and jobs of which every bit is known."""
 
 import json
+import time
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,17 @@ from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.node.demo.swarm import Node, Swarm
 from shoal.node.records import JobState
+from shoal.protocol.verification import fraud_proof
 
 LIAR = Path(__file__).resolve().parents[1] / "zoo" / "liar.py"
 PRECISION = "x20"
+AHEAD = 96
+OPTIONS = {
+    "numeric_class": "exact",
+    "precision": PRECISION,
+    "verify": "sample:1",
+    "time_limit_s": 60.0,
+}
 SHAPES = {"magika": {"batch": 2}, "minilm": {"batch": 2, "tokens": 32}}
 UNITS = {"magika": 12, "minilm": 36}
 """A liar that is new fetches MiniLM's 90 MB first: there has to be work left after that."""
@@ -81,6 +90,11 @@ class Zoo(Swarm):
                 node.kill()
 
 
+def said_otherwise(node):
+    """Whether a liar was asked again for a unit, and signed another thing."""
+    return '"said otherwise"' in node.log_path.read_text(errors="replace")
+
+
 def lies_told(node):
     """What a liar's log says it gave: a list of lies."""
     lines = node.log_path.read_text(errors="replace").splitlines()
@@ -121,9 +135,7 @@ def run_map(client, name, seed, **options):
     job = client.submit(
         whole_models.onnx_bytes(name),
         units,
-        numeric_class="exact",
-        precision=PRECISION,
-        **{"verify": "sample:1", "time_limit_s": 60.0} | options,
+        **OPTIONS | options,
     )
     ended = client.wait(job.id, JOB_LIMIT_S)
     count = len(units)
@@ -131,6 +143,23 @@ def run_map(client, name, seed, **options):
     done = client.units(job.id, 0, count)
     assert [unit.outputs for unit in done] == local_outputs(name, seed)
     return done
+
+
+def run_for(client, name, seconds):
+    """A map that is not short of units for so long: each comes back as it must."""
+    until_s, given = time.monotonic() + seconds, []
+
+    def units():
+        while time.monotonic() < until_s:
+            given.append(units_of(name, len(given) % UNITS[name])[0])
+            yield given[-1]
+
+    model = whole_models.onnx_bytes(name)
+    came = [
+        {port: blob_id_of(to_blob(array)) for port, array in outputs.items()}
+        for outputs in client.map(model, units(), ahead=AHEAD, **OPTIONS)
+    ]
+    assert came == [local(name)(inputs) for inputs in given]
 
 
 def run_until(client, name, condition):
@@ -150,16 +179,18 @@ def proof_against(node, peer):
 
 
 def assert_convicted(zoo, liar, directory):
-    """A proof against a liar convicts it with no daemon, and the other nodes have it too."""
+    """A proof against a liar convicts it with no daemon, and the other nodes have it too.
+
+    Gives the proof's kind.
+    """
     view = eventually(
         lambda: proof_against(zoo.requester, liar.peer), CONVICTED_LIMIT_S, "it is convicted"
     )
     exported = shoal("proof", "export", view.id, directory, node=zoo.requester)
     assert exported.code == 0, exported
     nowhere = Node(0, directory / "no-home", liar.peer)
-    verified = shoal(
-        "proof", "verify", directory / f"{view.id}.proof", "--json", node=nowhere, timeout_s=120
-    )
+    file = directory / f"{view.id}.proof"
+    verified = shoal("proof", "verify", file, "--json", node=nowhere, timeout_s=120)
     assert verified.code == 0, verified
     verdict = verified.json["verdict"]
     assert (verdict["outcome"], verdict["accused"]) == ("convicted", liar.peer)
@@ -170,4 +201,4 @@ def assert_convicted(zoo, liar, directory):
             )
             with node.client() as client:
                 assert liar.peer in {ban.peer for ban in client.bans()}
-    return verdict
+    return fraud_proof.decode(file.read_bytes()).kind

@@ -4,11 +4,13 @@ import pytest
 import trio
 from checking_nodes import (
     CallsItNaN,
+    KeepsOutputs,
     Lies,
     Peer,
     RefusesToVerify,
     Roughly,
     SaysAnotherThingEachTime,
+    ThinksTwice,
     TurnsFalse,
     given,
     nearly_right,
@@ -188,6 +190,37 @@ async def test_two_receipts_for_one_award_that_differ_go_to_the_disputes_togethe
         async with open_peers(node, Peer):
             await until(all_are_done)
         await assert_right(node, await node.journal.units(job.id, 0, 6), range(6))
+
+
+async def test_who_gives_what_is_right_and_signs_another_thing_when_asked_again_is_accused(
+    node,
+):
+    async with open_peers(node, ThinksTwice, verify=False) as (liar,):
+        async with open_peers(node, Peer):
+            units = await node.run(range(20), verify="sample:1")
+        await assert_right(node, units, range(20))
+
+        async def it_is_accused():
+            return bool(node.accused)
+
+        await until(it_is_accused)
+        assert {(who, other) for who, other, _ in node.accused} == {(liar.peer, True)}
+
+
+async def test_who_says_the_same_when_asked_again_is_not_accused(node):
+    async with open_peers(node, Peer, Peer, verify=False) as peers:
+        units = await node.run(range(20), verify="sample:1")
+        await assert_right(node, units, range(20))
+        assert sum(peer.repeated for peer in peers) > 0
+    assert node.accused == []
+
+
+async def test_who_keeps_the_outputs_that_it_signed_for_loses_standing(node):
+    async with open_peers(node, KeepsOutputs, Peer) as (withholder, _):
+        units = await node.run(range(10), verify="sample:1")
+        await assert_right(node, units, range(10))
+        assert (withholder.peer, Deed.NO_ANSWER) in node.standings.notes
+        assert node.accused == []
 
 
 async def test_what_a_peer_gave_before_it_was_found_false_runs_again(node):
