@@ -82,6 +82,9 @@ TELLING_LIMIT: Final = 8
 COMPARE_INTERVAL_S: Final = 300.0
 LOOK_INTERVAL_S: Final = 1.0
 
+UNKNOWN_LIMIT: Final = 256
+"""Accused of whom nothing is known yet, as after a start; the oldest go first."""
+
 FETCHING = "accusation"
 """Under which name blobs are pinned while an accusation is looked into."""
 
@@ -172,6 +175,8 @@ class Convictions:
     _known: dict[BlobId, _Known] = field(default_factory=dict)
     _pardoned: dict[PeerId, float] = field(default_factory=dict)
     """Until when others' proofs against a peer that the operator let back in are not heard."""
+    _unknown: dict[PeerId, PeerId] = field(default_factory=dict)
+    """Who told of an accused that did not matter yet: its first advert may be a second late."""
     _docket: Docket = field(default_factory=Docket)
     _woken: trio.Event = field(default_factory=trio.Event)
     _telling: trio.CapacityLimiter = field(
@@ -394,6 +399,8 @@ class Convictions:
         asked_at_s: dict[PeerId, float] = {}
         while True:
             links, now_s = set(self.links()), trio.current_time()
+            for accused in filter(self.matters, list(self._unknown)):
+                asked_at_s.pop(self._unknown.pop(accused), None)
             asked_at_s = {peer: at for peer, at in asked_at_s.items() if peer in links}
             due = [
                 peer
@@ -436,7 +443,12 @@ class Convictions:
     # --- steps --------------------------------------------------------------------
 
     def _hear(self, sender: PeerId, accusation: Accusation) -> None:
-        if self._needless(PeerId(accusation.accused)) is not None:
+        accused = PeerId(accusation.accused)
+        if self._needless(accused) is not None:
+            if self._of_nobody(accused):
+                self._unknown.setdefault(accused, sender)
+                while len(self._unknown) > UNKNOWN_LIMIT:
+                    del self._unknown[next(iter(self._unknown))]
             return
         hearing = self._docket.hear(sender, accusation, trio.current_time())
         if hearing is Hearing.WAITS:
@@ -452,9 +464,10 @@ class Convictions:
             return "it is banned already"
         if self._pardoned.get(accused, 0.0) > self.wall_s():
             return "this node's operator has let it back in"
-        if accused != self.house.peer_id and not self.matters(accused):
-            return "nothing is known of it here"
-        return None
+        return "nothing is known of it here" if self._of_nobody(accused) else None
+
+    def _of_nobody(self, accused: PeerId) -> bool:
+        return accused != self.house.peer_id and not self.matters(accused)
 
     async def _believe(
         self,

@@ -78,6 +78,19 @@ async def test_whoever_comes_later_hears_of_it_when_it_links(tmp_path):
         await until(second.bans)
 
 
+async def test_who_is_accused_before_anything_is_known_of_it_is_banned_once_it_is(tmp_path):
+    later = identity.generate().peer_id
+    proof = a_proof(later)
+    async with open_nodes(tmp_path, 2) as (first, second):
+        first.known.add(later)
+        await first.convictions.convict(proof, by_id())
+        await second.meets(first)
+        await trio.sleep(0.3)
+        assert not second.judged
+        second.known.add(later)
+        await until(lambda: second.bans(later))
+
+
 async def test_a_word_that_was_lost_is_heard_when_links_compare(tmp_path, monkeypatch):
     async with open_nodes(tmp_path, 2) as (first, second):
         await second.meets(first)
