@@ -28,6 +28,7 @@ from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.statements import Receipt, TraceRoot, open_receipt, statement_id
 from shoal.protocol.verification.defence import Defender, MakeTrace
+from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S
 from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
@@ -102,7 +103,12 @@ class Defence:
             requester=PeerId(receipt.requester),
             receipt=receipt,
             tensors=tensors,
-            limits=UnitLimits(call.time_limit_s, call.memory_bytes, call.memory_bytes),
+            # As long as the accuser waits: a unit that was just in time, and all of it hashed.
+            limits=UnitLimits(
+                TRACE_GRACE_S + TRACE_FACTOR * call.time_limit_s,
+                call.memory_bytes,
+                call.memory_bytes,
+            ),
             stages=stages,
             until_s=trio.current_time() + KEPT_S,
             size_bytes=kept_bytes,

@@ -44,8 +44,10 @@ from shoal.node.state import open_state
 from shoal.protocol.messages import Call, NodesWanted, Problem, TraceWanted
 from shoal.protocol.statements import statement_id
 from shoal.protocol.verification import fraud_proof
+from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S
 
 MEMORY_BYTES = 1 << 30
+TIME_LIMIT_S = 60.0
 JOB = "0" * 27
 
 
@@ -53,14 +55,15 @@ class InProcess:
     """A worker of the class exact, in this process; a liar's lies while it runs."""
 
     def __init__(self, lies=nullcontext):
-        self.lies, self.traces = lies, 0
+        self.lies, self.traces, self.limits = lies, 0, []
 
     async def _program(self, program, fetch, inputs):
         loaded = load(program, await fetch())
         return Traceable(loaded), {name: from_blob(blob) for name, blob in inputs.items()}
 
-    async def trace(self, _requester, program, fetch, inputs, _limits, stage, *_place):
+    async def trace(self, _requester, program, fetch, inputs, limits, stage, *_place):
         self.traces += 1
+        self.limits.append(limits)
         traceable, arrays = await self._program(program, fetch, inputs)
         stages = stages_of(traceable.graph)
         span = None if stage is None else stages.span(stage)
@@ -173,7 +176,7 @@ class Scene:
             units=1,
             input_bytes=0,
             program_bytes=0,
-            time_limit_s=60.0,
+            time_limit_s=TIME_LIMIT_S,
             memory_bytes=MEMORY_BYTES,
         )
         self.defence.signed(call, run, self.receipt)
@@ -302,6 +305,15 @@ async def test_of_several_disputes_with_one_peer_the_first_that_convicts_spares_
         assert sorted(outcomes.values()) == ["banned", "banned", "convicted"]
         assert scene.house.worker.traces == 1
         assert len(convictions.proofs) == 1
+
+
+async def test_a_trace_may_take_longer_than_its_unit_and_as_long_as_it_is_waited_for(tmp_path):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        assert await scene.disputed() == "convicted"
+        (limits,) = scene.provider.worker.limits
+        assert limits.time_s == TRACE_GRACE_S + TRACE_FACTOR * TIME_LIMIT_S
+        assert limits.memory_bytes == MEMORY_BYTES
 
 
 async def test_broken_links_are_asked_again(tmp_path, monkeypatch):
