@@ -3,6 +3,7 @@
 import pytest
 import trio
 from checking_nodes import (
+    LIMIT_S,
     CallsItNaN,
     Lies,
     Peer,
@@ -20,6 +21,7 @@ from checking_nodes import (
 from shoal.crypto.content import blob_id_of
 from shoal.node import pipeline
 from shoal.node.checking import RETRY_S
+from shoal.node.checks import Stage
 from shoal.node.errors import JobError
 from shoal.node.records import UnitState
 from shoal.node.result_standing import Deed
@@ -371,7 +373,12 @@ async def test_a_unit_whose_result_waits_to_be_checked_is_still_with_its_provide
 
         await until(all_wait)
         assert len(set(honest.asked)) == 3
+        (waits,) = node.jobs.pending(job.id)
+        assert (waits.asked, waits.units) == ((verifier.peer,), (0, 1, 2))
+        assert waits.stage is Stage.ASKED
+        assert 0 < waits.waited_s < LIMIT_S
         await node.jobs.cancel(job.id)
+        assert node.jobs.pending(job.id) == []
 
 
 class Hangs(Peer):
