@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from shoal.compute.errors import ComputeError
 from shoal.compute.supervisor import UnitLimits
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
@@ -59,6 +60,10 @@ WRITE_INTERVAL_S: Final = 1.0
 """Between two writes of receipts; they are written as they are gathered, in one row."""
 
 LAST_WRITE_LIMIT_S: Final = 5.0
+
+START_LOOK_S: Final = 0.5
+"""How often a node that starts looks whether it has its kernels by now. Whoever disputes waits
+a minute for a trace, and asks again: nobody is to lose standing for having restarted."""
 
 TRACED_LIMIT: Final = 16
 TRACED_BYTES: Final = 64 << 20
@@ -253,9 +258,15 @@ class Defence:
                 return {each: await house.store.get_bytes(each) for each in blob_ids}
 
             log.info("a receipt is disputed", requester=peer, unit=signed.receipt.unit)
-            return await house.worker.trace(
-                peer, program, blobs, inputs, signed.limits, stage, RANK
-            )
+            while True:
+                try:
+                    return await house.worker.trace(
+                        peer, program, blobs, inputs, signed.limits, stage, RANK
+                    )
+                except ComputeError as error:
+                    if error.code != "no_executor" or not house.terms().starting:
+                        raise
+                await trio.sleep(START_LOOK_S)  # its kernels are compiled at each start
         finally:
             house.store.unpin(name)
 

@@ -5,7 +5,9 @@ The store and the journal are real; the worker runs in this process, by the refe
 
 import time
 from contextlib import asynccontextmanager, nullcontext
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -20,6 +22,7 @@ from fraud_samples import (
     lying,
     small,
 )
+from journal_samples import make_job
 
 from shoal.compute import judging
 from shoal.compute.errors import ComputeError
@@ -95,10 +98,11 @@ class Convictions:
     def is_banned(self, peer):
         return self.banned.get(peer)
 
-    async def convict(self, proof, blobs):
+    async def convict(self, proof, blobs, *, private=False):
         verdict = judging.judge(proof, blobs)
         self.verdicts.append(verdict)
         self.proofs.append((fraud_proof.decode(proof), blobs))
+        self.private = private
         return verdict
 
 
@@ -392,6 +396,40 @@ async def test_an_honest_provider_that_restarted_is_acquitted_and_has_withheld_n
         assert scene.withheld == []
 
 
+async def test_who_has_no_kernels_yet_after_its_start_answers_when_it_has(
+    tmp_path, autojump_clock
+):
+    async with a_scene(tmp_path, small()) as scene:
+        await scene.signed()
+        worker, terms = scene.provider.worker, SimpleNamespace(starting=True)
+        object.__setattr__(scene.provider, "terms", lambda: terms)
+        trace, worker.trace = worker.trace, compiles
+        question = TraceWanted(receipt=statement_id(scene.receipt), stage=None)
+        async with trio.open_nursery() as nursery:
+            answered = trio.Event()
+
+            async def ask():
+                await scene.defence.answer(ALICE.peer_id, question)
+                answered.set()
+
+            nursery.start_soon(ask)
+            await trio.sleep(30.0)
+            assert not answered.is_set()
+            worker.trace = trace
+            with trio.fail_after(2.0):
+                await answered.wait()
+        terms.starting = False
+        worker.trace = compiles
+        scene.again()
+        other = TraceWanted(receipt=statement_id(scene.receipts[-1]), stage=None)
+        with pytest.raises(ComputeError):
+            await scene.defence.answer(ALICE.peer_id, other)
+
+
+async def compiles(*_args):
+    raise ComputeError("no executor of the class exact works here", code="no_executor")
+
+
 async def test_receipts_go_from_the_journal_with_their_time(tmp_path, autojump_clock):
     async with a_scene(tmp_path, small()) as scene:
         await scene.signed()
@@ -428,3 +466,21 @@ async def test_receipts_that_find_no_room_are_written_down_later(tmp_path, monke
         await scene.defence.write()
         ((_, given),) = await scene.provider.journal.given_receipts()
         assert [each.receipt for each in given] == scene.receipts
+
+
+@pytest.mark.parametrize("proofs", ["public", "private"])
+async def test_a_proof_goes_to_whom_its_job_says(tmp_path, proofs):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        job, spec = make_job(JOB)
+        spec = msgspec.structs.replace(spec, proofs=proofs)
+        await scene.house.journal.add_job(job, spec)
+        await scene.signed()
+        assert await scene.disputed() == "convicted"
+        assert scene.house.convictions.private == (proofs == "private")
+
+
+async def test_proofs_about_a_job_that_was_forgotten_are_for_this_node_alone(tmp_path):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        assert await scene.disputed() == "convicted"
+        assert scene.house.convictions.private
