@@ -88,7 +88,7 @@ def _add_verdicts_and_ledger(database: sqlite3.Connection) -> None:
 
 
 def _add_given_receipts(database: sqlite3.Connection) -> None:
-    """Version 4: the receipts that a provider may have to answer for."""
+    """Version 4: receipts that a provider may have to answer for, and proofs kept at home."""
     _execute(database, _CHANGES_4)
 
 
@@ -353,6 +353,8 @@ _CHANGES_4: Final = """
 CREATE TABLE given_receipts (
     number   INTEGER PRIMARY KEY,
     receipts BLOB NOT NULL
-)
+);
+
+ALTER TABLE fraud_proofs ADD COLUMN private INTEGER NOT NULL DEFAULT 0
 """
-"""Those of one second each; see `node.journal_defence`."""
+"""Receipts given are those of one second each; see `node.journal_defence`."""

@@ -76,6 +76,7 @@ class VerdictState:
         *,
         own: bool = False,
         at: float | None = None,
+        private: bool = False,
     ) -> bool:
         """Keep a fraud proof, or its new verdict; False where there is no room for it.
 
@@ -87,9 +88,10 @@ class VerdictState:
             verdict: What this node found.
             own: Whether it is of work that this node gave; those are kept before others.
             at: When, in seconds since the epoch; now, where it is not said.
+            private: Whether it is for this node alone.
         """
         at = time.time() if at is None else at
-        kept = KeptProof(proof_id, accused, proof, tuple(blobs), verdict, own, at)
+        kept = KeptProof(proof_id, accused, proof, tuple(blobs), verdict, own, at, private)
         return await self._write(journal_verdicts.add_proof, kept)
 
     async def proofs(self) -> list[KeptProof]:

@@ -396,3 +396,26 @@ async def test_a_policy_that_says_nothing_is_refused(node):
         await node.submit([1], verify="quorum:1")
     assert caught.value.code == "bad_verify"
     assert "sample:0.1" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("numeric_class", "fields", "why"),
+    [
+        ("exact", {"proofs": "friends"}, "nobody who gets proofs"),
+        ("fp32", {"proofs": "private"}, "no proofs in the class fp32"),
+        ("exact", {"proofs": "private", "verify": "receipt"}, "nobody checks"),
+    ],
+)
+async def test_proofs_that_there_cannot_be_are_refused_by_name(
+    node, numeric_class, fields, why
+):
+    with pytest.raises(JobError, match=why) as caught:
+        await node.submit([1], numeric_class, **fields)
+    assert caught.value.code == "bad_proofs"
+    assert caught.value.hint
+
+
+async def test_a_job_may_keep_its_proofs(node):
+    job = await node.submit([1], proofs="private")
+    assert (await node.journal.spec(job.id)).proofs == "private"
+    await node.jobs.cancel(job.id)
