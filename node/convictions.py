@@ -117,6 +117,7 @@ class _Known:
     verdict: str
     own: bool
     at: float
+    private: bool = False
     public: bool = False
 
     @property
@@ -135,6 +136,7 @@ class _Known:
             blobs=tuple(map(BlobId, said.blobs)),
             blobs_bytes=said.blobs_bytes,
             public=self.public,
+            private=self.private,
         )
 
 
@@ -218,12 +220,15 @@ class Convictions:
             )
         return kept.proof
 
-    async def convict(self, proof: bytes, blobs: Mapping[BlobId, bytes]) -> Verdict:
+    async def convict(
+        self, proof: bytes, blobs: Mapping[BlobId, bytes], *, private: bool = False
+    ) -> Verdict:
         """Judge a proof of this node's own, and ban by it.
 
         Args:
             proof: The proof.
             blobs: All that is needed to check it.
+            private: Tell nobody, and let nobody fetch it.
 
         Returns:
             The verdict; nothing follows from one that does not convict.
@@ -246,7 +251,7 @@ class Convictions:
         sizes = {blob_id: len(blob) for blob_id, blob in blobs.items()}
         accusation = _accusation(proof, charge, sizes)
         await self._put(proof, accusation, blobs.values())
-        await self._believe(proof, accusation, charge, verdict, own=True)
+        await self._believe(proof, accusation, charge, verdict, own=True, private=private)
         return verdict
 
     async def unban(self, peer: PeerId) -> None:
@@ -297,7 +302,9 @@ class Convictions:
             sizes = {b: self._size_of(b) for b in kept.blobs}
             charge = Charge(kept.accused, ban.since)
             accusation = _accusation(kept.proof, charge, sizes)
-            self._known[kept.id] = _Known(accusation, kept.verdict, kept.own, kept.at)
+            self._known[kept.id] = _Known(
+                accusation, kept.verdict, kept.own, kept.at, kept.private
+            )
             for blob_id in (kept.id, *kept.blobs):
                 self.house.store.pin(blob_id, _pin_of(kept.id))
             try:
@@ -477,6 +484,7 @@ class Convictions:
         verdict: Verdict,
         *,
         own: bool,
+        private: bool = False,
         besides: PeerId | None = None,
     ) -> None:
         """Ban by a proof, keep it, and tell the links."""
@@ -497,7 +505,14 @@ class Convictions:
         async with self._keeping:
             blobs = map(BlobId, accusation.blobs)
             await self.house.journal.add_proof(
-                proof_id, accused, proof, blobs, verdict.sentence, own=own, at=now
+                proof_id,
+                accused,
+                proof,
+                blobs,
+                verdict.sentence,
+                own=own,
+                at=now,
+                private=private,
             )
             if not await self.house.journal.add_ban(ban):
                 log.warning("a ban is not kept: there are too many", peer=accused)
@@ -505,7 +520,7 @@ class Convictions:
             self._withdraw(accused)
             self._bans[accused] = ban
             self._pardoned.pop(accused, None)
-            self._known[proof_id] = _Known(accusation, verdict.sentence, own, now)
+            self._known[proof_id] = _Known(accusation, verdict.sentence, own, now, private)
             public = self._publish(proof_id)
         log.warning("a peer is banned", peer=accused, proof=proof_id, why=verdict.sentence)
         self.convicted(accused, verdict.sentence)
@@ -543,7 +558,8 @@ class Convictions:
         ids = [proof_id, *map(BlobId, said.blobs)]
         room = int(store.quota_bytes * PUBLIC_SHARE)
         fits = (
-            len(said.blobs) <= PROOF_BLOBS_LIMIT
+            not known.private
+            and len(said.blobs) <= PROOF_BLOBS_LIMIT
             and known.size_bytes <= min(room, PROOF_BLOBS_LIMIT_BYTES)
             and all(map(store.holds, ids))
         )

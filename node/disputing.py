@@ -25,6 +25,7 @@ from shoal.compute.exact.leaves import decode_operator_leaf
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
+from shoal.node.errors import JobError
 from shoal.node.evidence import Evidence, Exhibit, exhibit, read_evidence
 from shoal.protocol.errors import RemoteProtocolError, VersionError
 from shoal.protocol.messages import LeafGiven, NodesGiven, Problem, TraceGiven
@@ -156,24 +157,35 @@ class Disputes:
             proof = accusing.equivocation_proof(
                 evidence.award, evidence.receipt, evidence.other
             )
-            return await self._convict(proof, {})
+            return await self._convict(evidence, proof, {})
         held = await exhibit(self._house, f"dispute/{number}", receipt, self._memory_bytes)
         try:
             proof = await self._trace_proof(number, evidence, held, other)
             if proof is not None:
-                outcome = await self._convict(proof, await self._blobs(held, proof))
+                outcome = await self._convict(evidence, proof, await self._blobs(held, proof))
                 if outcome == Outcome.CONVICTED:
                     return outcome
             proof = accusing.unit_proof(evidence.award, evidence.receipt)
             inputs = await held.read([*dict.fromkeys(held.inputs.values())])
-            return await self._convict(proof, await held.blobs() | inputs)
+            return await self._convict(evidence, proof, await held.blobs() | inputs)
         finally:
             held.let_go()
 
-    async def _convict(self, proof: FraudProof, blobs: dict[BlobId, bytes]) -> str:
+    async def _convict(
+        self, evidence: Evidence, proof: FraudProof, blobs: dict[BlobId, bytes]
+    ) -> str:
         assert self._house.convictions is not None
-        verdict = await self._house.convictions.convict(fraud_proof.encode(proof), blobs)
+        verdict = await self._house.convictions.convict(
+            fraud_proof.encode(proof), blobs, private=await self._is_private(evidence.job)
+        )
         return str(verdict.outcome)
+
+    async def _is_private(self, job_id: JobId) -> bool:
+        """Whether proofs about a job are for this node alone; so where it was forgotten."""
+        try:
+            return (await self._house.journal.spec(job_id)).proofs == "private"
+        except JobError:
+            return True
 
     # --- the search -------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
 from shoal.node.docket import End
 from shoal.node.errors import ConfigError, JobError
+from shoal.node.evidence import disputes_of
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
@@ -371,6 +372,8 @@ class Daemon:
             self.jobs_running.leases(job_id),
             alone=self.joining.view().sentence,
             outlook=await self.jobs_running.outlook(job_id),
+            pending=self.jobs_running.pending(job_id),
+            disputes=await disputes_of(self.journal, job_id, time.time()),
         )
         work = ()
         if job.state.final or job.units_failed:

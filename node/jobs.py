@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.outlook import Outlook
     from shoal.node.records import GivenUnit
+    from shoal.node.surroundings import PendingChecks
     from shoal.node.verifying import VerifierLease
 
 RECALL_INTERVAL_S = 1.0
@@ -141,6 +142,10 @@ class Jobs:
         if holder is None:
             return unit
         return msgspec.structs.replace(unit, state=UnitState.LEASED, provider=holder)
+
+    def pending(self, job_id: JobId) -> list[PendingChecks]:
+        """What of a job's results waits to be checked."""
+        return self._checking.pending(job_id)
 
     async def outlook(self, job_id: JobId) -> Outlook | None:
         """How a job stands, peer by peer; None when it does not run."""

@@ -101,7 +101,7 @@ from shoal.protocol.statements import (
     open_receipt,
 )
 from shoal.protocol.verification.draw import list_id, salt_hash
-from shoal.protocol.verification.policy import Verify
+from shoal.protocol.verification.policy import Verify, check_proofs
 from shoal.protocol.versions import OWN
 from shoal.protocol.vocabulary import knows
 
@@ -133,7 +133,8 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     Raises:
         ProgramError: The program is not held or an input does not fit it.
         StoreError: An input is not held, or there is no room to note the job.
-        JobError: An input is an output of no unit that there is, or ``bad_verify``.
+        JobError: An input is an output of no unit that there is, ``bad_verify`` or
+            ``bad_proofs``.
     """
     given = spec.units if given is None else given
     check_policy(spec)
@@ -167,13 +168,14 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
 
 
 def check_policy(spec: JobSpec) -> None:
-    """See that a job says how its results are to be verified.
+    """See that a job says how its results are to be verified, and who gets proofs.
 
     Raises:
-        JobError: ``bad_verify``.
+        JobError: ``bad_verify`` or ``bad_proofs``.
     """
     try:
-        Verify.parse(spec.verify)
+        verify = Verify.parse(spec.verify)
+        check_proofs(spec.proofs, spec.numeric_class, verify)
     except LocalProtocolError as error:
         raise JobError(error.message, code=error.code, hint=error.hint) from None
 

@@ -109,6 +109,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         open: Units are still to be added; the job ends only after it was sealed.
         verify: How results are checked: ``receipt``, ``quorum:K``, ``sample:P`` or ``auto``
             (see `protocol.verification.policy`).
+        proofs: Who gets proofs of false results, which show program and inputs of a unit:
+            ``public`` (everybody) or ``private`` (nobody: they ban here alone).
     """
 
     policy: Policy
@@ -123,6 +125,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs_stay: bool = False
     open: bool = False
     verify: ShortText = "auto"
+    proofs: ShortText = "public"
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -243,6 +246,7 @@ class ProofView(msgspec.Struct, frozen=True):
         blobs: Ids of the blobs that it takes to check it.
         blobs_bytes: Their size in all; of those that are not held it is not known.
         public: Whether anybody can fetch it and its blobs here.
+        private: Whether nobody ever may, since its job keeps its proofs to this node.
     """
 
     id: BlobId
@@ -254,6 +258,7 @@ class ProofView(msgspec.Struct, frozen=True):
     blobs: tuple[BlobId, ...] = ()
     blobs_bytes: int = 0
     public: bool = False
+    private: bool = False
 
 
 class Ended(msgspec.Struct, frozen=True):

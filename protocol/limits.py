@@ -20,7 +20,7 @@ PROTOCOL_MINOR = 4
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
 introductions; 1.3 brought many units in one message, and outputs that stay with their
-provider; 1.4 brought what catches liars: draws, attestations, traces and accusations.
+provider; 1.4 brought what catches liars: draws, acknowledgements, traces and accusations.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20

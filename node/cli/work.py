@@ -85,6 +85,14 @@ class Limits:
                 help="How results are checked: receipt, quorum:K, sample:P or auto.",
             ),
         ] = "auto",
+        proofs: Annotated[
+            str,
+            Parameter(
+                help="Who gets a proof of a false result, which shows program and inputs of "
+                "its unit: public (everybody, who then bans the liar too) or private (this "
+                "node alone bans it). For --class exact.",
+            ),
+        ] = "public",
     ) -> None:
         from shoal.compute.exact.spec import PRECISIONS
         from shoal.node.client.flows import OFFERED_CLASSES
@@ -130,6 +138,7 @@ class Limits:
             "fail_fast": fail_fast,
             "outputs_stay": outputs_stay,
             "verify": _checked_verify(verify),
+            "proofs": _checked_proofs(proofs, numeric_class, verify),
         }
 
 
@@ -146,6 +155,22 @@ def _checked_verify(text: str) -> str:
         return str(Verify.parse(text))
     except LocalProtocolError as error:
         raise ConfigError(f"--verify: {error.message}", code="usage", hint=error.hint) from None
+
+
+def _checked_proofs(text: str, numeric_class: str, verify: str) -> str:
+    """What ``--proofs`` says, once it fits the job.
+
+    Raises:
+        ConfigError: ``usage``.
+    """
+    from shoal.protocol.errors import LocalProtocolError
+    from shoal.protocol.verification.policy import Verify, check_proofs
+
+    try:
+        check_proofs(text, numeric_class, Verify.parse(verify))
+    except LocalProtocolError as error:
+        raise ConfigError(f"--proofs: {error.message}", code="usage", hint=error.hint) from None
+    return text
 
 
 def run(

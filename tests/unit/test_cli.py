@@ -508,6 +508,9 @@ def test_an_output_that_names_a_file_is_refused_before_the_job(capsys, tmp_path)
         ("--class", "low"),
         ("--priority", "5"),
         ("--memory-limit", "much"),
+        ("--proofs", "friends"),
+        ("--proofs", "private"),
+        ("--proofs", "private", "--class", "exact", "--verify", "receipt"),
     ],
     ids=" ".join,
 )
