@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import trio
-from test_jobs import FRIEND
+from job_nodes import FRIEND
 from test_unit_batches import ask, distinct, lease_for, node, unit_of
 from trio.testing import wait_all_tasks_blocked
 
