@@ -1,4 +1,7 @@
-"""``shoal demo`` as a user runs it: a process, its JSON, its receipts, and what it leaves."""
+"""``shoal demo`` as a user runs it: a process, its JSON, its receipts, and what it leaves.
+
+What a person sees of it is for `tests/soak/test_demo.py` and `tests/unit/test_demo_report.py`.
+"""
 
 import json
 import os
@@ -170,21 +173,3 @@ def test_a_demo_that_is_interrupted_leaves_nothing(place, number):
     assert "interrupted" in err
     assert processes_of(place) == []
     assert list(place.iterdir()) == []
-
-
-def test_the_demo_shows_its_tables_and_no_logs_to_a_person(place, tmp_path):
-    for number in range(5):
-        (tmp_path / f"{number}.py").write_text(f"import os\nprint(os.getcwd(), {number})\n" * 9)
-    (tmp_path / "empty").touch()
-    process = start_demo(place, "--path", tmp_path, cwd=os.sep)
-    out, err = process.communicate(timeout=DEMO_LIMIT_S)
-    assert process.returncode == 0, (out, err)
-    assert "5 of 5 files labelled: none lost, none twice" in out
-    assert "6 of 6 labels equal magika's own" in out
-    assert "Labelled by magika without its model: 1" in out
-    assert "requester and provider" in out
-    assert "Python source" in out
-    assert "lied: one bit of each result that it gave was false" in out
-    assert "shoal proof verify " in out
-    assert "{" not in out + err  # the daemons log JSON
-    assert "\x1b" not in out + err  # no terminal, no colours

@@ -201,7 +201,7 @@ async def test_a_drain_waits_for_a_unit_and_then_for_its_requester_to_let_go(nod
         )
         assert late.reason is Reason.DRAINING
         await node.provider.answer(FRIEND.peer_id, Release(call=call))
-        with trio.fail_after(5):
+        with trio.fail_after(LIMIT_S):
             await over.wait()
     assert node.provider.refused[Reason.DRAINING] == 1
 

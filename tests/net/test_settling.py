@@ -132,7 +132,7 @@ def exchange(requester, provider, envelopes, *, lost=False):
 
 
 async def until(condition):
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110  # of others' states, which tell nobody
             await trio.sleep(0.01)
 
