@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Files that do more in the soak: four times as many examples, and tests marked `soak`.
-THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py tests/zoo
+# Files that do more in the soak: several times as many examples, and tests marked `soak`.
+THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/property/test_judging.py \
+	tests/net/test_exact_invariance.py tests/e2e/test_chaining.py tests/zoo
 # Every liar in turn beside honest daemons: half an hour by itself.
 ZOO := tests/e2e/test_zoo.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -52,7 +53,8 @@ soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
 	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak $(THOROUGH) $(ZOO)
 
 soak-short: $(VENV)/.dev-installed  ## the same for one minute
-	SHOAL_SOAK_S=60 $(BIN)/python -m pytest tests/soak $(THOROUGH)
+	SHOAL_SOAK_S=60 $(BIN)/python -m pytest tests/soak  # by itself: some of it measures times
+	SHOAL_SOAK_S=60 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(THOROUGH)
 
 docs: $(VENV)/.dev-installed  ## write what is generated from the code
 	$(BIN)/python -m shoal.protocol.document > docs/PROTOCOL.md

@@ -314,7 +314,7 @@ async def test_results_come_before_the_whole_job_is_done(daemon, socket_path):
             left.append(await blocking(work))
 
         nursery.start_soon(consume)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not daemon.known_jobs:
                 await trio.testing.wait_all_tasks_blocked(0.01)
             (job_id,) = daemon.known_jobs
@@ -692,7 +692,7 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing(daemon, socket_
                 raw.sendall(npy_of(np.zeros(100_000))[:400_000])
 
     await blocking(work)
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await until(lambda: daemon.blobs.unfinished == 0)
     assert not daemon.blobs.blobs
 

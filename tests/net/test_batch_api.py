@@ -149,7 +149,7 @@ async def test_half_a_stream_leaves_an_open_job_with_whole_units_only(
     )
     async with await trio.open_unix_socket(socket_path) as stream:
         await stream.send_all(head.encode() + body)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while daemon.writes != [0, UNITS_PER_WRITE]:
                 await trio.testing.wait_all_tasks_blocked(0.01)
     await trio.testing.wait_all_tasks_blocked(0.05)

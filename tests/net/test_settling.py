@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import trio
-from test_jobs import FRIEND
+from job_nodes import FRIEND
 from test_unit_batches import ask, distinct, lease_for, node, unit_of
 from trio.testing import wait_all_tasks_blocked
 
@@ -132,7 +132,7 @@ def exchange(requester, provider, envelopes, *, lost=False):
 
 
 async def until(condition):
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110  # of others' states, which tell nobody
             await trio.sleep(0.01)
 

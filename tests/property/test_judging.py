@@ -6,6 +6,7 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 import pytest
+from effort import THOROUGH
 from fraud_samples import (
     Accused,
     a_receipt,
@@ -217,13 +218,17 @@ def test_without_any_one_of_its_blobs_or_with_another_a_proof_is_undecided(lie):
 
 
 def changes(data, rng, places):
-    """Each place with one bit turned over, with one more, and with any other value."""
+    """Each place with one bit turned over, with one more, and with any other value.
+
+    In the soak in all these ways, and else in one of them, which are drawn.
+    """
     for place in places:
-        for value in {
+        ways = {
             data[place] ^ (1 << rng.randrange(8)),
             (data[place] + 1) % 256,
             rng.randrange(256),
-        } - {data[place]}:
+        } - {data[place]}
+        for value in ways if THOROUGH else [rng.choice(sorted(ways))]:
             yield place, data[:place] + bytes([value]) + data[place + 1 :]
 
 
@@ -250,7 +255,7 @@ def test_no_single_changed_byte_of_a_proof_convicts(lie, capsys):
         assert verdict.outcome is not Outcome.CONVICTED, (place, changed[place])
     with capsys.disabled():
         said = ", ".join(f"{count} {what}" for what, count in counts.items())
-        print(f"\n{proof.kind}, {len(data)} bytes, each changed 3 ways: {said}")
+        print(f"\n{proof.kind}, {len(data)} bytes, each changed: {said}")
 
 
 def test_bytes_more_or_less_are_no_proof():
@@ -289,7 +294,9 @@ def test_an_honest_provider_is_acquitted_whatever_of_it_is_shown(make):
         search = fraud_search(shown)
         openings = [Opening(n, leaf, search.path_of(n)) for n, leaf in enumerate(shown)]
         program = (sample.program_id, sample.manifest.graph)
-        for number, opening in enumerate(openings):
+        some = openings if THOROUGH or not stages else openings[::4] + openings[-1:]
+        for opening in some:
+            number = opening.index
             leaf = msgspec.msgpack.decode(opening.leaf)
             reads = [i for i in leaf["inputs"] if i is not None]
             proof = replace(
