@@ -303,9 +303,9 @@ async def test_of_several_disputes_with_one_peer_the_first_that_convicts_spares_
         convictions = scene.house.convictions
         convict = convictions.convict
 
-        async def convict_and_ban(proof, blobs):
+        async def convict_and_ban(proof, blobs, **how):
             await trio.sleep(0.05)
-            verdict = await convict(proof, blobs)
+            verdict = await convict(proof, blobs, **how)
             convictions.banned[BOB.peer_id] = "a ban"
             return verdict
 
