@@ -33,7 +33,7 @@ RIGHT_AT_FIRST = {"honest_then_cheat", "late_equivocator"}
 """What they gave before they lied may well be delivered."""
 
 WEIGHTS_BYTES = 90e6
-LONGER_THAN_COLD_S = 14.0
+LONGER_THAN_COLD_S = 16.0
 """In so many seconds a worker has started, however cold, and has answered or is too slow."""
 
 
