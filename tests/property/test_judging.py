@@ -4,6 +4,7 @@ import random
 from itertools import pairwise
 
 import msgspec
+import numpy as np
 import pytest
 from fraud_samples import (
     Accused,
@@ -24,6 +25,7 @@ from strategies import ALICE, BOB, CAROL
 
 from shoal.compute import accusing
 from shoal.compute.exact.leaves import leaf_bytes
+from shoal.compute.exact.reference import products
 from shoal.compute.judging import Outcome, judge, missing
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.merkle import leaf_of, root_of
@@ -227,7 +229,14 @@ def changes(data, rng, places):
 
 @pytest.mark.parametrize(
     "lie",
-    [an_operator_lie, an_equivocation, another_input, a_stage_lie, a_withheld_trace],
+    [
+        an_operator_lie,
+        an_equivocation,
+        another_input,
+        a_stage_lie,
+        a_stage_that_ends_otherwise,
+        a_withheld_trace,
+    ],
     ids=lambda lie: lie.__name__,
 )
 def test_no_single_changed_byte_of_a_proof_convicts(lie, capsys):
@@ -326,6 +335,28 @@ def test_an_error_that_a_machine_alone_may_meet_convicts_nobody(code):
     assert outcome(unit, sample.blobs) is Outcome.ACQUITTED
     both = accusing.equivocation_proof(award, erred, a_receipt(sample, award, right))
     assert outcome(both, {}) is Outcome.ACQUITTED
+
+
+class ErringBlas(np.ndarray):
+    """A matrix of floats whose products are wrong in one place."""
+
+    def __matmul__(self, other):
+        found = np.asarray(self) @ np.asarray(other)
+        if found.dtype == np.float64:
+            found.flat[-1] *= 3
+        return found
+
+
+def test_a_machine_that_multiplies_wrongly_convicts_nobody(monkeypatch):
+    sample = small()
+    award = an_award(sample)
+    honest = a_receipt(sample, award, sample.outputs(sample.leaves()))
+    proof = accusing.unit_proof(award, honest)
+    quantised = products.quantised
+    monkeypatch.setattr(
+        products, "quantised", lambda *given: quantised(*given).view(ErringBlas)
+    )
+    assert outcome(proof, sample.blobs) is Outcome.UNDECIDED
 
 
 def test_one_error_in_place_of_another_convicts_nobody():
