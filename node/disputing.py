@@ -48,6 +48,11 @@ REACH_S: Final = 15.0
 PAUSE_S: Final = 2.0
 """Before a question is asked again whose link broke: some of its time is left."""
 
+OF_THE_MOMENT: Final = frozenset({"worker_start", "time_limit", "no_memory"})
+AGAIN_S: Final = (60.0, 600.0, 3600.0)
+"""Errors of this machine that say nothing of a proof, as where its owner uses all of it, and
+when what ended by one is tried again."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -114,7 +119,11 @@ class Disputes:
 
     async def _work_off(self, number: int, evidence: Evidence) -> None:
         try:
-            outcome = await self._outcome(number, evidence)
+            pauses = iter(AGAIN_S)
+            while (outcome := await self._outcome(number, evidence)) in OF_THE_MOMENT:
+                if (pause_s := next(pauses, None)) is None:
+                    break
+                await trio.sleep(pause_s)
             await self._house.journal.close_dispute(number, outcome)
         except ShoalError as error:  # written down it stays, and a restart tries again
             log.warning("a dispute is put off", number=number, why=error.message)

@@ -162,7 +162,7 @@ def run_for(client, name, seconds):
         for outputs in client.map(model, units(), ahead=AHEAD, ordered=False, **OPTIONS)
     }
     right = [local(name)(each) for each in inputs]
-    assert came == {i: right[i % len(inputs)] for i in range(len(came))}
+    assert came == {i: right[i % len(right)] for i in range(len(came))}
 
 
 def run_until(client, name, condition):

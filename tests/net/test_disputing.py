@@ -330,6 +330,26 @@ async def test_a_trace_may_take_longer_than_its_unit_and_as_long_as_it_is_waited
         assert limits.memory_bytes == MEMORY_BYTES
 
 
+@pytest.mark.parametrize(("failures", "outcome"), [(2, "convicted"), (9, "worker_start")])
+async def test_what_this_machine_is_too_busy_to_judge_is_judged_later(
+    tmp_path, monkeypatch, failures, outcome
+):
+    monkeypatch.setattr(disputing, "AGAIN_S", (0.01, 0.01, 0.01))
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        convict, failed = scene.house.convictions.convict, []
+
+        async def too_busy(proof, blobs):
+            if len(failed) < failures:
+                failed.append(proof)
+                raise ComputeError("the worker does not start", code="worker_start")
+            return await convict(proof, blobs)
+
+        scene.house.convictions.convict = too_busy
+        assert await scene.disputed() == outcome
+        assert len(failed) == min(failures, 4)
+
+
 async def test_broken_links_are_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr(disputing, "PAUSE_S", 0.01)
     async with a_scene(tmp_path, small(), lie("biased")) as scene:

@@ -11,7 +11,7 @@ fast as numpy's int64 one. Powers of two are float64 too: they multiply without 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from shoal.compute.exact.kernels import Floats, Integers, Prepared, ScaleAxis
     from shoal.compute.exact.reference.rounding import Doubles
     from shoal.compute.exact.spec import Precision
+
+
+_ROWS: Final = 512
+"""Rows of A that are multiplied at once: more take longer, by what they make of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +128,27 @@ def product(a: Floats, b: Floats | Prepared, precision: Precision, axis: ScaleAx
     assert isinstance(right, Quantised)  # made by this backend
     assert (right.precision, right.axis) == (precision, axis)
     refuse_infinite("product", a)
+    result = np.empty((a.shape[0], right.shape[1]), np.float32)
+    for start in range(0, a.shape[0], _ROWS):
+        rows = slice(start, start + _ROWS)
+        result[rows] = _rows(a[rows], right)
+    return finite("product", result)
+
+
+def _rows(a: Floats, right: Quantised) -> Floats:
+    """The rows of a product that are those of ``a``."""
+    precision = right.precision
     left = a.astype(np.float64)
-    if axis == "k":  # B's scales move into A's columns, exactly; zero rows of B drop out
+    if right.axis == "k":  # B's scales move into A's columns, exactly; zero rows of B drop out
         moved = left * power_of_two(right.exponents)
         left = np.where(right.zero_rows[None, :], 0.0, moved)
     exponents = scale_exponents(left, precision)
     z = integer_sums(quantised(left, exponents, precision), right.integers)
     # int64 to float32 rounds once, to 24 bits; the powers of two are exact in float64.
     scaled = z.astype(np.float32) * power_of_two(exponents - 2 * precision.bits)[:, None]
-    if axis == "column":
+    if right.axis == "column":
         scaled *= power_of_two(right.exponents)
-    return finite("product", round32(scaled))
+    return round32(scaled)
 
 
 def products(a: Floats, b: Floats, precision: Precision, axis: ScaleAxis) -> Floats:
