@@ -185,6 +185,12 @@ class Jobs:
                 code="draining",
                 hint="submit it again after the next `shoal up`",
             )
+        if spec.id is None:
+            return await self._submit(spec, given)
+        async with self._house.adding.take(spec.id):  # the same one may come twice
+            return await self._submit(spec, given)
+
+    async def _submit(self, spec: JobSpec, given: Sequence[GivenUnit] | None) -> Job:
         job = await pipeline.submit(self._house, spec, given)
         with trio.CancelScope(shield=True):  # what is written down runs, whoever hangs up
             return job if job.state.final else await self._start(job, spec)
@@ -244,7 +250,8 @@ class Jobs:
         Raises:
             JobError: ``no_such_job``.
         """
-        job = await self._house.journal.job(job_id)
+        async with self._house.adding.take(job_id):  # it may be about to be written down
+            job = await self._house.journal.job(job_id)
         if job.state.final:
             return job
         running = self._running.get(job_id)
