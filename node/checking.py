@@ -32,7 +32,7 @@ from shoal.node import bidding, comparing, pipeline, probation
 from shoal.node.checks import OF_THE_PROGRAM, Draw, Stage, UnitCheck, said_by
 from shoal.node.errors import StoreError
 from shoal.node.house import inline_blobs, small_inputs, unit_name
-from shoal.node.records import Check, Ended, Failure, Unit, UnitState
+from shoal.node.records import Check, CheckVerdict, Ended, Failure, Unit, UnitState
 from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.setbacks import COOL_DOWN_BROKEN_S, setback_of
@@ -188,6 +188,7 @@ class Checking:
 
     Attributes:
         leases: How many leases with verifiers are held.
+        verdicts: How often verifiers said what of results that were delivered.
     """
 
     def __init__(
@@ -206,6 +207,7 @@ class Checking:
         self._accused: dict[PeerId, int] = {}
         self._asked_again: set[PeerId] = set()
         self.leases = 0
+        self.verdicts: Counter[CheckVerdict] = Counter()
 
     # --- what others ask ---
 
@@ -602,6 +604,7 @@ class Checking:
                 self._let_go(checked)
             else:
                 ends.append(end)
+                self.verdicts.update(check.verdict for check in end.checks)
             self._note_deeds(checked)
         found = [
             await self._convicted(job, checked, peer)

@@ -12,6 +12,7 @@ A restart goes on with what is written down: the evidence, and how far the searc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -48,6 +49,8 @@ REACH_S: Final = 15.0
 PAUSE_S: Final = 2.0
 """Before a question is asked again whose link broke: some of its time is left."""
 
+VERDICTS: Final = frozenset(map(str, Outcome))
+
 log = structlog.get_logger(__name__)
 
 
@@ -71,6 +74,8 @@ class Disputes:
         self._withheld = withheld
         self._room = trio.CapacityLimiter(AT_ONCE)
         self._nursery: trio.Nursery | None = None
+        self.ended: Counter[str] = Counter()
+        """How many came to which verdict; ``none``: to no verdict."""
         self._started: set[int] = set()
         """Numbers of those that run: one that is opened while `run` reads would run twice."""
 
@@ -115,6 +120,7 @@ class Disputes:
             async with self._room:
                 outcome = await self._outcome(number, evidence)
             await self._house.journal.close_dispute(number, outcome)
+            self.ended[outcome if outcome in VERDICTS else "none"] += 1
         except ShoalError as error:  # written down it stays, and a restart tries again
             log.warning("a dispute is put off", number=number, why=error.message)
         except Exception:  # root of a dispute: a bug in one must not end the others

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.outlook import Outlook
-    from shoal.node.records import GivenUnit
+    from shoal.node.records import CheckVerdict, GivenUnit
     from shoal.node.surroundings import PendingChecks
     from shoal.node.verifying import VerifierLease
 
@@ -121,6 +121,11 @@ class Jobs:
     def units_out(self) -> int:
         """How many units of running jobs are in the hands of a provider."""
         return sum(len(job.out) for job in self._state.jobs.values())
+
+    @property
+    def check_verdicts(self) -> Counter[CheckVerdict]:
+        """How often verifiers said what of this node's results."""
+        return self._checking.verdicts
 
     def leases(self, job_id: JobId) -> int:
         """How many leases a job holds now; 0 when it does not run."""
@@ -510,7 +515,8 @@ class Jobs:
                 hangs = NetworkError(
                     f"{held.side.provider} takes far longer than others", code="no_answer"
                 )
-                self._house.standings.note(held.side.provider, Deed.SLOW)
+                detail = f"in job {running.need.job.id}"
+                self._house.standings.note(held.side.provider, Deed.SLOW, detail=detail)
                 start(talk.note, running, held.side.provider, hangs)
             case do.GiveUp():
                 start(self._give_up, running, action.unit)

@@ -154,6 +154,11 @@ class Settling:
         for row in await house.journal.unacknowledged():
             self._keep(_Answered(row, dict.fromkeys(row.receipts)))
 
+    @property
+    def unsettled_messages(self) -> int:
+        """Messages that this node answered, and whose receipts are not all acknowledged."""
+        return sum(map(len, self._answered.values()))
+
     # --- the provider -------------------------------------------------------------
 
     def answered(

@@ -151,6 +151,9 @@ async def test_what_was_answered_is_acknowledged_and_both_ledgers_say_so(pair):
             == 24.0
         )
     )
+    assert requester.settling.ledger.since_start["taken"].units == 12
+    assert (theirs.since_start["given"].credits, theirs.since_start["taken"].units) == (24.0, 0)
+    assert provider.settling.unsettled_messages == 0
     assert len(requester.control.said) == 1  # gathered: three messages, one signature
     await provider.settling.write()
     assert await provider.journal.unacknowledged() == []
@@ -371,6 +374,7 @@ async def test_what_waits_is_bounded_at_either_side(pair, monkeypatch):
         exchange(requester, provider, receipts(number), lost=True)
     await provider.settling.write()
     assert len(await provider.journal.unacknowledged()) == 10
+    assert provider.settling.unsettled_messages == 10
     requester.control.lost = 1 << 30
     monkeypatch.setattr(settling_module, "OWED_LIMIT", 20)
     for number in range(50):
