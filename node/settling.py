@@ -38,7 +38,7 @@ from shoal.node.ledger import Ledger, LedgerRow, added
 from shoal.node.result_standing import Deed
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.limits import BATCH_UNITS_LIMIT
+from shoal.protocol.limits import ACKNOWLEDGED_LIMIT
 from shoal.protocol.messages import Acknowledge, Done
 from shoal.protocol.statements import Acknowledgement, open_acknowledgement, open_receipt
 from shoal.protocol.versions import OWN
@@ -358,7 +358,7 @@ class Settling:
             oldest = next(iter(owed.awards))
             log.info("receipts are never acknowledged: they are too many", provider=peer)
             del owed.awards[oldest]
-        if owed.messages >= AT_ONCE_MESSAGES or owed.count >= BATCH_UNITS_LIMIT:
+        if owed.messages >= AT_ONCE_MESSAGES or owed.count >= ACKNOWLEDGED_LIMIT:
             self._due.set()
 
     def _ready(self, now_s: float) -> list[PeerId]:
@@ -369,7 +369,7 @@ class Settling:
             and owed.not_before_s <= now_s
             and (
                 owed.messages >= AT_ONCE_MESSAGES
-                or owed.count >= BATCH_UNITS_LIMIT
+                or owed.count >= ACKNOWLEDGED_LIMIT
                 or (owed.messages and now_s >= owed.since_s + WAITS_S)
             )
         ]
@@ -386,8 +386,8 @@ class Settling:
             while awards:
                 award = next(iter(awards))
                 some, rest = (
-                    awards[award][:BATCH_UNITS_LIMIT],
-                    awards[award][BATCH_UNITS_LIMIT:],
+                    awards[award][:ACKNOWLEDGED_LIMIT],
+                    awards[award][ACKNOWLEDGED_LIMIT:],
                 )
                 if await self._say(peer, award, some):
                     self._count_told(peer, award, len(some), owed)
