@@ -12,18 +12,14 @@ from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
+from shoal.node import acknowledging
 from shoal.node import settling as settling_module
+from shoal.node.acknowledging import UNSETTLED_LIMIT, WAITS_S
 from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError
 from shoal.node.ledger_file import check_lines, write_lines
 from shoal.node.result_standing import Deed
-from shoal.node.settling import (
-    FORGOTTEN_S,
-    GRACE_S,
-    UNSETTLED_LIMIT,
-    WAITS_S,
-    Settling,
-)
+from shoal.node.settling import FORGOTTEN_S, GRACE_S, Settling
 from shoal.node.standings import Standings
 from shoal.node.state import open_state
 from shoal.protocol.codec import encode
@@ -376,11 +372,11 @@ async def test_what_waits_is_bounded_at_either_side(pair, monkeypatch):
     assert len(await provider.journal.unacknowledged()) == 10
     assert provider.settling.unsettled_messages == 10
     requester.control.lost = 1 << 30
-    monkeypatch.setattr(settling_module, "OWED_LIMIT", 20)
+    monkeypatch.setattr(acknowledging, "OWED_LIMIT", 20)
     for number in range(50):
         side = side_of(requester, provider, b"award %d" % number)
         requester.settling.received(side, receipts(number), 0.1)
-    owed = requester.settling._owed[provider.key.peer_id]
+    owed = requester.settling._owes._owed[provider.key.peer_id]
     assert owed.count <= 20
 
 
