@@ -32,7 +32,7 @@ from shoal.node import bidding, comparing, pipeline, probation
 from shoal.node.checks import OF_THE_PROGRAM, Draw, Stage, UnitCheck, said_by
 from shoal.node.errors import StoreError
 from shoal.node.house import unit_name
-from shoal.node.records import Check, Ended, Failure, Unit, UnitState
+from shoal.node.records import Check, CheckVerdict, Ended, Failure, Unit, UnitState
 from shoal.node.repeating import other_answer
 from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
@@ -185,6 +185,7 @@ class Checking:
 
     Attributes:
         leases: How many leases with verifiers are held.
+        verdicts: How often verifiers said what of results that were delivered.
     """
 
     def __init__(
@@ -203,6 +204,7 @@ class Checking:
         self._accused: dict[PeerId, int] = {}
         self._asked_again: set[PeerId] = set()
         self.leases = 0
+        self.verdicts: Counter[CheckVerdict] = Counter()
 
     # --- what others ask ---
 
@@ -599,6 +601,7 @@ class Checking:
                 self._let_go(checked)
             else:
                 ends.append(end)
+                self.verdicts.update(check.verdict for check in end.checks)
             self._note_deeds(checked)
         found = [
             await self._convicted(job, checked, peer)

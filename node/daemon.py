@@ -326,6 +326,7 @@ async def serve(
             conduct=conduct,
             standings=standings,
             convictions=convictions,
+            disputes=disputes,
             reachability=reached,
             introductions=introductions,
             joining=joining,

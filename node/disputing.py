@@ -12,6 +12,7 @@ A restart goes on with what is written down: the evidence, and how far the searc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -52,6 +53,7 @@ OF_THE_MOMENT: Final = frozenset({"worker_start", "time_limit", "no_memory"})
 AGAIN_S: Final = (60.0, 600.0, 3600.0)
 """Errors of this machine that say nothing of a proof, as where its owner uses all of it, and
 when what ended by one is tried again."""
+VERDICTS: Final = frozenset(map(str, Outcome))
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +80,8 @@ class Disputes:
         self._nursery: trio.Nursery | None = None
         self._against: dict[PeerId, trio.Lock] = {}
         """Of each accused one at a time: the first that convicts it spares the others."""
+        self.ended: Counter[str] = Counter()
+        """How many came to which verdict; ``none``: to no verdict."""
         self._started: set[int] = set()
         """Numbers of those that run: one that is opened while `run` reads would run twice."""
 
@@ -125,6 +129,7 @@ class Disputes:
                     break
                 await trio.sleep(pause_s)
             await self._house.journal.close_dispute(number, outcome)
+            self.ended[outcome if outcome in VERDICTS else "none"] += 1
         except ShoalError as error:  # written down it stays, and a restart tries again
             log.warning("a dispute is put off", number=number, why=error.message)
         except Exception:  # root of a dispute: a bug in one must not end the others

@@ -7,6 +7,8 @@ values; nothing here does IO.
 
 from __future__ import annotations
 
+import secrets
+import time
 from enum import StrEnum
 from typing import Annotated, Literal, NewType, TypeAlias
 
@@ -21,6 +23,14 @@ from shoal.protocol.statements import DeviceOffer
 
 JobId = NewType("JobId", str)
 """27 hexadecimal digits: a time and randomness, so that ids sort by age."""
+
+JOB_ID_PATTERN = "^[0-9a-f]{27}$"
+
+
+def new_job_id() -> JobId:
+    """A new id: 11 hexadecimal digits of milliseconds, then 16 of randomness."""
+    return JobId(f"{int(time.time() * 1000):011x}{secrets.token_hex(8)}")
+
 
 SCHEMA_VERSION = 1
 """Of every JSON body that the local API and ``--json`` give; grows when a field changes."""
@@ -111,6 +121,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             (see `protocol.verification.policy`).
         proofs: Who gets proofs of false results, which show program and inputs of a unit:
             ``public`` (everybody) or ``private`` (nobody: they ban here alone).
+        id: Chosen by the submitter, so that it can name the job before the answer comes:
+            what is submitted again under the same id is the same job. None: the daemon's.
     """
 
     policy: Policy
@@ -126,6 +138,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     open: bool = False
     verify: ShortText = "auto"
     proofs: ShortText = "public"
+    id: Annotated[JobId, Meta(pattern=JOB_ID_PATTERN)] | None = None
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -22,9 +22,17 @@ from journal_samples import end_one
 
 from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
-from shoal.node import house
 from shoal.node.errors import StoreError
-from shoal.node.records import Failure, Job, JobSpec, JobState, Policy, Unit, UnitState
+from shoal.node.records import (
+    Failure,
+    Job,
+    JobSpec,
+    JobState,
+    Policy,
+    Unit,
+    UnitState,
+    new_job_id,
+)
 
 
 @pytest.fixture
@@ -64,7 +72,7 @@ async def test_a_unit_fails_when_the_last_provider_that_could_try_it_goes_away(n
 async def noted(node, states, spec, *, open_=False):
     """A job of an earlier run of the daemon, with one unit in each of ``states``."""
     job = Job(
-        id=house.new_job_id(),
+        id=new_job_id(),
         policy=spec.policy,
         program=spec.program,
         numeric_class=spec.numeric_class,
