@@ -18,7 +18,7 @@ demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is ki
 
 test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
 	$(BIN)/python -m shoal.compute.exact.cpu  # once per machine: some tens of seconds
-	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=3 --dist=loadfile --no-loadscope-reorder  # much of it waits
+	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=4 --dist=loadfile --no-loadscope-reorder  # much of it waits
 
 lint: $(VENV)/.dev-installed  ## style, types and layering
 	$(BIN)/ruff check
