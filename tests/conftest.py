@@ -20,6 +20,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("house")
 
 LONG = (
+    "soak/",
     "e2e/test_owner.py",
     "e2e/test_why.py",
     "e2e/test_chaos.py",
