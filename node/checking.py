@@ -32,11 +32,12 @@ from shoal.node import bidding, comparing, pipeline, probation
 from shoal.node.checks import OF_THE_PROGRAM, Draw, Stage, UnitCheck, said_by
 from shoal.node.errors import StoreError
 from shoal.node.house import unit_name
-from shoal.node.records import Check, Ended, Failure, Unit, UnitState
+from shoal.node.records import Check, CheckVerdict, Ended, Failure, Unit, UnitState
 from shoal.node.repeating import other_answer
 from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.setbacks import COOL_DOWN_BROKEN_S, setback_of
+from shoal.node.surroundings import PendingChecks
 from shoal.node.verifying import VerifierLease, open_lease
 from shoal.protocol.limits import CANDIDATES_LIMIT
 from shoal.protocol.messages import UnitResult
@@ -149,6 +150,7 @@ class Checked:
     opinions: dict[PeerId, Opinion]
     size_bytes: int
     tries: int = 0
+    since_s: float = field(default_factory=trio.current_time)
 
 
 @dataclass(slots=True)
@@ -183,6 +185,7 @@ class Checking:
 
     Attributes:
         leases: How many leases with verifiers are held.
+        verdicts: How often verifiers said what of results that were delivered.
     """
 
     def __init__(
@@ -201,6 +204,7 @@ class Checking:
         self._accused: dict[PeerId, int] = {}
         self._asked_again: set[PeerId] = set()
         self.leases = 0
+        self.verdicts: Counter[CheckVerdict] = Counter()
 
     # --- what others ask ---
 
@@ -214,6 +218,28 @@ class Checking:
         job = self._jobs.get(job_id)
         checked = job.waiting.get(index) if job else None
         return checked.unit.provider if checked else None
+
+    def pending(self, job_id: JobId) -> list[PendingChecks]:
+        """What of a job waits, told once for all that wait alike."""
+        job = self._jobs.get(job_id)
+        alike: dict[tuple[Stage, tuple[PeerId, ...], int | None], list[Checked]] = {}
+        for each in job.waiting.values() if job else ():
+            asked = tuple(sorted(each.machine.out))
+            auto = job is not None and job.running.verify.level == "auto"
+            tries_left = max(0, TRIES + 1 - each.tries) if auto and not asked else None
+            alike.setdefault((each.machine.stage, asked, tries_left), []).append(each)
+        now_s = trio.current_time()
+        return [
+            PendingChecks(
+                stage=stage,
+                asked=asked,
+                units=tuple(sorted(each.unit.index for each in group)),
+                waited_s=now_s - min(each.since_s for each in group),
+                again_s=RETRY_S,
+                tries_left=tries_left,
+            )
+            for (stage, asked, tries_left), group in alike.items()
+        ]
 
     def banned(self, peer: PeerId) -> None:
         """Part with a peer that somebody's fraud proof has convicted; it does not block."""
@@ -575,6 +601,7 @@ class Checking:
                 self._let_go(checked)
             else:
                 ends.append(end)
+                self.verdicts.update(check.verdict for check in end.checks)
             self._note_deeds(checked)
         found = [
             await self._convicted(job, checked, peer)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from shoal.compute.frames import UnitLimits
 from shoal.crypto.peer_id import PeerId
-from shoal.node.convictions import Charge
+from shoal.node.believed_proofs import Charge
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 

@@ -98,7 +98,6 @@ matched by `id`.
 | `Share` | `Shared` |
 | `Drop` | `Done` |
 | `Acknowledge`, `Reveal` | `Done` |
-| `Attest` | `Attested` |
 | `TraceWanted` | `TraceGiven` |
 | `NodesWanted` | `NodesGiven` |
 | `LeafWanted` | `LeafGiven` |
@@ -299,7 +298,6 @@ def document() -> str:
                 statements.Receipt,
                 statements.UnitError,
                 statements.Acknowledgement,
-                statements.Attestation,
                 statements.TraceRoot,
                 statements.Commitment,
                 statements.CapabilityProof,

@@ -121,12 +121,13 @@ def list_(*, daemon: Daemon | None = None) -> None:
         print_json({"proofs": msgspec.to_builtins(proofs)})
         return
     print_table(
-        ["proof", "accused", "own", "size", "blobs", "verdict"],
+        ["proof", "accused", "own", "for", "size", "blobs", "verdict"],
         [
             (
                 proof.id,
                 proof.accused,
                 "yes" if proof.own else "no",
+                "this node" if proof.private else "everybody",
                 size_text(proof.proof_bytes),
                 size_text(proof.blobs_bytes),
                 proof.verdict,

@@ -3,6 +3,7 @@
 import pytest
 import trio
 from checking_nodes import (
+    LIMIT_S,
     CallsItNaN,
     KeepsOutputs,
     Lies,
@@ -22,6 +23,7 @@ from checking_nodes import (
 from shoal.crypto.content import blob_id_of
 from shoal.node import pipeline
 from shoal.node.checking import RETRY_S
+from shoal.node.checks import Stage
 from shoal.node.errors import JobError
 from shoal.node.records import UnitState
 from shoal.node.result_standing import Deed
@@ -404,7 +406,12 @@ async def test_a_unit_whose_result_waits_to_be_checked_is_still_with_its_provide
 
         await until(all_wait)
         assert len(set(honest.asked)) == 3
+        (waits,) = node.jobs.pending(job.id)
+        assert (waits.asked, waits.units) == ((verifier.peer,), (0, 1, 2))
+        assert waits.stage is Stage.ASKED
+        assert 0 < waits.waited_s < LIMIT_S
         await node.jobs.cancel(job.id)
+        assert node.jobs.pending(job.id) == []
 
 
 class Hangs(Peer):
@@ -422,3 +429,26 @@ async def test_a_policy_that_says_nothing_is_refused(node):
         await node.submit([1], verify="quorum:1")
     assert caught.value.code == "bad_verify"
     assert "sample:0.1" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("numeric_class", "fields", "why"),
+    [
+        ("exact", {"proofs": "friends"}, "nobody who gets proofs"),
+        ("fp32", {"proofs": "private"}, "no proofs in the class fp32"),
+        ("exact", {"proofs": "private", "verify": "receipt"}, "nobody checks"),
+    ],
+)
+async def test_proofs_that_there_cannot_be_are_refused_by_name(
+    node, numeric_class, fields, why
+):
+    with pytest.raises(JobError, match=why) as caught:
+        await node.submit([1], numeric_class, **fields)
+    assert caught.value.code == "bad_proofs"
+    assert caught.value.hint
+
+
+async def test_a_job_may_keep_its_proofs(node):
+    job = await node.submit([1], proofs="private")
+    assert (await node.journal.spec(job.id)).proofs == "private"
+    await node.jobs.cancel(job.id)
