@@ -339,11 +339,11 @@ async def test_what_this_machine_is_too_busy_to_judge_is_judged_later(
         await scene.signed()
         convict, failed = scene.house.convictions.convict, []
 
-        async def too_busy(proof, blobs):
+        async def too_busy(*proof, **kept):
             if len(failed) < failures:
                 failed.append(proof)
                 raise ComputeError("the worker does not start", code="worker_start")
-            return await convict(proof, blobs)
+            return await convict(*proof, **kept)
 
         scene.house.convictions.convict = too_busy
         assert await scene.disputed() == outcome
