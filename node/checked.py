@@ -22,6 +22,7 @@ from shoal.protocol.statements import Receipt, open_receipt
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.records import JobId
     from shoal.node.running_jobs import Held, RunningJob
     from shoal.node.verifying import VerifierLease
 
@@ -34,6 +35,9 @@ class Deliveries(Protocol):
 
     def put_back(self, running: RunningJob, indices: Sequence[int]) -> None:
         """Have these units run again."""
+
+    def doubt(self, job_id: JobId, index: int) -> None:
+        """Have whoever runs this unit next be checked."""
 
     async def take_away(self, peer: PeerId, detail: str) -> None:
         """Have nothing more to do with a peer."""

@@ -217,7 +217,13 @@ class Checking:
             audit = (
                 len(job.lines.get(own, ())) < AUDITED_WHILE
                 and self._is_exact(held)
-                and audited(job.running.verify, signature, held.draw.salt, p)
+                and audited(
+                    job.running.verify,
+                    signature,
+                    held.draw.salt,
+                    p,
+                    doubted=unit.index in job.running.doubted,
+                )
             )
         exact = unit.failure is not None or self._is_exact(held)
         key = said(end) if exact else unit.provider

@@ -63,7 +63,9 @@ class Draw:
     candidates: tuple[PeerId, ...]
 
 
-def wanted(verify: Verify, signature: bytes, salt: bytes, p: float) -> int:
+def wanted(
+    verify: Verify, signature: bytes, salt: bytes, p: float, *, doubted: bool = False
+) -> int:
     """How many opinions beside the provider's own a receipt is to have.
 
     Args:
@@ -71,6 +73,8 @@ def wanted(verify: Verify, signature: bytes, salt: bytes, p: float) -> int:
         signature: Of the receipt.
         salt: Of its lease.
         p: With which probability ``auto`` checks a result of its provider.
+        doubted: Whether a peer that was false had the unit before. Its friends know by the
+            inputs what it said, and may say it again: whoever runs it is checked.
     """
     match verify.level:
         case "receipt":
@@ -78,9 +82,9 @@ def wanted(verify: Verify, signature: bytes, salt: bytes, p: float) -> int:
         case "quorum":
             return verify.k - 1
         case "sample":
-            return int(is_drawn(signature, salt, verify.p))
+            return int(doubted or is_drawn(signature, salt, verify.p))
         case _:
-            return int(is_drawn(signature, salt, p))
+            return int(doubted or is_drawn(signature, salt, p))
 
 
 AUDITED: Final = 1 / 16
@@ -92,12 +96,15 @@ AUDITED_WHILE: Final = 4
 start, nobody else has to be checked, and the job must not wait for it."""
 
 
-def audited(verify: Verify, signature: bytes, salt: bytes, p: float) -> bool:
+def audited(
+    verify: Verify, signature: bytes, salt: bytes, p: float, *, doubted: bool = False
+) -> bool:
     """Whether a result that is checked is one of those that this node runs as well.
 
-    Only under ``auto``: who names a sample or a quorum gets what was named.
+    Only under ``auto``: who names a sample or a quorum gets what was named. What is doubted,
+    as in `wanted`, always is.
     """
-    return verify.level == "auto" and is_drawn(signature, salt, p * AUDITED)
+    return verify.level == "auto" and (doubted or is_drawn(signature, salt, p * AUDITED))
 
 
 class Said(NamedTuple):

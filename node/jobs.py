@@ -592,8 +592,15 @@ class Jobs:
     def put_back(self, running: RunningJob, indices: Sequence[int]) -> None:
         """Have units run again whose results are not used."""
         running.ending.difference_update(indices)
+        running.doubted.update(indices)
         running.queue.ended -= len(indices)
         self._ready(running.need.job.id, again=True)
+
+    def doubt(self, job_id: JobId, index: int) -> None:
+        """Have whoever runs this unit next be checked: a false peer had it."""
+        running = self._running.get(job_id)
+        if running is not None:
+            running.doubted.add(index)
 
     def banned(self, peer: PeerId) -> None:
         """Have nothing more to do with a peer that is banned, and run again what it gave."""

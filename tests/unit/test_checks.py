@@ -250,3 +250,12 @@ def test_one_in_sixteen_of_what_is_checked_under_auto_is_audited_and_of_nothing_
     assert set(found) <= set(drawn)
     assert 80 < len(found) < 170
     assert not any(audited(Verify.parse("sample:1"), each, SALT, 1.0) for each in receipts)
+
+
+@pytest.mark.parametrize("verify", ["auto", "sample:0.01"])
+def test_whoever_runs_a_unit_that_a_false_peer_had_is_checked(verify):
+    policy = Verify.parse(verify)
+    receipts = [number.to_bytes(64, "big") for number in range(50)]
+    assert all(wanted(policy, each, SALT, 0.01, doubted=True) == 1 for each in receipts)
+    assert not all(wanted(policy, each, SALT, 0.01) for each in receipts)
+    assert wanted(Verify.parse("receipt"), receipts[0], SALT, 1.0, doubted=True) == 0

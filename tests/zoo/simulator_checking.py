@@ -80,6 +80,7 @@ class Checking:
         self.holders = {}
         self.wrong = {}
         self.vouched = {}
+        self.doubted = set()
         self.vouchers = look_back.Vouchers()
         self.held, self.held_units = defaultdict(dict), 0
         self.own_line, self.own_busy = deque(), False
@@ -117,7 +118,8 @@ class Checking:
         """A result came: check it, or deliver it."""
         receipt, peer = one.receipt, one.receipt.provider.peer
         p = self.standings.probability(peer)
-        more = checks.wanted(self.verify, receipt.signature, draw.salt, p)
+        doubted = (one.job, one.unit) in self.doubted
+        more = checks.wanted(self.verify, receipt.signature, draw.salt, p, doubted=doubted)
         if receipt.result == Lie.ERROR.value and self.verify.level != "receipt":
             more = max(1, more)
         if not more:
@@ -126,7 +128,7 @@ class Checking:
         own = self.requester.node.peer
         order = verifiers(receipt.signature, draw.salt, draw.candidates, {peer, own})
         audit = len(self.own_line) < checks.AUDITED_WHILE and checks.audited(
-            self.verify, receipt.signature, draw.salt, p
+            self.verify, receipt.signature, draw.salt, p, doubted=doubted
         )
         check = checks.UnitCheck(peer, own, tuple(order), more, True, receipt.result, audit)
         waiting = Waiting(one, check, {peer: receipt})
@@ -292,6 +294,7 @@ class Checking:
 
     def _again(self, unit):
         self.swarm.counts.ran("again", 1)
+        self.doubted.add((self.requester.job, unit))
         self.requester.reopen(unit)
 
     # -- who was found false --
