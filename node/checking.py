@@ -13,25 +13,23 @@ else it gives has been checked.
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from random import SystemRandom
 from typing import TYPE_CHECKING, Final
 
-import structlog
 import trio
 
 from shoal.node import bidding, pipeline, probation
+from shoal.node.candidates import Candidates
 from shoal.node.checked import Checked, Deliveries, JobChecks, Opinion, right_end, said
-from shoal.node.checks import AUDITED_WHILE, OF_THE_PROGRAM, Draw, Stage, UnitCheck, audited
+from shoal.node.checks import AUDITED_WHILE, OF_THE_PROGRAM, Stage, UnitCheck, audited
 from shoal.node.falsehoods import Falsehoods
+from shoal.node.holding import Holding
 from shoal.node.house import unit_name
-from shoal.node.look_back import Vouchers, is_doubtful, is_held
+from shoal.node.look_back import Vouchers, is_doubtful
 from shoal.node.result_standing import Deed
 from shoal.node.verifier_lines import VerifierLines
-from shoal.protocol.limits import CANDIDATES_LIMIT
-from shoal.protocol.verification.draw import SALT_SIZE_BYTES, signature_of, verifiers
+from shoal.protocol.verification.draw import signature_of, verifiers
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
@@ -55,12 +53,6 @@ TRIES: Final = 5
 """After so many times ``auto`` delivers a result that nobody could be found to check, and at
 once where there is nobody at all. What was asked for by name, a quorum or a sample, waits."""
 
-RELEASE_S: Final = 1.0
-"""How often is looked whether what is held may be delivered, beside whenever a check ends."""
-
-log = structlog.get_logger(__name__)
-random = SystemRandom()
-
 
 class Checking:
     """Has results of this node's jobs checked. Made by `node.jobs.Jobs`.
@@ -74,6 +66,7 @@ class Checking:
 
     Attributes:
         banned, forgive, is_false: As `Falsehoods` has them.
+        draw_for, is_outdated: As `Candidates` has them.
     """
 
     def __init__(
@@ -84,7 +77,7 @@ class Checking:
         jobs: Deliveries,
         nursery: trio.Nursery,
     ) -> None:
-        self._house, self._state, self._nursery = house, state, nursery
+        self._house = house
         self._providers = providers
         self._deliveries = jobs
         self._jobs: dict[JobId, JobChecks] = {}
@@ -92,6 +85,10 @@ class Checking:
         self._falsehoods = Falsehoods(house, jobs, nursery, self._withdraw)
         self.is_false = self._falsehoods.is_false
         self.banned, self.forgive = self._falsehoods.banned, self._falsehoods.forgive
+        self._candidates = Candidates(house, providers, self.is_false)
+        self.draw_for = self._candidates.draw_for
+        self.is_outdated = self._candidates.is_outdated
+        self._holding = Holding(house, state, self._deliver)
         self._lines = VerifierLines(
             house, state, jobs, self.draw_for, self.is_false, self._decide
         )
@@ -111,36 +108,6 @@ class Checking:
         held = job.ready.get(index)
         checked = held[0] if held else job.waiting.get(index)
         return checked.unit.provider if checked else None
-
-    def draw_for(self, running: RunningJob, provider: PeerId) -> Draw | None:
-        """By what the verifiers of a new lease's receipts are to be drawn.
-
-        None where nothing is checked: under ``receipt``, and of this node's own results.
-        """
-        if running.verify.level == "receipt" or provider == self._house.peer_id:
-            return None
-        able = self._able(running, provider)
-        if len(able) > CANDIDATES_LIMIT:
-            able = random.sample(able, CANDIDATES_LIMIT)
-        return Draw(secrets.token_bytes(SALT_SIZE_BYTES), tuple(sorted(able)))
-
-    def is_outdated(self, running: RunningJob, held: Held) -> bool:
-        """Whether a lease is to be given up for one whose award names more verifiers."""
-        draw = held.draw
-        if draw is None or len(draw.candidates) >= probation.LISTED_ENOUGH:
-            return False
-        able = self._able(running, held.side.provider)
-        return probation.outdated(draw.candidates, len(able))
-
-    def _able(self, running: RunningJob, provider: PeerId) -> list[PeerId]:
-        """Who may verify what a provider gives."""
-        return [
-            peer
-            for peer in self._providers(running.need.spec.numeric_class)
-            if peer not in {provider, self._house.peer_id}
-            and not self.is_false(peer)
-            and self._house.standings.may_verify(peer)
-        ]
 
     def doubts(self, running: RunningJob, end: Ended) -> bool:
         """Whether a unit that is about to fail is to be run here first."""
@@ -181,7 +148,7 @@ class Checking:
     def holds(self, running: RunningJob, provider: PeerId) -> bool:
         """Whether results of a peer that were not drawn are to be held."""
         job = self._jobs.get(running.need.job.id)
-        return job is not None and self._is_held(job, provider, self._out(job), 0.0)
+        return job is not None and self._holding.is_held(job, provider, self._holding.out(job))
 
     def hold(self, running: RunningJob, held: Held, ends: Iterable[Ended]) -> None:
         """Keep results that were not drawn until more is known of who gave them."""
@@ -189,7 +156,7 @@ class Checking:
         for end in ends:
             checked = self._checked(job, held, end, 0, own_only=True)
             checked.machine.stage = Stage.AGREED
-            self._keep(job, checked)
+            self._holding.keep(job, checked)
         self._note_room(job)
 
     def leave(self, running: RunningJob) -> None:
@@ -287,7 +254,7 @@ class Checking:
         itself = bidding.closed(self._house.peer_id, terms) is None and (
             terms.starting or numeric_class in terms.executors
         )
-        return itself or bool(self._able(job.running, checked.machine.provider))
+        return itself or bool(self._candidates.able(job.running, checked.machine.provider))
 
     def _waits(self, job: JobChecks, checked: Checked) -> bool:
         return checked.looks_back or job.waiting.get(checked.unit.index) is checked
@@ -346,17 +313,16 @@ class Checking:
         if again:
             self._deliveries.put_back(job.running, again)
         now: list[Checked] = []
-        out = self._out(job)
+        out = self._holding.out(job)
         for checked in ready:
             provider = checked.machine.right
-            if checked.machine.own not in checked.machine.opinions and self._is_held(
-                job, provider, out, 0.0
-            ):
-                self._keep(job, checked)
+            by_own = checked.machine.own in checked.machine.opinions
+            if not by_own and self._holding.is_held(job, provider, out):
+                self._holding.keep(job, checked)
             else:
                 now.append(checked)
         await self._deliver(job, now)
-        await self._release(job)
+        await self._holding.release(job)
 
     async def _deliver(self, job: JobChecks, ready: Sequence[Checked]) -> None:
         ends = [end for checked in ready if (end := right_end(checked)) is not None]
@@ -365,52 +331,6 @@ class Checking:
         for checked in ready:
             self._let_go(checked)
         self._note_room(job)
-
-    # --- what is held ---
-
-    def _out(self, job: JobChecks) -> Counter[PeerId]:
-        """How many results of each peer wait to be checked."""
-        return Counter(checked.machine.provider for checked in job.waiting.values())
-
-    def _is_held(
-        self, job: JobChecks, provider: PeerId, out: Counter[PeerId], waited_s: float
-    ) -> bool:
-        if job.running.verify.level != "auto" or provider == self._house.peer_id:
-            return False
-        trusted = self._house.standings.may_verify(provider)
-        out_of_it = 0 if trusted else out[provider] + len(self._state.line(provider).batches)
-        return is_held(trusted=trusted, out=out_of_it, held=len(job.ready), waited_s=waited_s)
-
-    def _keep(self, job: JobChecks, checked: Checked) -> None:
-        job.ready[checked.unit.index] = checked, trio.current_time()
-        job.size_bytes += checked.size_bytes
-        if not job.releasing:
-            job.releasing = True
-            assert job.running.nursery is not None
-            job.running.nursery.start_soon(self._keep_releasing, job)
-
-    async def _keep_releasing(self, job: JobChecks) -> None:
-        """Deliver in time what is held, whatever becomes of its provider."""
-        while job.ready:
-            await trio.sleep(RELEASE_S)
-            await self._release(job)
-        job.releasing = False
-
-    async def _release(self, job: JobChecks) -> None:
-        """Deliver what need not be held any more."""
-        if not job.ready:
-            return
-        out, now_s = self._out(job), trio.current_time()
-        free = [
-            checked
-            for checked, since_s in job.ready.values()
-            if not self._is_held(job, checked.machine.right, out, now_s - since_s)
-        ]
-        for checked in free:
-            del job.ready[checked.unit.index]
-            job.size_bytes -= checked.size_bytes
-        if free:
-            await self._deliver(job, free)
 
     # --- who vouched for whom ---
 
