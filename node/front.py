@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 import trio
 
@@ -24,6 +23,7 @@ from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
 from shoal.node import chaining, pipeline, reload
 from shoal.node.account import about_unit, told
+from shoal.node.again import spec_again
 from shoal.node.assurance import Assurance, JobAssurance, assure
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
@@ -46,7 +46,6 @@ from shoal.node.records import (
     LogLevelView,
     MisfitView,
     PeerView,
-    Policy,
     ReloadView,
     Status,
     UnitState,
@@ -292,43 +291,10 @@ class Daemon:
         return await self.jobs_running.submit(spec, units)
 
     async def again(self, job_id: JobId, indices: Sequence[int], verify: str) -> Job:
-        """Submit units of a job once more, as a job of their own.
-
-        Args:
-            job_id: The job they are of.
-            indices: Which, in the order that they are to have; none: those that `assurance`
-                calls doubted.
-            verify: How their results are to be checked.
-
-        Raises:
-            JobError: ``no_such_job``, ``no_such_unit``, ``units_await`` or ``none_doubted``.
-            StoreError: An input is not held any more.
-        """
-        job, spec = await self.journal.job(job_id), await self.journal.spec(job_id)
-        if not indices:
-            own = self.identity.peer_id
-            indices = (await units_assured(self.journal, job, own)).doubted
-        given: list[GivenUnit] = []
-        for index in indices:
-            units = await self.units(job_id, index, 1)
-            if not units or units[0].awaits:
-                raise JobError(
-                    f"unit {index} of job {job_id} "
-                    + ("awaits inputs that are not there yet" if units else "is not there"),
-                    code="units_await" if units else "no_such_unit",
-                    hint=f"see `shoal job show {job_id}`",
-                )
-            given.append(dict(units[0].inputs))
-        if not given:
-            raise JobError(
-                f"no result of job {job_id} rests on peers that were convicted",
-                code="none_doubted",
-                hint=f"name units: `shoal job again {job_id} --units 3 5`",
-            )
-        spec = msgspec.structs.replace(
-            spec, policy=Policy.MAP, units=tuple(given), verify=verify, open=False
-        )
-        return await self.submit(spec, given)
+        """Submit units of a job once more, as a job of their own; see `spec_again`."""
+        own = self.identity.peer_id
+        spec = await spec_again(self.journal, own, job_id, indices, verify)
+        return await self.submit(spec, spec.units)
 
     async def add_units(self, job_id: JobId, units: Sequence[GivenUnit], at: int | None) -> Job:
         """Add units to an open job, all of them or none; raises as `pipeline.add_units`."""

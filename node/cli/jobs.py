@@ -131,7 +131,7 @@ def again(
     job_id: str,
     /,
     *,
-    units: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
+    units: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (),
     verify: str = "sample:1",
     daemon: Daemon | None = None,
 ) -> None:

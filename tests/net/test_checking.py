@@ -21,11 +21,13 @@ from checking_nodes import (
 
 from shoal.crypto.content import blob_id_of
 from shoal.node import checks, pipeline
+from shoal.node.again import spec_again
 from shoal.node.checking import RETRY_S
 from shoal.node.errors import JobError
 from shoal.node.look_back import HOLD_S
-from shoal.node.records import UnitState
+from shoal.node.records import Ban, UnitState
 from shoal.node.result_standing import Deed
+from shoal.node.units_assured import units_assured
 from shoal.protocol.statements import open_award, open_receipt
 from shoal.protocol.verification.draw import list_id, salt_hash
 
@@ -479,3 +481,37 @@ async def test_a_ring_of_all_who_are_drawn_is_found_out_by_this_nodes_own_runs(
         for unit in await node.journal.units(job.id, 0, 6):
             if unit.state is UnitState.DONE:
                 assert await node.output(unit) == right(given(unit.index))
+
+
+async def test_what_a_liar_gave_before_it_was_convicted_is_named_and_runs_again(node):
+    async with open_peers(node, Lies, verify=False) as (liar,):
+        node.standings.p = {liar.peer: 0.0}
+        before = await node.run(range(4), verify="receipt")
+        assert await node.output(before[0]) != right(given(0))
+    job_id = before[0].job
+    with pytest.raises(JobError) as caught:
+        await spec_again(node.journal, node.peer, job_id, (), "sample:1")
+    assert caught.value.code == "none_doubted"
+    await node.journal.add_ban(Ban(liar.peer, blob_id_of(b"proof"), 1.0, 2e9, "lied", own=True))
+    counted = await units_assured(node.journal, await node.journal.job(job_id), node.peer)
+    assert counted.doubted == (0, 1, 2, 3)
+    node.offering.clear()
+    async with open_peers(node, Peer, Peer):
+        spec = await spec_again(node.journal, node.peer, job_id, (3, 1), "sample:1")
+        job = await node.jobs.submit(spec)
+
+        async def it_is_done():
+            return (await node.journal.job(job.id)).state == "done"
+
+        await until(it_is_done)
+        units = await node.journal.units(job.id, 0, 9)
+        await assert_right(node, units, [3, 1])
+
+
+@pytest.mark.parametrize(("units", "code"), [((9,), "no_such_unit"), ((0, 9), "no_such_unit")])
+async def test_units_that_a_job_has_not_are_not_run_again(node, units, code):
+    async with open_peers(node, Peer):
+        ran = await node.run([1], verify="receipt")
+    with pytest.raises(JobError) as caught:
+        await spec_again(node.journal, node.peer, ran[0].job, units, "sample:1")
+    assert caught.value.code == code
