@@ -4,8 +4,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Files that do more in the soak: four times as many examples, and tests marked `soak`.
-THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/e2e/test_chaining.py tests/zoo
+# Files that do more in the soak: several times as many examples, and tests marked `soak`.
+THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/property/test_judging.py \
+	tests/net/test_exact_invariance.py tests/e2e/test_chaining.py tests/zoo
+# Parts of the soak that hold a daemon to times, and so run by themselves.
+TIMED := tests/soak/test_challenges.py tests/soak/test_connections.py tests/soak/test_hostile_network.py \
+	tests/soak/test_joining.py tests/soak/test_lan_flood.py
 # Every liar in turn beside honest daemons: half an hour by itself.
 ZOO := tests/e2e/test_zoo.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -17,7 +21,7 @@ demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is ki
 
 test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
 	$(BIN)/python -m shoal.compute.exact.cpu  # once per machine: some tens of seconds
-	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=3 --dist=loadfile --no-loadscope-reorder  # much of it waits
+	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=4 --dist=loadfile --no-loadscope-reorder  # much of it waits
 
 lint: $(VENV)/.dev-installed  ## style, types and layering
 	$(BIN)/ruff check
@@ -37,6 +41,7 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
 	$(BIN)/python tests/bench/stages.py
+	$(BIN)/python tests/bench/judging.py
 	$(BIN)/python tests/bench/challenge.py
 	$(BIN)/python tests/bench/advert_sizes.py
 
@@ -51,7 +56,9 @@ soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
 	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak $(THOROUGH) $(ZOO)
 
 soak-short: $(VENV)/.dev-installed  ## the same for one minute
-	SHOAL_SOAK_S=60 $(BIN)/python -m pytest tests/soak $(THOROUGH)
+	SHOAL_SOAK_S=60 $(BIN)/python -m pytest $(TIMED)
+	SHOAL_SOAK_S=60 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+		$(filter-out $(TIMED),$(wildcard tests/soak/test_*.py)) $(THOROUGH)
 
 docs: $(VENV)/.dev-installed  ## write what is generated from the code
 	$(BIN)/python -m shoal.protocol.document > docs/PROTOCOL.md

@@ -20,7 +20,7 @@ from shoal.crypto.content import BlobId
 from shoal.protocol.limits import OPENINGS_LIMIT
 from shoal.protocol.statements import open_receipt
 from shoal.protocol.verification.dispute import Challenger, Ending
-from shoal.protocol.verification.fraud_proof import VERSION, FraudProof, Kind, Opening, Tile
+from shoal.protocol.verification.fraud_proof import VERSION, FraudProof, Kind, Opening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -81,19 +81,6 @@ def trace_proof(
         leaves=leaves,
         stages=stages,
         blobs=(said.program, manifest.graph, *reads),
-    )
-
-
-def tile_proof(proof: FraudProof, tile: Tile, output: BlobId) -> FraudProof:
-    """Narrows the proof of an operator down to some rows of its output."""
-    return _proof(
-        "tile",
-        proof.award,
-        proof.receipt,
-        root=proof.root,
-        leaves=proof.leaves,
-        tile=tile,
-        blobs=(*proof.blobs, output),
     )
 
 
@@ -193,7 +180,6 @@ def _proof(
     root: bytes | None = None,
     leaves: Iterable[Opening] = (),
     stages: Iterable[Opening] = (),
-    tile: Tile | None = None,
     blobs: Iterable[str] = (),
 ) -> FraudProof:
     return FraudProof(
@@ -205,6 +191,5 @@ def _proof(
         root=root,
         leaves=tuple(leaves),
         stages=tuple(stages),
-        tile=tile,
         blobs=tuple(dict.fromkeys(blobs)),
     )

@@ -161,10 +161,15 @@ class TensorsOf(_Message):
 
 
 class Judge(_Message):
-    """Judge the fraud proof that is attached first; its blobs follow. Answer: `Judged`."""
+    """Judge the fraud proof that is attached first; its blobs follow. Answer: `Judged`.
+
+    Attributes:
+        processor_s: What it may take of a processor, within the wall time of its limits.
+    """
 
     blob_ids: tuple[str, ...]
     limits: UnitLimits
+    processor_s: float
 
 
 class Measure(_Message):
@@ -246,20 +251,23 @@ class Traced(_Message):
 
 
 class NodeTensors(_Message):
-    """A node's leaf, and what tiling it takes; ``blob_ids`` name the attachments."""
+    """A node's leaf; ``blob_ids`` name the attachments."""
 
     blob_ids: Annotated[tuple[HexId, ...], msgspec.Meta(max_length=LEAF_VALUES_LIMIT)]
     leaf: _Leaf
-    row_elements: Annotated[int, msgspec.Meta(ge=0)]
-    multiply_adds: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Judged(_Message):
-    """What the proof shows, of whom, and why, in a sentence for people."""
+    """What the proof shows, of whom, and why, in a sentence for people.
+
+    Attributes:
+        processor_s: What it took of a processor.
+    """
 
     outcome: Literal["convicted", "acquitted", "undecided"]
     accused: _Text | None
     sentence: _Text
+    processor_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 
 
 class Paused(_Message):

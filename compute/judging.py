@@ -234,7 +234,6 @@ def _try_trace(case: Case, blobs: Mapping[BlobId, Buffer]) -> None:
 _TRIALS: Final[dict[str, Callable[[Case, Mapping[BlobId, Buffer]], None]]] = {
     "equivocation": _try_equivocation,
     "operator": _try_trace,
-    "tile": _try_trace,
     "wiring": _try_trace,
     "unit": _try_unit,
 }

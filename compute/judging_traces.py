@@ -1,4 +1,4 @@
-"""Trials of what an accused committed to in a trace: one operator, some rows, the wiring.
+"""Trials of what an accused committed to in a trace: one operator, or the wiring.
 
 Part of *verify*; called by `shoal.compute.judging`, which has the rules. Of the program its
 manifest and graph are read, and no weights: a leaf names tensors by id, and only what one
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from shoal.compute.errors import ProgramError
-from shoal.compute.exact.judging_operators import Operators, run_operator, run_tile
+from shoal.compute.exact.judging_operators import Operators, run_operator
 from shoal.compute.exact.leaves import OperatorLeaf, decode_operator_leaf, decode_stage_leaf
 from shoal.compute.judging import (
     acquit,
@@ -90,25 +90,6 @@ def _try_operator(case: Case, blobs: Mapping[BlobId, Buffer]) -> None:
         convict(f"{name} gives outputs, and it committed to the error {leaf.error}")
     elif found.outputs != leaf.outputs:
         convict(f"{name} gives other outputs than it committed to")
-
-
-def _try_tile(case: Case, blobs: Mapping[BlobId, Buffer]) -> None:
-    program, leaf, name = _disputed(case, blobs)
-    tile = case.proof.tile
-    assert tile is not None
-    said = leaf.outputs[0] if leaf.outputs else None
-    if said is None:
-        acquit(f"{name} committed to no output of which some rows could be wrong")
-    inputs, output = _inputs(leaf), BlobId(said)
-    named = [BlobId(case.receipt.program), BlobId(program.manifest.graph), *inputs, output]
-    check_named(case, named)
-    given = held(blobs, [*inputs, output])
-    rows = range(tile.first, tile.first + tile.rows)
-    found = run_tile(program, leaf.index, _given(leaf, given), rows)
-    if found.error is not None:
-        compare_errors(found.error, leaf.error, f"a part of {name}")
-    if not found.is_in(given[output]):
-        convict(f"rows {rows.start} to {rows.stop - 1} of {name} are others than it gave")
 
 
 def _disputed(
@@ -249,7 +230,6 @@ class _Wiring:
 
 trials: Final[dict[str, Callable[[Case, Mapping[BlobId, Buffer]], None]]] = {
     "operator": _try_operator,
-    "tile": _try_tile,
     "wiring": _try_wiring,
 }
 """By kind of proof."""

@@ -13,6 +13,7 @@ early awaits `Worker.probe` in a task of its own. From then on a spare is kept.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ class Worker:
         self._missing: tuple[str, ...] = ()
         self.processes_started = 0
         """How many worker processes there have been, those that did not settle in as well."""
+        self.judging_s = 0.0
+        """Processor seconds that judging proofs has taken."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -214,6 +217,7 @@ class Worker:
         inputs: Mapping[str, Buffer],
         limits: UnitLimits,
         rank: int = 0,
+        patience_s: float = math.inf,
     ) -> Execution:
         """Run one unit.
 
@@ -227,6 +231,7 @@ class Worker:
             inputs: Tensor blobs by input name.
             limits: What the unit may take.
             rank: Of those that wait, one of a lower rank goes first.
+            patience_s: How long it waits at its rank, and then at each before that.
 
         Raises:
             ProgramError: The program, or these inputs to it, would fail anywhere.
@@ -234,7 +239,7 @@ class Worker:
                 ``output_limit``) or the worker failed (``worker_died``,
                 ``worker_nonsense``, ``worker_start``, ``no_memory``).
         """
-        async with self._turnstile.turn(rank, requester):
+        async with self._turnstile.turn(rank, requester, patience_s):
             await self._room_with(requester, program_id, fetch_blobs, limits)
             return await self._run(requester, program_id, inputs, limits)
 
@@ -344,6 +349,7 @@ class Worker:
         limits: UnitLimits,
         stage: int | None = None,
         rank: int = 0,
+        patience_s: float = math.inf,
     ) -> Traced:
         """Run one unit of the class exact again, for the leaves of its operators.
 
@@ -358,6 +364,7 @@ class Worker:
             limits: What the run may take.
             stage: Of which stage the leaves are wanted; of all, where it is None.
             rank: Of those that wait, one of a lower rank goes first.
+            patience_s: As for `run`.
 
         Raises:
             ProgramError: ``no_such_stage``, ``no_trace`` of another class; or what went
@@ -365,7 +372,7 @@ class Worker:
             ComputeError: As for `run`.
         """
         request = frames.Trace(program_id, tuple(inputs), limits, stage)
-        async with self._turnstile.turn(rank, requester):
+        async with self._turnstile.turn(rank, requester, patience_s):
             await self._room_with(requester, program_id, fetch_blobs, limits)
             attachments = list(inputs.values())
             _, packed = await self._ask(requester, request, attachments, limits, frames.Traced)
@@ -384,6 +391,7 @@ class Worker:
         limits: UnitLimits,
         index: int,
         rank: int = 0,
+        patience_s: float = math.inf,
     ) -> NodeTensors:
         """Run one unit of the class exact up to one node, for what that takes and gives.
 
@@ -397,23 +405,28 @@ class Worker:
             limits: What the run may take; the tensors are its output.
             index: The node's place in the graph.
             rank: Of those that wait, one of a lower rank goes first.
+            patience_s: As for `run`.
 
         Raises:
             ProgramError: ``no_such_node``, ``no_trace``; or what went wrong before it.
             ComputeError: As for `run`.
         """
         request = frames.TensorsOf(program_id, tuple(inputs), limits, index)
-        async with self._turnstile.turn(rank, requester):
+        async with self._turnstile.turn(rank, requester, patience_s):
             await self._room_with(requester, program_id, fetch_blobs, limits)
             attachments = list(inputs.values())
             answer, tensors = await self._ask(
                 requester, request, attachments, limits, frames.NodeTensors
             )
         blobs = dict(zip(map(BlobId, answer.blob_ids), tensors, strict=True))
-        return NodeTensors(answer.leaf, blobs, answer.row_elements, answer.multiply_adds)
+        return NodeTensors(answer.leaf, blobs)
 
     async def judge(
-        self, proof: bytes, blobs: Mapping[BlobId, Buffer], limits: UnitLimits
+        self,
+        proof: bytes,
+        blobs: Mapping[BlobId, Buffer],
+        limits: UnitLimits,
+        processor_s: float,
     ) -> Verdict:
         """Judge a fraud proof by the reference: one after another, beside units that run.
 
@@ -424,22 +437,28 @@ class Worker:
         Args:
             proof: The proof.
             blobs: What it needs, by id.
-            limits: What judging may take of time and memory.
+            limits: What judging may take of wall time and memory. On a machine that has
+                much else to do it gets a thirtieth of a core.
+            processor_s: What it may take of a processor.
 
         Raises:
             ComputeError: A limit was met, or the worker failed: nothing is decided.
         """
-        request = frames.Judge(tuple(blobs), limits)
+        request = frames.Judge(tuple(blobs), limits, processor_s)
         start = msgspec.structs.replace(self._start, niceness=priority.LOWEST, exact=False)
         async with self._judging:
+            spent_s, began_s = None, trio.current_time()
             room = await self._started(start)
             try:
                 answer, _ = await exchange(
                     room.process, request, [proof, *blobs.values()], limits, frames.Judged
                 )
+                spent_s = answer.processor_s
             except ProgramError as error:  # judging never raises, so this is not of a proof
                 raise nonsense(str(error)) from None
             finally:
+                took_s = trio.current_time() - began_s
+                self.judging_s += min(took_s, processor_s) if spent_s is None else spent_s
                 if not room.process.ended:
                     await room.process.end()
         accused = None if answer.accused is None else PeerId(answer.accused)

@@ -56,15 +56,10 @@ class NodeTensors:
     Attributes:
         leaf: The bytes of its leaf.
         blobs: The tensors that the leaf names, by id.
-        row_elements: Numbers in a row of its output, where rows of it can be judged
-            alone; else 0.
-        multiply_adds: What all of its rows cost.
     """
 
     leaf: bytes
     blobs: Mapping[BlobId, bytes]
-    row_elements: int
-    multiply_adds: int
 
 
 Outcome: TypeAlias = Execution | ProgramError | ComputeError

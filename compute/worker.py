@@ -209,18 +209,20 @@ class Worker:
             found = executor.tensors_of(held.prepared, arrays, request.index)
         blobs = list(found.blobs.values())
         _check_output_size(sum(map(len, blobs)), request.limits)
-        answer = frames.NodeTensors(
-            tuple(found.blobs), leaf_bytes(found.leaf), found.row_elements, found.multiply_adds
-        )
-        return answer, blobs
+        return frames.NodeTensors(tuple(found.blobs), leaf_bytes(found.leaf)), blobs
 
     def judge(self, request: frames.Judge, attachments: list[Buffer]) -> frames.Judged:
         """Judge a fraud proof by the reference."""
         proof, *blobs = attachments
         ids = map(BlobId, request.blob_ids)
-        with self._within(request.limits):
+        with self._within(request.limits, request.processor_s):
             verdict = judge(bytes(proof), dict(zip(ids, blobs, strict=True)))
-        return frames.Judged(verdict.outcome.value, verdict.accused, verdict.sentence[:4096])
+        return frames.Judged(
+            verdict.outcome.value,
+            verdict.accused,
+            verdict.sentence[:4096],
+            time.process_time(),
+        )
 
     def _traced(self, program_id: str) -> tuple[Held, Any]:
         """A program that is held, and the executor that traces it.
@@ -271,16 +273,17 @@ class Worker:
             del self._held[others.pop(0)]
 
     @contextmanager
-    def _within(self, limits: frames.UnitLimits) -> Iterator[None]:
+    def _within(
+        self, limits: frames.UnitLimits, processor_s: float | None = None
+    ) -> Iterator[None]:
         """Hold a request to its limits of time and memory, as far as this process can.
 
         Time: the executor is asked to end. What does not listen is killed by the
         supervisor a moment later. Memory: address space beyond what is mapped now.
         """
-        self._meter.hold(
-            _OVERHEAD_BYTES + limits.memory_bytes,
-            self._threads * limits.time_s + _PROCESSOR_GRACE_S,
-        )
+        if processor_s is None:
+            processor_s = self._threads * limits.time_s + _PROCESSOR_GRACE_S
+        self._meter.hold(_OVERHEAD_BYTES + limits.memory_bytes, processor_s)
         try:
             with self._watchdog.within(limits.time_s):
                 yield

@@ -40,7 +40,6 @@ class Statement(Enum):
     CAPABILITY = "shoal-capability-v1"
     RENEWAL = "shoal-renewal-v1"
     ACKNOWLEDGEMENT = "shoal-acknowledgement-v1"
-    ATTESTATION = "shoal-attestation-v1"
     TRACE_ROOT = "shoal-trace-root-v1"
 
     @property

@@ -14,6 +14,7 @@ import msgspec
 from shoal.crypto.peer_id import PeerId
 from shoal.node.causes import AFTER_FAILURE, Cause, Explanation, Remedy
 from shoal.node.explain import explain
+from shoal.node.pending_checks import DISPUTED, IN_CHECK, disputed
 from shoal.node.records import Answer, Failure, Job, JobState, Unit, UnitState
 from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.wording import count, duration, names
@@ -70,7 +71,7 @@ def told(
         found = explain(job, answers, around)
         failed = tuple(_failed(work, around.own))
         return msgspec.structs.replace(found, causes=found.causes + failed)
-    causes = [*_done(work, around.own), *_failed(work, around.own)]
+    causes = [*_done(work, around.own), *_failed(work, around.own), *disputed(around)]
     if job.failure is not None and job.failure.code == NOBODY_BIDS:
         # What would get it running is what its submitter wants to know, though it has ended.
         causes = list(explain(job, answers, around).causes)
@@ -140,14 +141,16 @@ def _failed(work: Sequence[WorkDone], own: PeerId) -> list[Cause]:
 
 def about_unit(found: Explanation, unit: Unit, own: PeerId) -> Explanation:
     """The same job, told about one of its units."""
-    if unit.state in (UnitState.QUEUED, UnitState.LEASED) and not found.job.state.final:
-        causes = found.causes
-    else:
-        causes = ()
-    return msgspec.structs.replace(found, headline=_unit(unit, own), causes=causes, unit=unit)
+    ended = unit.state not in (UnitState.QUEUED, UnitState.LEASED) or found.job.state.final
+    of_units = [cause for cause in found.causes if cause.code in (IN_CHECK, DISPUTED)]
+    mine = tuple(cause for cause in of_units if unit.index in cause.units)
+    waits = any(cause.code == IN_CHECK for cause in mine)
+    others = () if ended or waits else tuple(c for c in found.causes if c not in of_units)
+    headline = _unit(unit, own, in_check=waits)
+    return msgspec.structs.replace(found, headline=headline, causes=mine + others, unit=unit)
 
 
-def _unit(unit: Unit, own: PeerId) -> str:
+def _unit(unit: Unit, own: PeerId, *, in_check: bool = False) -> str:
     who = names([unit.provider], own) if unit.provider else "nobody"
     leases = f"it has been under {count(unit.attempts, 'lease')}"
     match unit.state:
@@ -161,6 +164,8 @@ def _unit(unit: Unit, own: PeerId) -> str:
             return f"{text}; the receipt is {unit.receipt}." if unit.receipt else f"{text}."
         case UnitState.CANCELLED:
             return f"Unit {unit.index} was cancelled with its job; {leases}."
+        case UnitState.LEASED if in_check:
+            return f"Unit {unit.index} was run by {who}, and its result is not delivered yet."
         case UnitState.LEASED:
             return f"Unit {unit.index} is with {who} now; {leases}."
     if unit.awaits:

@@ -82,6 +82,7 @@ class Checked:
     opinions: dict[PeerId, Opinion]
     size_bytes: int
     tries: int = 0
+    since_s: float = field(default_factory=trio.current_time)
     looks_back: bool = False
 
     @property

@@ -28,13 +28,14 @@ from shoal.node.holding import Holding
 from shoal.node.house import unit_name
 from shoal.node.look_back import Vouchers, is_doubtful
 from shoal.node.result_standing import Deed
+from shoal.node.surroundings import PendingChecks
 from shoal.node.verifier_lines import VerifierLines
 from shoal.protocol.verification.draw import signature_of, verifiers
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.house import House
-    from shoal.node.records import Ended, JobId
+    from shoal.node.records import CheckVerdict, Ended, JobId
     from shoal.node.running_jobs import Held, RunningJob
     from shoal.node.scheduling.state import State
 
@@ -65,6 +66,7 @@ class Checking:
         nursery: Owns what outlives a job.
 
     Attributes:
+        verdicts: How often verifiers said what of results that were delivered.
         banned, forgive, is_false: As `Falsehoods` has them.
         draw_for, is_outdated: As `Candidates` has them.
     """
@@ -81,6 +83,7 @@ class Checking:
         self._providers = providers
         self._deliveries = jobs
         self._jobs: dict[JobId, JobChecks] = {}
+        self.verdicts: Counter[CheckVerdict] = Counter()
         self._vouchers: Vouchers[PeerId, Checked] = Vouchers()
         self._falsehoods = Falsehoods(house, jobs, nursery, self._withdraw)
         self.is_false = self._falsehoods.is_false
@@ -108,6 +111,28 @@ class Checking:
         held = job.ready.get(index)
         checked = held[0] if held else job.waiting.get(index)
         return checked.unit.provider if checked else None
+
+    def pending(self, job_id: JobId) -> list[PendingChecks]:
+        """What of a job waits, told once for all that wait alike."""
+        job = self._jobs.get(job_id)
+        alike: dict[tuple[Stage, tuple[PeerId, ...], int | None], list[Checked]] = {}
+        for each in job.waiting.values() if job else ():
+            asked = tuple(sorted(each.machine.out))
+            auto = job is not None and job.running.verify.level == "auto"
+            tries_left = max(0, TRIES + 1 - each.tries) if auto and not asked else None
+            alike.setdefault((each.machine.stage, asked, tries_left), []).append(each)
+        now_s = trio.current_time()
+        return [
+            PendingChecks(
+                stage=stage,
+                asked=asked,
+                units=tuple(sorted(each.unit.index for each in group)),
+                waited_s=now_s - min(each.since_s for each in group),
+                again_s=RETRY_S,
+                tries_left=tries_left,
+            )
+            for (stage, asked, tries_left), group in alike.items()
+        ]
 
     def doubts(self, running: RunningJob, end: Ended) -> bool:
         """Whether a unit that is about to fail is to be run here first."""
@@ -295,11 +320,13 @@ class Checking:
                 continue
             del job.waiting[checked.unit.index]
             job.size_bytes -= checked.size_bytes
-            if right_end(checked) is None:
+            end = right_end(checked)
+            if end is None:
                 again.append(checked.unit.index)
                 self._let_go(checked)
             else:
                 ready.append(checked)
+                self.verdicts.update(check.verdict for check in end.checks)
             self._note_deeds(checked)
             self._note_vouchers(checked)
         found = [

@@ -13,15 +13,15 @@ and what it was doing goes to others. Its links stay, since that is how it hears
 ban lasts for `BAN_S` from the award under which it lied, which is the same moment for
 every node: counted from when each of them hears of it, a ban would go round for ever.
 
-Proof and blobs of a ban are kept public, within `PUBLIC_SHARE` of the blob store, so that
-whoever is told can fetch them; the newest and this node's own stay longest.
+What is kept of a proof, and made public so that whoever is told can fetch it, is
+`node.believed_proofs`'s.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -29,22 +29,18 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import structlog
 import trio
 
-from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.crypto.peer_id import PeerId
-from shoal.node.blob_transfer import EVERYBODY
+from shoal.node.believed_proofs import Believed, BelievedProofs, Charge, accusation_of
 from shoal.node.docket import BLOBS_LIMIT_BYTES, Docket, End, Heard, Hearing
 from shoal.node.errors import PeerError, StoreError
 from shoal.node.house import fitting, hold
 from shoal.node.records import Ban, ProofView
 from shoal.protocol.limits import (
-    ACCUSATIONS_LIMIT,
-    ACCUSED_BLOBS_LIMIT,
     CLOCK_TOLERANCE_MS,
     FRAUD_PROOF_LIMIT_BYTES,
     KNOWN_PROOFS_LIMIT,
-    PROOF_BLOBS_LIMIT,
-    PROOF_BLOBS_LIMIT_BYTES,
 )
 from shoal.protocol.messages import (
     Accusation,
@@ -63,12 +59,10 @@ if TYPE_CHECKING:
 BAN_S: Final = 30 * 86400.0
 """A machine that computes wrong is mended or sold within a month."""
 
-PUBLIC_SHARE: Final = 1 / 8
-"""Of the blob store, for proofs and their blobs."""
-
 REST: Final = 3.0
-"""After an accusation was looked into, so many times as long nothing is: whatever peers
-tell, it takes a quarter of the lowest priority of this node."""
+"""After an accusation was looked into, nothing is for so many times what judging it took of a
+processor: whatever peers tell, it takes a quarter of the lowest priority of this node. By the
+clock it may have waited for that, and for blobs, a hundred times as long."""
 
 FETCH_BASE_S: Final = 30.0
 FETCH_BYTES_PER_S: Final = 250e3
@@ -81,57 +75,18 @@ TELLING_LIMIT: Final = 8
 COMPARE_INTERVAL_S: Final = 300.0
 LOOK_INTERVAL_S: Final = 1.0
 
+UNKNOWN_LIMIT: Final = 256
+"""Accused of whom nothing is known yet, as after a start; the oldest go first."""
+
 FETCHING = "accusation"
 """Under which name blobs are pinned while an accusation is looked into."""
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """What a well-formed proof says before it is judged.
-
-    Attributes:
-        accused: Whom it is against.
-        at_s: When the award was given under which that peer lied, since the epoch.
-    """
-
-    accused: PeerId
-    at_s: float
-
-
 Judge: TypeAlias = Callable[[bytes, Mapping[BlobId, bytes]], Awaitable[Verdict]]
 Reader: TypeAlias = Callable[[bytes], Charge]
 """Checks all of a proof that needs no computing; raises VerificationError."""
-
-
-@dataclass(slots=True)
-class _Known:
-    """A proof that this node believes."""
-
-    accusation: Accusation
-    verdict: str
-    own: bool
-    at: float
-    public: bool = False
-
-    @property
-    def size_bytes(self) -> int:
-        return self.accusation.proof_bytes + self.accusation.blobs_bytes
-
-    def view(self) -> ProofView:
-        said = self.accusation
-        return ProofView(
-            id=BlobId(said.proof),
-            accused=PeerId(said.accused),
-            verdict=self.verdict,
-            own=self.own,
-            at=self.at,
-            proof_bytes=said.proof_bytes,
-            blobs=tuple(map(BlobId, said.blobs)),
-            blobs_bytes=said.blobs_bytes,
-            public=self.public,
-        )
 
 
 @dataclass(slots=True)
@@ -146,6 +101,7 @@ class Convictions:
             is looked into, since anybody can make two keys and convict one of them.
         convicted: Told of each new conviction: who, and what the proof shows.
         accused_falsely: Told of whoever sent a proof that is false, and why it is.
+        judging_s: What judging has taken of a processor so far, in seconds.
 
     Attributes:
         house: The modules of this node, which has to be set before anything else is done.
@@ -160,15 +116,18 @@ class Convictions:
     matters: Callable[[PeerId], bool] = lambda _peer: True
     convicted: Callable[[PeerId, str], None] = lambda _peer, _why: None
     accused_falsely: Callable[[PeerId, str], None] = lambda _peer, _why: None
+    judging_s: Callable[[], float] = trio.current_time
     wall_s: Callable[[], float] = time.time
     house: House = field(init=False)
     on_ban: list[Callable[[PeerId], None]] = field(default_factory=list)
     on_lift: list[Callable[[PeerId], None]] = field(default_factory=list)
     ended: Counter[End] = field(default_factory=Counter)
     _bans: dict[PeerId, Ban] = field(default_factory=dict)
-    _known: dict[BlobId, _Known] = field(default_factory=dict)
+    _believed: BelievedProofs = field(default_factory=BelievedProofs)
     _pardoned: dict[PeerId, float] = field(default_factory=dict)
     """Until when others' proofs against a peer that the operator let back in are not heard."""
+    _unknown: dict[PeerId, PeerId] = field(default_factory=dict)
+    """Who told of an accused that did not matter yet: its first advert may be a second late."""
     _docket: Docket = field(default_factory=Docket)
     _woken: trio.Event = field(default_factory=trio.Event)
     _telling: trio.CapacityLimiter = field(
@@ -192,8 +151,7 @@ class Convictions:
 
     def proofs(self) -> list[ProofView]:
         """The proofs that this node believes, the newest first."""
-        views = (known.view() for known in self._known.values())
-        return sorted(views, key=lambda view: (-view.at, view.id))
+        return self._believed.views()
 
     async def proof(self, proof_id: BlobId) -> bytes:
         """The bytes of a proof that is kept.
@@ -210,12 +168,15 @@ class Convictions:
             )
         return kept.proof
 
-    async def convict(self, proof: bytes, blobs: Mapping[BlobId, bytes]) -> Verdict:
+    async def convict(
+        self, proof: bytes, blobs: Mapping[BlobId, bytes], *, private: bool = False
+    ) -> Verdict:
         """Judge a proof of this node's own, and ban by it.
 
         Args:
             proof: The proof.
             blobs: All that is needed to check it.
+            private: Tell nobody, and let nobody fetch it.
 
         Returns:
             The verdict; nothing follows from one that does not convict.
@@ -236,9 +197,9 @@ class Convictions:
             )
             return verdict
         sizes = {blob_id: len(blob) for blob_id, blob in blobs.items()}
-        accusation = _accusation(proof, charge, sizes)
-        await self._put(proof, accusation, blobs.values())
-        await self._believe(proof, accusation, charge, verdict, own=True)
+        accusation = accusation_of(proof, charge, sizes)
+        await self._believed.put(self.house, proof, accusation, blobs.values())
+        await self._believe(proof, accusation, charge, verdict, own=True, private=private)
         return verdict
 
     async def unban(self, peer: PeerId) -> None:
@@ -258,7 +219,7 @@ class Convictions:
         await self.house.journal.lift_ban(peer)
         del self._bans[peer]
         self._pardoned[peer] = ban.until
-        self._withdraw(peer)
+        self._believed.withdraw(self.house, peer)
         for let_back_in in self.on_lift:
             let_back_in(peer)
         log.info("a ban was lifted by the operator", peer=peer)
@@ -268,7 +229,7 @@ class Convictions:
     ) -> Done | Accusations | Problem:
         """Answer a peer that accuses another, or compares."""
         if isinstance(message, AccusationsWanted):
-            return Accusations(accusations=self._lacking(message.known))
+            return Accusations(accusations=self._believed.lacking(message.known))
         if peer not in self.links():
             return Problem(code="not_linked", message="accusations are heard of links alone")
         self._hear(peer, message)
@@ -286,17 +247,7 @@ class Convictions:
                 if ban is None and kept.at + BAN_S > now:
                     self._pardoned[kept.accused] = kept.at + BAN_S
                 continue
-            sizes = {b: self._size_of(b) for b in kept.blobs}
-            charge = Charge(kept.accused, ban.since)
-            accusation = _accusation(kept.proof, charge, sizes)
-            self._known[kept.id] = _Known(accusation, kept.verdict, kept.own, kept.at)
-            for blob_id in (kept.id, *kept.blobs):
-                self.house.store.pin(blob_id, _pin_of(kept.id))
-            try:
-                await self.house.store.put_bytes(kept.proof)
-            except StoreError as error:
-                log.warning("a proof is not public", proof=kept.id, error=str(error))
-            self._publish(kept.id)
+            await self._believed.restore(self.house, kept, Charge(kept.accused, ban.since))
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Start the tasks in ``nursery``."""
@@ -316,8 +267,9 @@ class Convictions:
                 self._woken = trio.Event()
                 await self._woken.wait()
                 continue
-            began_s = trio.current_time()
+            spent_s = self.judging_s()
             end, why = await self._look_into(heard)
+            spent_s = self.judging_s() - spent_s
             now_s = trio.current_time()
             self.ended[end] += 1
             for liar in self._docket.close(end, now_s):
@@ -325,7 +277,7 @@ class Convictions:
                 self.accused_falsely(liar, why)
             if end is End.OPEN:
                 log.info("an accusation is left open", peer=heard.sender, why=why)
-            await trio.sleep(REST * (now_s - began_s))
+            await trio.sleep(REST * spent_s)
 
     async def _look_into(self, heard: Heard) -> tuple[End, str]:
         """Fetch a proof and what it needs, and have it judged; never raises."""
@@ -349,7 +301,7 @@ class Convictions:
             if verdict.outcome is not Outcome.CONVICTED:
                 return End.OPEN, verdict.sentence
             sizes = {blob_id: len(blob) for blob_id, blob in blobs.items()}
-            accusation = _accusation(proof, charge, sizes)
+            accusation = accusation_of(proof, charge, sizes)
             await self._believe(
                 proof, accusation, charge, verdict, own=False, besides=heard.sender
             )
@@ -390,6 +342,8 @@ class Convictions:
         asked_at_s: dict[PeerId, float] = {}
         while True:
             links, now_s = set(self.links()), trio.current_time()
+            for accused in filter(self.matters, list(self._unknown)):
+                asked_at_s.pop(self._unknown.pop(accused), None)
             asked_at_s = {peer: at for peer, at in asked_at_s.items() if peer in links}
             due = [
                 peer
@@ -421,7 +375,7 @@ class Convictions:
         now = self.wall_s()
         for ban in [ban for ban in self._bans.values() if ban.until <= now]:
             del self._bans[ban.peer]
-            self._withdraw(ban.peer)
+            self._believed.withdraw(self.house, ban.peer)
             log.info("a ban has lapsed", peer=ban.peer)
             try:
                 await self.house.journal.lift_ban(ban.peer)
@@ -432,7 +386,12 @@ class Convictions:
     # --- steps --------------------------------------------------------------------
 
     def _hear(self, sender: PeerId, accusation: Accusation) -> None:
-        if self._needless(PeerId(accusation.accused)) is not None:
+        accused = PeerId(accusation.accused)
+        if self._needless(accused) is not None:
+            if self._of_nobody(accused):
+                self._unknown.setdefault(accused, sender)
+                while len(self._unknown) > UNKNOWN_LIMIT:
+                    del self._unknown[next(iter(self._unknown))]
             return
         hearing = self._docket.hear(sender, accusation, trio.current_time())
         if hearing is Hearing.WAITS:
@@ -448,9 +407,10 @@ class Convictions:
             return "it is banned already"
         if self._pardoned.get(accused, 0.0) > self.wall_s():
             return "this node's operator has let it back in"
-        if accused != self.house.peer_id and not self.matters(accused):
-            return "nothing is known of it here"
-        return None
+        return "nothing is known of it here" if self._of_nobody(accused) else None
+
+    def _of_nobody(self, accused: PeerId) -> bool:
+        return accused != self.house.peer_id and not self.matters(accused)
 
     async def _believe(
         self,
@@ -460,6 +420,7 @@ class Convictions:
         verdict: Verdict,
         *,
         own: bool,
+        private: bool = False,
         besides: PeerId | None = None,
     ) -> None:
         """Ban by a proof, keep it, and tell the links."""
@@ -480,16 +441,23 @@ class Convictions:
         async with self._keeping:
             blobs = map(BlobId, accusation.blobs)
             await self.house.journal.add_proof(
-                proof_id, accused, proof, blobs, verdict.sentence, own=own, at=now
+                proof_id,
+                accused,
+                proof,
+                blobs,
+                verdict.sentence,
+                own=own,
+                at=now,
+                private=private,
             )
             if not await self.house.journal.add_ban(ban):
                 log.warning("a ban is not kept: there are too many", peer=accused)
                 return
-            self._withdraw(accused)
+            self._believed.withdraw(self.house, accused)
             self._bans[accused] = ban
             self._pardoned.pop(accused, None)
-            self._known[proof_id] = _Known(accusation, verdict.sentence, own, now)
-            public = self._publish(proof_id)
+            self._believed.add(Believed(accusation, verdict.sentence, own, now, private))
+            public = self._believed.publish(self.house, proof_id)
         log.warning("a peer is banned", peer=accused, proof=proof_id, why=verdict.sentence)
         self.convicted(accused, verdict.sentence)
         for banned in self.on_ban:
@@ -506,76 +474,6 @@ class Convictions:
             except ShoalError as error:  # it hears of it when it compares
                 log.debug("a link was not told", peer=peer, error=str(error))
 
-    async def _put(self, proof: bytes, accusation: Accusation, blobs: Iterable[bytes]) -> None:
-        """Put a proof of this node's own where others can fetch it from."""
-        name = _pin_of(BlobId(accusation.proof))
-        for blob_id in (accusation.proof, *accusation.blobs):
-            self.house.store.pin(BlobId(blob_id), name)
-        try:
-            for blob in (proof, *blobs):
-                await self.house.store.put_bytes(blob)
-        except StoreError as error:  # it bans here, and is not told
-            log.warning("there is no room to make a proof public", error=str(error))
-
-    # --- what is public -------------------------------------------------------------
-
-    def _publish(self, proof_id: BlobId) -> bool:
-        """Let anybody fetch a proof and its blobs, where they are here and fit."""
-        store, known = self.house.store, self._known[proof_id]
-        said, name = known.accusation, _pin_of(proof_id)
-        ids = [proof_id, *map(BlobId, said.blobs)]
-        room = int(store.quota_bytes * PUBLIC_SHARE)
-        fits = (
-            len(said.blobs) <= PROOF_BLOBS_LIMIT
-            and known.size_bytes <= min(room, PROOF_BLOBS_LIMIT_BYTES)
-            and all(map(store.holds, ids))
-        )
-        if not fits:
-            store.unpin(name)
-            log.info("a proof is kept, and not public", proof=proof_id)
-            return False
-        for blob_id in ids:
-            store.pin(blob_id, name)
-        self.house.rights.grant(name, EVERYBODY, ids)
-        known.public = True
-        public = [one for one in self._known.values() if one.public]
-        over = sum(one.size_bytes for one in public) - room
-        for other in sorted(public, key=lambda one: (one.own, one.at)):
-            if over > 0 and other is not known:
-                over -= other.size_bytes
-                self._unpublish(other)
-        return True
-
-    def _unpublish(self, known: _Known) -> None:
-        name = _pin_of(BlobId(known.accusation.proof))
-        self.house.rights.withdraw(name)
-        self.house.store.unpin(name)
-        known.public = False
-
-    def _withdraw(self, peer: PeerId) -> None:
-        """Tell no more of what a peer was banned by."""
-        for proof_id, known in list(self._known.items()):
-            if known.accusation.accused == peer:
-                self._unpublish(known)
-                del self._known[proof_id]
-
-    def _lacking(self, known: Collection[str]) -> tuple[Accusation, ...]:
-        """The newest public proofs that somebody does not know, as many as one answer has."""
-        lacking: list[Accusation] = []
-        blobs = 0
-        for one in sorted(self._known.values(), key=lambda one: -one.at):
-            said = one.accusation
-            if not one.public or said.proof in known:
-                continue
-            blobs += len(said.blobs)
-            if len(lacking) >= ACCUSATIONS_LIMIT or blobs > ACCUSED_BLOBS_LIMIT:
-                break
-            lacking.append(said)
-        return tuple(lacking)
-
-    def _size_of(self, blob_id: BlobId) -> int:
-        return self.house.store.size_bytes(blob_id) if self.house.store.holds(blob_id) else 0
-
 
 @asynccontextmanager
 async def open_convictions(convictions: Convictions) -> AsyncIterator[Convictions]:
@@ -587,18 +485,3 @@ async def open_convictions(convictions: Convictions) -> AsyncIterator[Conviction
         finally:
             convictions.stop()
             nursery.cancel_scope.cancel()
-
-
-def _accusation(proof: bytes, charge: Charge, sizes: Mapping[BlobId, int]) -> Accusation:
-    return Accusation(
-        proof=blob_id_of(proof),
-        accused=charge.accused,
-        proof_bytes=len(proof),
-        blobs=tuple(sizes),
-        blobs_bytes=sum(sizes.values()),
-    )
-
-
-def _pin_of(proof_id: BlobId) -> str:
-    """Under which name the blobs of a proof are pinned, and public."""
-    return f"proof/{proof_id}"

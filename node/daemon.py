@@ -30,7 +30,7 @@ from shoal.node.challenger import Challenger, open_challenger
 from shoal.node.conduct import Conduct, open_conduct
 from shoal.node.control import open_control
 from shoal.node.convictions import Convictions, open_convictions
-from shoal.node.defending import Defence
+from shoal.node.defending import Defence, open_defence
 from shoal.node.disputing import Disputes, open_disputes
 from shoal.node.front import Daemon
 from shoal.node.home import hold_home, open_home
@@ -238,6 +238,7 @@ async def serve(
             read=charge_of,
             links=lambda: membership.links,
             matters=lambda peer: membership.table.get(peer) is not None,
+            judging_s=lambda: worker.judging_s,
         )
         house = House(
             identity=identity,
@@ -295,6 +296,7 @@ async def serve(
             idle=lambda: not provider.units_waiting and not jobs.running,
         )
         await stack.enter_async_context(open_settling(house))
+        await stack.enter_async_context(open_defence(defence))
         provider = await stack.enter_async_context(open_provider(house))
         jobs = await stack.enter_async_context(
             open_jobs(
@@ -324,6 +326,7 @@ async def serve(
             conduct=conduct,
             standings=standings,
             convictions=convictions,
+            disputes=disputes,
             reachability=reached,
             introductions=introductions,
             joining=joining,

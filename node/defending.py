@@ -3,13 +3,17 @@
 Part of *verify*, at the provider. What is needed to run a unit again is remembered for a
 while: its program and inputs by id, and small inputs themselves; what is gone from here is
 fetched from the requester again. The trace is made by the worker behind everything else, one
-at a time. Which questions may come when is `protocol.verification.defence`'s. After a
-restart nothing is remembered, and the requester judges the whole unit instead.
+at a time. Which questions may come when is `protocol.verification.defence`'s.
+
+A restart forgets nothing but inputs and traces, which are fetched and made again: receipts
+are written down once a second (`node.journal_defence`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -17,21 +21,26 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from shoal.compute.errors import ComputeError
 from shoal.compute.supervisor import UnitLimits
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
+from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import root_over
 from shoal.crypto.peer_id import PeerId
-from shoal.node.evidence import RANK
+from shoal.node.errors import StoreError
+from shoal.node.evidence import PATIENCE_S, RANK
 from shoal.node.house import hold, manifest_of, program_blobs
+from shoal.node.journal_defence import Given
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.statements import Receipt, TraceRoot, open_receipt, statement_id
 from shoal.protocol.verification.defence import Defender, MakeTrace
+from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S
 from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from shoal.compute.unit_runs import Traced, UnitRun
     from shoal.node.house import House
@@ -47,6 +56,15 @@ KEPT_BYTES: Final = 64 << 20
 
 SMALL_BYTES: Final = 64 << 10
 """Of one unit's inputs: more are fetched again."""
+
+WRITE_INTERVAL_S: Final = 1.0
+"""Between two writes of receipts; they are written as they are gathered, in one row."""
+
+LAST_WRITE_LIMIT_S: Final = 5.0
+
+START_LOOK_S: Final = 0.5
+"""How often a node that starts looks whether it has its kernels by now. Whoever disputes waits
+a minute for a trace, and asks again: nobody is to lose standing for having restarted."""
 
 TRACED_LIMIT: Final = 16
 TRACED_BYTES: Final = 64 << 20
@@ -66,6 +84,8 @@ class _Signed:
     stages: tuple[bytes, ...]
     until_s: float
     size_bytes: int
+    row: int
+    """Of the journal, that has it or is going to."""
     defender: Defender | None = None
     traced_bytes: int = 0
 
@@ -81,6 +101,8 @@ class Defence:
         self._house = house
         self._signed: OrderedDict[BlobId, _Signed] = OrderedDict()  # oldest first
         self._bytes = 0
+        self._row = 1
+        self._unwritten: deque[Given] = deque(maxlen=KEPT_LIMIT)
         self._tracing = trio.CapacityLimiter(1)
         self._making: dict[tuple[BlobId, int | None], trio.Event] = {}
 
@@ -97,18 +119,78 @@ class Defence:
         small = size_bytes <= SMALL_BYTES
         tensors = {blob_id_of(t): bytes(t) for t in run.inputs.values()} if small else {}
         stages = getattr(run.outcome, "stages", ())
-        kept_bytes = sum(map(len, (*tensors.values(), *stages)))
-        self._signed[statement_id(envelope)] = _Signed(
+        until = time.time() + KEPT_S
+        given = Given(envelope, call.time_limit_s, call.memory_bytes, stages, until)
+        self._remember(given, receipt, tensors, KEPT_S, self._row)
+        self._unwritten.append(given)
+        self._forget()
+
+    async def load(self) -> None:
+        """Remember what is written down.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        now = time.time()
+        for row, receipts in await self._house.journal.given_receipts():
+            self._row = row + 1
+            for given in receipts:
+                left_s = min(KEPT_S, given.until - now)  # the clock may have been set
+                try:
+                    receipt = open_receipt(given.receipt)
+                except VerificationError as error:
+                    log.warning("a receipt cannot be answered for", why=error.message)
+                    continue
+                if left_s > 0:
+                    self._remember(given, receipt, {}, left_s, row)
+        self._forget()
+
+    async def write(self) -> None:
+        """Write down what was signed since; what there is no room for is tried again."""
+        self._forget()
+        if not self._unwritten:
+            return
+        row, given = self._row, [*self._unwritten]
+        self._unwritten.clear()
+        self._row += 1
+        oldest = next((each.row for each in self._signed.values()), row)
+        try:
+            await self._house.journal.save_given_receipts(row, given, oldest)
+        except StoreError as error:
+            log.warning("receipts are not written down", why=error.message)
+            self._unwritten.extendleft(reversed(given[len(self._unwritten) :]))
+
+    async def run(self) -> None:
+        """Write once a second, until cancelled."""
+        while True:
+            await trio.sleep(WRITE_INTERVAL_S)
+            await self.write()
+
+    def _remember(
+        self,
+        given: Given,
+        receipt: Receipt,
+        tensors: Mapping[BlobId, bytes],
+        left_s: float,
+        row: int,
+    ) -> None:
+        size_bytes = sum(map(len, (*tensors.values(), *given.stages)))
+        self._signed[statement_id(given.receipt)] = _Signed(
             requester=PeerId(receipt.requester),
             receipt=receipt,
             tensors=tensors,
-            limits=UnitLimits(call.time_limit_s, call.memory_bytes, call.memory_bytes),
-            stages=stages,
-            until_s=trio.current_time() + KEPT_S,
-            size_bytes=kept_bytes,
+            # As long as the accuser waits: a unit that was just in time, and all of it hashed.
+            limits=UnitLimits(
+                TRACE_GRACE_S + TRACE_FACTOR * given.time_limit_s,
+                given.memory_bytes,
+                given.memory_bytes,
+            ),
+            stages=given.stages,
+            until_s=trio.current_time() + left_s,
+            size_bytes=size_bytes,
+            row=row,
         )
-        self._bytes += kept_bytes
-        self._forget()
+        self._bytes += size_bytes
 
     async def answer(self, peer: PeerId, question: Question) -> Answer:
         """Answer one question of a dispute.
@@ -182,9 +264,15 @@ class Defence:
                 return {each: await house.store.get_bytes(each) for each in blob_ids}
 
             log.info("a receipt is disputed", requester=peer, unit=signed.receipt.unit)
-            return await house.worker.trace(
-                peer, program, blobs, inputs, signed.limits, stage, RANK
-            )
+            while True:
+                try:
+                    return await house.worker.trace(
+                        peer, program, blobs, inputs, signed.limits, stage, RANK, PATIENCE_S
+                    )
+                except ComputeError as error:
+                    if error.code != "no_executor" or not house.terms().starting:
+                        raise
+                await trio.sleep(START_LOOK_S)  # its kernels are compiled at each start
         finally:
             house.store.unpin(name)
 
@@ -210,3 +298,17 @@ class Defence:
             _, oldest = held.pop(0)
             total -= oldest.traced_bytes
             oldest.defender, oldest.traced_bytes = None, 0
+
+
+@asynccontextmanager
+async def open_defence(defence: Defence) -> AsyncIterator[Defence]:
+    """Have receipts remembered, and written down for as long as the block runs."""
+    await defence.load()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(defence.run)
+        try:
+            yield defence
+        finally:
+            with trio.move_on_after(LAST_WRITE_LIMIT_S, shield=True):
+                await defence.write()
+            nursery.cancel_scope.cancel()

@@ -12,6 +12,7 @@ A restart goes on with what is written down: the evidence, and how far the searc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,7 @@ from shoal.compute.exact.leaves import decode_operator_leaf
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
+from shoal.node.errors import JobError
 from shoal.node.evidence import Evidence, Exhibit, exhibit, read_evidence
 from shoal.protocol.errors import RemoteProtocolError, VersionError
 from shoal.protocol.messages import LeafGiven, NodesGiven, Problem, TraceGiven
@@ -46,6 +48,12 @@ AT_ONCE: Final = 2
 REACH_S: Final = 15.0
 PAUSE_S: Final = 2.0
 """Before a question is asked again whose link broke: some of its time is left."""
+
+OF_THE_MOMENT: Final = frozenset({"worker_start", "time_limit", "no_memory"})
+AGAIN_S: Final = (60.0, 600.0, 3600.0)
+"""Errors of this machine that say nothing of a proof, as where its owner uses all of it, and
+when what ended by one is tried again."""
+VERDICTS: Final = frozenset(map(str, Outcome))
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +78,10 @@ class Disputes:
         self._withheld = withheld
         self._room = trio.CapacityLimiter(AT_ONCE)
         self._nursery: trio.Nursery | None = None
+        self._against: dict[PeerId, trio.Lock] = {}
+        """Of each accused one at a time: the first that convicts it spares the others."""
+        self.ended: Counter[str] = Counter()
+        """How many came to which verdict; ``none``: to no verdict."""
         self._started: set[int] = set()
         """Numbers of those that run: one that is opened while `run` reads would run twice."""
 
@@ -111,9 +123,13 @@ class Disputes:
 
     async def _work_off(self, number: int, evidence: Evidence) -> None:
         try:
-            async with self._room:
-                outcome = await self._outcome(number, evidence)
+            pauses = iter(AGAIN_S)
+            while (outcome := await self._outcome(number, evidence)) in OF_THE_MOMENT:
+                if (pause_s := next(pauses, None)) is None:
+                    break
+                await trio.sleep(pause_s)
             await self._house.journal.close_dispute(number, outcome)
+            self.ended[outcome if outcome in VERDICTS else "none"] += 1
         except ShoalError as error:  # written down it stays, and a restart tries again
             log.warning("a dispute is put off", number=number, why=error.message)
         except Exception:  # root of a dispute: a bug in one must not end the others
@@ -121,13 +137,25 @@ class Disputes:
         finally:
             self._started.discard(number)
 
+    @asynccontextmanager
+    async def _turn_against(self, accused: PeerId) -> AsyncIterator[None]:
+        """Wait until no other dispute with this peer is worked on."""
+        lock = self._against.setdefault(accused, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if lock.statistics().tasks_waiting == 0 and not lock.locked():
+                self._against.pop(accused, None)
+
     async def _outcome(self, number: int, evidence: Evidence) -> str:
         try:
             receipt = open_receipt(evidence.receipt)
             accused = PeerId(receipt.provider)
-            if self._house.ban_of(accused) is not None:
-                return "banned"
-            outcome = await self._dispute(number, evidence, receipt, accused)
+            async with self._turn_against(accused), self._room:
+                if self._house.ban_of(accused) is not None:
+                    return "banned"
+                outcome = await self._dispute(number, evidence, receipt, accused)
         except ShoalError as error:
             log.warning("a dispute came to nothing", number=number, why=error.message)
             return error.code
@@ -143,24 +171,35 @@ class Disputes:
             proof = accusing.equivocation_proof(
                 evidence.award, evidence.receipt, evidence.other
             )
-            return await self._convict(proof, {})
+            return await self._convict(evidence, proof, {})
         held = await exhibit(self._house, f"dispute/{number}", receipt, self._memory_bytes)
         try:
             proof = await self._trace_proof(number, evidence, held, other)
             if proof is not None:
-                outcome = await self._convict(proof, await self._blobs(held, proof))
+                outcome = await self._convict(evidence, proof, await self._blobs(held, proof))
                 if outcome == Outcome.CONVICTED:
                     return outcome
             proof = accusing.unit_proof(evidence.award, evidence.receipt)
             inputs = await held.read([*dict.fromkeys(held.inputs.values())])
-            return await self._convict(proof, await held.blobs() | inputs)
+            return await self._convict(evidence, proof, await held.blobs() | inputs)
         finally:
             held.let_go()
 
-    async def _convict(self, proof: FraudProof, blobs: dict[BlobId, bytes]) -> str:
+    async def _convict(
+        self, evidence: Evidence, proof: FraudProof, blobs: dict[BlobId, bytes]
+    ) -> str:
         assert self._house.convictions is not None
-        verdict = await self._house.convictions.convict(fraud_proof.encode(proof), blobs)
+        verdict = await self._house.convictions.convict(
+            fraud_proof.encode(proof), blobs, private=await self._is_private(evidence.job)
+        )
         return str(verdict.outcome)
+
+    async def _is_private(self, job_id: JobId) -> bool:
+        """Whether proofs about a job are for this node alone; so where it was forgotten."""
+        try:
+            return (await self._house.journal.spec(job_id)).proofs == "private"
+        except JobError:
+            return True
 
     # --- the search -------------------------------------------------------------------
 

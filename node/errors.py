@@ -68,6 +68,16 @@ class JobError(ShoalError):
     code = "job"
 
 
+def job_id_taken(job_id: str) -> JobError:
+    """Make the error of a submission under the id of another job."""
+    return JobError(
+        f"job {job_id} is another one than this",
+        code="job_id_taken",
+        hint="submit it without an id, and it gets one of its own; only what is submitted "
+        "again unchanged is the same job",
+    )
+
+
 class RequestError(ShoalError):
     """A request to the local API that cannot be understood."""
 

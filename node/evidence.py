@@ -13,20 +13,28 @@ import msgspec
 
 from shoal.compute.supervisor import UnitLimits
 from shoal.crypto.content import BlobId
+from shoal.crypto.errors import ShoalError
+from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import StoreError
 from shoal.node.house import manifest_of, program_blobs
 from shoal.node.records import JobId
+from shoal.node.surroundings import OpenDispute
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import EnvelopeBytes
+from shoal.protocol.statements import open_receipt
 
 if TYPE_CHECKING:
     from shoal.compute.manifest import Manifest
     from shoal.compute.unit_runs import Execution, NodeTensors, Traced
     from shoal.node.house import House
+    from shoal.node.state import State
     from shoal.protocol.statements import Receipt
 
 RANK: Final = 3
-"""Among what waits for the worker: behind all units."""
+PATIENCE_S: Final = 30.0
+"""Among what waits for the worker: behind all units, at first. A worker may have units without
+end, so after so long at each rank it goes on waiting at the one before: with the owner's own
+after 90 s, of which an accuser can make it run one of its units."""
 
 RUN_FACTOR: Final = 8.0
 RUN_GRACE_S: Final = 300.0
@@ -64,6 +72,21 @@ def read_evidence(data: bytes) -> Evidence:
         return msgspec.msgpack.decode(data, type=Evidence)
     except msgspec.MsgspecError as error:
         raise RemoteProtocolError(f"no evidence: {error!s:.200}", code="bad_message") from None
+
+
+async def disputes_of(journal: State, job_id: JobId, now: float) -> list[OpenDispute]:
+    """The receipts of one job that are disputed at ``now``, in seconds since the epoch."""
+    found = []
+    for _, data in await journal.open_disputes():
+        try:
+            evidence = read_evidence(data)
+            receipt = open_receipt(evidence.receipt)
+        except ShoalError:  # `disputing` closes it
+            continue
+        if evidence.job == job_id:
+            ago_s = max(0.0, now - receipt.ended_at_ms / 1000)
+            found.append(OpenDispute(PeerId(receipt.provider), evidence.unit, ago_s))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +127,7 @@ class Exhibit:
             await self.tensors(),
             self._limits(),
             RANK,
+            PATIENCE_S,
         )
 
     async def trace(self, stage: int | None = None) -> Traced:
@@ -116,6 +140,7 @@ class Exhibit:
             self._limits(),
             stage,
             RANK,
+            PATIENCE_S,
         )
 
     async def tensors_of(self, index: int) -> NodeTensors:
@@ -128,6 +153,7 @@ class Exhibit:
             self._limits(),
             index,
             RANK,
+            PATIENCE_S,
         )
 
     def let_go(self) -> None:

@@ -26,6 +26,7 @@ from shoal.node.causes import (
 )
 from shoal.node.not_asked import misfits, nobody, not_asked
 from shoal.node.outlook import Doing, Outlook, PeerOutlook
+from shoal.node.pending_checks import pending
 from shoal.node.records import Answer, Job
 from shoal.node.refusal_figures import Refuser, with_figures
 from shoal.node.surroundings import Surroundings
@@ -47,6 +48,7 @@ def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> Explan
         *not_asked(job, latest, around),
         *misfits(around),
         *_working(around),
+        *pending(job, around),
     ]
     if not around.leases:
         causes += _passed_over(around)

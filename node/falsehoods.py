@@ -15,21 +15,15 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import pipeline
 from shoal.node.checked import Checked, Deliveries, JobChecks, Opinion
-from shoal.node.checks import said_by
-from shoal.node.house import inline_blobs, small_inputs, unit_name
+from shoal.node.house import unit_name
 from shoal.node.look_back import is_doubtful
-from shoal.protocol.messages import UnitRequest, UnitResult
+from shoal.node.repeating import other_answer
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.house import House
     from shoal.node.records import Unit
-
-ASK_AGAIN_S: Final = 2.0
-"""What a provider gets to repeat the first answer of its that was found false: the right one
-is delivered only after that, since the lease may end with it."""
 
 FALSE_FOR_S: Final = 24 * 3600.0
 """How long a peer gets nothing by this node's own finding, beside what others find."""
@@ -113,7 +107,8 @@ class Falsehoods:
         other = None
         if peer == machine.provider and peer not in self._asked_again:
             self._asked_again.add(peer)
-            other = await self._ask_again(job, checked)  # while there is the lease
+            side, need = checked.held.side, job.running.need  # while there is the lease
+            other = await other_answer(self._house, need, side, checked.unit, opinion.receipt)
         return Falsehood(
             peer,
             opinion,
@@ -159,29 +154,6 @@ class Falsehoods:
                         )
         except ShoalError as error:  # root of a task of all jobs
             log.error("what follows from a false result could not be done", error=str(error))
-
-    async def _ask_again(self, job: JobChecks, checked: Checked) -> bytes | None:
-        """Have a provider repeat a false answer; gives the receipt where it says another thing.
-
-        It answers from memory, and so the same; two receipts that differ convict.
-        """
-        side, need, unit = checked.held.side, job.running.need, checked.unit
-        first = checked.opinions[checked.machine.provider].receipt
-        assert side.call is not None
-        small = await small_inputs(self._house, [unit])
-        blobs = await inline_blobs(self._house, unit, small)
-        inputs = tuple(sorted(unit.inputs.items()))
-        # Beside the lease's machine: the scheduler counts what is out by that.
-        request = UnitRequest(side.call.call, unit_name(unit), inputs, blobs)
-        try:
-            answer = await self._house.control.request(side.provider, request, ASK_AGAIN_S)
-            if isinstance(answer, UnitResult) and answer.receipt != first:
-                receipt = pipeline.verify(need, side, unit, answer)
-                if said_by(receipt) != checked.machine.key:
-                    return answer.receipt
-        except ShoalError:  # the lease may be over: then there is one receipt
-            pass
-        return None
 
     async def _take_back(self, peer: PeerId) -> None:
         """Have everything run again that rests on a false peer's word alone."""

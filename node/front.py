@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import structlog
 import trio
@@ -28,8 +28,10 @@ from shoal.node.assurance import Assurance, JobAssurance, assure
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
+from shoal.node.disputing import VERDICTS
 from shoal.node.docket import End
 from shoal.node.errors import ConfigError, JobError
+from shoal.node.evidence import disputes_of
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
@@ -42,6 +44,7 @@ from shoal.node.owner_watch import OwnerWatch
 from shoal.node.prover import Prover
 from shoal.node.provider import Provider
 from shoal.node.records import (
+    CheckVerdict,
     JobState,
     LogLevelView,
     MisfitView,
@@ -95,6 +98,7 @@ if TYPE_CHECKING:
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
     from shoal.node.convictions import Convictions
+    from shoal.node.disputing import Disputes
     from shoal.node.house import House
     from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
@@ -148,6 +152,7 @@ class Daemon:
     conduct: Conduct
     standings: Standings
     convictions: Convictions
+    disputes: Disputes
     reachability: Reachability
     introductions: Introductions
     joining: Joining
@@ -378,6 +383,8 @@ class Daemon:
             self.jobs_running.leases(job_id),
             alone=self.joining.view().sentence,
             outlook=await self.jobs_running.outlook(job_id),
+            pending=self.jobs_running.pending(job_id),
+            disputes=await disputes_of(self.journal, job_id, time.time()),
         )
         work = ()
         if job.state.final or job.units_failed:
@@ -502,6 +509,7 @@ class Daemon:
         )
 
     def _readings(self) -> Readings:
+        settled = self.house.settling.ledger.since_start.values()
         return Readings(
             version=shoal.__version__,
             protocol=f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",
@@ -512,6 +520,15 @@ class Daemon:
             peers_linked=len(self.membership.links),
             peers_banned=len(self.convictions.bans()),
             accusations={end: self.convictions.ended[end] for end in End},
+            ledger_units={row.direction: row.units for row in settled},
+            ledger_credits={row.direction: row.credits for row in settled},
+            ledger_acknowledged={row.direction: row.acknowledged_units for row in settled},
+            unsettled=self.house.settling.unsettled_messages,
+            disputes_open=self.disputes.open_now,
+            disputes_ended={
+                outcome: self.disputes.ended[outcome] for outcome in (*VERDICTS, "none")
+            },
+            checks={v: self.jobs_running.check_verdicts[v] for v in get_args(CheckVerdict)},
             jobs_running=self.jobs_running.running,
             jobs_ended={s: self.jobs_running.jobs_ended[s] for s in JobState if s.final},
             units_waiting=self.jobs_running.units_waiting,

@@ -15,11 +15,12 @@ import trio
 
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError, VerificationError
-from shoal.node import chaining, pipeline
+from shoal.node import chaining, pipeline, repeating
 from shoal.node.checks import of_the_program, wanted
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import unit_name
 from shoal.node.records import Ended, Failure, Unit, UnitState
+from shoal.node.result_standing import Deed
 from shoal.node.running_jobs import Ending, Held, RunningJob
 from shoal.node.scheduling import events
 from shoal.node.scheduling.setbacks import HANDED_BACK
@@ -145,6 +146,7 @@ def _verify(
     That comes before any output is fetched, which can take its time.
     """
     good: list[bytes] = []
+    known: list[Unit] = []
     seconds = 0.0
     for unit in units:
         answer = answers.get(unit.index)
@@ -157,8 +159,10 @@ def _verify(
             continue
         outcome.receipts[unit.index] = receipt
         good.append(answer.receipt)
+        known.append(unit)
         seconds += max(0, receipt.ended_at_ms - receipt.started_at_ms) / 1000
     house.settling.received(held.side, good, seconds)
+    repeating.ask_of(house, running, held, known, answers)
 
 
 async def _supplied(
@@ -315,7 +319,12 @@ async def _result(  # of one answer
         events.failed(state, batch.id, unit.index)
         outcome.failed += 1
         return
-    end = await pipeline.take_outputs(house, running.need, held.side, unit, answer, receipt)
+    try:
+        end = await pipeline.take_outputs(house, running.need, held.side, unit, answer, receipt)
+    except NetworkError as error:
+        if batch.peer in house.network.connected():  # else it may have been killed
+            house.standings.note(batch.peer, Deed.NO_ANSWER, detail=error.message)
+        raise
     if more and (running.need.spec.numeric_class == "exact" or not end.left):
         outcome.drawn.append((end, more))
     else:  # nor is a value that is not here compared within a tolerance

@@ -7,7 +7,6 @@ manifest is had, and how a peer's answer is taken.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -173,11 +172,6 @@ class House:
 
 
 # --- names ---
-
-
-def new_job_id() -> JobId:
-    """A new id: 11 hexadecimal digits of milliseconds, then 16 of randomness."""
-    return JobId(f"{wall_ms():011x}{secrets.token_hex(8)}")
 
 
 def outputs_of(job_id: JobId) -> str:

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.outlook import Outlook
-    from shoal.node.records import GivenUnit
+    from shoal.node.records import CheckVerdict, GivenUnit
+    from shoal.node.surroundings import PendingChecks
     from shoal.node.verifying import VerifierLease
 
 RECALL_INTERVAL_S = 1.0
@@ -121,6 +122,11 @@ class Jobs:
         """How many units of running jobs are in the hands of a provider."""
         return sum(len(job.out) for job in self._state.jobs.values())
 
+    @property
+    def check_verdicts(self) -> Counter[CheckVerdict]:
+        """How often verifiers said what of this node's results."""
+        return self._checking.verdicts
+
     def leases(self, job_id: JobId) -> int:
         """How many leases a job holds now; 0 when it does not run."""
         return sum(lease.job == job_id for lease in self._state.leases.values())
@@ -141,6 +147,10 @@ class Jobs:
         if holder is None:
             return unit
         return msgspec.structs.replace(unit, state=UnitState.LEASED, provider=holder)
+
+    def pending(self, job_id: JobId) -> list[PendingChecks]:
+        """What of a job's results waits to be checked."""
+        return self._checking.pending(job_id)
 
     async def outlook(self, job_id: JobId) -> Outlook | None:
         """How a job stands, peer by peer; None when it does not run."""
@@ -180,6 +190,12 @@ class Jobs:
                 code="draining",
                 hint="submit it again after the next `shoal up`",
             )
+        if spec.id is None:
+            return await self._submit(spec, given)
+        async with self._house.adding.take(spec.id):  # the same one may come twice
+            return await self._submit(spec, given)
+
+    async def _submit(self, spec: JobSpec, given: Sequence[GivenUnit] | None) -> Job:
         job = await pipeline.submit(self._house, spec, given)
         with trio.CancelScope(shield=True):  # what is written down runs, whoever hangs up
             return job if job.state.final else await self._start(job, spec)
@@ -239,7 +255,8 @@ class Jobs:
         Raises:
             JobError: ``no_such_job``.
         """
-        job = await self._house.journal.job(job_id)
+        async with self._house.adding.take(job_id):  # it may be about to be written down
+            job = await self._house.journal.job(job_id)
         if job.state.final:
             return job
         running = self._running.get(job_id)
@@ -498,7 +515,8 @@ class Jobs:
                 hangs = NetworkError(
                     f"{held.side.provider} takes far longer than others", code="no_answer"
                 )
-                self._house.standings.note(held.side.provider, Deed.SLOW)
+                detail = f"in job {running.need.job.id}"
+                self._house.standings.note(held.side.provider, Deed.SLOW, detail=detail)
                 start(talk.note, running, held.side.provider, hangs)
             case do.GiveUp():
                 start(self._give_up, running, action.unit)

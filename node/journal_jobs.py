@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
 from shoal.crypto.content import BlobId
-from shoal.node.errors import JobError
+from shoal.node.errors import JobError, job_id_taken
 from shoal.node.journal_endings import (
     Endings,
     Source,
@@ -45,8 +45,11 @@ def add_job(
     """Write a new job with the units that it has so far; gives what `attach` gives.
 
     Raises:
-        JobError: ``no_such_unit``, ``wrong_unit_index``.
+        JobError: ``no_such_unit``, ``wrong_unit_index``, ``job_id_taken``.
     """
+    known = database.execute("SELECT 1 FROM jobs WHERE id = ?", (job.id,)).fetchone()
+    if known is not None:  # perhaps forgotten, but for its bare row
+        raise job_id_taken(job.id)
     insert(database, "jobs", [job_row(job, spec)])
     return attach(database, job.id, 0, units, tensors)
 

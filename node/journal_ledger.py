@@ -27,10 +27,10 @@ LEDGER_PEERS_LIMIT: Final = 4096
 """Peers of which it is known who did how much for whom."""
 
 ACKNOWLEDGEMENTS_OF_PEER: Final = 64
-"""Acknowledgements kept of one requester, the newest, up to 6 KB each."""
+"""Acknowledgements kept of one requester, the newest, up to 17 KB each."""
 
-ACKNOWLEDGEMENTS_LIMIT: Final = 8192
-"""And of all: some 40 MB."""
+ACKNOWLEDGEMENTS_LIMIT: Final = 4096
+"""And of all: 70 MB at the most."""
 
 UNACKNOWLEDGED_LIMIT: Final = 8192
 """Answered messages whose receipts were not acknowledged, of all requesters."""

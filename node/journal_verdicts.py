@@ -45,6 +45,7 @@ class KeptProof(msgspec.Struct, frozen=True):
         verdict: What this node found when it checked it.
         own: Whether it is of work that this node gave.
         at: When it was kept, in seconds since the epoch.
+        private: Whether it is for this node alone.
     """
 
     id: BlobId
@@ -54,6 +55,7 @@ class KeptProof(msgspec.Struct, frozen=True):
     verdict: str
     own: bool
     at: float
+    private: bool = False
 
 
 # --- checks -----------------------------------------------------------------------
@@ -181,8 +183,8 @@ def lift_ban(database: sqlite3.Connection, peer: PeerId) -> bool:
 def add_proof(database: sqlite3.Connection, proof: KeptProof) -> bool:
     """Keep a proof; False where it is not kept, since there is no room for others'."""
     database.execute(
-        "INSERT INTO fraud_proofs (id, accused, proof, blobs, verdict, own, at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+        "INSERT INTO fraud_proofs (id, accused, proof, blobs, verdict, own, at, private)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
         " verdict = excluded.verdict, own = max(own, excluded.own)",
         (
             proof.id,
@@ -192,6 +194,7 @@ def add_proof(database: sqlite3.Connection, proof: KeptProof) -> bool:
             proof.verdict,
             proof.own,
             proof.at,
+            proof.private,
         ),
     )
     count, size_bytes = database.execute(
@@ -231,6 +234,7 @@ def _proof_of(row: sqlite3.Row) -> KeptProof:
         verdict=row["verdict"],
         own=bool(row["own"]),
         at=row["at"],
+        private=bool(row["private"]),
     )
 
 

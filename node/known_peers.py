@@ -25,7 +25,7 @@ from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.swarm_key import PUBLIC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shoal.node.bidding import Terms
     from shoal.node.conduct import Conduct
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shoal.node.remembered_peers import RememberedPeer
     from shoal.node.standings import Standings
     from shoal.node.state import State
+    from shoal.node.surroundings import OpenDispute, PendingChecks
     from shoal.node.swarm_key import SwarmKey
 
 log = structlog.get_logger(__name__)
@@ -173,6 +174,8 @@ def surroundings(
     *,
     alone: str = "",
     outlook: Outlook | None = None,
+    pending: Sequence[PendingChecks] = (),
+    disputes: Sequence[OpenDispute] = (),
 ) -> Surroundings:
     """What a job is explained by, beside its answers.
 
@@ -182,6 +185,8 @@ def surroundings(
         leases: How many the job holds.
         alone: Why this node has found no other, by `node.joining`.
         outlook: The job's plan now.
+        pending: Its results that wait to be checked.
+        disputes: Its receipts that are disputed.
     """
     return Surroundings(
         own=membership.own,
@@ -197,4 +202,6 @@ def surroundings(
         alone=alone,
         lost=membership.lost,
         outlook=outlook,
+        pending=pending,
+        disputes=disputes,
     )

@@ -27,6 +27,7 @@ LEEWAY: Final = 0.25
 """How much more than it gave a peer may take for good: work never comes out even."""
 
 Direction: TypeAlias = Literal["given", "taken"]
+DIRECTIONS: Final[tuple[Direction, ...]] = ("given", "taken")
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
@@ -85,19 +86,26 @@ class LedgerPage(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """The rows of all peers, as the journal has them."""
+    """The rows of all peers, as the journal has them.
+
+    Attributes:
+        since_start: What was added to it, of all peers together: it only grows.
+    """
 
     def __init__(self, rows: tuple[LedgerRow, ...] = ()) -> None:
+        self.since_start = {each: LedgerRow(PeerId(""), each) for each in DIRECTIONS}
         self._rows = {(row.peer, row.direction): row for row in rows}
 
     def add(self, more: LedgerRow) -> None:
         """Count what comes to a row."""
         key = (more.peer, more.direction)
         self._rows[key] = added(self._rows.get(key), more)
+        anybodys = msgspec.structs.replace(more, peer=PeerId(""))
+        self.since_start[more.direction] = added(self.since_start[more.direction], anybodys)
 
     def drop(self, peer: PeerId) -> None:
         """Forget a peer, as the journal has."""
-        for direction in ("given", "taken"):
+        for direction in DIRECTIONS:
             self._rows.pop((peer, direction), None)
 
     def row(self, peer: PeerId, direction: Direction) -> LedgerRow:

@@ -85,6 +85,13 @@ class Readings:
     settings_ok: bool
     peers_banned: int = 0
     accusations: Mapping[str, float] = field(default_factory=dict)
+    ledger_units: Mapping[str, float] = field(default_factory=dict)
+    ledger_credits: Mapping[str, float] = field(default_factory=dict)
+    ledger_acknowledged: Mapping[str, float] = field(default_factory=dict)
+    unsettled: int = 0
+    disputes_open: int = 0
+    disputes_ended: Mapping[str, float] = field(default_factory=dict)
+    checks: Mapping[str, float] = field(default_factory=dict)
     network: NetworkReadings | None = None
 
 
@@ -138,6 +145,46 @@ METRICS = (
         "Fraud proofs that peers told of and that were looked into, by what came of it.",
         lambda now: now.accusations,
         "outcome",
+    ),
+    Row(
+        "shoal_checks_total",
+        "What verifiers said of own results that were checked, by verdict.",
+        lambda now: now.checks,
+        "verdict",
+    ),
+    Row(
+        "shoal_disputes_open",
+        "Receipts of peers that this node disputes.",
+        lambda now: now.disputes_open,
+    ),
+    Row(
+        "shoal_disputes_total",
+        "Disputes of this node that ended, by outcome.",
+        lambda now: now.disputes_ended,
+        "outcome",
+    ),
+    Row(
+        "shoal_ledger_units_total",
+        "Units done for peers (given), and by peers for this node (taken).",
+        lambda now: now.ledger_units,
+        "direction",
+    ),
+    Row(
+        "shoal_ledger_credits_total",
+        "Credits of these units, by the price of their awards.",
+        lambda now: now.ledger_credits,
+        "direction",
+    ),
+    Row(
+        "shoal_ledger_acknowledged_units_total",
+        "Of these units those whose receipts were acknowledged.",
+        lambda now: now.ledger_acknowledged,
+        "direction",
+    ),
+    Row(
+        "shoal_unsettled_messages",
+        "Answered messages of which requesters have not acknowledged the receipts.",
+        lambda now: now.unsettled,
     ),
     Row("shoal_jobs_running", "Own jobs that run.", lambda now: now.jobs_running),
     Row(

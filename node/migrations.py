@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-TABLES_VERSION: Final = 3
+TABLES_VERSION: Final = 4
 
 INCREMENTAL: Final = 2
 """The mode of SQLite's ``auto_vacuum`` in which freed pages are given back when asked."""
@@ -87,7 +87,17 @@ def _add_verdicts_and_ledger(database: sqlite3.Connection) -> None:
     _execute(database, _CHANGES_3)
 
 
-_STEPS: Final = (_make_tables, _add_chaining_and_results, _add_verdicts_and_ledger)
+def _add_given_receipts(database: sqlite3.Connection) -> None:
+    """Version 4: receipts that a provider may have to answer for, and proofs kept at home."""
+    _execute(database, _CHANGES_4)
+
+
+_STEPS: Final = (
+    _make_tables,
+    _add_chaining_and_results,
+    _add_verdicts_and_ledger,
+    _add_given_receipts,
+)
 
 _TABLES_1: Final = """
 CREATE TABLE jobs (
@@ -338,3 +348,13 @@ CREATE INDEX acknowledgements_by_age ON acknowledgements (at)
 """What is kept of others' conduct in work. Checks go with their job; what bounds each of the
 other tables is in `node.journal_verdicts` and `node.journal_ledger`. The table ``proofs`` is
 of capability, and older; proofs of fraud are ``fraud_proofs``."""
+
+_CHANGES_4: Final = """
+CREATE TABLE given_receipts (
+    number   INTEGER PRIMARY KEY,
+    receipts BLOB NOT NULL
+);
+
+ALTER TABLE fraud_proofs ADD COLUMN private INTEGER NOT NULL DEFAULT 0
+"""
+"""Receipts given are those of one second each; see `node.journal_defence`."""

@@ -32,7 +32,7 @@ from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import root_over
 from shoal.crypto.peer_id import PeerId
 from shoal.node import bidding, given_units, input_sources
-from shoal.node.errors import JobError, StoreError
+from shoal.node.errors import JobError, StoreError, job_id_taken
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
     House,
@@ -41,7 +41,6 @@ from shoal.node.house import (
     inline_blobs,
     inputs_of,
     manifest_of,
-    new_job_id,
     note_known,
     outputs_of,
     program_blobs,
@@ -65,6 +64,7 @@ from shoal.node.records import (
     Unit,
     UnitState,
     Written,
+    new_job_id,
 )
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import LocalProtocolError
@@ -101,7 +101,7 @@ from shoal.protocol.statements import (
     open_receipt,
 )
 from shoal.protocol.verification.draw import list_id, salt_hash
-from shoal.protocol.verification.policy import Verify
+from shoal.protocol.verification.policy import Verify, check_proofs
 from shoal.protocol.versions import OWN
 from shoal.protocol.vocabulary import knows
 
@@ -125,6 +125,8 @@ PROGRAM_BLOB_LIMIT_BYTES = 8 << 30
 async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
     """Check a job whole, before anything of it runs, and write it down.
 
+    One that was submitted before under the same id is given as it stands.
+
     Args:
         house: This node.
         spec: The job.
@@ -133,13 +135,16 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     Raises:
         ProgramError: The program is not held or an input does not fit it.
         StoreError: An input is not held, or there is no room to note the job.
-        JobError: An input is an output of no unit that there is, or ``bad_verify``.
+        JobError: An input is an output of no unit that there is, ``bad_verify``,
+            ``bad_proofs`` or ``job_id_taken``.
     """
     given = spec.units if given is None else given
     check_policy(spec)
+    if (before := await submitted_before(house, spec, len(given))) is not None:
+        return before
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
-    job_id = new_job_id()
+    job_id = spec.id or new_job_id()
     taken = await given_units.take(house, manifest, job_id, given, 0)
     running = bool(given) or spec.open
     job = Job(
@@ -166,14 +171,38 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     return job
 
 
-def check_policy(spec: JobSpec) -> None:
-    """See that a job says how its results are to be verified.
+async def submitted_before(house: House, spec: JobSpec, units: int) -> Job | None:
+    """The job that was submitted under the id of this one, where there is such a job.
+
+    Args:
+        house: This node.
+        spec: What is asked for now.
+        units: How many units come with it.
 
     Raises:
-        JobError: ``bad_verify``.
+        JobError: ``job_id_taken``: it is another one.
+    """
+    if spec.id is None:
+        return None
+    try:
+        job, before = await house.journal.job(spec.id), await house.journal.spec(spec.id)
+    except JobError:
+        return None
+    same_units = job.units_total >= units if spec.open else job.units_total == units
+    if before != msgspec.structs.replace(spec, units=()) or not same_units:
+        raise job_id_taken(spec.id)
+    return job
+
+
+def check_policy(spec: JobSpec) -> None:
+    """See that a job says how its results are to be verified, and who gets proofs.
+
+    Raises:
+        JobError: ``bad_verify`` or ``bad_proofs``.
     """
     try:
-        Verify.parse(spec.verify)
+        verify = Verify.parse(spec.verify)
+        check_proofs(spec.proofs, spec.numeric_class, verify)
     except LocalProtocolError as error:
         raise JobError(error.message, code=error.code, hint=error.hint) from None
 

@@ -7,6 +7,8 @@ values; nothing here does IO.
 
 from __future__ import annotations
 
+import secrets
+import time
 from enum import StrEnum
 from typing import Annotated, Literal, NewType, TypeAlias
 
@@ -21,6 +23,14 @@ from shoal.protocol.statements import DeviceOffer
 
 JobId = NewType("JobId", str)
 """27 hexadecimal digits: a time and randomness, so that ids sort by age."""
+
+JOB_ID_PATTERN = "^[0-9a-f]{27}$"
+
+
+def new_job_id() -> JobId:
+    """A new id: 11 hexadecimal digits of milliseconds, then 16 of randomness."""
+    return JobId(f"{int(time.time() * 1000):011x}{secrets.token_hex(8)}")
+
 
 SCHEMA_VERSION = 1
 """Of every JSON body that the local API and ``--json`` give; grows when a field changes."""
@@ -109,6 +119,10 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         open: Units are still to be added; the job ends only after it was sealed.
         verify: How results are checked: ``receipt``, ``quorum:K``, ``sample:P`` or ``auto``
             (see `protocol.verification.policy`).
+        proofs: Who gets proofs of false results, which show program and inputs of a unit:
+            ``public`` (everybody) or ``private`` (nobody: they ban here alone).
+        id: Chosen by the submitter, so that it can name the job before the answer comes:
+            what is submitted again under the same id is the same job. None: the daemon's.
     """
 
     policy: Policy
@@ -123,6 +137,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs_stay: bool = False
     open: bool = False
     verify: ShortText = "auto"
+    proofs: ShortText = "public"
+    id: Annotated[JobId, Meta(pattern=JOB_ID_PATTERN)] | None = None
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -243,6 +259,7 @@ class ProofView(msgspec.Struct, frozen=True):
         blobs: Ids of the blobs that it takes to check it.
         blobs_bytes: Their size in all; of those that are not held it is not known.
         public: Whether anybody can fetch it and its blobs here.
+        private: Whether nobody ever may, since its job keeps its proofs to this node.
     """
 
     id: BlobId
@@ -254,6 +271,7 @@ class ProofView(msgspec.Struct, frozen=True):
     blobs: tuple[BlobId, ...] = ()
     blobs_bytes: int = 0
     public: bool = False
+    private: bool = False
 
 
 class Ended(msgspec.Struct, frozen=True):

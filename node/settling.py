@@ -1,9 +1,7 @@
 """Receipts are acknowledged, and who did how much for whom is counted: both sides of it.
 
-A *requester* signs that it has the receipts of answered messages, for each award, once
-they are checked (level L0): at most `WAITS_S` later, at once where they are many. It is
-beside the data path: nothing waits for it. Where the provider cannot be reached it waits
-for another time.
+A *requester* signs that it has the receipts of answered messages, once they are checked
+(level L0): see `node.acknowledging`.
 
 A *provider* notes what it has answered, and takes the acknowledgements. A requester of
 which `UNSETTLED_LIMIT` answered messages have waited for longer than `GRACE_S` gets no
@@ -20,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -30,18 +28,14 @@ import structlog
 import trio
 
 from shoal.crypto.content import BlobId, blob_id_of
-from shoal.crypto.envelope import Statement
-from shoal.crypto.errors import ShoalError, VerificationError
+from shoal.crypto.errors import VerificationError
+from shoal.node.acknowledging import NOTHING_TO_SETTLE, UNSETTLED_LIMIT, Acknowledging
 from shoal.node.errors import StoreError
 from shoal.node.journal_ledger import KeptAcknowledgement, Settled, Unacknowledged
 from shoal.node.ledger import Ledger, LedgerRow, added
 from shoal.node.result_standing import Deed
-from shoal.protocol.codec import encode
-from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.limits import BATCH_UNITS_LIMIT
 from shoal.protocol.messages import Acknowledge, Done
-from shoal.protocol.statements import Acknowledgement, open_acknowledgement, open_receipt
-from shoal.protocol.versions import OWN
+from shoal.protocol.statements import open_acknowledgement
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
@@ -50,9 +44,6 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.house import House
     from shoal.protocol.negotiation import ProviderSide, RequesterSide
-
-UNSETTLED_LIMIT: Final = 8
-"""Answered messages of a requester that may wait for their acknowledgement."""
 
 GRACE_S: Final = 5.0
 """How long a message may be unacknowledged before it counts there: a round trip between
@@ -64,53 +55,14 @@ FORGOTTEN_S: Final = 3600.0
 MESSAGES_LIMIT: Final = 1024
 """Answered messages of one requester that are waited for; one more counts as forgotten."""
 
-WAITS_S: Final = 1.0
-"""How long a requester gathers receipts before it acknowledges them."""
-
-AT_ONCE_MESSAGES: Final = UNSETTLED_LIMIT // 2
-"""From so many messages of one provider on it acknowledges them at once."""
-
 EXCUSED: Final = 512
 """Receipts of cancelled units that a requester need not acknowledge: two leases' worth."""
 
 EXCUSED_PEERS_LIMIT: Final = 4096
 
-OWED_LIMIT: Final = 4096
-"""Receipts of one provider that wait to be acknowledged here; the oldest go first."""
-
-RETRY_S: Final = 10.0
-"""When a provider that could not be told is told again."""
-
-TOLD_TIME_LIMIT_S: Final = 10.0
-LAST_WORDS_S: Final = 1.0
-"""What a daemon that ends takes to tell what it owes."""
-
 WRITE_INTERVAL_S: Final = 1.0
 
-NOTHING_TO_SETTLE: Final = "nothing_to_settle"
-
-RECEIPTS_ASKED_FOR: Final = 4096
-"""Receipts that are looked through for those of an award that a provider waits for."""
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class _Owed:
-    """What this node is to acknowledge to one provider: receipts and their price, by award."""
-
-    awards: dict[BlobId, list[BlobId]] = field(default_factory=dict)
-    prices: dict[BlobId, float] = field(default_factory=dict)
-    messages: int = 0
-    since_s: float = 0.0
-    not_before_s: float = 0.0
-    telling: bool = False
-    asked_for: set[BlobId] = field(default_factory=set)
-    """Awards of which the provider says that receipts are not acknowledged."""
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.awards.values()))
 
 
 @dataclass(slots=True)
@@ -135,8 +87,7 @@ class Settling:
         self.ledger = Ledger()
         self._clock = clock
         self._house: House | None = None
-        self._owed: dict[PeerId, _Owed] = {}
-        self._due = trio.Event()
+        self._owes: Acknowledging | None = None
         self._answered: dict[PeerId, dict[BlobId, _Answered]] = {}
         self._of_receipt: dict[BlobId, tuple[PeerId, BlobId]] = {}
         self._awards: dict[BlobId, bytes] = {}
@@ -150,9 +101,15 @@ class Settling:
     async def bind(self, house: House) -> None:
         """Begin, with what was written down before."""
         self._house = house
+        self._owes = Acknowledging(house, self._count_told)
         self.ledger = Ledger(tuple(await house.journal.ledger()))
         for row in await house.journal.unacknowledged():
             self._keep(_Answered(row, dict.fromkeys(row.receipts)))
+
+    @property
+    def unsettled_messages(self) -> int:
+        """Messages that this node answered, and whose receipts are not all acknowledged."""
+        return sum(map(len, self._answered.values()))
 
     # --- the provider -------------------------------------------------------------
 
@@ -329,133 +286,17 @@ class Settling:
         self._add(LedgerRow(peer, "taken", count, count * price, seconds, 0, 0.0, now, now))
         house.standings.note(peer, Deed.DELIVERED, times=count)
         if knows(house.control.versions.of(peer), Acknowledge):
-            self._owe(peer, side.award_id, price, map(blob_id_of, receipts))
+            assert self._owes is not None
+            self._owes.owe(peer, side.award_id, price, map(blob_id_of, receipts))
 
     def asked_for(self, peer: PeerId, award: str | None) -> None:
         """A provider refuses units until it has what it is owed: tell it all at once."""
-        owed = self._owed.setdefault(peer, _Owed())
-        owed.not_before_s = 0.0
-        owed.messages = max(owed.messages, AT_ONCE_MESSAGES)
-        if award is not None:
-            owed.asked_for.add(BlobId(award))
-        self._due.set()
+        if self._owes is not None:
+            self._owes.asked_for(peer, award)
 
-    def _owe(
-        self, peer: PeerId, award: BlobId, price: float, receipts: Iterable[BlobId]
-    ) -> None:
-        owed = self._owed.setdefault(peer, _Owed())
-        if not owed.messages:
-            owed.since_s = trio.current_time()
-        owed.messages += 1
-        owed.awards.setdefault(award, []).extend(receipts)
-        owed.prices[award] = price
-        while owed.count > OWED_LIMIT:
-            oldest = next(iter(owed.awards))
-            log.info("receipts are never acknowledged: they are too many", provider=peer)
-            del owed.awards[oldest]
-        if owed.messages >= AT_ONCE_MESSAGES or owed.count >= BATCH_UNITS_LIMIT:
-            self._due.set()
-
-    def _ready(self, now_s: float) -> list[PeerId]:
-        return [
-            peer
-            for peer, owed in self._owed.items()
-            if not owed.telling
-            and owed.not_before_s <= now_s
-            and (
-                owed.messages >= AT_ONCE_MESSAGES
-                or owed.count >= BATCH_UNITS_LIMIT
-                or (owed.messages and now_s >= owed.since_s + WAITS_S)
-            )
-        ]
-
-    async def _tell(self, peer: PeerId) -> None:
-        """Acknowledge to one provider all that it is owed; raises nothing."""
-        assert self._house is not None
-        owed = self._owed[peer]
-        awards, asked_for = owed.awards, owed.asked_for
-        owed.awards, owed.asked_for, owed.messages = {}, set(), 0
-        try:
-            for award in asked_for:
-                await self._look_up(peer, award, awards)
-            while awards:
-                award = next(iter(awards))
-                some, rest = (
-                    awards[award][:BATCH_UNITS_LIMIT],
-                    awards[award][BATCH_UNITS_LIMIT:],
-                )
-                if await self._say(peer, award, some):
-                    self._count_told(peer, award, len(some), owed)
-                if rest:
-                    awards[award] = rest
-                else:
-                    del awards[award]
-        except ShoalError as error:
-            log.debug("an acknowledgement was not taken", provider=peer, error=str(error))
-            if error.code in {"unknown_message", "not_served", "peer_too_old"}:
-                awards.clear()
-        finally:
-            for award, receipts in awards.items():
-                owed.awards[award] = receipts + owed.awards.get(award, [])
-            owed.telling = False
-            if awards:
-                owed.messages = max(1, owed.messages)
-                owed.not_before_s = trio.current_time() + RETRY_S
-            elif not owed.awards and not owed.asked_for:
-                self._owed.pop(peer, None)
-            else:
-                owed.since_s = trio.current_time()
-                self._due.set()
-
-    async def _say(self, peer: PeerId, award: BlobId, receipts: Sequence[BlobId]) -> bool:
-        """Acknowledge receipts; False where the provider waits for none of them."""
-        assert self._house is not None
-        said = Acknowledgement(
-            protocol=OWN,
-            award=award,
-            receipts=tuple(receipts),
-            requester=self._house.peer_id,
-            provider=peer,
-            issued_at_ms=time.time_ns() // 1_000_000,
-        )
-        envelope = self._house.identity.sign(Statement.ACKNOWLEDGEMENT, encode(said))
-        try:
-            answer = await self._house.control.request(
-                peer, Acknowledge(envelope), TOLD_TIME_LIMIT_S
-            )
-        except RemoteProtocolError as error:
-            if error.code == NOTHING_TO_SETTLE:
-                return False
-            raise
-        if not isinstance(answer, Done):
-            raise RemoteProtocolError(
-                f"an unfitting {type(answer).__name__} came as an answer",
-                code="unfitting_answer",
-            )
-        return True
-
-    def _count_told(self, peer: PeerId, award: BlobId, count: int, owed: _Owed) -> None:
-        now, price = self._clock(), owed.prices.get(award)
-        if award not in owed.awards:
-            owed.prices.pop(award, None)
-        if price is not None:  # else it was counted before this node was restarted, or told
-            self._add(LedgerRow(peer, "taken", 0, 0.0, 0.0, count, count * price, now, now))
-
-    async def _look_up(
-        self, peer: PeerId, award: BlobId, awards: dict[BlobId, list[BlobId]]
-    ) -> None:
-        """Find receipts of an award in the journal: owed before a restart, maybe."""
-        assert self._house is not None
-        found = awards.setdefault(award, [])
-        for envelope in await self._house.journal.receipts_from(peer, RECEIPTS_ASKED_FOR):
-            try:
-                receipt = open_receipt(envelope)
-            except VerificationError:  # a row that somebody else wrote
-                continue
-            if receipt.award == award and blob_id_of(envelope) not in found:
-                found.append(blob_id_of(envelope))
-        if not found:
-            del awards[award]
+    def _count_told(self, peer: PeerId, count: int, price: float) -> None:
+        now = self._clock()
+        self._add(LedgerRow(peer, "taken", 0, 0.0, 0.0, count, count * price, now, now))
 
     # --- effects ------------------------------------------------------------------
 
@@ -499,14 +340,8 @@ class Settling:
 
     async def run(self) -> None:
         """Acknowledge what is owed, for ever."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                for peer in self._ready(trio.current_time()):
-                    self._owed[peer].telling = True
-                    nursery.start_soon(self._tell, peer)
-                with trio.move_on_after(WAITS_S / 2):
-                    await self._due.wait()
-                self._due = trio.Event()
+        assert self._owes is not None
+        await self._owes.run()
 
     async def keep_writing(self) -> None:
         """Write what has changed, and how peers stand, for ever."""
@@ -520,12 +355,8 @@ class Settling:
     async def end(self) -> None:
         """Tell providers what they are owed, as far as that is quick, and write all down."""
         assert self._house is not None
-        with trio.move_on_after(LAST_WORDS_S, shield=True):
-            async with trio.open_nursery() as nursery:
-                for peer, owed in list(self._owed.items()):
-                    if owed.awards and not owed.telling:
-                        owed.telling = True
-                        nursery.start_soon(self._tell, peer)
+        assert self._owes is not None
+        await self._owes.tell_the_last()
         with trio.CancelScope(shield=True):
             await self.write()
             await self._house.standings.write(self._house.journal)

@@ -1,22 +1,23 @@
 """The part of the state that is about others' conduct in work; see `node.state`.
 
 Checks of results, bans and the proofs behind them, disputes that are open, standing,
-acknowledgements and the ledger. What bounds each is in `node.journal_verdicts` and
-`node.journal_ledger`.
+receipts that this node may have to answer for, acknowledgements and the ledger. What bounds
+each is in `node.journal_verdicts`, `node.defending` and `node.journal_ledger`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from shoal.node import journal_ledger, journal_verdicts
+from shoal.node import journal_defence, journal_ledger, journal_verdicts
 from shoal.node.journal_verdicts import KeptProof
 
 if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.journal_defence import Given
     from shoal.node.journal_ledger import KeptAcknowledgement, Settled, Unacknowledged
     from shoal.node.ledger import LedgerRow
     from shoal.node.records import Ban, Check, JobId
@@ -78,6 +79,7 @@ class VerdictState:
         *,
         own: bool = False,
         at: float | None = None,
+        private: bool = False,
     ) -> bool:
         """Keep a fraud proof, or its new verdict; False where there is no room for it.
 
@@ -89,9 +91,10 @@ class VerdictState:
             verdict: What this node found.
             own: Whether it is of work that this node gave; those are kept before others.
             at: When, in seconds since the epoch; now, where it is not said.
+            private: Whether it is for this node alone.
         """
         at = time.time() if at is None else at
-        kept = KeptProof(proof_id, accused, proof, tuple(blobs), verdict, own, at)
+        kept = KeptProof(proof_id, accused, proof, tuple(blobs), verdict, own, at, private)
         return await self._write(journal_verdicts.add_proof, kept)
 
     async def proofs(self) -> list[KeptProof]:
@@ -135,6 +138,16 @@ class VerdictState:
     async def standing_rows(self) -> list[StandingRow]:
         """The accounts of all peers."""
         return await self._read(journal_ledger.standing_rows)
+
+    # --- receipts that this node gave ------------------------------------------------
+
+    async def save_given_receipts(self, row: int, given: Sequence[Given], oldest: int) -> None:
+        """Write receipts as one row, and forget the rows before ``oldest``."""
+        await self._write(journal_defence.save, row, tuple(given), oldest)
+
+    async def given_receipts(self) -> list[tuple[int, list[Given]]]:
+        """All rows with their numbers, oldest first."""
+        return await self._read(journal_defence.read)
 
     # --- acknowledgements and ledger ----------------------------------------------
 

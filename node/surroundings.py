@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.crypto.peer_id import PeerId
+from shoal.node.checks import Stage
 from shoal.node.outlook import Outlook
 
 
@@ -37,6 +38,43 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class PendingChecks:
+    """Results of one job that wait to be checked, by the same peers.
+
+    Attributes:
+        stage: How their checks stand.
+        asked: Who runs them too now; nobody where nobody is left to ask.
+        units: Their indices.
+        waited_s: How long the first of them has waited.
+        again_s: When those who gave no answer are asked again, where nobody is asked.
+        tries_left: How often that is done before they are delivered without a check; None
+            where they are never.
+    """
+
+    stage: Stage
+    asked: tuple[PeerId, ...]
+    units: tuple[int, ...]
+    waited_s: float
+    again_s: float
+    tries_left: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDispute:
+    """A receipt of a job that is disputed.
+
+    Attributes:
+        peer: Whose.
+        unit: Of which unit.
+        ago_s: How long ago it was signed.
+    """
+
+    peer: PeerId
+    unit: int
+    ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a node knows beside a job's own answers.
 
@@ -49,6 +87,8 @@ class Surroundings:
         alone: Why no other node is known, where this node found out.
         lost: Who was known before and is not now, the last one first.
         outlook: The job's plan at this moment.
+        pending: Its results that wait to be checked.
+        disputes: Its receipts that are disputed.
     """
 
     own: PeerId
@@ -58,3 +98,5 @@ class Surroundings:
     alone: str = ""
     lost: Sequence[Lost] = ()
     outlook: Outlook | None = None
+    pending: Sequence[PendingChecks] = ()
+    disputes: Sequence[OpenDispute] = ()

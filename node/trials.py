@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from shoal.compute.frames import UnitLimits
 from shoal.crypto.peer_id import PeerId
-from shoal.node.convictions import Charge
+from shoal.node.believed_proofs import Charge
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
 
-JUDGING_LIMIT_S: Final = 600.0
-"""For one proof: those of an operator or a tile take seconds, a whole unit a minute or so."""
+JUDGING_PROCESSOR_S: Final = 600.0
+"""For one proof: an operator takes a second, a whole unit some ten seconds."""
+
+JUDGING_LIMIT_S: Final = 1800.0
+"""The same by the clock. At the lowest priority, on a machine whose owner uses all of it, a
+second of a processor takes half a minute to be had."""
 
 ANSWER_LIMIT_BYTES: Final = 1 << 20
 """A verdict is a sentence."""
@@ -52,6 +56,6 @@ async def judged_by(
         ComputeError: A limit was met, or the worker failed.
     """
     limits = UnitLimits(JUDGING_LIMIT_S, memory_bytes, ANSWER_LIMIT_BYTES)
-    found = await worker.judge(proof, blobs, limits)
+    found = await worker.judge(proof, blobs, limits, JUDGING_PROCESSOR_S)
     accused = None if found.accused is None else PeerId(found.accused)
     return Verdict(Outcome(found.outcome), accused, found.sentence)

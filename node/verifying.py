@@ -17,8 +17,7 @@ import trio
 
 from shoal.node import chaining, pipeline
 from shoal.node.errors import JobError, NetworkError
-from shoal.node.house import new_job_id
-from shoal.node.records import JobId, Unit, UnitState
+from shoal.node.records import JobId, Unit, UnitState, new_job_id
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.feeding import BATCH_S
 from shoal.protocol.messages import Refusal, UnitResult

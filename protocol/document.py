@@ -98,7 +98,6 @@ matched by `id`.
 | `Share` | `Shared` |
 | `Drop` | `Done` |
 | `Acknowledge`, `Reveal` | `Done` |
-| `Attest` | `Attested` |
 | `TraceWanted` | `TraceGiven` |
 | `NodesWanted` | `NodesGiven` |
 | `LeafWanted` | `LeafGiven` |
@@ -286,7 +285,7 @@ def document() -> str:
         diagram(dispute.DEFENDER),
         "### Fraud proofs\n",
         _passage(fraud_proof, "A proof holds"),
-        _structs([fraud_proof.FraudProof, fraud_proof.Opening, fraud_proof.Tile]),
+        _structs([fraud_proof.FraudProof, fraud_proof.Opening]),
         STATEMENTS,
         _domains(),
         _structs(
@@ -299,7 +298,6 @@ def document() -> str:
                 statements.Receipt,
                 statements.UnitError,
                 statements.Acknowledgement,
-                statements.Attestation,
                 statements.TraceRoot,
                 statements.Commitment,
                 statements.CapabilityProof,

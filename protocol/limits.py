@@ -20,7 +20,7 @@ PROTOCOL_MINOR = 4
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
 introductions; 1.3 brought many units in one message, and outputs that stay with their
-provider; 1.4 brought what catches liars: draws, attestations, traces and accusations.
+provider; 1.4 brought what catches liars: draws, acknowledgements, traces and accusations.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -181,8 +181,9 @@ VIA_LIMIT = 3
 DIAL_BACK_PORTS_LIMIT = 4
 """Ports that one request asks to have dialled; a node listens on one or two."""
 
-ACKNOWLEDGED_LIMIT = 64
-"""Receipts in one acknowledgement: as many as the answer to a full batch holds."""
+ACKNOWLEDGED_LIMIT = 256
+"""Receipts in one acknowledgement, some 17 KB: as many as the answers to four full batches
+hold. One for each batch cost 4 % of the smallest units."""
 
 CANDIDATES_LIMIT = 64
 """Peers in the list of an award that verifiers are drawn from; a longer one is no fairer."""

@@ -436,26 +436,6 @@ class Acknowledge(_Message, frozen=True, tag="acknowledge"):
     acknowledgement: EnvelopeBytes
 
 
-class Attest(_Message, frozen=True, tag="attest"):
-    """Asks a verifier to say whether its own receipt agrees with another one.
-
-    It is asked once its own receipt was given, so that it has judged blindly.
-
-    Attributes:
-        receipt: The other provider's, whole: the verifier checks that it is one.
-        own: The id of the verifier's own.
-    """
-
-    receipt: EnvelopeBytes
-    own: HexId
-
-
-class Attested(_Message, frozen=True, tag="attested"):
-    """The signed `protocol.statements.Attestation`."""
-
-    attestation: EnvelopeBytes
-
-
 class Reveal(_Message, frozen=True, tag="reveal"):
     """What verifiers are drawn by, told to the provider once the lease is over.
 
@@ -649,7 +629,7 @@ class Problem(_Message, frozen=True, tag="problem"):
 ChallengeRequest: TypeAlias = Challenge | Draw | ProofOffer | ProofsWanted
 ReachabilityRequest: TypeAlias = DialBack | Introduce | Introduction
 KeepingRequest: TypeAlias = Share | Drop
-CheckingRequest: TypeAlias = Acknowledge | Attest | Reveal
+CheckingRequest: TypeAlias = Acknowledge | Reveal
 DisputeRequest: TypeAlias = TraceWanted | NodesWanted | LeafWanted
 AccusingRequest: TypeAlias = Accusation | AccusationsWanted
 RequestBody: TypeAlias = (
@@ -683,7 +663,6 @@ ResponseBody: TypeAlias = (
     | NotIntroduced
     | Proofs
     | Shared
-    | Attested
     | TraceGiven
     | NodesGiven
     | LeafGiven

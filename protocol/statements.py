@@ -218,24 +218,6 @@ class Acknowledgement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issued_at_ms: EpochMs
 
 
-class Attestation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A verifier's verdict on a receipt, from a run of its own.
-
-    Attributes:
-        protocol: (major, minor) of the verifier.
-        receipt: The id of the receipt that is judged.
-        own: The id of the verifier's own receipt, which it had given before it saw the other.
-        agrees: Whether both say the same outputs, or the same error.
-    """
-
-    protocol: tuple[Count, Count]
-    receipt: HexId
-    own: HexId
-    agrees: bool
-    verifier: PeerText
-    issued_at_ms: EpochMs
-
-
 class TraceRoot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A provider's commitment, in a dispute, to what each operator of its run made of what.
 
@@ -411,22 +393,6 @@ def open_acknowledgement(envelope: bytes) -> Acknowledgement:
             "an acknowledgement names a receipt twice", code="bad_acknowledgement"
         )
     return acknowledgement
-
-
-def open_attestation(envelope: bytes) -> Attestation:
-    """Check and read an attestation.
-
-    Raises:
-        VerificationError: Not an attestation, not well formed, not its verifier's own, or
-            of the verifier's own receipt.
-    """
-    attestation, signer = _open(envelope, Statement.ATTESTATION, Attestation)
-    _check_signer(signer, attestation.verifier, "attestation")
-    if attestation.receipt == attestation.own:
-        raise VerificationError(
-            "a receipt is attested by itself, which says nothing", code="bad_attestation"
-        )
-    return attestation
 
 
 def open_trace_root(envelope: bytes) -> TraceRoot:

@@ -2,11 +2,13 @@
 
 What is marked ``soak`` is for `make soak` and `make soak-short`.
 
-`make test` hands out whole files to three processes. One that begins last should not be one
-that takes a minute while two of them have nothing left to do.
+`make test` hands out whole files to four processes. One that begins last should not be one
+that takes a minute while three of them have nothing left to do; and not all four should have
+daemons that run and wait for each other at once.
 """
 
 import os
+from itertools import islice
 
 import hypothesis
 
@@ -18,30 +20,55 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("house")
 
 LONG = (
+    "soak/",
+    "e2e/test_owner.py",
+    "e2e/test_why.py",
     "e2e/test_chaos.py",
-    "property/test_exact_cpu.py",
-    "e2e/test_doctor.py",
     "e2e/test_local_faults.py",
-    "property/test_exact_operators.py",
-    "net/test_jobs.py",
-    "net/test_libp2p_compat.py",
-    "net/test_connection_limits.py",
-    "net/test_hostile_programs.py",
+    "e2e/test_demo.py",
+    "e2e/test_notebook.py",
+    "e2e/test_zoo.py",
+    "e2e/test_doctor.py",
     "e2e/",
+    "property/test_exact_cpu.py",
+    "zoo/test_simulator.py",
+    "net/test_misbehaving_worker.py",
+    "net/test_hostile_programs.py",
+    "net/test_libp2p_compat.py",
+    "net/test_exact_onnx_backend.py",
+    "net/test_chained_jobs.py",
+    "property/test_judging.py",
+    "property/test_exact_operators.py",
+    "net/test_connection_limits.py",
     "interop/",
     "net/",
+    "property/",
 )
 """Beginnings of paths below ``tests/``; what is named earlier begins earlier."""
+
+OTHERS_PER_E2E = 2
+"""Files without daemons that are handed out after each that has them."""
 
 
 def pytest_collection_modifyitems(config, items):
     tests = config.rootpath / "tests"
-
-    def place(item):
-        path = item.path.relative_to(tests).as_posix()
-        return next((n for n, start in enumerate(LONG) if path.startswith(start)), len(LONG))
-
     if "SHOAL_SOAK_S" not in os.environ:
         config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("soak")])
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
-    items.sort(key=place)  # stable: within a file nothing moves
+    files = {}
+    for item in items:  # within a file nothing moves
+        files.setdefault(item.path.relative_to(tests).as_posix(), []).append(item)
+    items[:] = [item for file in in_turns(sorted(files, key=place)) for item in files[file]]
+
+
+def place(file):
+    """Where among the others a file begins."""
+    return next((n for n, start in enumerate(LONG) if file.startswith(start)), len(LONG))
+
+
+def in_turns(files):
+    """The same files: one that has daemons, some that have none, and so on."""
+    with_daemons = iter([file for file in files if file.startswith("e2e/")])
+    others = iter([file for file in files if not file.startswith("e2e/")])
+    while turn := [*islice(with_daemons, 1), *islice(others, OTHERS_PER_E2E)]:
+        yield from turn

@@ -3,7 +3,7 @@
 Part of *verify*. An operator is a pure function of its inputs, its attributes and the
 program's precision, so that whoever holds a program's manifest and graph and the operator's
 inputs can say what its outputs are, without the program's other weights, and without numba.
-A large product is judged by some of its rows. What a proof says of it is `compute.judging`'s.
+What a proof says of it is `compute.judging`'s.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from shoal.compute.exact.reading import read
 from shoal.compute.exact.reference import ReferenceKernels
 from shoal.compute.exact.spec import PRECISIONS
 from shoal.compute.exact.stages import Stages, stages_of
-from shoal.compute.exact.tiles import rows_of_product, shape_of_product
 from shoal.compute.exact.tracing import tensor_id
 from shoal.compute.graph import fed_inputs, parse, port_of
 from shoal.compute.loading import GRAPH_LIMIT_BYTES
 from shoal.compute.manifest import Manifest, decode
 from shoal.compute.program import check
-from shoal.compute.tensor import TensorSpec, encode_header, from_blob
+from shoal.compute.tensor import from_blob
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
@@ -87,36 +86,6 @@ class Operated:
 
     outputs: tuple[BlobId | None, ...]
     error: ErrorCode | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Some rows of a product, as they are in its output's blob; or the error they give.
-
-    Attributes:
-        header: How the blob of the whole output begins.
-        size_bytes: The whole blob's size.
-        first_byte: Where these rows begin in it.
-        values: The rows.
-        error: What the rows err with; then the whole product errs.
-    """
-
-    header: bytes
-    size_bytes: int
-    first_byte: int
-    values: bytes
-    error: ErrorCode | None = None
-
-    def is_in(self, blob: Buffer) -> bool:
-        """Whether the blob of an output says the same of these rows."""
-        view = memoryview(blob).cast("B")
-        end = self.first_byte + len(self.values)
-        return (
-            self.error is None
-            and len(view) == self.size_bytes
-            and view[: len(self.header)] == self.header
-            and view[self.first_byte : end] == self.values
-        )
 
 
 class Operators:
@@ -278,42 +247,3 @@ def run_operator(program: Operators, index: int, inputs: Sequence[Buffer | None]
         return Operated((), cast("ErrorCode", error.code))
     given = dict(zip(node.outputs, results, strict=False))
     return Operated(tuple(tensor_id(given[name]) if name else None for name in node.outputs))
-
-
-def run_tile(
-    program: Operators, index: int, inputs: Sequence[Buffer | None], rows: range
-) -> Tile:
-    """Some rows of the output of a MatMul, Gemm, Conv or their integer kin, by the reference.
-
-    Args:
-        program: The program.
-        index: The node's place in its graph.
-        inputs: As for `run_operator`.
-        rows: Which; a row is what lies along the output's last axis, or of a convolution
-            one image's channel.
-
-    Raises:
-        ProgramError: As for `run_operator`; ``no_such_tile`` where the node is no product
-            of matrices, or has no such rows.
-    """
-    node = program.node(index)
-    arrays = program.arrays(node, inputs)
-    shape = shape_of_product(node, [None if a is None else a.shape for a in arrays])
-    if shape is None:
-        raise ProgramError(
-            f"node {node.name!r} ({node.operator}) is not judged by rows", code="no_such_tile"
-        )
-    if not 0 <= rows.start < rows.stop <= shape.rows or rows.step != 1:
-        raise ProgramError(
-            f"there are no rows {rows.start} to {rows.stop} among {shape.rows}",
-            code="no_such_tile",
-        )
-    spec = TensorSpec(node.dtypes[0], shape.output)
-    header = encode_header(spec)
-    first_byte = len(header) + rows.start * shape.row_elements * spec.item_bytes
-    try:
-        values = rows_of_product(node, arrays, rows, _REFERENCE)
-    except ExactError as error:
-        code = cast("ErrorCode", error.code)
-        return Tile(header, len(header) + spec.data_bytes, first_byte, b"", code)
-    return Tile(header, len(header) + spec.data_bytes, first_byte, values.tobytes())

@@ -25,7 +25,6 @@ from shoal.compute.exact.operators.node import dense
 from shoal.compute.exact.plan import admitted, last_uses, run_node
 from shoal.compute.exact.reading import Graph, read
 from shoal.compute.exact.spec import PRECISIONS
-from shoal.compute.exact.tiles import shape_of_product
 from shoal.compute.tensor import encode_header, spec_of_array, to_blob
 from shoal.crypto.content import BlobHasher, BlobId, blob_id_of
 
@@ -136,15 +135,10 @@ class OperatorTensors:
     Attributes:
         leaf: Its leaf.
         blobs: The tensors that the leaf names, by id.
-        row_elements: Numbers in a row of its output, where it is a product that
-            `judging_operators.run_tile` judges by rows; else 0.
-        multiply_adds: What such a product costs.
     """
 
     leaf: OperatorLeaf
     blobs: Mapping[BlobId, bytes]
-    row_elements: int
-    multiply_adds: int
 
 
 def trace(
@@ -226,14 +220,7 @@ def tensors_of(
     leaf = walk.leaf_of(index, nodes[index], program.graph.opset)
     names = [*nodes[index].inputs, *(nodes[index].outputs if leaf.error is None else ())]
     blobs = {walk.id_of(name): to_blob(walk.given(name)) for name in names if name}
-    shapes = [walk.given(name).shape if name else None for name in nodes[index].inputs]
-    product = shape_of_product(nodes[index], shapes)
-    return OperatorTensors(
-        leaf,
-        blobs,
-        row_elements=product.row_elements if product else 0,
-        multiply_adds=product.multiply_adds if product else 0,
-    )
+    return OperatorTensors(leaf, blobs)
 
 
 def _entered(program: Traceable, inputs: Mapping[str, Array], kernels: Kernels) -> _Walk:

@@ -135,6 +135,13 @@ async def submit_stream(daemon: DaemonFacade, pieces: AsyncIterable[bytes]) -> J
     more = await anext(stream, None) if first else None
     if more is None:
         return await daemon.submit(spec, first)
+    if spec.id is not None:
+        raise RequestError(
+            f"a job under an id of its own has at most {UNITS_PER_WRITE} units and "
+            f"{WRITE_LIMIT_BYTES} bytes of tensors at first",
+            code="bad_job",
+            hint="submit it open, and add the others with POST /v1/jobs/ID/units?at=INDEX",
+        )
     job = await daemon.submit(msgspec.structs.replace(spec, open=True), first)
     try:
         await daemon.add_units(job.id, more, None)

@@ -36,7 +36,6 @@ _WHERE_FROM = (
 _SAYS = {
     "equivocation": "it signed two results of one unit under one award",
     "operator": "one operator of its trace does not give what it committed to",
-    "tile": "some rows of one product are not what it committed to",
     "wiring": "its trace is none of this program and these inputs, or not its receipt's",
     "unit": "the program gives another result than its receipt says",
 }
@@ -122,12 +121,13 @@ def list_(*, daemon: Daemon | None = None) -> None:
         print_json({"proofs": msgspec.to_builtins(proofs)})
         return
     print_table(
-        ["proof", "accused", "own", "size", "blobs", "verdict"],
+        ["proof", "accused", "own", "for", "size", "blobs", "verdict"],
         [
             (
                 proof.id,
                 proof.accused,
                 "yes" if proof.own else "no",
+                "this node" if proof.private else "everybody",
                 size_text(proof.proof_bytes),
                 size_text(proof.blobs_bytes),
                 proof.verdict,

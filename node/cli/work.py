@@ -1,24 +1,25 @@
 """``shoal run`` and ``shoal map``: a model and arrays in, arrays out."""
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from shoal.crypto.errors import ShoalError
 from shoal.node.cli.arrays import OutputFiles, check_directory, read_inputs
-from shoal.node.cli.follow import follow, interruptible, progress_bar
+from shoal.node.cli.follow import DetachedError, follow, interruptible, progress_bar
 from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import note, print_json
 from shoal.node.errors import ConfigError
-from shoal.node.records import PRIORITY_LIMIT, Job, Policy
+from shoal.node.records import JOB_ID_PATTERN, PRIORITY_LIMIT, Job, Policy, new_job_id
 from shoal.node.setting_values import read_size_bytes
 from shoal.protocol.limits import UNIT_TIME_LIMIT_S
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     import numpy as np
 
     from shoal.node.client import Client
@@ -85,6 +86,21 @@ class Limits:
                 help="How results are checked: receipt, quorum:K, sample:P or auto.",
             ),
         ] = "auto",
+        proofs: Annotated[
+            str,
+            Parameter(
+                help="Who gets a proof of a false result, which shows program and inputs of "
+                "its unit: public (everybody, who then bans the liar too) or private (this "
+                "node alone bans it). For --class exact.",
+            ),
+        ] = "public",
+        job_id: Annotated[
+            str | None,
+            Parameter(
+                help="The job's id, of your own choice: 27 hexadecimal digits. What is "
+                "submitted again unchanged under the same one is the same job.",
+            ),
+        ] = None,
     ) -> None:
         from shoal.compute.exact.spec import PRECISIONS
         from shoal.node.client.flows import OFFERED_CLASSES
@@ -130,6 +146,8 @@ class Limits:
             "fail_fast": fail_fast,
             "outputs_stay": outputs_stay,
             "verify": _checked_verify(verify),
+            "proofs": _checked_proofs(proofs, numeric_class, verify),
+            "id": new_job_id() if job_id is None else _checked_id(job_id),
         }
 
 
@@ -146,6 +164,32 @@ def _checked_verify(text: str) -> str:
         return str(Verify.parse(text))
     except LocalProtocolError as error:
         raise ConfigError(f"--verify: {error.message}", code="usage", hint=error.hint) from None
+
+
+def _checked_proofs(text: str, numeric_class: str, verify: str) -> str:
+    """What ``--proofs`` says, once it fits the job.
+
+    Raises:
+        ConfigError: ``usage``.
+    """
+    from shoal.protocol.errors import LocalProtocolError
+    from shoal.protocol.verification.policy import Verify, check_proofs
+
+    try:
+        check_proofs(text, numeric_class, Verify.parse(verify))
+    except LocalProtocolError as error:
+        raise ConfigError(f"--proofs: {error.message}", code="usage", hint=error.hint) from None
+    return text
+
+
+def _checked_id(text: str) -> str:
+    if re.fullmatch(JOB_ID_PATTERN, text) is None:
+        raise ConfigError(
+            f"--job-id: {text[:40]!r} is no id of a job",
+            code="usage",
+            hint=f"27 hexadecimal digits, such as {new_job_id()}",
+        )
+    return text
 
 
 def run(
@@ -173,7 +217,7 @@ def run(
     check_directory(output)
     arrays = read_inputs(inputs)
     with daemon.client() as client:
-        with _handing_over():
+        with _handing_over(client, limits):
             job = client.submit(model, [arrays], policy=Policy.RUN, **limits.options)
         if detach:
             _print_submitted(job, daemon)
@@ -216,7 +260,7 @@ def map_(
     with daemon.client() as client:
         prepared = client.prepare(model, limits.precision)
         check_batch(prepared.manifest, arrays, batch)
-        with _handing_over():
+        with _handing_over(client, limits):
             job = client.submit(prepared, _uploading(arrays, batch), **limits.options)
         if detach:
             _print_submitted(job, daemon)
@@ -276,10 +320,41 @@ def deliver(client: "Client", job: Job, into: Into, *, as_json: bool) -> None:
         note(f"next: `shoal job fetch {job.id} --output DIR` writes the outputs to files")
 
 
-def _handing_over() -> "AbstractContextManager[None]":
-    return interruptible(
-        "stopped before the job was handed over; nothing of it goes on",
-        "`shoal jobs` lists what there is; --detach hands over and returns",
+@contextmanager
+def _handing_over(client: "Client", limits: Limits) -> Iterator[None]:
+    """Let nothing go on of a job that is handed over when Ctrl-C comes.
+
+    It may be written down by then, without anybody having heard of it: so it is cancelled by
+    the id that was chosen for it.
+
+    Raises:
+        DetachedError: The user pressed Ctrl-C.
+    """
+    job_id = limits.options["id"]
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _stopped(client, job_id) from None
+
+
+def _stopped(client: "Client", job_id: str) -> DetachedError:
+    hint = f"`shoal job show {job_id}` shows it; --detach hands over and returns"
+    try:
+        client.cancel(job_id)
+    except ShoalError as error:
+        if error.code != "no_such_job":
+            return DetachedError(
+                f"stopped; job {job_id} may have been handed over, and go on: {error.message}",
+                hint=f"`shoal job show {job_id}` tells, `shoal job cancel {job_id}` ends it",
+            )
+        hint = "`shoal jobs` lists what there is; --detach hands over and returns"
+        return DetachedError(
+            f"stopped before job {job_id} was handed over; nothing of it goes on", hint=hint
+        )
+    return DetachedError(
+        f"stopped while job {job_id} was handed over; it is cancelled, and nothing of it goes "
+        "on",
+        hint=hint,
     )
 
 

@@ -19,6 +19,7 @@ from shoal.node.client.exchange import (
     Value,
     Work,
     body_of,
+    no_authorities,
     refusal_of,
     too_slow,
     unreachable,
@@ -75,7 +76,8 @@ class Client:
     ) -> None:
         self.place = find_daemon({"home": home, "socket": socket})
         self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.place.socket)), base_url="http://shoal"
+            transport=httpx.HTTPTransport(uds=str(self.place.socket), verify=no_authorities()),
+            base_url="http://shoal",
         )
 
     def __enter__(self) -> Self:

@@ -82,6 +82,14 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``verify`` says how results are checked: ``receipt`` (signatures and ids alone),
     ``quorum:K`` (K providers run each unit), ``sample:P`` (of all results, P are run again
     by others) or ``auto`` (as often as each provider's standing asks for).
+
+    ``proofs`` says who gets proofs of false results, which show program and inputs of a
+    unit: ``public`` (everybody, so that the liar is banned everywhere) or ``private``
+    (nobody: it is banned by this node alone). It is for ``exact`` and results that are checked.
+
+    ``id`` is the job's, 27 hexadecimal digits (`shoal.new_job_id`): what is submitted again
+    unchanged under the same one is the same job, so that a submission whose answer was lost
+    can be repeated. Without it each submission is a job of its own.
     """
 
     numeric_class: str = NumericClass.FP32.value
@@ -93,6 +101,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fail_fast: bool = False
     outputs_stay: bool = False
     verify: str = "auto"
+    proofs: str = "public"
+    id: str | None = None
 
 
 class Prepared(msgspec.Struct, frozen=True):

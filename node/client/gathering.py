@@ -8,7 +8,6 @@ connection broke, is told by the index that the daemon expects next.
 from __future__ import annotations
 
 import atexit
-import secrets
 import threading
 import time
 import weakref
@@ -24,7 +23,7 @@ from shoal.node.client import fetching, flows, submitting
 from shoal.node.client.futures import Submitted
 from shoal.node.client.submitting import REQUEST_BYTES, UNITS_PER_REQUEST, Gathered
 from shoal.node.errors import DaemonError, DaemonUnreachableError, WaitTimeoutError
-from shoal.node.records import Policy, UnitState
+from shoal.node.records import Policy, UnitState, new_job_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,7 +81,7 @@ class Gathering:
 
     Args:
         drive: Carries out flows, for several threads.
-        options: How units are run.
+        options: How units are run; each job has an id of its own.
         as_: As what results are given.
         flush_s: How long a unit waits for others.
         patience_s: How long the daemon may be away.
@@ -250,20 +249,10 @@ class Gathering:
                 job.units.pop(index, None)
 
     def _open(self, line: _Line) -> _OpenJob:
-        """Open a job; where an earlier attempt came through after all, that one is taken."""
-        token = f"executor {secrets.token_hex(6)}"
-        options = self._options
-        if not options.label:
-            options = msgspec.structs.replace(options, label=token)
-        attempts = 0
+        """Open a job; where an earlier attempt came through after all, it is the same job."""
+        options = msgspec.structs.replace(self._options, id=new_job_id())
 
         def attempt() -> str:
-            nonlocal attempts
-            attempts += 1
-            if attempts > 1:
-                for job in self._drive(flows.jobs(50)):
-                    if job.label == token:
-                        return job.id
             flow = submitting.open_job(
                 line.prepared, Policy.MAP, options, Gathered(), stays_open=True
             )

@@ -47,8 +47,15 @@ from shoal.node.client.tensors import (
     id_of_pieces,
     pieces_of,
 )
-from shoal.node.errors import WaitTimeoutError
-from shoal.node.records import SMALL_TENSOR_LIMIT_BYTES, Job, JobState, OutputRef, Policy
+from shoal.node.errors import DaemonUnreachableError, WaitTimeoutError
+from shoal.node.records import (
+    SMALL_TENSOR_LIMIT_BYTES,
+    Job,
+    JobState,
+    OutputRef,
+    Policy,
+    new_job_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -177,13 +184,21 @@ def gather(
 def open_job(
     prepared: Prepared, policy: Policy, options: Options, first: Gathered, *, stays_open: bool
 ) -> Flow[Job]:
-    """Submit a job with its first units; it is open where more are to come."""
+    """Submit a job with its first units; it is open where more are to come.
+
+    Interrupted before there is an answer, it is cancelled, since it may have come through.
+
+    Raises:
+        DaemonUnreachableError, WaitTimeoutError: There was no answer; a note names the job
+            that may be there all the same.
+    """
     spec = msgspec.structs.asdict(options) | {
         "policy": policy.value,
         "program": prepared.program_id,
         "open": stays_open,
     }
     del spec["precision"]
+    job_id = spec["id"] = options.id or new_job_id()
     yield from _put(first)
     request = Request(
         "POST",
@@ -192,7 +207,19 @@ def open_job(
         content_type=_MSGPACK,
         answer_limit_s=UPLOAD_LIMIT_S,
     )
-    return msgspec.convert((yield from json_of(request))["job"], Job)
+    try:
+        return msgspec.convert((yield from json_of(request))["job"], Job)
+    except (DaemonUnreachableError, WaitTimeoutError) as error:
+        error.add_note(
+            f"it may have come through as job {job_id}: `shoal job show {job_id}` tells, and "
+            f"submitted again with id={job_id!r} it is the same job"
+        )
+        raise
+    except (GeneratorExit, ShoalError):  # nobody is there to go on; or it was refused
+        raise
+    except BaseException as error:
+        yield from _take_back(job_id, error)
+        raise
 
 
 def add_units(job_id: str, at: int | None, more: Gathered) -> Flow[Job]:
@@ -225,13 +252,17 @@ def submit(
     job: Job = yield from open_job(prepared, policy, options, first, stays_open=not first.ended)
     if first.ended:
         return job
-    count = len(first.units)
+    count, there = len(first.units), job.units_total
+    if not job.open:  # submitted before, whole
+        return job
     try:
         while True:
             more = yield Work(partial(gather, units, prepared.manifest, count))
-            if more.units:
-                yield from add_units(job.id, count, more)
-                count += len(more.units)
+            new = more.units[max(0, there - count) :]
+            if new:
+                at = count + len(more.units) - len(new)
+                yield from add_units(job.id, at, Gathered(new, more.large))
+            count += len(more.units)
             if more.ended:
                 return (yield from seal(job.id))
     except GeneratorExit:
@@ -397,6 +428,8 @@ def _take_back(job_id: str, error: BaseException) -> Flow[None]:
     try:
         yield from cancel(job_id, parting=True)
     except ShoalError as another:
+        if another.code == "no_such_job":
+            return
         error.add_note(
             f"job {job_id} stays open ({another.code}): `shoal job cancel {job_id}` ends it"
         )

@@ -11,7 +11,6 @@ computed, and by what, is `shoal.compute.judging`'s.
 |---|---|---|
 | `equivocation` | the accused signed two results of one unit under one award | `other` |
 | `operator` | one operator of its trace has not those outputs | `root`, one leaf |
-| `tile` | the same of some rows of a product | `root`, one leaf, `tile` |
 | `wiring` | its trace is none of this program and these inputs, or not its receipt's | `root` and leaves, or leaves of stages |
 | `unit` | the receipt's outputs, or its error, are not those of the program | |
 
@@ -34,7 +33,7 @@ from shoal.crypto.merkle import check_path, leaf_of
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol import codec, limits
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.limits import Count, EnvelopeBytes, HexId, LeafBytes, LeafCount, TreePath
+from shoal.protocol.limits import EnvelopeBytes, HexId, LeafBytes, LeafCount, TreePath
 from shoal.protocol.statements import (
     Award,
     Receipt,
@@ -49,7 +48,7 @@ from shoal.protocol.versions import is_newer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Kind = Literal["equivocation", "operator", "tile", "wiring", "unit"]
+Kind = Literal["equivocation", "operator", "wiring", "unit"]
 
 VERSION = 1
 """Of the form of a proof."""
@@ -96,18 +95,6 @@ class Opening(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     path: TreePath
 
 
-class Tile(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Some rows of a product. On the wire it is an array of its fields, in this order.
-
-    Attributes:
-        first: The first of them.
-        rows: How many.
-    """
-
-    first: Count
-    rows: Annotated[int, Meta(ge=1, le=1 << 31)]
-
-
 class FraudProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What convicts a provider, whoever reads it.
 
@@ -128,7 +115,6 @@ class FraudProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root: EnvelopeBytes | None
     leaves: Annotated[tuple[Opening, ...], Meta(max_length=limits.OPENINGS_LIMIT)]
     stages: Annotated[tuple[Opening, ...], Meta(max_length=2)]
-    tile: Tile | None
     blobs: Annotated[tuple[HexId, ...], Meta(max_length=limits.PROOF_BLOBS_LIMIT)]
 
 
@@ -243,12 +229,11 @@ def _check_names(proof: FraudProof, award: Award, receipt: Receipt) -> None:
             raise _bad(f"the receipt's {name} is not the award's")
 
 
-_PARTS: dict[str, tuple[bool, bool, int, int, bool]] = {
-    # other, root, least and most leaves, tile
-    "equivocation": (True, False, 0, 0, False),
-    "unit": (False, False, 0, 0, False),
-    "operator": (False, True, 1, 1, False),
-    "tile": (False, True, 1, 1, True),
+_PARTS: dict[str, tuple[bool, bool, int]] = {
+    # other, root, leaves
+    "equivocation": (True, False, 0),
+    "unit": (False, False, 0),
+    "operator": (False, True, 1),
 }
 
 
@@ -257,18 +242,12 @@ def _check_parts(proof: FraudProof) -> None:
     if proof.kind == "wiring":
         fits = (
             proof.other is None
-            and proof.tile is None
             and bool(proof.root or proof.stages)
             and (proof.root is not None or not proof.leaves)
         )
     else:
-        other, root, least, most, tile = _PARTS[proof.kind]
-        fits = (
-            (proof.other is not None, proof.root is not None, proof.tile is not None)
-            == (other, root, tile)
-            and least <= len(proof.leaves) <= most
-            and not proof.stages
-        )
+        parts = (proof.other is not None, proof.root is not None, len(proof.leaves))
+        fits = parts == _PARTS[proof.kind] and not proof.stages
     if not fits:
         raise _bad(f"it has not the parts of the kind {proof.kind}")
     if (proof.kind == "equivocation") != (not proof.blobs):

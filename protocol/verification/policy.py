@@ -101,6 +101,30 @@ class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         return self.level
 
 
+def check_proofs(proofs: str, numeric_class: str, verify: Verify) -> None:
+    """See that ``--proofs`` says who gets proofs, and that there can be some.
+
+    Args:
+        proofs: ``public``: everybody. ``private``: nobody but this node.
+        numeric_class: Of the job.
+        verify: How its results are checked.
+
+    Raises:
+        LocalProtocolError: ``bad_proofs``, naming what does not fit.
+    """
+    if proofs not in {"public", "private"}:
+        why, hint = f"{proofs[:40]!r} says nobody who gets proofs", "public or private"
+    elif proofs == "private" and numeric_class != "exact":
+        why = f"there are no proofs in the class {numeric_class}, so that none is private"
+        hint = "leave it out, or choose the class exact"
+    elif proofs == "private" and verify.level == "receipt":
+        why = "nothing is proved of results that nobody checks, so that no proof is private"
+        hint = "leave it out, or have results checked: verify auto, sample:P or quorum:K"
+    else:
+        return
+    raise LocalProtocolError(why, code="bad_proofs", hint=hint)
+
+
 def _whole(number: str) -> int:
     if not (number.isascii() and number.isdecimal() and len(number) <= len("1000")):
         raise ValueError(f"{number[:20]!r} is no number of providers")

@@ -120,12 +120,17 @@ class ChaosSwarm(Swarm):
             self.link.mend(node.number - 1)
 
 
+def whose(seed):
+    """The numbers of the daemons with the small disk and with the clock that can be set."""
+    chance = random.Random(f"swarm {seed}")
+    small_disk = chance.randint(2, NODES)  # a full disk of the submitters' ends their jobs
+    return small_disk, chance.randint(1, NODES)
+
+
 @contextmanager
 def chaos_swarm(seed):
     """A swarm of which the seed says whose disk is small and whose clock can be set."""
-    chance = random.Random(f"swarm {seed}")
-    small_disk = chance.randint(2, NODES)  # a full disk of the submitters' ends their jobs
-    odd_clock = chance.randint(1, NODES)
+    small_disk, odd_clock = whose(seed)
     with link_or_none(NODES) as link, ChaosSwarm(link, small_disk, odd_clock) as swarm:
         if link is None:
             print("network namespaces are not to be had: nobody is cut off")

@@ -181,7 +181,7 @@ def test_ctrl_c_lets_a_job_go_on_and_says_how_to_come_back(home, model, rows, tm
                 found = client.jobs()
             time.sleep(1)  # from "submitted" to "following"
             child.send_signal(signal.SIGINT)
-            out, err = child.communicate(timeout=20)
+            out, err = child.communicate(timeout=60)
             late = shoal(home, "job", "wait", found[0].id, "--timeout", "0.1")
     finally:
         for worker in workers:

@@ -205,7 +205,7 @@ def test_why_knows_the_nodes_that_do_not_trust_the_requester_when_another_has_do
     known = {each.peer for each in swarm.nodes}
     joined = shoal("peers", f"--connect={swarm.nodes[0].address}", node=stranger)
     assert joined.code == 0, joined
-    eventually(lambda: known <= peers_of(stranger), 10, "acquainted")
+    eventually(lambda: known <= peers_of(stranger), 60, "acquainted")
     job_id = shoal("run", dense, array(1), "--detach", "--json", node=stranger).json["job"][
         "id"
     ]
@@ -225,7 +225,7 @@ def test_a_job_that_nobody_can_serve_keeps_running_and_why_tells(node, dense, ar
     too_large = "--memory-limit=1000GB"
     job_id = shoal("run", dense, array(1), too_large, "--detach", node=node).stdout.strip()
     with node.client() as client:
-        eventually(lambda: "memory" in client.why(job_id)[1], 10, client.why(job_id)[1])
+        eventually(lambda: "memory" in client.why(job_id)[1], 60, client.why(job_id)[1])
         assert client.job(job_id).state is JobState.RUNNING
     waited = shoal("job", "wait", job_id, "--timeout=0.1", node=node)
     assert waited.code == 5

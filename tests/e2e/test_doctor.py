@@ -129,7 +129,7 @@ def listening():
 def test_of_a_healthy_node_doctor_says_nothing_but_what_is_true_of_the_machine(swarm):
     node = swarm.nodes[1]
     with node.client() as client:
-        eventually(lambda: client.status().peers_linked, 10, "linked")
+        eventually(lambda: client.status().peers_linked, 60, "linked")
         eventually(lambda: client.status().sandbox, 30, "probed")
     told = diagnosis(shoal("doctor", "--json", node=node))
     true_here = {"device"}

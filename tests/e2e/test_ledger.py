@@ -52,13 +52,13 @@ def run_map(node, model):
 def test_work_is_acknowledged_counted_at_both_ends_and_checked_by_anybody(swarm, model):
     requester = swarm.nodes[0]
     assert run_map(requester, model).code == 0
-    eventually(lambda: settled(requester, "taken"), 20, "its work is acknowledged")
+    eventually(lambda: settled(requester, "taken"), 60, "its work is acknowledged")
     taken = {row["peer"]: row for row in rows_of(requester) if row["direction"] == "taken"}
     assert taken
     for node in swarm.nodes[1:]:
         if node.peer not in taken:
             continue
-        eventually(lambda node=node: settled(node, "given"), 20, "the provider knows")
+        eventually(lambda node=node: settled(node, "given"), 60, "the provider knows")
         (given,) = [row for row in rows_of(node, requester.peer) if row["direction"] == "given"]
         assert given["units"] == taken[node.peer]["units"]
         assert given["credits"] == pytest.approx(taken[node.peer]["credits"])
@@ -94,7 +94,7 @@ def test_work_is_acknowledged_counted_at_both_ends_and_checked_by_anybody(swarm,
 def test_figures_and_standing_survive_a_restart(swarm, model):
     requester = swarm.nodes[0]
     assert run_map(requester, model).code == 0
-    eventually(lambda: settled(requester, "taken"), 20, "its work is acknowledged")
+    eventually(lambda: settled(requester, "taken"), 60, "its work is acknowledged")
     before = rows_of(requester)
     time.sleep(2 * WRITE_INTERVAL_S)
     requester.kill()

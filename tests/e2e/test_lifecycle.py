@@ -97,7 +97,7 @@ def test_a_daemon_that_is_told_to_end_costs_its_requesters_no_unit_and_no_error(
     before, its_before = len(log_of(requester)), len(log_of(provider))
     provider.signal(signal.SIGTERM)
     assert provider.process.wait(END_LIMIT_S) == 0
-    eventually(lambda: provider.peer not in listed(requester), 15, "it is gone")
+    eventually(lambda: provider.peer not in listed(requester), 60, "it is gone")
     assert_all_delivered(requester, job_id, rows)
     with requester.client() as client:
         answers, _ = client.why(job_id)
@@ -139,7 +139,7 @@ def test_while_a_daemon_drains_it_takes_nothing_and_down_says_what_it_waits_for(
         )
     _, said = process.communicate(timeout=END_LIMIT_S)
     assert re.search(r"^\d+ units? still running, for \d\.\d s more$", said, re.MULTILINE), said
-    assert provider.process.wait(5) == 0
+    assert provider.process.wait(END_LIMIT_S) == 0
     assert '"units_handed_back"' in log_of(provider)
     (provider.home / "config.toml").unlink()
     swarm.start(provider)  # own jobs go on at the next start
@@ -162,7 +162,7 @@ def test_told_twice_or_told_to_do_it_now_a_daemon_ends_at_once(swarm, again, cod
     else:
         node.signal(signal.SIGTERM)
         with node.client() as client:
-            eventually(lambda: client.status().phase == "draining", 5, "it drains")
+            eventually(lambda: client.status().phase == "draining", 30, "it drains")
         node.signal(again)
     assert node.process.wait(8) == code
     assert time.monotonic() - began_s < 8  # of the 10 s that a drain may take
@@ -183,7 +183,7 @@ def test_settings_read_again_count_at_once_and_bad_ones_change_nothing(swarm):
         settings.write_text("min_price = 7\nlog_level = 'debug'\nniceness = 7\n")
         node.signal(signal.SIGHUP)
         with node.client() as client:
-            eventually(lambda: client.status().owner.min_price == 7.0, 5, "it was read")
+            eventually(lambda: client.status().owner.min_price == 7.0, 30, "it was read")
             assert client.log_level().level == "debug"
         settings.write_text("min_price = 8\ndrain = 'soon'\n")
         refused = shoal("reload", node=node)
@@ -242,7 +242,7 @@ def test_a_detached_daemon_outlives_a_hang_up_and_opens_its_log_anew(tmp_path):
     try:
         (home / "daemon.log").rename(home / "moved")
         os.kill(pid, signal.SIGHUP)
-        eventually((home / "daemon.log").exists, 5, "the log is opened anew")
+        eventually((home / "daemon.log").exists, 30, "the log is opened anew")
         standard = {Path(f"/proc/{pid}/fd/{fd}").readlink() for fd in (1, 2)}
         assert standard == {home / "daemon.log"}
     finally:

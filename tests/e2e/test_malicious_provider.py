@@ -224,7 +224,7 @@ def offences_of(node, peer):
 
 def run_one_unit(node, liar, model):
     """What the peers answered to a job of one unit, and what came of it."""
-    eventually(lambda: liar in peers_of(node), 10, "the liar is known")
+    eventually(lambda: liar in peers_of(node), 60, "the liar is known")
     with node.client() as client:
         outputs = client.run(model, {"x": models.rows(3)}, timeout_s=30)
         job = client.jobs(1)[0]

@@ -140,7 +140,7 @@ def test_the_owners_job_waits_for_a_device_that_the_owner_has_paused(stranger):
     rows = models.rows(1)
     job_id = submit(stranger, rows, models.slow(2))
     eventually(
-        lambda: verdicts(stranger, job_id)[0].get(stranger.peer) == "paused", 20, "told why"
+        lambda: verdicts(stranger, job_id)[0].get(stranger.peer) == "paused", 60, "told why"
     )
     assert "shoal status" in verdicts(stranger, job_id)[1]
     shown = shoal("devices", node=stranger).stdout

@@ -103,8 +103,8 @@ def test_an_invitation_brings_two_daemons_together(private):
     assert private.invited["restart_needed"]
     assert private.invited["addresses"] == [first.address]
     assert private.joined["bootstrap"] == [first.address]
-    eventually(lambda: peers_of(first) == {second.peer}, 10, "acquainted")
-    eventually(lambda: peers_of(second) == {first.peer}, 10, "acquainted")
+    eventually(lambda: peers_of(first) == {second.peer}, 60, "acquainted")
+    eventually(lambda: peers_of(second) == {first.peer}, 60, "acquainted")
     for node in (first, second):
         status = shoal("status", "--json", node=node).json
         assert status["network"] == "lab"
@@ -123,7 +123,7 @@ def test_units_run_on_both_and_every_receipt_is_valid(private, tmp_path):
             20,
             "the first offers work",
         )
-        eventually(lambda: all(v.numeric_classes for v in client.peers()), 20, "offers")
+        eventually(lambda: all(v.numeric_classes for v in client.peers()), 60, "offers")
     model = tmp_path / "slow.onnx"
     model.write_bytes(models.slow(SLOW_TURNS))
     np.save(tmp_path / "x.npy", models.rows(UNITS))

@@ -198,6 +198,6 @@ def test_two_nodes_that_cannot_be_dialled_are_told_that_nothing_connects_them():
                 verdicts = {answer.peer: answer.verdict for answer in said}
                 return summary if hidden.peer in verdicts else None
 
-            summary = eventually(answered, 20, "an answer of the hidden node")
+            summary = eventually(answered, 60, "an answer of the hidden node")
             assert f"{hidden.peer} cannot be dialled and neither can this node" in summary
             client.cancel(job.id)

@@ -36,7 +36,7 @@ from shoal.node.settings_file import toml
 from shoal.protocol.messages import Release
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-WORDS_LIMIT_S = 30
+WORDS_LIMIT_S = 60
 RUN_LIMIT_S = 60
 """A peer that refused is asked again after 20 s at the latest."""
 
@@ -164,7 +164,7 @@ def nodes(_nodes):
         with _nodes.asker.client() as client:
             client.connect(_nodes.giver.address)
     _nodes.giver.wait_offering()
-    eventually(lambda: offers(_nodes.asker, _nodes.giver), 20, "the giver is known")
+    eventually(lambda: offers(_nodes.asker, _nodes.giver), 60, "the giver is known")
     yield _nodes
     set_giver(_nodes)
     with _nodes.giver.client() as client:
@@ -375,7 +375,7 @@ def test_no_device_and_unreachable(nodes, tmp_path):
     guest.wait_up()
     with nodes.giver.client() as client:
         client.pause()  # the guest is to do it
-    eventually(lambda: guest.peer in peers_of(nodes.asker), 20, "the guest is known")
+    eventually(lambda: guest.peer in peers_of(nodes.asker), 60, "the guest is known")
     job_id = submit(nodes)
     line = line_of(nodes.asker, job_id, guest.peer)
     assert "has shown no device that works" in line
@@ -451,14 +451,14 @@ def test_watching_tells_each_change_until_the_job_has_ended(nodes):
         eventually(lambda: b"0 of 3 units" in watched.said(), 30, "it tells how it stands")
         eventually(lambda: left.said().endswith(b"}\n"), 30)
         left.process.send_signal(signal.SIGINT)
-        assert left.process.wait(10) == 0
+        assert left.process.wait(30) == 0
         assert b"Traceback" not in left.said()
         for line in left.said().splitlines():
             assert json.loads(line)["job"]["id"] == job_id
         with nodes.giver.client() as client:
             client.resume()
         assert_runs(nodes, job_id)
-        assert watched.process.wait(10) == 0
+        assert watched.process.wait(30) == 0
     *_, last, share = watched.said().decode().splitlines()
     assert "The job is done: 3 units in " in last
     assert share.startswith(f"{nodes.giver.peer} did 3 units, ")

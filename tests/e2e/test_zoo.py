@@ -8,20 +8,33 @@ kind.
 
 import pytest
 from daemons import eventually
-from kinds import GANGS, KINDS, PROVIDERS, Fate
+from kinds import GANGS, PLAYED, PROVIDERS, Fate
 from whole_models import is_installed
-from zoo import Zoo, assert_convicted, lies_told, proof_against, run_map, run_until
+from zoo import (
+    Zoo,
+    assert_convicted,
+    lies_told,
+    proof_against,
+    run_for,
+    run_map,
+    run_until,
+    said_otherwise,
+)
 
-from shoal.node.result_standing import NEW
+from shoal.node.result_standing import NEW, Deed
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-ALONE = [name for name in PROVIDERS if not KINDS[name].ring]
+ALONE = [name for name in PROVIDERS if not PLAYED[name].ring]
 MODELS = [name for name in ("magika", "minilm") if is_installed(name)]
-CONVICTED = [name for name in ALONE if KINDS[name].fate is Fate.CONVICTED]
-DISTRUSTED = [
-    name for name in ALONE if KINDS[name].fate is Fate.DISTRUSTED and name != "false_accuser"
-]
+CONVICTED = [name for name in ALONE if PLAYED[name].fate is Fate.CONVICTED]
+DISTRUSTED = ["invented_work", "withholder"]
+RIGHT_AT_FIRST = {"honest_then_cheat", "late_equivocator"}
+"""What they gave before they lied may well be delivered."""
+
+WEIGHTS_BYTES = 90e6
+LONGER_THAN_COLD_S = 16.0
+"""In so many seconds a worker has started, however cold, and has answered or is too slow."""
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +47,11 @@ def zoo():
 def distrusts(node, peer):
     with node.client() as client:
         return has_lost_standing(client, peer)
+
+
+def deeds_of(node, peer):
+    with node.client() as client:
+        return {reason.code for reason in client.standing(peer).reasons}
 
 
 def bans_of(node):
@@ -62,11 +80,53 @@ def test_a_kind_that_gives_wrong_results_is_convicted(zoo, kind, model, tmp_path
 
 
 @pytest.mark.soak
+@pytest.mark.skipif("minilm" not in MODELS, reason="shoal[models] is not installed")
+def test_who_never_had_minilm_convicts_by_what_one_operator_of_it_takes(zoo, tmp_path):
+    with zoo.liars("one_bit") as (liar,), zoo.requester.client() as client:
+        run_until(client, "minilm", lambda: has_lied(liar))
+        assert assert_convicted(zoo, liar, tmp_path) == "operator"
+        told = proof_against(zoo.requester, liar.peer)
+        assert told.blobs_bytes < WEIGHTS_BYTES / 1000
+        with zoo.liars("honest") as (late,):
+            eventually(lambda: proof_against(late, liar.peer), 60, "it has judged for itself")
+            with late.client() as other:
+                held = sum(view.proof_bytes + view.blobs_bytes for view in other.proofs())
+                assert other.status().blob_bytes <= held
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", DISTRUSTED)
 def test_a_kind_that_gives_nothing_false_loses_standing_and_is_not_convicted(zoo, kind):
     with zoo.liars(kind) as (liar,), zoo.requester.client() as client:
         run_until(client, "magika", lambda: has_lost_standing(client, liar.peer))
         assert proof_against(zoo.requester, liar.peer) is None
+
+
+@pytest.mark.soak
+def test_who_answers_just_before_its_time_is_up_is_overtaken_and_loses_standing(zoo):
+    with zoo.liars("slow_roller") as (liar,), zoo.requester.client() as client:
+        run_for(client, "magika", LONGER_THAN_COLD_S)
+        assert has_lost_standing(client, liar.peer)
+        assert proof_against(zoo.requester, liar.peer) is None
+
+
+@pytest.mark.soak
+def test_a_requester_that_never_acknowledges_is_refused_and_named(zoo):
+    with zoo.liars("never_acknowledges") as (liar,), liar.client() as client:
+        honest = [node for node in zoo.nodes if node.running and node is not liar]
+        run_for(client, "magika", 12.0)
+        unsettled = [node for node in honest if Deed.UNSETTLED in deeds_of(node, liar.peer)]
+        assert unsettled, "it is refused nowhere"
+        (job, *_) = client.jobs(1)
+        answers, _ = client.why(job.id)
+        refused = {answer.peer for answer in answers if answer.verdict == "unsettled"}
+        assert {node.peer for node in unsettled} <= refused
+        for node in unsettled:
+            assert distrusts(node, liar.peer)
+            with node.client() as other:
+                rows = [row for row in other.ledger(liar.peer).rows if row.direction == "given"]
+            assert [row.acknowledged_units for row in rows] == [0]
+            assert rows[0].units > 0
 
 
 @pytest.mark.soak
@@ -100,8 +160,9 @@ def test_a_banned_node_that_comes_back_under_another_key_is_convicted_again(zoo,
 
 def check_convicted(zoo, kind, model, directory):
     with zoo.liars(kind) as (liar,), zoo.requester.client() as client:
-        done = run_until(client, model, lambda: has_lied(liar) or kind == "equivocator")
-        assert_convicted(zoo, liar, directory)
-        false = [unit for unit in done if unit.provider == liar.peer]
-        if kind != "honest_then_cheat":
-            assert not false
+        done = run_until(client, model, lambda: has_lied(liar) or said_otherwise(liar))
+        proof = assert_convicted(zoo, liar, directory)
+        if kind not in RIGHT_AT_FIRST:
+            assert liar.peer not in {unit.provider for unit in done}
+        if kind == "late_equivocator":
+            assert proof == "equivocation"

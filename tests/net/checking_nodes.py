@@ -199,8 +199,11 @@ async def open_requester(home):
 class Peer(Liar):
     """An honest provider; each kind replaces what it gives for an input.
 
+    Asked again for a unit it answers from memory.
+
     Attributes:
         asked: The names of the units that it was given, and how often.
+        repeated: How often it was asked for a unit again.
         revealed: What it was told when a lease was over.
         price: The one that asks least is given units first.
     """
@@ -210,6 +213,7 @@ class Peer(Liar):
     def __init__(self, key, network):
         super().__init__(key, network)
         self.asked, self.revealed, self.releases = [], [], 0
+        self.answers, self.repeated = {}, 0
 
     async def answer(self, peer, body):
         match body:
@@ -222,15 +226,22 @@ class Peer(Liar):
                 self.awards[body.call] = body.award
                 return self.lease(body)
             case UnitRequest():
-                return await self.ran(body)
+                return await self.once(body)
             case UnitsRequest():
-                answers = [await self.ran(unit) for unit in body.units]
+                answers = [await self.once(unit) for unit in body.units]
                 return UnitsResult(body.call, tuple(answers))
             case Reveal():
                 self.revealed.append(body)
             case Release():
                 self.releases += 1
         return Done()
+
+    async def once(self, request):
+        if request.unit not in self.answers:
+            self.answers[request.unit] = await self.ran(request)
+        else:
+            self.repeated += 1
+        return self.answers[request.unit]
 
     async def ran(self, request):
         self.asked.append(request.unit)
@@ -293,9 +304,37 @@ class CallsItNaN(Peer):
 class SaysAnotherThingEachTime(Peer):
     price = 0.1
 
+    async def once(self, request):
+        return await self.ran(request)
+
     def gives(self, blob):
         noise = secrets.randbelow(1 << 20)
         return to_blob(from_blob(blob) + np.float32(noise + 100))
+
+
+class ThinksTwice(Peer):
+    """Gives what is right, and another thing when it is asked for the same unit again."""
+
+    price = 0.1
+
+    async def once(self, request):
+        return await self.ran(request)
+
+    async def ran(self, request):
+        self.again = request.unit in self.asked
+        return await super().ran(request)
+
+    def gives(self, blob):
+        return wrong(blob) if self.again else right(blob)
+
+
+class KeepsOutputs(Peer):
+    """Signs what is right, and then gives none of it."""
+
+    price = 0.1
+
+    def result(self, request, *, blobs=(), unit=None, receipt=None):
+        return super().result(request, blobs=(), unit=unit, receipt=receipt)
 
 
 class RefusesToVerify(Peer):

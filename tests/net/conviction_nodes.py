@@ -11,11 +11,11 @@ from shoal.compute.errors import ComputeError
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import VerificationError
-from shoal.node import convictions as module
-from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
+from shoal.node.believed_proofs import Charge
+from shoal.node.blob_transfer import BLOB_PROTOCOL, EVERYBODY, BlobServer, Rights
 from shoal.node.blobs import open_store
 from shoal.node.control import open_control
-from shoal.node.convictions import Charge, Convictions, open_convictions
+from shoal.node.convictions import Convictions, open_convictions
 from shoal.node.house import House
 from shoal.node.network import open_network
 from shoal.node.state import open_state
@@ -122,7 +122,7 @@ class Node:
     async def publishes(self, proof, blobs=BLOBS):
         """As a liar does it who says what is false."""
         ids = [await self.store.put_bytes(blob) for blob in (proof, *blobs)]
-        self.rights.grant("made up", module.EVERYBODY, ids)
+        self.rights.grant("made up", EVERYBODY, ids)
 
     async def says(self, other, accusation):
         return await self.control.request(other.peer, accusation, 5)

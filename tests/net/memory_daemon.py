@@ -227,8 +227,10 @@ class MemoryDaemon:
         return decode(await self.blobs.get_bytes(program))
 
     async def submit(self, spec, units):
+        if spec.id in self.known_jobs:
+            return self.known_jobs[spec.id]
         job = Job(
-            id=JobId(f"{len(self.known_jobs):026}"),
+            id=spec.id or JobId(f"{len(self.known_jobs):026}"),
             policy=spec.policy,
             program=spec.program,
             numeric_class=spec.numeric_class,

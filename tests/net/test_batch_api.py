@@ -6,6 +6,7 @@ import json
 
 import anyio
 import anyio.lowlevel
+import httpx
 import msgpack
 import msgspec
 import numpy as np
@@ -23,8 +24,8 @@ from shoal.node.api.results import ANSWER_LIMIT_BYTES
 from shoal.node.api.units import UNIT_LIMIT_BYTES, UNITS_PER_WRITE
 from shoal.node.client import AsyncClient, Client
 from shoal.node.client.tensors import PIECE_BYTES
-from shoal.node.errors import DaemonError, JobFailedError
-from shoal.node.records import JobState, UnitState
+from shoal.node.errors import DaemonError, DaemonUnreachableError, JobFailedError
+from shoal.node.records import JobState, UnitState, new_job_id
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ async def test_half_a_stream_leaves_an_open_job_with_whole_units_only(
     )
     async with await trio.open_unix_socket(socket_path) as stream:
         await stream.send_all(head.encode() + body)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while daemon.writes != [0, UNITS_PER_WRITE]:
                 await trio.testing.wait_all_tasks_blocked(0.01)
     await trio.testing.wait_all_tasks_blocked(0.05)
@@ -424,6 +425,75 @@ async def test_a_submitter_whose_own_iterator_fails_leaves_no_open_job(daemon, s
     await blocking(work)
     (job,) = daemon.known_jobs.values()
     assert job.state is JobState.CANCELLED
+
+
+class Losing:
+    """An HTTP client that sends a submission, and has no answer to give."""
+
+    def __init__(self, http, lost):
+        self.http, self.lost = http, lost
+
+    def request(self, method, path, **options):
+        response = self.http.request(method, path, **options)
+        if (method, path) == ("POST", "/v1/jobs") and self.lost is not None:
+            raise self.lost
+        return response
+
+    def close(self):
+        self.http.close()
+
+
+async def test_a_submission_that_is_interrupted_leaves_no_job_that_runs(daemon, socket_path):
+    daemon.hold = True
+
+    def work():
+        with Client(socket_path) as client:
+            client._http = Losing(client._http, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                client.submit(model_bytes(), [{"x": rows(1)}])
+
+    await blocking(work)
+    (job,) = daemon.known_jobs.values()
+    assert job.state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("units", [3, 600])
+async def test_a_submission_whose_answer_was_lost_is_the_same_job_when_it_is_repeated(
+    daemon, socket_path, units
+):
+    daemon.hold = True
+
+    def work():
+        job_id, given = new_job_id(), [{"x": rows(1)}] * units
+        with Client(socket_path) as client:
+            client._http = losing = Losing(client._http, httpx.ReadError("it is gone"))
+            with pytest.raises(DaemonUnreachableError) as caught:
+                client.submit(model_bytes(), given, id=job_id)
+            assert any(job_id in note for note in caught.value.__notes__)
+            losing.lost = None
+            for _ in range(2):
+                assert client.submit(model_bytes(), given, id=job_id).id == job_id
+
+    await blocking(work)
+    (job,) = daemon.known_jobs.values()
+    assert (job.units_total, job.open) == (units, False)
+
+
+async def test_a_stream_of_several_writes_has_no_id_of_its_own(daemon, socket_path, program):
+    unit = {"x": to_blob(rows(1))}
+    spec = {"policy": "map", "program": program, "id": new_job_id()}
+    body = b"".join(map(msgpack.packb, [spec, *[unit] * (UNITS_PER_WRITE + 1)]))
+
+    def work():
+        with Client(socket_path) as client:
+            return client._http.post(
+                "/v1/jobs", content=body, headers={"content-type": "application/msgpack"}
+            )
+
+    answer = await blocking(work)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "bad_job"
+    assert daemon.known_jobs == {}
 
 
 async def test_results_come_unordered_and_a_failed_unit_raises(daemon, socket_path, program):

@@ -3,13 +3,16 @@
 import pytest
 import trio
 from checking_nodes import (
+    LIMIT_S,
     CallsItNaN,
     Colludes,
+    KeepsOutputs,
     Lies,
     Peer,
     RefusesToVerify,
     Roughly,
     SaysAnotherThingEachTime,
+    ThinksTwice,
     TurnsFalse,
     Waits,
     given,
@@ -23,6 +26,7 @@ from shoal.crypto.content import blob_id_of
 from shoal.node import checks, pipeline
 from shoal.node.again import spec_again
 from shoal.node.checking import RETRY_S
+from shoal.node.checks import Stage
 from shoal.node.errors import JobError
 from shoal.node.look_back import HOLD_S
 from shoal.node.records import Ban, UnitState
@@ -193,6 +197,37 @@ async def test_two_receipts_for_one_award_that_differ_go_to_the_disputes_togethe
         async with open_peers(node, Peer):
             await until(all_are_done)
         await assert_right(node, await node.journal.units(job.id, 0, 6), range(6))
+
+
+async def test_who_gives_what_is_right_and_signs_another_thing_when_asked_again_is_accused(
+    node,
+):
+    async with open_peers(node, ThinksTwice, verify=False) as (liar,):
+        async with open_peers(node, Peer):
+            units = await node.run(range(20), verify="sample:1")
+        await assert_right(node, units, range(20))
+
+        async def it_is_accused():
+            return bool(node.accused)
+
+        await until(it_is_accused)
+        assert {(who, other) for who, other, _ in node.accused} == {(liar.peer, True)}
+
+
+async def test_who_says_the_same_when_asked_again_is_not_accused(node):
+    async with open_peers(node, Peer, Peer, verify=False) as peers:
+        units = await node.run(range(20), verify="sample:1")
+        await assert_right(node, units, range(20))
+        assert sum(peer.repeated for peer in peers) > 0
+    assert node.accused == []
+
+
+async def test_who_keeps_the_outputs_that_it_signed_for_loses_standing(node):
+    async with open_peers(node, KeepsOutputs, Peer) as (withholder, _):
+        units = await node.run(range(10), verify="sample:1")
+        await assert_right(node, units, range(10))
+        assert (withholder.peer, Deed.NO_ANSWER) in node.standings.notes
+        assert node.accused == []
 
 
 async def test_what_a_peer_gave_before_it_was_found_false_runs_again(node):
@@ -376,7 +411,12 @@ async def test_a_unit_whose_result_waits_to_be_checked_is_still_with_its_provide
 
         await until(all_wait)
         assert len(set(honest.asked)) == 3
+        (waits,) = node.jobs.pending(job.id)
+        assert (waits.asked, waits.units) == ((verifier.peer,), (0, 1, 2))
+        assert waits.stage is Stage.ASKED
+        assert 0 < waits.waited_s < LIMIT_S
         await node.jobs.cancel(job.id)
+        assert node.jobs.pending(job.id) == []
 
 
 class Hangs(Peer):
@@ -515,3 +555,26 @@ async def test_units_that_a_job_has_not_are_not_run_again(node, units, code):
     with pytest.raises(JobError) as caught:
         await spec_again(node.journal, node.peer, ran[0].job, units, "sample:1")
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("numeric_class", "fields", "why"),
+    [
+        ("exact", {"proofs": "friends"}, "nobody who gets proofs"),
+        ("fp32", {"proofs": "private"}, "no proofs in the class fp32"),
+        ("exact", {"proofs": "private", "verify": "receipt"}, "nobody checks"),
+    ],
+)
+async def test_proofs_that_there_cannot_be_are_refused_by_name(
+    node, numeric_class, fields, why
+):
+    with pytest.raises(JobError, match=why) as caught:
+        await node.submit([1], numeric_class, **fields)
+    assert caught.value.code == "bad_proofs"
+    assert caught.value.hint
+
+
+async def test_a_job_may_keep_its_proofs(node):
+    job = await node.submit([1], proofs="private")
+    assert (await node.journal.spec(job.id)).proofs == "private"
+    await node.jobs.cancel(job.id)

@@ -78,6 +78,19 @@ async def test_whoever_comes_later_hears_of_it_when_it_links(tmp_path):
         await until(second.bans)
 
 
+async def test_who_is_accused_before_anything_is_known_of_it_is_banned_once_it_is(tmp_path):
+    later = identity.generate().peer_id
+    proof = a_proof(later)
+    async with open_nodes(tmp_path, 2) as (first, second):
+        first.known.add(later)
+        await first.convictions.convict(proof, by_id())
+        await second.meets(first)
+        await trio.sleep(0.3)
+        assert not second.judged
+        second.known.add(later)
+        await until(lambda: second.bans(later))
+
+
 async def test_a_word_that_was_lost_is_heard_when_links_compare(tmp_path, monkeypatch):
     async with open_nodes(tmp_path, 2) as (first, second):
         await second.meets(first)
@@ -419,3 +432,32 @@ async def test_where_blobs_are_lost_over_a_restart_the_ban_stays_and_is_not_told
         assert await node.convictions.proof(view.id) == a_proof()
         answer = await node.convictions.answer(OTHER, AccusationsWanted())
         assert answer == Accusations()
+
+
+async def test_a_private_proof_bans_here_and_goes_to_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "COMPARE_INTERVAL_S", 0.1)
+    home = tmp_path / "first"
+    async with open_node(tmp_path / "second") as second:
+        async with open_node(home) as first:
+            await first.meets(second)
+            await first.convictions.convict(a_proof(), by_id(), private=True)
+            assert first.bans()
+            await stays_private(first, second)
+            for blob in BLOBS:  # what `shoal proof export` gives its owner
+                assert await first.store.get_bytes(blob_id_of(blob)) == blob
+        async with open_node(home) as first:  # nor after a restart
+            await first.meets(second)
+            assert first.bans()
+            await stays_private(first, second)
+            assert await first.convictions.proof(blob_id_of(a_proof())) == a_proof()
+
+
+async def stays_private(first, second):
+    (view,) = first.convictions.proofs()
+    assert (view.own, view.private, view.public) == (True, True, False)
+    answer = await first.convictions.answer(second.peer, AccusationsWanted())
+    assert answer == Accusations()
+    assert not first.rights.allows(second.peer, blob_id_of(a_proof()))
+    await trio.sleep(0.5)
+    assert not second.bans()
+    assert second.judged == []

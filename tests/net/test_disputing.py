@@ -3,8 +3,11 @@
 The store and the journal are real; the worker runs in this process, by the reference.
 """
 
+import time
 from contextlib import asynccontextmanager, nullcontext
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -19,6 +22,7 @@ from fraud_samples import (
     lying,
     small,
 )
+from journal_samples import make_job
 
 from shoal.compute import judging
 from shoal.compute.errors import ComputeError
@@ -32,20 +36,22 @@ from shoal.compute.tensor import from_blob, to_blob
 from shoal.compute.unit_runs import Execution, NodeTensors, Traced, UnitRun
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import ShoalError
-from shoal.node import disputing
+from shoal.node import defending, disputing
 from shoal.node.blob_transfer import Rights
 from shoal.node.blobs import open_store
-from shoal.node.defending import KEPT_S, Defence
+from shoal.node.defending import KEPT_S, Defence, open_defence
 from shoal.node.disputing import Disputes, open_disputes
-from shoal.node.errors import NetworkError
+from shoal.node.errors import NetworkError, StoreError
 from shoal.node.evidence import Evidence
 from shoal.node.house import House, note_known
 from shoal.node.state import open_state
 from shoal.protocol.messages import Call, NodesWanted, Problem, TraceWanted
 from shoal.protocol.statements import statement_id
 from shoal.protocol.verification import fraud_proof
+from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S
 
 MEMORY_BYTES = 1 << 30
+TIME_LIMIT_S = 60.0
 JOB = "0" * 27
 
 
@@ -53,14 +59,15 @@ class InProcess:
     """A worker of the class exact, in this process; a liar's lies while it runs."""
 
     def __init__(self, lies=nullcontext):
-        self.lies, self.traces = lies, 0
+        self.lies, self.traces, self.limits = lies, 0, []
 
     async def _program(self, program, fetch, inputs):
         loaded = load(program, await fetch())
         return Traceable(loaded), {name: from_blob(blob) for name, blob in inputs.items()}
 
-    async def trace(self, _requester, program, fetch, inputs, _limits, stage=None, _rank=0):
+    async def trace(self, _requester, program, fetch, inputs, limits, stage, *_place):
         self.traces += 1
+        self.limits.append(limits)
         traceable, arrays = await self._program(program, fetch, inputs)
         stages = stages_of(traceable.graph)
         span = None if stage is None else stages.span(stage)
@@ -69,12 +76,12 @@ class InProcess:
         whole = stage_leaves(stages, leaves, traceable.graph) if stage is None else []
         return Traced(tuple(map(leaf_bytes, leaves)), tuple(map(leaf_bytes, whole)))
 
-    async def tensors_of(self, _requester, program, fetch, inputs, _limits, index, _rank=0):
+    async def tensors_of(self, _requester, program, fetch, inputs, _limits, index, *_place):
         traceable, arrays = await self._program(program, fetch, inputs)
         found = tracing.tensors_of(traceable, arrays, ReferenceKernels(), index)
-        return NodeTensors(leaf_bytes(found.leaf), found.blobs, 0, 0)
+        return NodeTensors(leaf_bytes(found.leaf), found.blobs)
 
-    async def run(self, _requester, program, fetch, inputs, _limits, _rank=0):
+    async def run(self, _requester, program, fetch, inputs, _limits, *_place):
         traceable, arrays = await self._program(program, fetch, inputs)
         made = {}
         leaves = trace(traceable, arrays, ReferenceKernels())
@@ -94,10 +101,11 @@ class Convictions:
     def is_banned(self, peer):
         return self.banned.get(peer)
 
-    async def convict(self, proof, blobs):
+    async def convict(self, proof, blobs, *, private=False):
         verdict = judging.judge(proof, blobs)
         self.verdicts.append(verdict)
         self.proofs.append((fraud_proof.decode(proof), blobs))
+        self.private = private
         return verdict
 
 
@@ -163,20 +171,29 @@ class Scene:
         self.award = an_award(sample)
         self.receipt = a_receipt(sample, self.award, said, stages=committed)
         self.defence = self.link.defence = Defence(self.provider)
-        run = UnitRun({name: to_blob(array) for name, array in sample.inputs.items()})
-        run.outcome = Execution({}, 1.0, "", committed)
+        self.stages, self.receipts = committed, []
+        self.give(self.receipt)
+
+    def again(self):
+        """Another receipt of the provider's, for the same work."""
+        self.give(a_receipt(self.sample, self.award, {}, unit=f"{JOB}/1"))
+
+    def give(self, receipt):
+        run = UnitRun({name: to_blob(array) for name, array in self.sample.inputs.items()})
+        run.outcome = Execution({}, 1.0, "", self.stages)
         call = Call(
             call="ab" * 16,
-            program=sample.program_id,
+            program=self.sample.program_id,
             numeric_class="exact",
             precision="x20",
             units=1,
             input_bytes=0,
             program_bytes=0,
-            time_limit_s=60.0,
+            time_limit_s=TIME_LIMIT_S,
             memory_bytes=MEMORY_BYTES,
         )
-        self.defence.signed(call, run, self.receipt)
+        self.defence.signed(call, run, receipt)
+        self.receipts.append(receipt)
 
     @property
     def right(self):
@@ -278,6 +295,61 @@ async def test_two_receipts_under_one_award_convict_without_a_question(tmp_path)
         assert scene.link.asked == 0
 
 
+async def test_of_several_disputes_with_one_peer_the_first_that_convicts_spares_the_others(
+    tmp_path,
+):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        convictions = scene.house.convictions
+        convict = convictions.convict
+
+        async def convict_and_ban(proof, blobs, **how):
+            await trio.sleep(0.05)
+            verdict = await convict(proof, blobs, **how)
+            convictions.banned[BOB.peer_id] = "a ban"
+            return verdict
+
+        convictions.convict = convict_and_ban
+        evidence = Evidence(scene.award, scene.receipt, None, JOB, 0)
+        async with open_disputes(disputes := Disputes(scene.house, MEMORY_BYTES)):
+            for _ in range(3):
+                await disputes.open(evidence)
+            await scene.ended(disputes)
+        outcomes = await scene.house.journal.dispute_outcomes()
+        assert sorted(outcomes.values()) == ["banned", "banned", "convicted"]
+        assert scene.house.worker.traces == 1
+        assert len(convictions.proofs) == 1
+
+
+async def test_a_trace_may_take_longer_than_its_unit_and_as_long_as_it_is_waited_for(tmp_path):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        assert await scene.disputed() == "convicted"
+        (limits,) = scene.provider.worker.limits
+        assert limits.time_s == TRACE_GRACE_S + TRACE_FACTOR * TIME_LIMIT_S
+        assert limits.memory_bytes == MEMORY_BYTES
+
+
+@pytest.mark.parametrize(("failures", "outcome"), [(2, "convicted"), (9, "worker_start")])
+async def test_what_this_machine_is_too_busy_to_judge_is_judged_later(
+    tmp_path, monkeypatch, failures, outcome
+):
+    monkeypatch.setattr(disputing, "AGAIN_S", (0.01, 0.01, 0.01))
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        convict, failed = scene.house.convictions.convict, []
+
+        async def too_busy(proof, blobs):
+            if len(failed) < failures:
+                failed.append(proof)
+                raise ComputeError("the worker does not start", code="worker_start")
+            return await convict(proof, blobs)
+
+        scene.house.convictions.convict = too_busy
+        assert await scene.disputed() == outcome
+        assert len(failed) == min(failures, 4)
+
+
 async def test_broken_links_are_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr(disputing, "PAUSE_S", 0.01)
     async with a_scene(tmp_path, small(), lie("biased")) as scene:
@@ -343,3 +415,130 @@ async def test_a_receipt_is_answered_for_to_its_requester_alone_and_for_a_while(
         with pytest.raises(ShoalError, match="no such receipt"):
             await scene.defence.answer(ALICE.peer_id, question)
         assert len(scene.defence) == 0
+
+
+@asynccontextmanager
+async def restarted(scene):
+    """The provider after a restart: what was in memory is gone."""
+    async with open_defence(scene.defence):
+        pass
+    scene.defence = scene.link.defence = Defence(scene.provider)
+    async with open_defence(scene.defence):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("sample", "lies", "stages"),
+    [(small, lie("biased"), False), (long, lie("v80"), True)],
+    ids=["a short unit", "a long unit"],
+)
+async def test_a_provider_that_restarted_answers_for_what_it_signed_before(
+    tmp_path, sample, lies, stages
+):
+    async with a_scene(tmp_path, sample(), lies) as scene:
+        await scene.signed(stages=stages)
+        async with restarted(scene):
+            assert len(scene.defence) == 1
+            assert await scene.disputed() == "convicted"
+        assert scene.proof.kind == "operator"
+        assert scene.withheld == []
+
+
+async def test_an_honest_provider_that_restarted_is_acquitted_and_has_withheld_nothing(
+    tmp_path,
+):
+    async with a_scene(tmp_path, small()) as scene:
+        await scene.signed()
+        async with restarted(scene):
+            assert await scene.disputed() == "acquitted"
+        assert scene.withheld == []
+
+
+async def test_who_has_no_kernels_yet_after_its_start_answers_when_it_has(
+    tmp_path, autojump_clock
+):
+    async with a_scene(tmp_path, small()) as scene:
+        await scene.signed()
+        worker, terms = scene.provider.worker, SimpleNamespace(starting=True)
+        object.__setattr__(scene.provider, "terms", lambda: terms)
+        trace, worker.trace = worker.trace, compiles
+        question = TraceWanted(receipt=statement_id(scene.receipt), stage=None)
+        async with trio.open_nursery() as nursery:
+            answered = trio.Event()
+
+            async def ask():
+                await scene.defence.answer(ALICE.peer_id, question)
+                answered.set()
+
+            nursery.start_soon(ask)
+            await trio.sleep(30.0)
+            assert not answered.is_set()
+            worker.trace = trace
+            with trio.fail_after(2.0):
+                await answered.wait()
+        terms.starting = False
+        worker.trace = compiles
+        scene.again()
+        other = TraceWanted(receipt=statement_id(scene.receipts[-1]), stage=None)
+        with pytest.raises(ComputeError):
+            await scene.defence.answer(ALICE.peer_id, other)
+
+
+async def compiles(*_args):
+    raise ComputeError("no executor of the class exact works here", code="no_executor")
+
+
+async def test_receipts_go_from_the_journal_with_their_time(tmp_path, autojump_clock):
+    async with a_scene(tmp_path, small()) as scene:
+        await scene.signed()
+        await scene.defence.write()
+        await trio.sleep(KEPT_S + 1)
+        scene.again()
+        await scene.defence.write()
+        rows = await scene.provider.journal.given_receipts()
+        assert [(row, len(given)) for row, given in rows] == [(2, 1)]
+
+
+async def test_receipts_whose_time_is_over_are_not_remembered_after_a_restart(
+    tmp_path, monkeypatch
+):
+    async with a_scene(tmp_path, small()) as scene:
+        await scene.signed()
+        await scene.defence.write()
+        later = time.time() + KEPT_S + 1
+        monkeypatch.setattr(defending.time, "time", lambda: later)
+        await (defence := Defence(scene.provider)).load()
+        assert len(defence) == 0
+
+
+async def test_receipts_that_find_no_room_are_written_down_later(tmp_path, monkeypatch):
+    async def full(*_args):
+        raise StoreError("the disk is full", code="disk_full")
+
+    async with a_scene(tmp_path, small()) as scene:
+        await scene.signed()
+        with monkeypatch.context() as patch:
+            patch.setattr(scene.provider.journal, "save_given_receipts", full)
+            await scene.defence.write()
+        scene.again()
+        await scene.defence.write()
+        ((_, given),) = await scene.provider.journal.given_receipts()
+        assert [each.receipt for each in given] == scene.receipts
+
+
+@pytest.mark.parametrize("proofs", ["public", "private"])
+async def test_a_proof_goes_to_whom_its_job_says(tmp_path, proofs):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        job, spec = make_job(JOB)
+        spec = msgspec.structs.replace(spec, proofs=proofs)
+        await scene.house.journal.add_job(job, spec)
+        await scene.signed()
+        assert await scene.disputed() == "convicted"
+        assert scene.house.convictions.private == (proofs == "private")
+
+
+async def test_proofs_about_a_job_that_was_forgotten_are_for_this_node_alone(tmp_path):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        assert await scene.disputed() == "convicted"
+        assert scene.house.convictions.private

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCH = Path(__file__).parents[1] / "bench" / "exact_invariance.py"
 
 
+@pytest.mark.soak  # for the other instruction set all kernels are compiled
 def test_models_have_one_id_under_all_settings_and_float32_has_several():
     done = subprocess.run(
         [sys.executable, str(BENCH), "--short"], capture_output=True, text=True, check=False

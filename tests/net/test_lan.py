@@ -78,7 +78,7 @@ async def running():
 
 
 async def eventually(condition):
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not condition():  # noqa: ASYNC110  # there is no event for it
             await trio.sleep(0.01)
 

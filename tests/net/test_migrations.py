@@ -15,6 +15,7 @@ from journal_samples import PEER, check_sound
 from shoal.crypto.content import blob_id_of
 from shoal.node import migrations, state_file
 from shoal.node.errors import StoreError
+from shoal.node.journal_defence import Given
 from shoal.node.migrations import TABLES_VERSION
 from shoal.node.owner import Pause
 from shoal.node.records import Check, JobId, JobState, UnitState
@@ -25,6 +26,7 @@ from shoal.node.state_file import open_database
 FIXTURES = Path(__file__).parent / "state_fixtures"
 VERSION_1 = (FIXTURES / "state_v1.sql").read_text()
 VERSION_2 = (FIXTURES / "state_v2.sql").read_text()
+VERSION_3 = (FIXTURES / "state_v3.sql").read_text()
 """As the shoals of those times wrote them."""
 
 
@@ -104,6 +106,22 @@ async def test_a_state_of_version_2_is_found_and_can_have_checks_and_bans(second
     assert dump(second.with_name("state.sqlite.v2.bak")) == before
 
 
+async def test_a_state_of_version_3_is_found_and_can_have_receipts_to_answer_for(tmp_path):
+    path = tmp_path / "state.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(VERSION_3)
+    async with open_state(path) as state:
+        (check,) = await state.checks(JobId("0001"))
+        assert (check.level, check.verdict) == ("re-run", "agrees")
+        assert [ban.peer for ban in await state.bans()] == ["12D3KooWliar"]
+        assert await state.open_disputes() == [(7, b"\x80")]
+        assert [row.units for row in await state.ledger()] == [2]
+        given = Given(b"signed", 60.0, 1 << 30, (b"leaf",), 2000.0)
+        await state.save_given_receipts(1, [given], 1)
+        assert await state.given_receipts() == [(1, [given])]
+    check_sound(path)
+
+
 async def test_the_older_file_is_kept_beside_it_and_can_be_put_back(old):
     before = dump(old)
     open_database(old).close()
@@ -129,7 +147,7 @@ async def test_a_file_from_the_beginnings_of_version_1_gets_what_came_later_too(
         assert [(peer.peer, peer.met) for peer in await remembered(state, 5)] == [(PEER, 1)]
 
 
-@pytest.mark.parametrize("dumped", [VERSION_1, VERSION_2], ids=["1", "2"])
+@pytest.mark.parametrize("dumped", [VERSION_1, VERSION_2, VERSION_3], ids=["1", "2", "3"])
 def test_new_files_and_older_ones_have_the_same_tables(dumped, tmp_path):
     old = tmp_path / "state.sqlite"
     with closing(sqlite3.connect(old)) as database:
@@ -237,7 +255,8 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize(
-    ("dumped", "version", "statements"), [(VERSION_1, 1, 40), (VERSION_2, 2, 20)]
+    ("dumped", "version", "statements"),
+    [(VERSION_1, 1, 40), (VERSION_2, 2, 20), (VERSION_3, 3, 5)],
 )
 async def test_a_migration_killed_at_any_statement_leaves_the_old_or_the_new(
     tmp_path, dumped, version, statements

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import trio
-from test_jobs import FRIEND
+from job_nodes import FRIEND
 from test_unit_batches import ask, distinct, lease_for, node, unit_of
 from trio.testing import wait_all_tasks_blocked
 
@@ -12,18 +12,14 @@ from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
+from shoal.node import acknowledging
 from shoal.node import settling as settling_module
+from shoal.node.acknowledging import UNSETTLED_LIMIT, WAITS_S
 from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError
 from shoal.node.ledger_file import check_lines, write_lines
 from shoal.node.result_standing import Deed
-from shoal.node.settling import (
-    FORGOTTEN_S,
-    GRACE_S,
-    UNSETTLED_LIMIT,
-    WAITS_S,
-    Settling,
-)
+from shoal.node.settling import FORGOTTEN_S, GRACE_S, Settling
 from shoal.node.standings import Standings
 from shoal.node.state import open_state
 from shoal.protocol.codec import encode
@@ -132,7 +128,7 @@ def exchange(requester, provider, envelopes, *, lost=False):
 
 
 async def until(condition):
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110  # of others' states, which tell nobody
             await trio.sleep(0.01)
 
@@ -151,6 +147,9 @@ async def test_what_was_answered_is_acknowledged_and_both_ledgers_say_so(pair):
             == 24.0
         )
     )
+    assert requester.settling.ledger.since_start["taken"].units == 12
+    assert (theirs.since_start["given"].credits, theirs.since_start["taken"].units) == (24.0, 0)
+    assert provider.settling.unsettled_messages == 0
     assert len(requester.control.said) == 1  # gathered: three messages, one signature
     await provider.settling.write()
     assert await provider.journal.unacknowledged() == []
@@ -164,10 +163,10 @@ async def test_what_was_answered_is_acknowledged_and_both_ledgers_say_so(pair):
 async def test_no_message_has_more_receipts_than_fit_and_many_go_at_once(pair):
     requester, provider, _ = pair
     started_s = trio.current_time()
-    exchange(requester, provider, receipts(0, 64))
-    exchange(requester, provider, receipts(100, 64))
+    for number in range(5):
+        exchange(requester, provider, receipts(100 * number, 64))
     theirs = provider.settling.ledger
-    await until(lambda: theirs.row(requester.key.peer_id, "given").acknowledged_units == 128)
+    await until(lambda: theirs.row(requester.key.peer_id, "given").acknowledged_units == 320)
     assert trio.current_time() - started_s < WAITS_S
     assert len(requester.control.said) == 2
 
@@ -371,12 +370,13 @@ async def test_what_waits_is_bounded_at_either_side(pair, monkeypatch):
         exchange(requester, provider, receipts(number), lost=True)
     await provider.settling.write()
     assert len(await provider.journal.unacknowledged()) == 10
+    assert provider.settling.unsettled_messages == 10
     requester.control.lost = 1 << 30
-    monkeypatch.setattr(settling_module, "OWED_LIMIT", 20)
+    monkeypatch.setattr(acknowledging, "OWED_LIMIT", 20)
     for number in range(50):
         side = side_of(requester, provider, b"award %d" % number)
         requester.settling.received(side, receipts(number), 0.1)
-    owed = requester.settling._owed[provider.key.peer_id]
+    owed = requester.settling._owes._owed[provider.key.peer_id]
     assert owed.count <= 20
 
 

@@ -10,7 +10,7 @@ from strategies import BOB
 from shoal.compute.supervisor import open_worker
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.errors import VerificationError
-from shoal.node.convictions import Charge
+from shoal.node.believed_proofs import Charge
 from shoal.node.docket import End
 from shoal.node.trials import charge_of, judged_by
 from shoal.protocol.verification.fraud_proof import Outcome

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import trio
 from attacker import make_award
+from job_nodes import DENSE, FRIEND, GATHER, LIMIT_S, OUT_OF_RANGE, X, bid_for, open_node
 from onnx import parser
-from test_jobs import DENSE, FRIEND, GATHER, LIMIT_S, OUT_OF_RANGE, X, bid_for, open_node
 from trio.testing import wait_all_tasks_blocked
 
 from shoal.compute import supervisor

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import models
 import msgspec
-from test_jobs import Node, X, open_node
+from job_nodes import Node, X, open_node
 from test_unit_batches import ask, lease_for, unit_of
 
 from shoal.compute.convert import convert

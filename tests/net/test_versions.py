@@ -60,7 +60,7 @@ async def say(stream, tree):
 async def say_hello(stream, version, **more):
     hello = {"type": "hello", "protocol": list(version), "agent": "future/9"} | more
     await say(stream, {"type": "request", "id": 1, "body": hello})
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         return (await receive_frame(stream, Response)).body
 
 

@@ -239,7 +239,7 @@ async def test_a_worker_killed_in_the_middle_fails_its_unit_only(worker, nursery
 async def test_a_worker_that_died_between_two_units_is_replaced_unnoticed(worker):
     await check_that_the_next_unit_runs(worker)
     os.kill(worker.pids[ANN], signal.SIGKILL)
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while ANN in worker.pids:  # noqa: ASYNC110  # no event tells it
             await trio.sleep(0.01)
     await check_that_the_next_unit_runs(worker)
@@ -341,7 +341,7 @@ async def test_a_compiler_with_much_to_say_is_heard_to_its_end(monkeypatch, tmp_
     compiler.write_text("#!/bin/sh\nhead -c 300000 /dev/zero >&2\necho no room >&2\nexit 1\n")
     compiler.chmod(0o700)
     monkeypatch.setattr(worker_process.sys, "executable", str(compiler))
-    with trio.fail_after(10), pytest.raises(ComputeError) as error:
+    with trio.fail_after(60), pytest.raises(ComputeError) as error:
         await worker_process.compile_kernels()
     assert error.value.code == "kernels_missing"
     assert error.value.message.endswith("no room")

@@ -140,8 +140,6 @@ async def test_the_tensors_of_a_node_are_enough_to_judge_it(worker):
         leaf = decode_operator_leaf(found.leaf)
         ran = run_operator(operators, index, [found.blobs[name] for name in leaf.inputs])
         assert ran.outputs == leaf.outputs
-        is_product = leaf.operator == "MatMul"
-        assert (found.row_elements, found.multiply_adds) == ((4, 32) if is_product else (0, 0))
 
 
 @pytest.mark.parametrize(("stage", "code"), [(3, "no_such_stage"), (1 << 31, "no_such_stage")])

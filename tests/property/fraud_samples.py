@@ -316,7 +316,7 @@ def proof_against(accused, narrow=None):
 def blobs_for(sample, proof):
     """Just the blobs that a proof needs, from an honest run."""
     blobs = dict(sample.blobs)
-    if proof.kind in {"operator", "tile"}:
+    if proof.kind == "operator":
         leaf = msgspec.msgpack.decode(proof.leaves[0].leaf)
         blobs |= sample.tensors_of(sample.leaves()[leaf["index"]])
     if proof.kind == "unit":

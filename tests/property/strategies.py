@@ -31,7 +31,6 @@ from shoal.protocol.messages import (
 from shoal.protocol.statements import (
     Acknowledgement,
     Advert,
-    Attestation,
     Award,
     DeviceOffer,
     Receipt,
@@ -162,22 +161,6 @@ def an_acknowledgement(**changes: Any) -> Acknowledgement:
 
 def signed_acknowledgement(signer: Identity = ALICE, **changes: Any) -> bytes:
     return signer.sign(Statement.ACKNOWLEDGEMENT, encode(an_acknowledgement(**changes)))
-
-
-def an_attestation(**changes: Any) -> Attestation:
-    attestation = Attestation(
-        protocol=OWN,
-        receipt="bb" * 32,
-        own="cc" * 32,
-        agrees=True,
-        verifier=CAROL.peer_id,
-        issued_at_ms=1_700_000_000_300,
-    )
-    return msgspec.structs.replace(attestation, **changes)
-
-
-def signed_attestation(signer: Identity = CAROL, **changes: Any) -> bytes:
-    return signer.sign(Statement.ATTESTATION, encode(an_attestation(**changes)))
 
 
 def a_trace_root(**changes: Any) -> TraceRoot:

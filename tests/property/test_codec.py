@@ -14,7 +14,6 @@ from shoal.protocol.messages import Frame
 from shoal.protocol.statements import (
     Acknowledgement,
     Advert,
-    Attestation,
     Award,
     CapabilityProof,
     Commitment,
@@ -24,7 +23,7 @@ from shoal.protocol.statements import (
 
 KINDS = (
     *(Frame, Advert, Award, Receipt, Commitment, CapabilityProof),
-    *(Acknowledgement, Attestation, TraceRoot),
+    *(Acknowledgement, TraceRoot),
     *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
 )
 

@@ -4,7 +4,9 @@ import random
 from itertools import pairwise
 
 import msgspec
+import numpy as np
 import pytest
+from effort import THOROUGH
 from fraud_samples import (
     Accused,
     a_receipt,
@@ -24,11 +26,12 @@ from strategies import ALICE, BOB, CAROL
 
 from shoal.compute import accusing
 from shoal.compute.exact.leaves import leaf_bytes
+from shoal.compute.exact.reference import products
 from shoal.compute.judging import Outcome, judge, missing
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.merkle import leaf_of, root_of
 from shoal.protocol.verification import fraud_proof
-from shoal.protocol.verification.fraud_proof import Opening, Tile
+from shoal.protocol.verification.fraud_proof import Opening
 from shoal.protocol.verification.search import Search
 
 replace = msgspec.structs.replace
@@ -168,17 +171,6 @@ def stages_that_are_left_out():
     return proof_against(Accused(sample, leaves, {"y": blob_id_of(b"else")}, stages=stages))
 
 
-def some_rows():
-    sample = small()
-    with lying("product", bit_flipped):
-        leaves = sample.leaves()
-        false = sample.tensors_of(leaves[1])
-    proof, blobs = proof_against(Accused(sample, leaves))
-    output = BlobId(leaves[1].outputs[0])
-    narrowed = accusing.tile_proof(proof, Tile(3, 1), output)
-    return narrowed, blobs | {output: false[output]}
-
-
 def invented(sample):
     return {name: blob_id_of(name.encode()) for name in sample.graph.outputs}
 
@@ -187,7 +179,6 @@ LIES = {
     an_operator_lie: "operator",
     a_false_error: "operator",
     an_error_passed_over: "operator",
-    some_rows: "tile",
     another_input: "wiring",
     a_wire_to_another_place: "wiring",
     another_operator: "wiring",
@@ -227,19 +218,30 @@ def test_without_any_one_of_its_blobs_or_with_another_a_proof_is_undecided(lie):
 
 
 def changes(data, rng, places):
-    """Each place with one bit turned over, with one more, and with any other value."""
+    """Each place with one bit turned over, with one more, and with any other value.
+
+    In the soak in all these ways, and else in one of them, which are drawn.
+    """
     for place in places:
-        for value in {
+        ways = {
             data[place] ^ (1 << rng.randrange(8)),
             (data[place] + 1) % 256,
             rng.randrange(256),
-        } - {data[place]}:
+        } - {data[place]}
+        for value in ways if THOROUGH else [rng.choice(sorted(ways))]:
             yield place, data[:place] + bytes([value]) + data[place + 1 :]
 
 
 @pytest.mark.parametrize(
     "lie",
-    [an_operator_lie, an_equivocation, another_input, some_rows, a_stage_lie, a_withheld_trace],
+    [
+        an_operator_lie,
+        an_equivocation,
+        another_input,
+        a_stage_lie,
+        a_stage_that_ends_otherwise,
+        a_withheld_trace,
+    ],
     ids=lambda lie: lie.__name__,
 )
 def test_no_single_changed_byte_of_a_proof_convicts(lie, capsys):
@@ -253,7 +255,7 @@ def test_no_single_changed_byte_of_a_proof_convicts(lie, capsys):
         assert verdict.outcome is not Outcome.CONVICTED, (place, changed[place])
     with capsys.disabled():
         said = ", ".join(f"{count} {what}" for what, count in counts.items())
-        print(f"\n{proof.kind}, {len(data)} bytes, each changed 3 ways: {said}")
+        print(f"\n{proof.kind}, {len(data)} bytes, each changed: {said}")
 
 
 def test_bytes_more_or_less_are_no_proof():
@@ -292,7 +294,9 @@ def test_an_honest_provider_is_acquitted_whatever_of_it_is_shown(make):
         search = fraud_search(shown)
         openings = [Opening(n, leaf, search.path_of(n)) for n, leaf in enumerate(shown)]
         program = (sample.program_id, sample.manifest.graph)
-        for number, opening in enumerate(openings):
+        some = openings if THOROUGH or not stages else openings[::4] + openings[-1:]
+        for opening in some:
+            number = opening.index
             leaf = msgspec.msgpack.decode(opening.leaf)
             reads = [i for i in leaf["inputs"] if i is not None]
             proof = replace(
@@ -338,6 +342,28 @@ def test_an_error_that_a_machine_alone_may_meet_convicts_nobody(code):
     assert outcome(unit, sample.blobs) is Outcome.ACQUITTED
     both = accusing.equivocation_proof(award, erred, a_receipt(sample, award, right))
     assert outcome(both, {}) is Outcome.ACQUITTED
+
+
+class ErringBlas(np.ndarray):
+    """A matrix of floats whose products are wrong in one place."""
+
+    def __matmul__(self, other):
+        found = np.asarray(self) @ np.asarray(other)
+        if found.dtype == np.float64:
+            found.flat[-1] *= 3
+        return found
+
+
+def test_a_machine_that_multiplies_wrongly_convicts_nobody(monkeypatch):
+    sample = small()
+    award = an_award(sample)
+    honest = a_receipt(sample, award, sample.outputs(sample.leaves()))
+    proof = accusing.unit_proof(award, honest)
+    quantised = products.quantised
+    monkeypatch.setattr(
+        products, "quantised", lambda *given: quantised(*given).view(ErringBlas)
+    )
+    assert outcome(proof, sample.blobs) is Outcome.UNDECIDED
 
 
 def test_one_error_in_place_of_another_convicts_nobody():
@@ -430,8 +456,7 @@ def test_inputs_that_do_not_fit_the_program_leave_it_undecided():
         lambda proof, _: replace(proof, leaves=()),
         lambda proof, _: replace(proof, leaves=proof.leaves * 2),
         lambda proof, _: replace(proof, kind="unit"),
-        lambda proof, _: replace(proof, kind="tile"),
-        lambda proof, _: replace(proof, tile=Tile(0, 1)),
+        lambda proof, _: replace(proof, kind="wiring", root=None),
         lambda proof, _: replace(proof, other=proof.receipt),
         lambda proof, _: replace(proof, blobs=proof.blobs[:-1]),
         lambda proof, _: replace(proof, blobs=(*proof.blobs, "ab" * 32)),
@@ -473,7 +498,6 @@ def test_a_leaf_that_is_none_is_undecided_and_never_raises():
             root=root,
             leaves=(Opening(0, nonsense, b""),),
             stages=(),
-            tile=None,
             blobs=(sample.program_id, sample.manifest.graph),
         )
         assert outcome(proof, sample.blobs) is Outcome.UNDECIDED

@@ -7,7 +7,6 @@ from strategies import (
     one_byte_changed,
     signed_acknowledgement,
     signed_advert,
-    signed_attestation,
     signed_receipt,
     signed_trace_root,
     structs_of,
@@ -20,7 +19,6 @@ from shoal.protocol.statements import (
     Receipt,
     open_acknowledgement,
     open_advert,
-    open_attestation,
     open_award,
     open_receipt,
     open_trace_root,
@@ -44,7 +42,6 @@ def test_an_advert_with_any_byte_changed_is_refused(changed):
 
 YOUNGER = {
     open_acknowledgement: signed_acknowledgement(),
-    open_attestation: signed_attestation(),
     open_trace_root: signed_trace_root(),
 }
 

@@ -12,28 +12,25 @@ import whole_models
 from effort import examples
 from exact_programs import Failure, programs
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from traced_programs import loaded_of
 
 from shoal.compute.convert import convert
 from shoal.compute.errors import ProgramError
 from shoal.compute.exact.cpu import CpuKernels
 from shoal.compute.exact.digits import DigitKernels
-from shoal.compute.exact.judging_operators import Operators, run_operator, run_tile
+from shoal.compute.exact.judging_operators import Operators, run_operator
 from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
 from shoal.compute.exact.operators import OPERATORS
 from shoal.compute.exact.reference import ReferenceKernels
 from shoal.compute.exact.stages import stage_leaves, stages_of
-from shoal.compute.exact.tiles import shape_of_product
 from shoal.compute.exact.tracing import Traceable, tensors_of, trace
 from shoal.compute.executors.exact import Exact
 from shoal.compute.loading import load
-from shoal.compute.tensor import spec_of_blob, to_blob
+from shoal.compute.tensor import to_blob
 from shoal.crypto.content import blob_id_of
 
 REFERENCE = ReferenceKernels()
 BACKENDS = {"numba": CpuKernels(2), "digits": DigitKernels(2)}
-PRODUCTS = {"MatMul", "MatMulInteger", "Gemm", "Conv", "ConvInteger"}
 
 
 def leaves_of(loaded, kernels):
@@ -92,42 +89,6 @@ def confirm(loaded, leaf):
     blobs = [given_tensors.blobs[name] if name else None for name in leaf.inputs]
     found = run_operator(program, 0, blobs)
     assert (found.outputs, found.error) == (leaf.outputs, leaf.error)
-
-
-@pytest.mark.parametrize("operator", sorted(PRODUCTS))
-def test_rows_of_a_product_are_those_of_the_whole_and_a_changed_number_shows(operator):
-    tried: Counter[str] = Counter()
-
-    @given(programs(operator), st.data())
-    @settings(
-        max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow]
-    )
-    def check(drawn, data):
-        loaded = loaded_of(drawn)
-        if loaded is None or isinstance(drawn.run(REFERENCE), Failure):
-            return
-        tensors = tensors_of(Traceable(loaded.program), loaded.fed, BACKENDS["numba"], 0)
-        program = Operators(loaded.manifest, loaded.graph)
-        blobs = [tensors.blobs[name] if name else None for name in tensors.leaf.inputs]
-        shapes = [spec_of_blob(b, len(b)).shape if b is not None else None for b in blobs]
-        shape = shape_of_product(program.node(0), shapes)
-        if shape is None or not shape.rows or not shape.row_elements:
-            return
-        output = tensors.blobs[tensors.leaf.outputs[0]]
-        assert spec_of_blob(output, len(output)).shape == shape.output
-        first = data.draw(st.integers(0, shape.rows - 1))
-        rows = range(first, data.draw(st.integers(first + 1, shape.rows)))
-        tile = run_tile(program, 0, blobs, rows)
-        assert tile.error is None
-        assert tile.is_in(output)
-        place = data.draw(st.integers(0, len(tile.values) - 1))
-        wrong = bytearray(output)
-        wrong[tile.first_byte + place] ^= 1
-        assert not tile.is_in(wrong)
-        tried["rows"] += 1
-
-    check()
-    assert tried["rows"]
 
 
 @pytest.mark.parametrize("name", ["minilm", "magika", "cnn", "causal"])

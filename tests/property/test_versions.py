@@ -17,7 +17,6 @@ from shoal.protocol.messages import Frame, Request, Response
 from shoal.protocol.statements import (
     Acknowledgement,
     Advert,
-    Attestation,
     Award,
     CapabilityProof,
     Commitment,
@@ -30,7 +29,7 @@ from shoal.protocol.vocabulary import UnknownWord, read_frame
 
 KINDS = (
     *(Frame, Advert, Award, Receipt, Commitment, CapabilityProof),
-    *(Acknowledgement, Attestation, TraceRoot),
+    *(Acknowledgement, TraceRoot),
     *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
 )
 NEWER = (OWN[0], OWN[1] + 1)

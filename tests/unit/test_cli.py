@@ -26,6 +26,7 @@ from shoal.node.cli.output import (
 )
 from shoal.node.errors import (
     ConfigError,
+    DaemonError,
     DaemonUnreachableError,
     JobFailedError,
     WaitTimeoutError,
@@ -508,6 +509,10 @@ def test_an_output_that_names_a_file_is_refused_before_the_job(capsys, tmp_path)
         ("--class", "low"),
         ("--priority", "5"),
         ("--memory-limit", "much"),
+        ("--job-id", "1a20"),
+        ("--proofs", "friends"),
+        ("--proofs", "private"),
+        ("--proofs", "private", "--class", "exact", "--verify", "receipt"),
     ],
     ids=" ".join,
 )
@@ -758,8 +763,16 @@ def test_an_open_job_is_shown_as_open_with_the_ways_to_end_it(capsys, monkeypatc
 class Interrupted(Open):
     """Its user presses Ctrl-C while units are handed over, or results are fetched."""
 
-    def submit(self, *_arguments, **_options):
+    there = True
+
+    def submit(self, *_arguments, **options):
+        self.chosen = options["id"]
         raise KeyboardInterrupt
+
+    def cancel(self, job_id):
+        assert job_id == self.chosen
+        if isinstance(self.there, Exception):
+            raise self.there
 
     def results(self, job_id, *, ordered):
         raise KeyboardInterrupt
@@ -769,8 +782,17 @@ def test_ctrl_c_says_what_becomes_of_the_job_wherever_it_comes(capsys, monkeypat
     np.save(tmp_path / "x.npy", M)
     done = msgspec.structs.replace(JOB, state=JobState.DONE)
     monkeypatch.setattr("shoal.node.cli.options.Daemon.client", lambda _: Interrupted(done))
-    code, _, err = shoal(capsys, "run", "m.onnx", "--input", f"x={tmp_path}/x.npy")
-    assert (code, "nothing of it goes on" in err) == (130, True)
+    run = ("run", "m.onnx", "--input", f"x={tmp_path}/x.npy", "--job-id", "1a2" * 9)
+    code, _, err = shoal(capsys, *run)
+    assert (code, f"job {'1a2' * 9} was handed over; it is cancelled" in err) == (130, True)
+    none = DaemonError("there is no job", code="no_such_job", status=404)
+    monkeypatch.setattr(Interrupted, "there", none)
+    code, _, err = shoal(capsys, *run)
+    assert (code, "was handed over; nothing of it goes on" in err) == (130, True)
+    monkeypatch.setattr(Interrupted, "there", DaemonUnreachableError("it is gone"))
+    code, _, err = shoal(capsys, *run)
+    assert (code, "may have been handed over, and go on" in err) == (130, True)
+    assert f"`shoal job cancel {'1a2' * 9}` ends it" in err
     code, _, err = shoal(capsys, "job", "fetch", "1a20", "--output", tmp_path / "out")
     assert (code, "the outputs of job 1a20 are kept" in err) == (130, True)
     assert "`shoal job fetch 1a20" in err

@@ -64,7 +64,6 @@ def test_domain_strings_and_payload_types_never_change_and_never_repeat():
         "shoal-capability-v1": b"/shoal/capability",
         "shoal-renewal-v1": b"/shoal/renewal",
         "shoal-acknowledgement-v1": b"/shoal/acknowledgement",
-        "shoal-attestation-v1": b"/shoal/attestation",
         "shoal-trace-root-v1": b"/shoal/trace-root",
     }
 

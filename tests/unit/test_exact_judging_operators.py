@@ -6,12 +6,12 @@ from onnx import parser
 
 from shoal.compute.convert import convert
 from shoal.compute.errors import ProgramError
-from shoal.compute.exact.judging_operators import Operators, run_operator, run_tile
+from shoal.compute.exact.judging_operators import Operators, run_operator
 from shoal.compute.exact.reference import ReferenceKernels
 from shoal.compute.exact.tracing import Traceable, tensor_id, tensors_of, trace
 from shoal.compute.loading import load
 from shoal.compute.manifest import encode
-from shoal.compute.tensor import from_blob, to_blob
+from shoal.compute.tensor import to_blob
 
 MODEL = """<ir_version: 9, opset_import: ["" : 20]>
 g (float[3, 4] x, float[4, 2] w) => (float y) <float[2] b = {1, 2}>
@@ -65,7 +65,6 @@ def test_an_operator_that_errs_gives_its_code():
 )
 def test_inputs_that_no_run_gives_are_refused(inputs, code):
     assert code_of(run_operator, OPERATORS, 0, inputs) == code
-    assert code_of(run_tile, OPERATORS, 0, inputs, range(1)) == code
 
 
 @pytest.mark.parametrize("index", [-1, 3, 1 << 40])
@@ -77,36 +76,6 @@ def test_a_node_that_is_not_there_is_refused(index):
         code_of(tensors_of, Traceable(loaded), {"x": X, "w": W}, ReferenceKernels(), index)
         == "no_such_node"
     )
-
-
-@pytest.mark.parametrize(
-    ("index", "rows"),
-    [(0, range(0)), (0, range(3, 4)), (0, range(-1, 1)), (0, range(0, 3, 2)), (1, range(1))],
-)
-def test_rows_that_are_not_there_are_refused(index, rows):
-    assert code_of(run_tile, OPERATORS, index, [A, B], rows) == "no_such_tile"
-
-
-def test_a_tile_is_in_the_right_blob_and_in_no_other():
-    output = to_blob(X @ W)
-    tile = run_tile(OPERATORS, 0, [A, B], range(1, 3))
-    assert tile.is_in(output)
-    assert from_blob(output)[1:3].tobytes() == tile.values
-    for at in (0, 12, tile.first_byte, len(output) - 1):
-        assert not tile.is_in(output[:at] + bytes([output[at] ^ 1]) + output[at + 1 :])
-    assert not tile.is_in(output[:-1])
-    assert not tile.is_in(output + b"\0")
-    assert not tile.is_in(to_blob((X @ W).reshape(2, 3)))
-    assert tile.is_in(output[:64] + bytes(8) + output[72:])  # row 0 is another tile's
-
-
-def test_rows_that_err_are_in_no_blob():
-    infinite = X.copy()
-    infinite[2, 1] = -np.inf
-    tile = run_tile(OPERATORS, 0, [to_blob(infinite), B], range(2, 3))
-    assert (tile.error, tile.values) == ("infinity", b"")
-    assert not tile.is_in(to_blob(X @ W))
-    assert run_tile(OPERATORS, 0, [to_blob(infinite), B], range(2)).error is None
 
 
 def test_the_wiring_says_where_each_input_comes_from():

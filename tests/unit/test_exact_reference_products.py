@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from shoal.compute.errors import ComputeError
 from shoal.compute.exact.kernels import ExactError
-from shoal.compute.exact.reference import ReferenceKernels, product_tile
-from shoal.compute.exact.reference.products import quantised, scale_exponents
+from shoal.compute.exact.reference import ReferenceKernels
+from shoal.compute.exact.reference.products import integer_sums, quantised, scale_exponents
 from shoal.compute.exact.spec import K_BLOCK, K_LIMIT, PRECISIONS, X8, X16, X20
 
 KERNELS = ReferenceKernels()
@@ -40,6 +41,24 @@ def test_the_scale_changes_at_powers_of_two_and_at_q(precision, t):
     assert exponents.tolist() == [e for _, e in cases]
     integers = quantised(vectors, exponents, precision)
     assert np.abs(integers).max() <= precision.limit
+
+
+@pytest.mark.parametrize("terms", [K_BLOCK - 1, K_BLOCK, K_BLOCK + 1, 2 * K_BLOCK + 3])
+@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda p: p.name)
+def test_sums_of_the_largest_integers_are_those_of_int64(precision, terms):
+    q = precision.limit
+    drawn = np.random.default_rng(terms).integers(-q, q, (3, terms), endpoint=True)
+    drawn[0] = q
+    want = drawn @ drawn.T
+    got = integer_sums(drawn.astype(np.float64), drawn.T.astype(np.float64))
+    assert got.tolist() == want.tolist()
+
+
+def test_a_product_of_integers_that_was_rounded_is_not_used():
+    big = np.array([[2.0**30 + 1, 1.0]])  # its square needs 61 bits, so float64 rounds it
+    with pytest.raises(ComputeError, match="without error") as raised:
+        integer_sums(big, big.T)
+    assert raised.value.code == "broken_blas"
 
 
 def test_zero_rows_and_negative_zeros_have_scale_zero():
@@ -105,19 +124,11 @@ def test_more_terms_than_the_limit_are_refused_before_anything_is_read():
     for call in (
         lambda: KERNELS.product(a, b, X8, "column"),
         lambda: KERNELS.prepare(b, X8, "k"),
-        lambda: product_tile(a, b, X8, "k"),
         lambda: KERNELS.integer_product(a.astype(np.int32), b.astype(np.int32)),
     ):
         with pytest.raises(ExactError) as caught:
             call()
         assert caught.value.code == "k_limit"
-
-
-def test_a_tile_reads_only_its_own_rows_and_columns():
-    a, b = np.ones((4, 3), np.float32), np.ones((3, 4), np.float32)
-    a[3], b[:, 3] = -np.inf, -np.inf
-    tile = product_tile(a, b, X20, "column", slice(0, 2), slice(1, 3))
-    assert tile.tolist() == [[3, 3], [3, 3]]
 
 
 def test_integer_products_wrap_into_32_bits():

@@ -36,7 +36,6 @@ from shoal.protocol.messages import (
 from shoal.protocol.statements import (
     Acknowledgement,
     Advert,
-    Attestation,
     Award,
     CapabilityProof,
     Commitment,
@@ -48,7 +47,7 @@ from shoal.protocol.statements import (
 
 KINDS = (
     *(Frame, Advert, Renewal, Award, Receipt, Commitment, CapabilityProof),
-    *(Acknowledgement, Attestation, TraceRoot),
+    *(Acknowledgement, TraceRoot),
     *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
 )
 

@@ -62,6 +62,13 @@ READINGS = Readings(
     settings_ok=True,
     peers_banned=1,
     accusations={"proved": 2, "false": 1},
+    ledger_units={"given": 30, "taken": 40},
+    ledger_credits={"given": 1.5, "taken": 2.5},
+    ledger_acknowledged={"given": 29, "taken": 40},
+    unsettled=2,
+    disputes_open=1,
+    disputes_ended={"convicted": 3, "acquitted": 0, "undecided": 0, "none": 1},
+    checks={"agrees": 70, "differs": 4, "no_answer": 5},
     network=NETWORK,
 )
 BASE_UNITS = ("seconds", "bytes", "info", "total", "ratio")
@@ -115,6 +122,9 @@ def test_each_row_gives_what_it_reads():
     assert value(families, "shoal_connections", direction="inbound") == 3
     assert value(families, "shoal_gossip_messages_total", outcome="dropped") == 1
     assert value(families, "shoal_settings_ok") == 1
+    assert value(families, "shoal_ledger_units_total", direction="taken") == 40
+    assert value(families, "shoal_disputes_total", outcome="convicted") == 3
+    assert value(families, "shoal_checks_total", verdict="differs") == 4
     assert value(families, "process_open_fds") > 0
     labels = {"version": "0.1.0", "protocol": "1.1", "python": "3.11.7"}
     assert value(families, "shoal_build_info", **labels) == 1
@@ -131,7 +141,7 @@ def test_no_label_holds_what_others_choose_and_the_series_are_few():
     labels = {label for f in scraped() for s in f.samples for label in s.labels}
     assert labels == {
         *("version", "protocol", "python", "state", "reason", "direction", "cause"),
-        *("outcome", "rule", "le"),
+        *("outcome", "rule", "verdict", "le"),
     }
     assert sum(len(family.samples) for family in scraped()) < SERIES_LIMIT
     crowd = replace(READINGS, peers_known=10**6, peers_linked=10**4, jobs_running=10**4)

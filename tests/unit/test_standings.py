@@ -86,6 +86,23 @@ async def test_bad_deeds_cost_share_then_rank_then_service_and_time_makes_good(
     assert standings.refusal(PEER) is None
 
 
+async def test_whoever_is_slow_loses_a_little_and_the_reason_is_told(standings):
+    standings.note(PEER, Deed.CHECKED_GOOD, times=20)
+    before = standings.share(PEER)
+    standings.note(PEER, Deed.SLOW, detail="in job 1a20")
+    once = standings.share(PEER)
+    assert before - 0.03 < once < before
+    assert standings.may_verify(PEER)
+    for _ in range(19):
+        standings.note(PEER, Deed.SLOW, detail="in job 1a20")
+    page = standings.page(PEER)
+    assert not page.may_verify  # half of its work was slow
+    (slow,) = (reason for reason in page.reasons if reason.code == "slow")
+    assert (slow.count, slow.detail) == (20, "in job 1a20")
+    assert slow.sentence == "was far slower than it had been measured"
+    assert standings.refusal(PEER) is None  # its own units are run as before
+
+
 async def test_conduct_on_the_wire_counts_too_and_is_among_the_reasons(clock):
     conduct = Conduct(OWN)
     standings = Standings(OWN, conduct, clock=clock)

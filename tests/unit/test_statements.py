@@ -14,11 +14,9 @@ from strategies import (
     a_receipt,
     a_trace_root,
     an_acknowledgement,
-    an_attestation,
     an_award,
     signed_acknowledgement,
     signed_advert,
-    signed_attestation,
     signed_receipt,
     signed_trace_root,
 )
@@ -33,7 +31,6 @@ from shoal.protocol.statements import (
     check_receipt,
     open_acknowledgement,
     open_advert,
-    open_attestation,
     open_award,
     open_receipt,
     open_trace_root,
@@ -55,7 +52,6 @@ def test_what_is_signed_is_read_back():
     assert open_award(AWARD) == an_award()
     assert open_advert(signed_advert()).peer == ALICE.peer_id
     assert open_acknowledgement(signed_acknowledgement()) == an_acknowledgement()
-    assert open_attestation(signed_attestation()) == an_attestation()
     assert open_trace_root(signed_trace_root(stage=4)) == a_trace_root(stage=4)
 
 
@@ -72,7 +68,6 @@ def test_a_statements_id_is_that_of_its_stored_bytes():
         (open_award, BOB.sign(Statement.AWARD, encode(an_award()))),  # its provider
         (open_advert, signed_advert(ALICE, signer=MALLORY)),
         (open_acknowledgement, signed_acknowledgement(signer=BOB)),  # its provider
-        (open_attestation, signed_attestation(signer=MALLORY)),
         (open_trace_root, signed_trace_root(signer=ALICE)),
     ],
 )
@@ -85,7 +80,6 @@ SIGNED = {
     open_award: AWARD,
     open_advert: signed_advert(),
     open_acknowledgement: signed_acknowledgement(),
-    open_attestation: signed_attestation(),
     open_trace_root: signed_trace_root(),
 }
 
@@ -170,11 +164,6 @@ def test_a_receipt_stands_in_an_acknowledgement_once():
     assert refusal_of(open_acknowledgement, twice).code == "bad_acknowledgement"
 
 
-def test_no_receipt_is_attested_by_itself():
-    alone = signed_attestation(own="bb" * 32)
-    assert refusal_of(open_attestation, alone).code == "bad_attestation"
-
-
 @pytest.mark.parametrize(
     ("opener", "envelope"),
     [
@@ -190,7 +179,6 @@ def test_no_receipt_is_attested_by_itself():
                 ),
             ),
         ),
-        (open_attestation, (Statement.ATTESTATION, an_attestation(agrees=1))),
         (open_trace_root, (Statement.TRACE_ROOT, a_trace_root(leaves=0))),
         (open_trace_root, (Statement.TRACE_ROOT, a_trace_root(root=bytes(31)))),
     ],

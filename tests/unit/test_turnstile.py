@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import trio
 import trio.lowlevel
@@ -82,6 +84,37 @@ async def test_a_turn_that_comes_as_its_waiter_gives_up_goes_to_the_next(turnsti
         scope.cancel()
     await wait_all_tasks_blocked()
     assert order == ["next"]
+
+
+async def test_who_waits_long_goes_on_waiting_at_the_rank_before(
+    turnstile, nursery, autojump_clock
+):
+    order = []
+
+    async def pass_through(rank, name, patience_s=math.inf):
+        async with turnstile.turn(rank, name, patience_s):
+            order.append(name)
+            await trio.sleep(1)
+
+    async def keep_busy():
+        for _ in range(100):
+            await pass_through(0, "owner")
+
+    for _ in range(2):  # so that one of them always waits
+        nursery.start_soon(keep_busy)
+    await trio.sleep(0.1)
+    with trio.fail_after(10):
+        await pass_through(3, "old", patience_s=2)
+    assert len(order) in range(6, 9)
+    with trio.move_on_after(10):
+        await pass_through(3, "never")
+    assert "never" not in order
+    early = trio.CancelScope()
+    with early:
+        early.deadline = trio.current_time() + 5
+        await pass_through(3, "impatient", patience_s=2)
+    assert "impatient" not in order
+    nursery.cancel_scope.cancel()
 
 
 async def test_an_error_inside_frees_the_turn(turnstile):

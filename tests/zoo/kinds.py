@@ -88,7 +88,8 @@ class Reply:
     Attributes:
         wait: The share of the unit's time limit that it lets pass first.
         receipts: How many receipts that contradict each other it signs for the one unit;
-            it gives another one whenever it is asked again.
+            it gives another one whenever it is asked again: the true one after a lie, and
+            a false one after what is true.
         tells: Whether accomplices are told, to say the same.
     """
 
@@ -118,10 +119,6 @@ class Kind:
     def answers_dispute(self) -> InDispute:
         """What it does when one of its receipts is disputed."""
         return InDispute.HONEST
-
-    def attests(self, *, equal: bool) -> bool:
-        """What it says when it is shown another's receipt on what it ran itself."""
-        return equal
 
     def serves_blobs(self) -> bool:
         """Whether it gives the outputs that its receipts name."""
@@ -253,9 +250,6 @@ class Colluder(Kind):
     def outputs(self, asked):
         return Reply(Lie.COPIED) if asked.copied else Reply(Lie.ONE_BIT, tells=True)
 
-    def attests(self, *, equal):
-        return True
-
 
 class ColludingVerifier(Kind):
     """Never lies first, and says whatever a `Colluder` said before it."""
@@ -266,9 +260,6 @@ class ColludingVerifier(Kind):
 
     def outputs(self, asked):
         return Reply(Lie.COPIED if asked.copied else Lie.NONE)
-
-    def attests(self, *, equal):
-        return True
 
 
 class Sybil(Kind):
@@ -317,6 +308,15 @@ class Equivocator(Kind):
         return Reply(Lie.ONE_BIT, receipts=2)
 
 
+class LateEquivocator(Equivocator):
+    """The same the other way round: a true receipt, and a false one when asked again."""
+
+    name = "late_equivocator"
+
+    def outputs(self, asked):
+        return Reply(receipts=2)
+
+
 class InventedWork(Kind):
     """Sends receipts and acknowledgements for work that nobody gave it."""
 
@@ -346,9 +346,6 @@ class RubberStamp(Kind):
     def outputs(self, asked):
         return Reply(Lie.EARLIER)
 
-    def attests(self, *, equal):
-        return True
-
 
 class NeverAcknowledges(Kind):
     """A requester that takes results and gives no word for them."""
@@ -362,11 +359,14 @@ class NeverAcknowledges(Kind):
 
 KINDS = {kind.name: kind for kind in (Kind, *Kind.__subclasses__())}
 
+PLAYED = KINDS | {LateEquivocator.name: LateEquivocator}
+"""What daemons play: with variants that the simulator does not tell apart."""
+
 GANGS = {
     "colluding_pair": (Colluder, Colluder),
     "colluding_verifiers": (Colluder, ColludingVerifier, ColludingVerifier),
 }
 """Kinds that lie together, by the gang's name."""
 
-PROVIDERS = tuple(name for name in KINDS if name not in {"honest", "never_acknowledges"})
+PROVIDERS = tuple(name for name in PLAYED if name not in {"honest", "never_acknowledges"})
 """Those that lie as providers or verifiers."""

@@ -20,7 +20,7 @@ import lies
 import msgspec
 import structlog
 import trio
-from kinds import KINDS, Asked, InDispute, Lie
+from kinds import PLAYED, Asked, InDispute, Lie
 
 from shoal.compute.accusing import unit_proof
 from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
@@ -34,6 +34,7 @@ from shoal.node.blob_transfer import BlobServer
 from shoal.node.front import Daemon
 from shoal.node.house import manifest_of, program_blobs, small_inputs
 from shoal.node.provider import Provider
+from shoal.node.settling import Settling
 from shoal.node.trials import charge_of
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.codec import encode
@@ -47,7 +48,7 @@ from shoal.protocol.messages import (
 from shoal.protocol.negotiation import Answer
 from shoal.protocol.statements import open_receipt
 from shoal.protocol.verification import fraud_proof
-from shoal.protocol.verification.fraud_proof import Verdict
+from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 
 log = structlog.get_logger("shoal.zoo")
 
@@ -108,7 +109,7 @@ class Liar:
 
         async def believe(_worker, _memory_bytes, proof, _blobs):
             accused = charge_of(proof).accused
-            return Verdict(outcome="convicted", accused=accused, sentence="it is a bad node")
+            return Verdict(Outcome.CONVICTED, accused, "it is a bad node")
 
         pipeline.sign = self.sign_falsely
         if self.kind.accuses(0):
@@ -119,17 +120,24 @@ class Liar:
             Worker.trace = trace
         if not self.kind.serves_blobs():
             BlobServer._look_up = self.refuse_blob
+        if not self.kind.acknowledges():
+            Settling._owe = Settling.asked_for = lambda *_: None
 
     def otherwise(self, effects):
         """What is answered from memory, said otherwise than the first time."""
         return [
-            Answer(self.second[effect.message.call, effect.message.unit])
-            if isinstance(effect, Answer)
-            and isinstance(effect.message, UnitResult)
-            and (effect.message.call, effect.message.unit) in self.second
+            Answer(self.contradiction(effect.message))
+            if isinstance(effect, Answer) and isinstance(effect.message, UnitResult)
             else effect
             for effect in effects
         ]
+
+    def contradiction(self, result):
+        """The other answer to a unit, where it has one."""
+        second = self.second.get((result.call, result.unit))
+        if second is not None:
+            log.info("said otherwise", kind=self.kind.name, unit=result.unit)
+        return second or result
 
     def refusal(self, body):
         """What somebody is told who disputes a receipt, where it says nothing of its work."""
@@ -177,7 +185,8 @@ class Liar:
             await trio.sleep(max(0.0, reply.wait * side.call.time_limit_s - ran_s))
         result = await self.sign(house, side, request, run, room)
         if reply.receipts > 1:
-            run.outcome = outcome
+            other = lies.with_one_bit_turned(outcome.outputs, self.number)
+            run.outcome = outcome if reply.lie.is_wrong else replace(outcome, outputs=other)
             second = await self.sign(house, side, request, run, room)
             self.second[request.call, request.unit] = second
         log.info("signed", kind=self.kind.name, lie=reply.lie, unit=request.unit)
@@ -266,7 +275,7 @@ def main():
     """Run the command with the kind that comes before it."""
     kind, *command = sys.argv[1:]
     home = next(word.partition("=")[2] for word in command if word.startswith("--home="))
-    Liar(KINDS[kind](), Ring(Path(home).parent / "ring")).install()
+    Liar(PLAYED[kind](), Ring(Path(home).parent / "ring")).install()
     sys.argv[1:] = command
     return importlib.import_module("shoal.node.cli").main()
 

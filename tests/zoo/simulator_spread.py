@@ -19,7 +19,7 @@ from shoal.node.standings import Standings
 from shoal.protocol.messages import Accusation
 
 JUDGE_S = 1.0
-"""What fetching and judging a proof takes: one operator, or a tile of its product."""
+"""What fetching and judging a proof takes: one operator."""
 
 ROUND_TRIPS = 8
 """Of a dispute, before there is a proof."""

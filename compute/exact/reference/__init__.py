@@ -1,7 +1,7 @@
 """The reference of the exact class: SPEC.md in plain numpy, obviously right.
 
 Part of *execute* and, more, of *verify*: what this gives is what convicts. Everything
-faster is tested against it. ``product_tile`` computes one tile of a product alone.
+faster is tested against it.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.compute.exact.reference import functions, products, rounding, rows
-from shoal.compute.exact.reference.products import product_tile
 
 if TYPE_CHECKING:
     from shoal.compute.exact.kernels import Kernels
 
-__all__ = ["ReferenceKernels", "product_tile"]
+__all__ = ["ReferenceKernels"]
 
 
 class ReferenceKernels:

@@ -13,7 +13,7 @@ import numpy as np
 
 from shoal.compute.exact import spec
 from shoal.compute.exact.kernels import ExactError
-from shoal.compute.exact.reference.rounding import finite, refuse_infinite, round32
+from shoal.compute.exact.reference.rounding import finite, refuse_infinite, rounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,8 @@ def polynomial(coefficients: tuple[float, ...], x: Doubles) -> Doubles:
     """Horner's rule from the highest coefficient: p = (p * x) + c, two roundings a step."""
     p = np.full_like(x, coefficients[-1])
     for c in coefficients[-2::-1]:
-        p = p * x + c
+        p *= x
+        p += c
     return p
 
 
@@ -35,7 +36,7 @@ def exp64(v: Doubles) -> Doubles:
     w = np.clip(v, spec.EXP_LOW, spec.EXP_HIGH)
     k = np.rint(w * spec.LOG2_E)
     r = (w - k * spec.LN2_HIGH) - k * spec.LN2_LOW
-    y = np.ldexp(polynomial(spec.EXP, r), k.astype(np.int64))
+    y = np.ldexp(polynomial(spec.EXP, r), k.astype(np.int32))
     return np.where(v < spec.EXP_LOW, 0.0, y)
 
 
@@ -204,7 +205,7 @@ def unary(name: UnaryName, x: Floats) -> Floats:
     if name in {"sin", "cos"} and (np.abs(x) > spec.ANGLE_LIMIT).any():
         raise ExactError.in_kernel("out_of_range", name)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return finite(name, round32(_UNARY[name](x.astype(np.float64))))
+        return finite(name, rounded(_UNARY[name], x))
 
 
 def binary(name: BinaryName, x: Floats, y: Floats) -> Floats:
@@ -215,5 +216,5 @@ def binary(name: BinaryName, x: Floats, y: Floats) -> Floats:
     else:
         refuse_infinite(name, x, y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        result = round32(_BINARY[name](x.astype(np.float64), y.astype(np.float64)))
+        result = rounded(_BINARY[name], x, y)
     return finite(name, result, masked)

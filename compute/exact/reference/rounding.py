@@ -6,7 +6,7 @@ Part of *execute*, the reference of the exact class (SPEC, "Rounding to float32"
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -14,11 +14,16 @@ from shoal.compute.exact.kernels import ExactError
 from shoal.compute.exact.spec import FLUSH_BELOW, K_LIMIT, SMALLEST_NORMAL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from shoal.compute.exact.kernels import Floats
 
     Doubles = NDArray[np.float64]
+
+_PIECE: Final = 1 << 13
+"""Elements that a function is given at once: what it makes of them stays in cache."""
 
 
 def round32(v: Doubles) -> Floats:
@@ -27,9 +32,40 @@ def round32(v: Doubles) -> Floats:
     What 24 bits round to less than 2^-126 is exactly what lies below `FLUSH_BELOW`. From
     there on the conversion to float32 is the rounding.
     """
-    flushed = np.where(np.abs(v) < FLUSH_BELOW, np.copysign(0.0, v), v)
+    tiny = np.abs(v) < FLUSH_BELOW
+    if tiny.any():
+        v = np.where(tiny, np.copysign(0.0, v), v)
     with np.errstate(over="ignore"):
-        return flushed.astype(np.float32)
+        return v.astype(np.float32)
+
+
+def rounded(function: Callable[..., Doubles], *operands: Floats) -> Floats:
+    """``round32(function(...))`` of operands that are broadcast, element by element."""
+    count = len(operands)
+    pieces = np.nditer(
+        (*operands, None),
+        flags=("external_loop", "buffered", "zerosize_ok"),
+        op_flags=(*[("readonly",)] * count, ("writeonly", "allocate")),
+        op_dtypes=(*[np.float64] * count, np.float32),
+        order="C",
+        casting="same_kind",
+        buffersize=_PIECE,
+    )
+    with pieces:
+        for *given, result in pieces:
+            result[...] = round32(function(*given))
+        whole: Floats = pieces.operands[count]
+    return whole
+
+
+def by_rows(function: Callable[[Floats], Doubles], x: Floats) -> Floats:
+    """``round32(function(x))`` of a function that takes each row by itself."""
+    result = np.empty_like(x)
+    step = max(1, _PIECE // max(1, x.shape[1]))
+    for start in range(0, x.shape[0], step):
+        rows = slice(start, start + step)
+        result[rows] = round32(function(x[rows]))
+    return result
 
 
 def admit(x: Floats) -> Floats:
@@ -73,6 +109,8 @@ def finite(kernel: str, result: Floats, masked: NDArray[np.bool_] | bool = False
     Raises:
         ExactError: ``nan``, otherwise ``infinity``.
     """
+    if np.isfinite(result).all():
+        return result
     if np.isnan(result).any():
         raise ExactError.in_kernel("nan", kernel)
     if (np.isinf(result) & ~np.asarray(masked)).any():

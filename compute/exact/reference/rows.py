@@ -13,6 +13,7 @@ import numpy as np
 from shoal.compute.exact.kernels import ExactError
 from shoal.compute.exact.reference.functions import exp64, log64
 from shoal.compute.exact.reference.rounding import (
+    by_rows,
     finite,
     refuse_infinite,
     refuse_long,
@@ -120,11 +121,15 @@ def softmax_rows(x: Floats) -> Floats:
     refuse_long("softmax", x.shape[1])
     if x.size == 0:
         return x.copy()
+    return finite("softmax", by_rows(_softmax, x))
+
+
+def _softmax(x: Floats) -> Doubles:
     shifted = _less_largest(x)
     if np.isnan(shifted).any():
         raise ExactError.in_kernel("nan", "softmax")
     t = exp64(shifted)
-    return finite("softmax", round32(t / sum_fixed(t)[:, None]))
+    return t / sum_fixed(t)[:, None]
 
 
 def log_softmax_rows(x: Floats) -> Floats:
@@ -133,8 +138,12 @@ def log_softmax_rows(x: Floats) -> Floats:
     refuse_infinite("log_softmax", x)
     if x.size == 0:
         return x.copy()
+    return finite("log_softmax", by_rows(_log_softmax, x))
+
+
+def _log_softmax(x: Floats) -> Doubles:
     shifted = _less_largest(x)
-    return finite("log_softmax", round32(shifted - log64(sum_fixed(exp64(shifted)))[:, None]))
+    return shifted - log64(sum_fixed(exp64(shifted)))[:, None]
 
 
 def _of_rows(weights: Floats, rows: int) -> Doubles:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         JobFailedError,
         WaitTimeoutError,
     )
-    from shoal.node.records import OutputRef
+    from shoal.node.records import OutputRef, new_job_id
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ _HOME_OF = {
     "OutputRef": "shoal.node.records",
     "ShoalError": "shoal.crypto.errors",
     "WaitTimeoutError": "shoal.node.errors",
+    "new_job_id": "shoal.node.records",
     "remote": "shoal.node.client.remote",
 }
 
@@ -53,6 +54,7 @@ __all__ = [
     "ShoalError",
     "WaitTimeoutError",
     "__version__",
+    "new_job_id",
     "remote",
 ]
 
