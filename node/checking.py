@@ -173,7 +173,7 @@ class Checking:
     def holds(self, running: RunningJob, provider: PeerId) -> bool:
         """Whether results of a peer that were not drawn are to be held."""
         job = self._jobs.get(running.need.job.id)
-        return job is not None and self._holding.is_held(job, provider, self._holding.out(job))
+        return job is not None and self._holding.is_held(job, provider)
 
     def hold(self, running: RunningJob, held: Held, ends: Iterable[Ended]) -> None:
         """Keep results that were not drawn until more is known of who gave them."""
@@ -340,11 +340,10 @@ class Checking:
         if again:
             self._deliveries.put_back(job.running, again)
         now: list[Checked] = []
-        out = self._holding.out(job)
         for checked in ready:
             provider = checked.machine.right
             by_own = checked.machine.own in checked.machine.opinions
-            if not by_own and self._holding.is_held(job, provider, out):
+            if not by_own and self._holding.is_held(job, provider):
                 self._holding.keep(job, checked)
             else:
                 now.append(checked)

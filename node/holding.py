@@ -6,7 +6,6 @@ becomes of their provider. Part of `node.checking`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -41,28 +40,22 @@ class Holding:
     ) -> None:
         self._house, self._state, self._deliver = house, state, deliver
 
-    def out(self, job: JobChecks) -> Counter[PeerId]:
-        """How many results of each peer wait to be checked."""
-        return Counter(checked.machine.provider for checked in job.waiting.values())
-
-    def is_held(
-        self, job: JobChecks, provider: PeerId, out: Counter[PeerId], waited_s: float = 0.0
-    ) -> bool:
+    def is_held(self, job: JobChecks, provider: PeerId, waited_s: float = 0.0) -> bool:
         """Whether a result of a peer is not to be delivered yet.
 
         Args:
             job: Its job.
             provider: Whose it is.
-            out: What `out` gives.
             waited_s: How long it has been held.
         """
         if job.running.verify.level != "auto" or provider == self._house.peer_id:
             return False
-        trusted = self._house.standings.may_verify(provider)
-        out_of_it = 0 if trusted else out[provider] + len(self._state.line(provider).batches)
-        return look_back.is_held(
-            trusted=trusted, out=out_of_it, held=len(job.ready), waited_s=waited_s
+        if self._house.standings.may_verify(provider):  # nothing more is counted of most
+            return False
+        out = len(self._state.line(provider).batches) + sum(
+            checked.machine.provider == provider for checked in job.waiting.values()
         )
+        return look_back.is_held(trusted=False, out=out, held=len(job.ready), waited_s=waited_s)
 
     def keep(self, job: JobChecks, checked: Checked) -> None:
         """Hold a result."""
@@ -84,11 +77,11 @@ class Holding:
         """Deliver what need not be held any more."""
         if not job.ready:
             return
-        out, now_s = self.out(job), trio.current_time()
+        now_s = trio.current_time()
         free = [
             checked
             for checked, since_s in job.ready.values()
-            if not self.is_held(job, checked.machine.right, out, now_s - since_s)
+            if not self.is_held(job, checked.machine.right, now_s - since_s)
         ]
         for checked in free:
             del job.ready[checked.unit.index]
