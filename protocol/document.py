@@ -25,6 +25,7 @@ from shoal.protocol import (
     adverts,
     blob_messages,
     challenge,
+    channel_messages,
     limits,
     messages,
     negotiation,
@@ -52,6 +53,7 @@ whoever won runs units under a lease and signs a receipt for each.
 | gossip topic | `shoal/adverts/1` | [adverts](#advert), as their envelopes' bytes |
 | control stream | `/shoal/control/1` | [`Request`](#request)s and [`Response`](#response)s |
 | blob stream | `/shoal/blob/1` | one [`BlobRequest`](#blobrequest), its answer, then bytes |
+| bulk channel | TLS on a TCP port of its own | [chunks of large blobs](#bulk-channel) |
 
 ## Frames
 
@@ -103,6 +105,7 @@ matched by `id`.
 | `LeafWanted` | `LeafGiven` |
 | `Accusation` | `Done` |
 | `AccusationsWanted` | `Accusations` |
+| `ChannelWanted` | `ChannelOffered` or `NoChannel` |
 
 Any request may be answered by a `Problem` instead, whose `code` is stable.
 """
@@ -229,6 +232,11 @@ as they came: nothing is encoded again. A statement's id is the [content id](#co
 of its envelope.
 """
 
+_CHANNEL_SIZES = f"""\
+`MAGIC` is the {len(channel_messages.MAGIC)} bytes `{channel_messages.MAGIC.decode()}`, and
+`MESSAGE_LIMIT_BYTES` is {channel_messages.MESSAGE_LIMIT_BYTES}.
+"""
+
 CONTENT_IDS = """\
 ### Content ids
 
@@ -311,6 +319,16 @@ def document() -> str:
         _structs([*get_args(blob_messages.BlobNext), blob_messages.BlobProof]),
         "### Proof of possession\n",
         _passage(possession, "The verifier", "Asking,"),
+        "## Bulk channel\n",
+        _passage(channel_messages, "A bulk channel is"),
+        _CHANNEL_SIZES,
+        _structs(
+            [
+                *get_args(channel_messages.ChannelRequest),
+                *get_args(channel_messages.ChannelAnswer),
+            ]
+        ),
+        _reasons(messages.WhyNoChannel),
         _types(),
         _limits(),
     ]

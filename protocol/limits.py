@@ -14,13 +14,14 @@ from msgspec import Meta
 PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
-PROTOCOL_MINOR = 4
+PROTOCOL_MINOR = 5
 """A newer minor adds words that are said only to peers whose hello names it.
 
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
 introductions; 1.3 brought many units in one message, and outputs that stay with their
-provider; 1.4 brought what catches liars: draws, acknowledgements, traces and accusations.
+provider; 1.4 brought what catches liars: draws, acknowledgements, traces and accusations;
+1.5 brought bulk channels.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -43,6 +44,27 @@ ADVERT_LIMIT_BYTES = 1 << 10
 
 What does not fit is left out by a fixed order; see "What fits into an advert".
 """
+
+CHANNEL_FROM_BYTES = 4 << 20
+"""A larger blob goes by bulk channel where there is one: opening it costs three round
+trips and some 3 ms of CPU on both sides, in which a stream carries 200 KB."""
+
+CHANNEL_CHUNKS_LIMIT = 16
+"""Chunks in one request on a bulk channel: what has to be sent before another request is
+looked at."""
+
+CHANNEL_AHEAD_LIMIT = 4
+"""Requests on one channel that wait for their answers: at most 64 MiB, which is 0.5 s of
+1 Gbit/s, so that no link is idle for a request's round trip."""
+
+CHANNEL_TOKEN_BYTES = 24
+"""Random, for one connection."""
+
+CHANNEL_TOKEN_LIMIT_S = 60.0
+"""The longest time in which a token may be used; a dial takes seconds."""
+
+CERTIFICATE_LIMIT_BYTES = 1024
+"""A self-signed certificate of a short key; an Ed25519 one has some 300 bytes."""
 
 DIGEST_LIMIT = 4096
 """Nodes in a table, and so entries of 16 bytes in one anti-entropy digest."""
@@ -224,6 +246,18 @@ KNOWN_PROOFS_LIMIT = 256
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 """A TCP port."""
+
+HostText = Annotated[str, Meta(min_length=1, max_length=253)]
+"""A DNS name or an IP address as text; the longest name there is."""
+
+Token = Annotated[bytes, Meta(min_length=CHANNEL_TOKEN_BYTES, max_length=CHANNEL_TOKEN_BYTES)]
+"""What opens one bulk channel, once."""
+
+TokenSeconds = Annotated[float, Meta(gt=0.0, le=CHANNEL_TOKEN_LIMIT_S)]
+"""How long a token may be used, measured as `Seconds` are."""
+
+CertificateBytes = Annotated[bytes, Meta(min_length=64, max_length=CERTIFICATE_LIMIT_BYTES)]
+"""An X.509 certificate as DER."""
 
 IpText = Annotated[str, Meta(max_length=45)]
 """An IP address as text; the longest form of IPv6."""

@@ -18,11 +18,13 @@ from msgspec import Meta
 from shoal.protocol import limits
 from shoal.protocol.limits import (
     ByteCount,
+    CertificateBytes,
     Count,
     Digest32,
     EnvelopeBytes,
     HeldBytes,
     HexId,
+    HostText,
     IdleSeconds,
     InlineBytes,
     IpText,
@@ -38,6 +40,8 @@ from shoal.protocol.limits import (
     Seconds,
     ShortText,
     Text,
+    Token,
+    TokenSeconds,
     TreeLevel,
     TreePath,
     UnitId,
@@ -615,6 +619,45 @@ class NotIntroduced(_Message, frozen=True, tag="not_introduced"):
     detail: Text
 
 
+# --- bulk channels ------------------------------------------------------------------
+
+
+class ChannelWanted(_Message, frozen=True, tag="channel_wanted"):
+    """Asks for a bulk channel, which its sender will dial and show this certificate on."""
+
+    certificate: CertificateBytes
+
+
+class ChannelOffered(_Message, frozen=True, tag="channel_offered"):
+    """Where the channel can be dialled, and what opens it.
+
+    Attributes:
+        token: For one connection, whose asker shows the certificate that it was asked with.
+        certificate: What the server will show.
+        valid_s: How long the token may be used.
+        host: Where to dial, if that is not where this peer is connected.
+    """
+
+    port: Port
+    token: Token
+    certificate: CertificateBytes
+    valid_s: TokenSeconds
+    host: HostText | None = None
+
+
+class WhyNoChannel(StrEnum):
+    """Why no bulk channel is offered: a closed list."""
+
+    BUSY = "busy"
+    OFF = "off"
+
+
+class NoChannel(_Message, frozen=True, tag="no_channel"):
+    """There is none to be had now; blobs are to be fetched by stream."""
+
+    reason: WhyNoChannel
+
+
 class Done(_Message, frozen=True, tag="done"):
     """Understood; there is nothing to add."""
 
@@ -648,6 +691,7 @@ RequestBody: TypeAlias = (
     | CheckingRequest
     | DisputeRequest
     | AccusingRequest
+    | ChannelWanted
 )
 ResponseBody: TypeAlias = (
     Hello
@@ -667,6 +711,8 @@ ResponseBody: TypeAlias = (
     | NodesGiven
     | LeafGiven
     | Accusations
+    | ChannelOffered
+    | NoChannel
     | Done
     | Problem
 )

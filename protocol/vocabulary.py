@@ -26,6 +26,8 @@ from shoal.protocol.messages import (
     Call,
     Cancel,
     Challenge,
+    ChannelOffered,
+    ChannelWanted,
     Committed,
     DialBack,
     DialedBack,
@@ -39,6 +41,7 @@ from shoal.protocol.messages import (
     LeafGiven,
     LeafWanted,
     Lease,
+    NoChannel,
     NodesGiven,
     NodesWanted,
     NotIntroduced,
@@ -111,6 +114,9 @@ SINCE: Mapping[type[msgspec.Struct], int] = {
     Accusation: 4,
     AccusationsWanted: 4,
     Accusations: 4,
+    ChannelWanted: 5,
+    ChannelOffered: 5,
+    NoChannel: 5,
 }
 """The minor that brought each message."""
 
