@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from shoal.protocol.negotiation import ProviderSide
 
 RELEASE_TIME_LIMIT_S = 2.0
-STREAM_TIME_LIMIT_S = 10.0
-
 FETCHES_AT_ONCE = 16
 """Blob streams that this node opens to one peer at once: half of `PROTOCOL_STREAMS_LIMIT`,
 beyond which that peer resets them; more side by side are no faster."""
@@ -287,7 +285,7 @@ async def hold(
         if usable(house, peer, blob_id):
             return
         asked = source or peer
-        stream = partial(house.network.open_stream, asked, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S)
+        stream = partial(house.network.begin_stream, asked, BLOB_PROTOCOL)
         try:
             async with house.fetching_from.take(asked):
                 await fetch_blob(

@@ -52,7 +52,7 @@ def shoal(call_of):
     ).SerializeToString()
     with Swarm(2, settings=["--cores=1"]) as swarm:
         swarm.start_all()
-        swarm.wait_acquainted()
+        swarm.wait_acquainted(timeout_s=150.0)
         home = swarm.nodes[0]
         with home.client() as client, ExitStack() as stack:
             client.pause("cpu")
@@ -195,7 +195,9 @@ def main(names, rounds, calls, peers_python):
     ours = found.get("executor")
     for one in up:
         ratio = f"{ours.ms(50) / one.ms(50):8.2f} x" if ours and one is not ours else ""
-        print(f"  {one.name:10s}{one.ms(50):8.2f}{one.ms(90):8.2f}{one.ms(99):8.2f}{ratio:>12s}")
+        print(
+            f"  {one.name:10s}{one.ms(50):8.2f}{one.ms(90):8.2f}{one.ms(99):8.2f}{ratio:>12s}"
+        )
     met = True
     for name, limit in (("ray", RAY_LIMIT), ("dask", DASK_LIMIT)):
         if ours and name in found:
