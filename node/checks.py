@@ -115,7 +115,11 @@ def audited(
     as in `wanted`, always is.
 
     Args:
-        verify, signature, salt, p, doubted: As in `wanted`.
+        verify: The job's policy.
+        signature: Of the receipt.
+        salt: Of its lease.
+        p: With which probability it is checked.
+        doubted: As in `wanted`.
         few: Whether it is a newcomer's, and hardly anybody may verify.
     """
     share = AUDITED_OF_FEW if few else AUDITED
