@@ -41,6 +41,7 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
 	$(BIN)/python tests/bench/stages.py
+	$(BIN)/python tests/bench/fraud_proof.py
 	$(BIN)/python tests/bench/judging.py
 	$(BIN)/python tests/bench/challenge.py
 	$(BIN)/python tests/bench/advert_sizes.py
