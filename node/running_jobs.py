@@ -50,10 +50,13 @@ class Held:
 
     Attributes:
         draw: By what verifiers of its receipts are drawn; None where nothing is checked.
+        answered: Set once the provider has answered the award. Units may go out before; where
+            it refuses the lease, they are cut off first.
     """
 
     side: RequesterSide
     draw: Draw | None = None
+    answered: trio.Event = field(default_factory=trio.Event)
     scopes: set[trio.CancelScope] = field(default_factory=set)
 
     def cut(self) -> None:
@@ -71,6 +74,8 @@ class RunningJob:
         queue: The scheduler's part.
         verify: How its results are checked.
         units: Those in memory: that wait, or are out.
+        doubted: Units that a peer had that was found false since this node started: whoever
+            runs them next is checked.
         cursor: The last index read from the journal.
         bids: Conversations that stand at a bid or an award.
         held: Its leases.
@@ -87,6 +92,7 @@ class RunningJob:
     cursor: int = -1
     bids: dict[PeerId, RequesterSide] = field(default_factory=dict)
     held: dict[LeaseId, Held] = field(default_factory=dict)
+    doubted: set[int] = field(default_factory=set)
     errors: dict[int, Ending] = field(default_factory=dict)
     ending: set[int] = field(default_factory=set)
     failure: Failure | None = None
