@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from shoal.node.settings_view import SettingView
     from shoal.node.standings import StandingPage
+    from shoal.node.timing import UnitTiming
 
 
 class Client:
@@ -452,6 +453,14 @@ class Client:
     ) -> tuple[JobAssurance, list[Assurance]]:
         """How far a job's results can be relied on: all of it counted, and some units."""
         return self._drive(flows.assurance(job_id, offset, limit))
+
+    def timing(self, job_id: str, unit: int = 0) -> UnitTiming:
+        """Where the time of a unit went that ran lately.
+
+        Raises:
+            DaemonError: ``no_timing``: it is not kept any more.
+        """
+        return self._drive(flows.timing(job_id, unit))
 
     def receipts(self, job_id: str) -> list[BlobId]:
         """Ids of a job's receipts."""
