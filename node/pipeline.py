@@ -139,7 +139,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
         JobError: An input is an output of no unit that there is, ``bad_verify``,
             ``bad_proofs`` or ``job_id_taken``.
     """
-    given = spec.units if given is None else given
+    given, began_s = spec.units if given is None else given, trio.current_time()
     check_policy(spec)
     if (before := await submitted_before(house, spec, len(given))) is not None:
         return before
@@ -169,6 +169,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     except BaseException:
         house.store.unpin(job_id)
         raise
+    house.timings.added(job_id, 0, len(given), began_s)
     return job
 
 
@@ -224,6 +225,7 @@ async def add_units(
             `submit`.
         ProgramError, StoreError: As `submit`.
     """
+    began_s = trio.current_time()
     async with house.adding.take(job_id):
         job = await house.journal.job(job_id)
         if at is not None and at != job.units_total:
@@ -234,7 +236,9 @@ async def add_units(
             )
         manifest = await program_of(house.store, job.program)
         taken = await given_units.take(house, manifest, job_id, given, job.units_total)
-        return await house.journal.add_units(job_id, taken.units, taken.tensors)
+        added = await house.journal.add_units(job_id, taken.units, taken.tensors)
+        house.timings.added(job_id, job.units_total, len(taken.units), began_s)
+        return added
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------
@@ -770,6 +774,8 @@ async def deliver(house: House, ends: Sequence[Ended]) -> Written:
     """
     try:
         written = await house.journal.end_units(ends)
+        for end in ends:
+            house.timings.passed(end.unit.job, [end.unit.index], "written")
         for end, new in zip(ends, written.new, strict=True):
             if new and end.unit.outputs:
                 for blob_id in end.unit.outputs.values() - end.tensors.keys():

@@ -128,6 +128,7 @@ FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {
     (Bid, "batch_max"): 3,
     (Cancel, "others"): 3,
     (UnitRequest, "trace"): 4,
+    (UnitResult, "times"): 5,
 }
 """The minor that brought a field, where it is younger than its message. It has a default."""
 
