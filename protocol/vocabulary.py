@@ -137,6 +137,9 @@ REASONS_SINCE: Mapping[Reason, int] = {
 }
 """The minor that brought a reason, where it is not of 1.0. Older peers hear `INTERNAL`."""
 
+SIGNED_TOGETHER_SINCE: Version = (PROTOCOL_MAJOR, 5)
+"""The version that reads statements under one signature (`crypto.envelope.seal_many`)."""
+
 Body = TypeVar("Body", bound=msgspec.Struct)
 Frame = TypeVar("Frame", Request, Response)
 
