@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from shoal.node.blob_reception import Reception
     from shoal.node.house import House
 
-STREAM_TIME_LIMIT_S = 10.0
-
 CHANNEL_TRIES = 3
 """Channels that may break in the middle of one blob, after which a stream takes over."""
 
@@ -82,7 +80,7 @@ async def _by_stream(
     try:
         async with house.fetching_from.take(source):
             return await fetch_blob(
-                partial(house.network.open_stream, source, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S),
+                partial(house.network.begin_stream, source, BLOB_PROTOCOL),
                 blob_id,
                 house.store,
                 own=house.peer_id,
