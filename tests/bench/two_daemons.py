@@ -58,7 +58,7 @@ def fetched(pair, array, look=lambda: None):
         try:
             large = _seen(lambda: _large(blobs / "partial"), look)
             began = time.perf_counter()
-            _seen(lambda: (blobs / large[:2] / large).exists(), look)
+            _seen((blobs / large[:2] / large).exists, look)
             took_s = time.perf_counter() - began
         finally:  # what the unit does is no matter here
             client.cancel(job.id)
