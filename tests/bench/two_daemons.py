@@ -12,7 +12,7 @@ from shoal.node.demo.swarm import Node, Swarm
 
 ACQUAINTED_LIMIT_S = 150.0
 FETCH_LIMIT_S = 300.0
-LOOK_S = 0.002
+LOOK_S = 0.003
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ def two_daemons(root, settings=()):
             yield Pair(*swarm.nodes)
 
 
-def fetched(pair, array, look=lambda: None):
+def fetched(pair, array, look=lambda: None, begin=lambda: None):
     """Have the taker fetch an array; gives the seconds from its first file to the blob's.
 
     Args:
         pair: The daemons.
         array: float32 of one axis, and bytes that the taker does not hold.
         look: Called again and again meanwhile.
+        begin: Called when it begins.
     """
     model = parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 18]> '
@@ -54,10 +55,11 @@ def fetched(pair, array, look=lambda: None):
     ).SerializeToString()
     blobs = pair.taker.home / "blobs"
     with pair.asker.client() as client:
-        job = client.submit(model, [{"x": array}])
+        job = client.submit(model, [{"x": array}], memory_limit_bytes=2 * array.nbytes)
         try:
-            large = _seen(lambda: _large(blobs / "partial"), look)
+            large = _seen(lambda: _large(blobs / "partial") or _going_on(client, job.id))
             began = time.perf_counter()
+            begin()
             _seen((blobs / large[:2] / large).exists, look)
             took_s = time.perf_counter() - began
         finally:  # what the unit does is no matter here
@@ -71,7 +73,13 @@ def _large(directory):
     return next((path.stem for path in directory.glob("*.chunks")), None)
 
 
-def _seen(look_for, look):
+def _going_on(client, job_id):
+    """Nothing, unless the job has failed before anything was fetched."""
+    failure = client.job(job_id).failure
+    assert failure is None, failure
+
+
+def _seen(look_for, look=lambda: None):
     deadline_s = time.monotonic() + FETCH_LIMIT_S
     while not (found := look_for()):
         assert time.monotonic() < deadline_s, "nothing was fetched"

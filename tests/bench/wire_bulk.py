@@ -313,8 +313,9 @@ class Contestant:
         """Let it carry its bytes once."""
         if self.failed:
             return
-        self._process.stdin.write(f"{self.mib}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(f"{self.mib}\n")
+            self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if answer:
             self.rates.append((self.mib << 20) / json.loads(answer) / 1e6)
