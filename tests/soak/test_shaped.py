@@ -4,12 +4,14 @@ Both daemons are real; between them, for libp2p and for the bulk port, is the pr
 `shaping`. 256 MiB with ``SHOAL_SOAK_S`` of 300 or more, else 24 MiB.
 
 A unit's round trips are counted by how much longer it takes than by the same link without
-its delay: what the daemons and the worker do is in both. Loss is no part of this: see the
-last test.
+its delay: what the daemons and the worker do is in both. The proxy loses nothing; with loss
+it is shown only where the machine's kernel has netem.
 """
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 
 import models
@@ -23,6 +25,7 @@ from shoal.node.demo.swarm import Swarm
 
 FULL = float(os.environ.get("SHOAL_SOAK_S", "60")) >= 300
 BLOB_BYTES = (256 if FULL else 24) << 20
+LOSSY_BYTES = 8 << 20
 GOODPUT_SHARE = 0.8
 ROUND_TRIP_S = 0.1
 BITS_PER_S = 50e6
@@ -73,13 +76,10 @@ def shaped():
         yield link, swarm
 
 
-def test_a_large_blob_takes_the_link_to_its_full(shaped):
-    link, swarm = shaped
-    asker, taker = swarm.nodes
-    link.round_trip_s = ROUND_TRIP_S
+def fetched(asker, taker, size_bytes):
+    """Have the taker fetch so much; gives its seconds, from its first file to the blob's."""
     blobs = taker.home / "blobs"
-    before = link.there.bytes + link.back.bytes
-    x = np.random.default_rng().random((BLOB_BYTES // 16, 4), np.float32)
+    x = np.random.default_rng().random((size_bytes // 16, 4), np.float32)
     with asker.client() as client:
         job = client.submit(models.identity(), [{"x": x}])
         partial = eventually(
@@ -91,8 +91,16 @@ def test_a_large_blob_takes_the_link_to_its_full(shaped):
         took_s = time.monotonic() - began
         client.cancel(job.id)
         client.wait(job.id, 60)
+    return took_s
+
+
+def test_a_large_blob_takes_the_link_to_its_full(shaped):
+    link, swarm = shaped
+    link.round_trip_s = ROUND_TRIP_S
+    before = link.there.bytes + link.back.bytes
+    took_s = fetched(*swarm.nodes, BLOB_BYTES)
     assert link.there.bytes + link.back.bytes - before >= BLOB_BYTES, "it went another way"
-    share = held.stat().st_size * 8 / took_s / BITS_PER_S
+    share = BLOB_BYTES * 8 / took_s / BITS_PER_S
     print(f"{BLOB_BYTES >> 20} MiB in {took_s:.1f} s: {share:.0%} of the link")
     assert share >= GOODPUT_SHARE
 
@@ -141,3 +149,70 @@ def test_a_unit_takes_four_round_trips_cold_and_one_warm(shaped):
     print(f"round trips: {found[cold]:.2f} cold, {found[warm]:.2f} warm")
     assert round(found[cold]) <= COLD_ROUND_TRIPS
     assert round(found[warm]) <= WARM_ROUND_TRIPS
+
+
+# --- with loss, where the machine can lose packets ------------------------------------------
+
+
+@pytest.fixture
+def lossy():
+    """A network namespace whose loopback is as long and thin, and loses one packet in 100."""
+    name = f"shoal{os.getpid()}loss"
+    lose = f"netem delay {500 * ROUND_TRIP_S:g}ms rate {BITS_PER_S:g}bit loss 1%"
+    try:
+        run("ip", "netns", "add", name)
+        run("ip", "-n", name, "link", "set", "lo", "up", "mtu", "1500")
+        run("tc", "-n", name, "qdisc", "add", "dev", "lo", "root", *lose.split())
+        yield ("ip", "netns", "exec", name)
+    except FileNotFoundError as error:
+        pytest.skip(f"without {error.filename} no packet can be made to be lost")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"this machine cannot lose packets (netem): {error.stderr.strip()}")
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def run(*command):
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+BARE_FLOW = """
+import socket, sys, threading, time
+size = int(sys.argv[1])
+server = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=lambda: server.accept()[0].sendall(bytes(size)), daemon=True).start()
+taker = socket.create_connection(server.getsockname())
+began, left = time.monotonic(), size
+while left:
+    left -= len(taker.recv(1 << 20))
+print(time.monotonic() - began)
+"""
+
+
+class OnOneMachine(Swarm):
+    """Two daemons in one namespace."""
+
+    def __init__(self, inside):
+        super().__init__(2, settings=["--cores=1"])
+        self._inside = inside
+
+    def _before(self, node):
+        return self._inside
+
+
+def test_with_one_packet_in_a_hundred_lost_it_does_as_well_as_a_bare_flow(lossy):
+    bare = subprocess.run(
+        [*lossy, sys.executable, "-c", BARE_FLOW, str(LOSSY_BYTES)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    with OnOneMachine(lossy) as swarm:
+        swarm.start_all()
+        swarm.wait_acquainted(timeout_s=120)
+        with swarm.nodes[0].client() as client:
+            client.pause("cpu")
+        took_s = fetched(*swarm.nodes, LOSSY_BYTES)
+    ratio = float(bare.stdout) / took_s
+    print(f"with 1 % loss: {ratio:.2f} of a bare flow of TCP")
+    assert ratio >= GOODPUT_SHARE
