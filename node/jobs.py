@@ -730,7 +730,8 @@ class Jobs:
             await self._changed.wait()
         running.touched = False
         job = await self._house.journal.job(job_id)
-        ready, awaiting = await self._house.journal.count_open(job_id)
+        running.queue.open = job.open
+        ready, awaiting = await self._house.journal.any_open(job_id)
         if ready:
             running.cursor = -1
             events.units_ready(self._state, job_id, job.units_total)

@@ -142,6 +142,7 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
         program_bytes=program_bytes,
         time_limit_s=spec.time_limit_s,
         fail_fast=spec.fail_fast and not resumed,
+        open=job.open,
         units=job.units_total,
         ended=job.units_done + job.units_failed,
     )
