@@ -504,9 +504,8 @@ class Daemon:
         """Metrics in Prometheus' text format."""
         return self.figures.exposition()
 
-    def look(self, lag_s: float) -> str:
+    def look(self) -> str:
         """Note at a pulse what is to be seen only over time; gives a sentence on it all."""
-        self.figures.lag_s.observe(lag_s)
         for link in self.membership.links.values():
             if link.rtt_s is not None:
                 self.figures.rtt_s.observe(link.rtt_s)
