@@ -9,6 +9,7 @@ import os
 import resource
 import ssl
 import time
+from dataclasses import replace
 
 import pytest
 import trio
@@ -31,6 +32,7 @@ from shoal.node.bulk import listener, serving, wire
 from shoal.node.bulk import tokens as tokens_module
 from shoal.node.bulk.certificates import context, make_certificate
 from shoal.node.bulk.listener import SILENT_LIMIT
+from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StoreError
 from shoal.node.fetching import CHANNEL_TRIES, fetch
 from shoal.protocol.channel_messages import (
@@ -197,6 +199,19 @@ async def test_a_liar_is_cut_at_once_and_named_and_another_peer_sends_the_rest(
         assert received - came < len(DATA) - kept * MIB + 5000
         assert len(taker.broken) == 1
         assert not honest.broken
+
+
+async def test_a_liar_is_in_the_log_and_in_its_standing_that_shoal_peers_shows(pair, lies):
+    giver, taker = pair
+    conduct = Conduct(taker.peer)
+    house = replace(taker.house, broke=conduct.broke)
+    blob_id = await giver.give(taker, DATA)
+    lies(sends_a_wrong_chunk)
+    with capture_logs() as logged, pytest.raises(RemoteProtocolError):
+        await fetch(house, blob_id, giver.peer, LIMIT_BYTES)
+    assert conduct.standing_of(giver.peer).offences == {"bad_blob": 1}
+    [line] = [one for one in logged if one["event"] == "a peer broke the rules"]
+    assert (line["peer"], line["offence"]) == (giver.peer, "bad_blob")
 
 
 async def test_bytes_after_what_was_asked_for_are_held_against_the_peer(pair, lies):
