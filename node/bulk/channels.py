@@ -209,7 +209,8 @@ class Channels:
         try:
             with one.scope, trio.move_on_after(IDLE_LIMIT_S):
                 await trio.lowlevel.wait_readable(one.wire.sock)
-                self._look_at(one.wire)
+                if one in self._resting.get(one.wire.peer, ()):  # not woken in this moment
+                    self._look_at(one.wire)
         finally:
             resting = self._resting.get(one.wire.peer, [])
             if one in resting:  # else it is in use again
