@@ -44,6 +44,7 @@ from shoal.protocol.channel_messages import (
     ListGiven,
 )
 from shoal.protocol.errors import RemoteProtocolError
+from shoal.protocol.messages import ChannelWanted
 
 DATA = os.urandom(20 * MIB + 5)
 CHUNKS = chunk_list_of(DATA)
@@ -336,6 +337,17 @@ async def test_another_peers_certificate_gets_nothing(pair):
     assert giver.bulk[1] == 0
     await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
     assert taker.bulk[0] > len(DATA)
+
+
+async def test_a_certificate_that_is_none_opens_nothing(pair):
+    giver, taker = pair
+    offer = await taker.control.request(giver.peer, ChannelWanted(certificate=bytes(99)), 5)
+    with capture_logs() as logged:
+        assert await in_thread(is_closed, dial(offer.port, MAGIC + offer.token))
+        await until(lambda: at_rest(giver))
+    [line] = [one for one in logged if one["event"] == "a bulk channel has ended"]
+    assert line["peer"] == taker.peer
+    assert "certificate cannot be read" in line["why"]
 
 
 async def test_a_server_with_another_certificate_is_given_up_for_a_stream(pair, monkeypatch):
