@@ -344,7 +344,7 @@ async def test_in_fp32_a_vote_lowers_standing_and_accuses_nobody(node):
 async def test_under_receipt_nothing_is_drawn_and_no_award_names_candidates(node):
     async with open_peers(node, Peer, Peer) as (one, two):
         units = await node.run(range(8), verify="receipt")
-        assert len([*one.asked, *two.asked]) == 8
+        assert len({*one.asked, *two.asked}) == 8  # each may be late, and be asked of both
         for peer in (one, two):
             for award in peer.awards.values():
                 assert open_award(award).salt_hash is None
