@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.manifest import Manifest
     from shoal.node.api.facade import DaemonFacade
+    from shoal.node.records import JobId
 
 MODEL_LIMIT_BYTES = 512 << 20
 """An ONNX file posted whole; larger ones are converted by the Python client."""
@@ -343,12 +344,17 @@ class _Api:
             body = await read_bounded(request, JOB_LIMIT_BYTES)
             given = writes(_each(decode(body, list[dict[str, Any]])))
         job = await add_stream(self._daemon, job_id, given, at)
-        return answer({"job": job}, 201)
+        if "after" not in request.query_params:
+            return answer({"job": job}, 201)
+        return await self._results(request, job_id, 201)  # in one request, for short units
 
     async def seal(self, request: Request) -> Response:
         return answer({"job": await self._daemon.seal(job_id_in(request))})
 
     async def results(self, request: Request) -> Response:
+        return await self._results(request, job_id_in(request))
+
+    async def _results(self, request: Request, job_id: JobId, status: int = 200) -> Response:
         query = ResultsQuery(
             after=cursor(request),
             limit=whole_number(
@@ -357,8 +363,8 @@ class _Api:
             order=one_of(request, "order", ("given", "ended")),
             wait_s=seconds(request, "wait_s", 0.0),
         )
-        body = await results_of(self._daemon, job_id_in(request), query, request.receive)
-        return Response(body, media_type=MSGPACK)
+        body = await results_of(self._daemon, job_id, query, request.receive)
+        return Response(body, status, media_type=MSGPACK)
 
     async def jobs(self, request: Request) -> Response:
         limit = whole_number(request, "limit", 50, JOBS_PER_ANSWER_LIMIT)

@@ -90,12 +90,23 @@ async def _wait(
         nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
         with trio.move_on_after(query.wait_s):
             async with daemon.watch(job_id) as changes:
+                before: Job | None = None
                 async for job in changes:
+                    more, before = before and _only_more(before, job), job
+                    if more:
+                        continue
                     found = await _page(daemon, job_id, query, query.after, query.limit)
                     if found[0] or job.state.final:
                         break
         nursery.cancel_scope.cancel()
     return found
+
+
+def _only_more(before: Job, now: Job) -> bool:
+    """Whether all that happened is that units came."""
+    ended = (before.units_done, before.units_failed, before.state)
+    grown = now.units_total > before.units_total
+    return grown and ended == (now.units_done, now.units_failed, now.state)
 
 
 async def _page(
