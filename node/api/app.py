@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import structlog
 import trio
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -39,7 +40,7 @@ from shoal.node.api.queries import (
     seconds,
     whole_number,
 )
-from shoal.node.api.results import MSGPACK, ResultsQuery, results_of
+from shoal.node.api.results import MSGPACK, ResultsQuery, note_before, results_of
 from shoal.node.api.units import UnitReader, add_stream, check_ids, submit_stream, writes
 from shoal.node.errors import JobError, RequestError
 from shoal.node.metrics import CONTENT_TYPE
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from shoal.compute.manifest import Manifest
     from shoal.node.api.facade import DaemonFacade
     from shoal.node.records import JobId
+
+log = structlog.get_logger(__name__)
 
 MODEL_LIMIT_BYTES = 512 << 20
 """An ONNX file posted whole; larger ones are converted by the Python client."""
@@ -364,7 +367,15 @@ class _Api:
             wait_s=seconds(request, "wait_s", 0.0),
         )
         body = await results_of(self._daemon, job_id, query, request.receive)
-        return Response(body, status, media_type=MSGPACK)
+
+        async def note() -> None:  # else a short unit's write would wait for it
+            try:
+                await note_before(self._daemon, job_id, query)
+            except ShoalError as error:  # it is given out again, and then noted
+                log.warning("what was read is not noted", job=job_id, why=error.message)
+
+        later = BackgroundTask(note) if query.wait_s else None
+        return Response(body, status, media_type=MSGPACK, background=later)
 
     async def jobs(self, request: Request) -> Response:
         limit = whole_number(request, "limit", 50, JOBS_PER_ANSWER_LIMIT)

@@ -56,12 +56,15 @@ async def results_of(
 ) -> bytes:
     """The body of an answer; empty but for its last map where nothing has ended in time.
 
+    That whoever asks has what came before is noted, but not before the answer to one who waits
+    for a job that goes on: see `note_before`.
+
     Raises:
         JobError: ``no_such_job``.
     """
     job = await daemon.job(job_id)  # before the units: they may end meanwhile
-    if query.after >= 0:  # who reads on has what came before
-        await daemon.note_read(job_id, query.after, query.order)
+    if not query.wait_s or job.state.final:
+        await note_before(daemon, job_id, query)
     found = await _page(daemon, job_id, query, query.after, query.limit)
     if not found[0] and not job.state.final and query.wait_s:
         found = await _wait(daemon, job_id, query, receive) or found
@@ -76,6 +79,12 @@ async def results_of(
         after = found[2]
         size_bytes += found[3]
     return _body(units, small, job, after)
+
+
+async def note_before(daemon: DaemonFacade, job_id: JobId, query: ResultsQuery) -> None:
+    """Note that who reads on has what came before."""
+    if query.after >= 0:
+        await daemon.note_read(job_id, query.after, query.order)
 
 
 _Page = tuple[list["Unit"], dict["BlobId", bytes], int, int]

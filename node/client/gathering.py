@@ -298,7 +298,7 @@ class Gathering:
         for one in batch:
             units.large |= one.large
         with self._changed:
-            alone = job.quick and job.resting and len(job.units) == len(batch)
+            alone = job.quick and job.resting and len(job.units) == len(batch) == 1
         pages: list[Page] = []
 
         def add() -> None:
