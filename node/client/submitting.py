@@ -23,7 +23,7 @@ from shoal.compute.tensor import to_blob
 from shoal.crypto.errors import ShoalError
 from shoal.node.client.batching import batches, check_batch
 from shoal.node.client.exchange import Flow, Request, Work
-from shoal.node.client.fetching import Page, Results, outputs, page_of
+from shoal.node.client.fetching import Page, Results, outputs, outputs_of, page, page_of
 from shoal.node.client.flows import (
     UPLOAD_LIMIT_S,
     WAIT_STEP_S,
@@ -54,6 +54,7 @@ from shoal.node.records import (
     JobState,
     OutputRef,
     Policy,
+    UnitState,
     new_job_id,
 )
 
@@ -304,8 +305,13 @@ def run(
         WaitTimeoutError: It is still running after ``timeout_s``.
     """
     check_as(as_)
+    deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
     submitted = yield from submit(model, iter([inputs]), Policy.RUN, options)
-    ended = yield from wait(submitted.id, timeout_s)
+    step_s = max(0.0, min(WAIT_STEP_S, deadline - time.monotonic()))
+    got = yield from page(submitted.id, wait_s=step_s)  # the result comes with it
+    if got.units and got.units[0].state is UnitState.DONE:
+        return (yield from outputs_of(submitted.id, got.units[0], as_))
+    ended = yield from wait(submitted.id, timeout_s and max(0.0, deadline - time.monotonic()))
     if not ended.state.final:
         raise WaitTimeoutError(
             f"job {ended.id} is still running after {timeout_s:g} s",
