@@ -15,7 +15,7 @@ import msgspec
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.records import Check, Job, Unit, UnitState
-from shoal.node.wording import count, names
+from shoal.node.wording import count, names, spans
 
 
 class Ground(StrEnum):
@@ -100,11 +100,16 @@ class JobAssurance(msgspec.Struct, frozen=True):
         units: How many rest on which ground; those of none are left out.
         differed: Of how many somebody gave another result than the one that was used.
         weaker: As in `Assurance`.
+        doubted: The units that are done and for whose results nobody stands but peers that
+            were convicted, the first `DOUBTED_LIMIT` of them.
+        doubted_units: How many there are of those.
     """
 
     units: dict[Ground, int]
     differed: int = 0
     weaker: bool = False
+    doubted: tuple[int, ...] = ()
+    doubted_units: int = 0
 
     @property
     def summary(self) -> list[str]:
@@ -122,10 +127,20 @@ class JobAssurance(msgspec.Struct, frozen=True):
                 f"of {count(self.differed, 'unit')} somebody gave another result, "
                 "which was not used"
             )
+        if self.doubted:
+            more = self.doubted_units - len(self.doubted)
+            which = spans(self.doubted) + (f" and {more} more" if more else "")
+            sentences.append(
+                f"{count(self.doubted_units, 'result')} rest on peers that were convicted "
+                f"later and on nobody else: unit{'s' if self.doubted_units > 1 else ''} {which}"
+            )
         if self.weaker and self.units.keys() - {Ground.NOTHING}:
             sentences.append(WEAKER)
         return sentences
 
+
+DOUBTED_LIMIT = 1000
+"""Units that are named one by one: as many as one answer tells of."""
 
 WEAKER = (
     "weaker than exact: honest results of this class differ in their last digits, so that a "

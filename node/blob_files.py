@@ -146,6 +146,10 @@ class PartialFile:
         self.chunks.check_chunk(index, chunk)
         _write_all(self._handle, chunk, index * CHUNK_SIZE_BYTES)
 
+    def share(self, missing: Container[int]) -> OpenBlob:
+        """Open it once more, for others to have what is here of it."""
+        return OpenBlob(os.dup(self._handle), self.chunks, missing)
+
     def sync(self) -> None:
         """Bring a blob that will not be hashed at every read safely to disk."""
         if len(self.chunks.digests) > 1:
@@ -153,6 +157,58 @@ class PartialFile:
 
     def close(self) -> None:
         """Close the file and leave it where it is; again does no harm."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+class OpenBlob:
+    """A blob's file, open to be served from; its bytes are checked by whoever gets them.
+
+    Read by one thread. What is evicted meanwhile stays readable until it is closed.
+
+    Args:
+        handle: Of the file; closed with this.
+        chunks: The blob's chunk list.
+        missing: Chunks that are not there, of a blob that is being received; a view of
+            what its reception still waits for.
+    """
+
+    def __init__(self, handle: int, chunks: ChunkList, missing: Container[int] = ()) -> None:
+        self.chunks = chunks
+        self._missing = missing
+        self._handle = handle
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was held when it was opened."""
+        return self._missing == ()
+
+    def has(self, index: int) -> bool:
+        """Whether chunk ``index`` is there now."""
+        return index < len(self.chunks.digests) and index not in self._missing
+
+    def read_into(self, index: int, buffer: memoryview) -> memoryview:
+        """Read one chunk; gives the part of ``buffer`` that it fills.
+
+        Raises:
+            StoreError: The file is cut short, or cannot be read.
+        """
+        view = buffer[: self.chunks.chunk_size_bytes(index)]
+        rest, offset = view, index * CHUNK_SIZE_BYTES
+        with storing(Path(f"blob {self.chunks.blob_id[:16]}…")):
+            while rest:
+                count = os.preadv(self._handle, [rest], offset)
+                if not count:
+                    raise StoreError(
+                        f"the file of blob {self.chunks.blob_id[:16]}… is cut short",
+                        code="blob_damaged",
+                    )
+                rest, offset = rest[count:], offset + count
+        return view
+
+    def close(self) -> None:
+        """Close the file; again does no harm."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -207,6 +263,17 @@ class BlobFiles:
             file.seek(offset)
             data = file.read(size_bytes)
         return data if len(data) == size_bytes else None
+
+    def open(self, chunks: ChunkList) -> OpenBlob | None:
+        """Open a blob to be served from, and note that it was used; none if it is gone."""
+        path = self._path(chunks.blob_id)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with suppress(OSError):  # as in `read`
+            os.utime(handle)
+        return OpenBlob(handle, chunks)
 
     def read_list(self, blob_id: BlobId) -> ChunkList | None:
         """The chunk list that lies beside a blob, if it is there and its own."""

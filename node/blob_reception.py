@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from shoal.crypto.content import CHUNK_SIZE_BYTES, BlobId, Buffer, ChunkList
 from shoal.crypto.possession import PossessionHasher
-from shoal.node.blob_files import PartialFile
+from shoal.node.blob_files import OpenBlob, PartialFile, storing
 from shoal.node.blob_shelf import Shelf
 
 
@@ -23,6 +23,7 @@ class Reception:
         self._file: PartialFile | None = None
         self._missing: dict[int, None] = {}  # an ordered set
         self._reserved_bytes = 0
+        self._counted = False  # what is missing; before that there is nothing to share
 
     @property
     def chunk_list(self) -> ChunkList | None:
@@ -75,6 +76,28 @@ class Reception:
         file = self._opened()
         await self._shelf.work(lambda: file.write(index, data), memoryview(data).nbytes)
         self._missing.pop(index, None)
+
+    def write_here(self, index: int, data: Buffer) -> None:
+        """Check and keep one chunk, in the thread of the caller, which may be any.
+
+        Raises:
+            VerificationError: As `write_chunk`.
+            StoreError: As `write_chunk`.
+        """
+        with storing(self._shelf.files.directory):
+            self._opened().write(index, data)
+        self._missing.pop(index, None)
+
+    def share(self) -> OpenBlob | None:
+        """Open what is here to be served from; none before `begin`.
+
+        Raises:
+            StoreError: It cannot be opened.
+        """
+        if self._file is None or not self._counted:
+            return None
+        with storing(self._shelf.files.directory):
+            return self._file.share(self._missing)
 
     async def finish(self) -> None:
         """Make it a blob that is held; no chunk may be missing."""
@@ -131,7 +154,7 @@ class Reception:
         missing = dict.fromkeys(range(len(file.chunks.digests)))
         for index in present:
             del missing[index]
-        self._missing = missing
+        self._missing, self._counted = missing, True
 
     def _opened(self) -> PartialFile:
         assert self._file is not None

@@ -50,6 +50,7 @@ from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import BLOB_AT_ONCE_LIMIT_BYTES
 
 if TYPE_CHECKING:
+    from shoal.node.blob_files import OpenBlob
     from shoal.node.blob_reception import Reception
     from shoal.node.blobs import BlobStore
     from shoal.node.network import ByteStream
@@ -154,6 +155,26 @@ class BlobServer:
                 self._broke(stream.remote, offence, error.message)
             await stream.reset()
 
+    async def open_blob(
+        self, peer: PeerId, blob_id: BlobId, requester: str | None, known: OpenBlob | None
+    ) -> OpenBlob | WhyNot:
+        """Open a blob for a peer's bulk channel; the caller closes it.
+
+        Args:
+            peer: Who wants it.
+            blob_id: Which.
+            requester: As in `BlobRequest`.
+            known: What was opened last, given again where it is that blob, and whole.
+        """
+        if not self._allows(peer, blob_id, requester):
+            return WhyNot.NO_RIGHT
+        if known is not None and known.is_whole and known.chunks.blob_id == blob_id:
+            return known
+        try:
+            return await self._store.open_blob(blob_id)
+        except StoreError as error:
+            return _not_held(peer, error)
+
     async def _send(self, stream: ByteStream, request: BlobRequest) -> None:
         blob_id = BlobId(request.blob)
         with self._store.kept(blob_id):
@@ -175,16 +196,18 @@ class BlobServer:
         self, peer: PeerId, blob_id: BlobId, requester: str | None
     ) -> ChunkList | WhyNot:
         """Decide on a request: whoever has no right does not learn what is held."""
-        for_whom = None if requester is None else PeerId(requester)
-        if not self._kept.allows(peer, blob_id, for_whom, trio.current_time()) and (
-            for_whom is not None or not self._rights.allows(peer, blob_id)
-        ):
+        if not self._allows(peer, blob_id, requester):
             return WhyNot.NO_RIGHT
         try:
             return await self._store.chunk_list(blob_id)
-        except StoreError as error:  # missing, or found damaged just now
-            log.info("a blob that a peer may have is not here", peer=peer, error=error.message)
-            return WhyNot.NOT_HELD
+        except StoreError as error:
+            return _not_held(peer, error)
+
+    def _allows(self, peer: PeerId, blob_id: BlobId, requester: str | None) -> bool:
+        for_whom = None if requester is None else PeerId(requester)
+        return self._kept.allows(peer, blob_id, for_whom, trio.current_time()) or (
+            for_whom is None and self._rights.allows(peer, blob_id)
+        )
 
     async def _first_chunk(self, stream: ByteStream, chunks: ChunkList) -> int:
         """From where to send; past the end, where the peer wants nothing more."""
@@ -208,6 +231,12 @@ class BlobServer:
         return await receive_frame(stream, kind, MESSAGE_LIMIT_BYTES, newer=newer)
 
 
+def _not_held(peer: PeerId, error: StoreError) -> WhyNot:
+    """What a peer hears of a blob that is missing, or was found damaged just now."""
+    log.info("a blob that a peer may have is not here", peer=peer, error=error.message)
+    return WhyNot.NOT_HELD
+
+
 async def fetch_blob(
     open_stream: Callable[[], Awaitable[ByteStream]],
     blob_id: BlobId,
@@ -217,7 +246,8 @@ async def fetch_blob(
     limit_bytes: int,
     requester: PeerId | None = None,
     newer: bool = False,
-) -> None:
+    leave_over_bytes: int | None = None,
+) -> ChunkList | None:
     """Fetch a blob from one peer; returns when that peer has shown to have all of it.
 
     Then the store holds it. Pin the blob first where it must not go again at once.
@@ -236,6 +266,11 @@ async def fetch_blob(
         requester: For whose unit, where it is another peer that keeps the blob for it; to
             be said only to a peer that knows protocol 1.3.
         newer: Whether the peer speaks a newer version.
+        leave_over_bytes: A larger blob, of which nobody sends or has sent all, is left
+            where it is, for `node.fetching` to get its chunks another way.
+
+    Returns:
+        The chunk list of a blob that was left, of which the peer has shown nothing.
 
     Raises:
         NetworkError: The peer cannot be reached, is too slow, or refuses:
@@ -248,11 +283,18 @@ async def fetch_blob(
         try:
             async with await open_stream() as stream:
                 chunks = await _receive_list(stream, request, limit_bytes, newer=newer)
+                if (
+                    leave_over_bytes is not None
+                    and chunks.size_bytes > leave_over_bytes
+                    and not (store.holds(blob_id) or store.receiving(blob_id))
+                ):
+                    return chunks
                 await _take_the_rest(stream, own, chunks, store, newer=newer)
         except _UnprovedError:
             async with await open_stream() as stream:
                 chunks = await _receive_list(stream, request, limit_bytes, newer=newer)
                 await _take_all(stream, chunks, store)
+    return None
 
 
 class _UnprovedError(Exception):

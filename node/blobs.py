@@ -31,7 +31,7 @@ from shoal.crypto.content import (
 )
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.possession import PossessionHasher
-from shoal.node.blob_files import Draft, storing
+from shoal.node.blob_files import Draft, OpenBlob, storing
 from shoal.node.blob_reception import Reception
 from shoal.node.blob_shelf import Shelf
 from shoal.node.turns import Turns
@@ -43,6 +43,7 @@ class BlobStore:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._receiving: Turns[BlobId] = Turns()
+        self._receptions: dict[BlobId, Reception] = {}
         self._readers = count()
 
     @property
@@ -147,12 +148,13 @@ class BlobStore:
         blob begins with them.
         """
         async with self._receiving.take(blob_id):
-            reception = Reception(self._shelf, blob_id)
+            reception = self._receptions[blob_id] = Reception(self._shelf, blob_id)
             try:
                 if not self.holds(blob_id):
                     await reception.resume()
                 yield reception
             finally:
+                del self._receptions[blob_id]
                 await reception.leave()
 
     def receiving(self, blob_id: BlobId) -> bool:
@@ -227,6 +229,25 @@ class BlobStore:
         return await self._read(
             blob_id, lambda: self._shelf.files.read(blob_id, offset, size_bytes), size_bytes
         )
+
+    async def open_blob(self, blob_id: BlobId) -> OpenBlob:
+        """Open a blob that is held, or being received, for a peer that will check it.
+
+        The caller closes it.
+
+        Raises:
+            StoreError: ``blob_missing``, or as `chunk_list`.
+        """
+        if not self.holds(blob_id) and (reception := self._receptions.get(blob_id)):
+            shared = reception.share()
+            if shared is not None:
+                return shared
+        self._shelf.index.touch(blob_id)
+        chunks = await self.chunk_list(blob_id)
+        found = await self._shelf.work(lambda: self._shelf.files.open(chunks))
+        if found is None:
+            raise await self._shelf.damaged(blob_id)
+        return found
 
     async def feed(self, blob_id: BlobId, hasher: PossessionHasher, size_bytes: int) -> None:
         """Give a hasher the first bytes of a blob; what is damaged proves nothing.

@@ -63,7 +63,9 @@ class Draw:
     candidates: tuple[PeerId, ...]
 
 
-def wanted(verify: Verify, signature: bytes, salt: bytes, p: float) -> int:
+def wanted(
+    verify: Verify, signature: bytes, salt: bytes, p: float, *, doubted: bool = False
+) -> int:
     """How many opinions beside the provider's own a receipt is to have.
 
     Args:
@@ -71,6 +73,8 @@ def wanted(verify: Verify, signature: bytes, salt: bytes, p: float) -> int:
         signature: Of the receipt.
         salt: Of its lease.
         p: With which probability ``auto`` checks a result of its provider.
+        doubted: Whether a peer that was false had the unit before. Its friends know by the
+            inputs what it said, and may say it again: whoever runs it is checked.
     """
     match verify.level:
         case "receipt":
@@ -78,9 +82,48 @@ def wanted(verify: Verify, signature: bytes, salt: bytes, p: float) -> int:
         case "quorum":
             return verify.k - 1
         case "sample":
-            return int(is_drawn(signature, salt, verify.p))
+            return int(doubted or is_drawn(signature, salt, verify.p))
         case _:
-            return int(is_drawn(signature, salt, p))
+            return int(doubted or is_drawn(signature, salt, p))
+
+
+AUDITED: Final = 1 / 16
+"""Of the results that are checked, the share that this node runs too, though a verifier
+agrees: a ring of which all that are drawn are members is found out by nothing else."""
+
+AUDITED_OF_FEW: Final = 1 / 2
+"""The same of what newcomers give where few may verify: those few may be one ring, which would
+vouch for all that are with it, and of eight results one is run here all but surely."""
+
+AUDITED_WHILE: Final = 4
+"""Only while so few results wait for this node: where it checks all there is, as in a cold
+start, nobody else has to be checked, and the job must not wait for it."""
+
+
+def audited(
+    verify: Verify,
+    signature: bytes,
+    salt: bytes,
+    p: float,
+    *,
+    few: bool = False,
+    doubted: bool = False,
+) -> bool:
+    """Whether a result that is checked is one of those that this node runs as well.
+
+    Only under ``auto``: who names a sample or a quorum gets what was named. What is doubted,
+    as in `wanted`, always is.
+
+    Args:
+        verify: The job's policy.
+        signature: Of the receipt.
+        salt: Of its lease.
+        p: With which probability it is checked.
+        doubted: As in `wanted`.
+        few: Whether it is a newcomer's, and hardly anybody may verify.
+    """
+    share = AUDITED_OF_FEW if few else AUDITED
+    return verify.level == "auto" and (doubted or is_drawn(signature, salt, p * share))
 
 
 class Said(NamedTuple):
@@ -137,7 +180,7 @@ TRANSITIONS: Final[dict[tuple[Stage, Event], frozenset[Stage]]] = {
     (Stage.ASKED, Event.ASKS): frozenset({Stage.ASKED}),
     (Stage.ASKED, Event.SAME): _OPEN,
     (Stage.ASKED, Event.OTHER): _SPLIT,
-    (Stage.ASKED, Event.SILENT): frozenset({Stage.WAITING, Stage.ASKED}),
+    (Stage.ASKED, Event.SILENT): frozenset({Stage.WAITING, Stage.ASKED, Stage.AGREED}),
     (Stage.DIFFERS, Event.ASKS): frozenset({Stage.DIFFERS}),
     (Stage.DIFFERS, Event.SAME): _SPLIT,
     (Stage.DIFFERS, Event.OTHER): _SPLIT,
@@ -165,6 +208,7 @@ class UnitCheck:
         order: The draw: who is asked, one after another.
         more: How many opinions are wanted beside the provider's.
         exact: Whether equal bits are the measure, and not a vote.
+        audit: Whether this node runs the unit too where others agree.
         opinions: What each said, as it came, the provider first.
         out: Who has been asked and has not answered.
         silent: Who was asked, and gave no opinion.
@@ -176,6 +220,7 @@ class UnitCheck:
     more: int
     exact: bool
     key: Key
+    audit: bool = False
     stage: Stage = Stage.WAITING
     opinions: dict[PeerId, Key] = field(init=False)
     out: set[PeerId] = field(default_factory=set)
@@ -194,7 +239,7 @@ class UnitCheck:
         """
         count = self._missing()
         chosen: list[PeerId] = []
-        if count and not self._own_decides():
+        if count and not self._own_decides() and not self._audits():
             for peer in self.order:
                 if len(chosen) == count:
                     break
@@ -207,7 +252,7 @@ class UnitCheck:
     def _missing(self) -> int:
         if self.stage.final:
             return 0
-        if self._own_decides():
+        if self._own_decides() or self._audits():
             return 1 if self.own not in self.out else 0
         have = len(self.opinions) + len(self.out)
         if self.own in self.out and self.stage is Stage.DIFFERS:
@@ -226,6 +271,16 @@ class UnitCheck:
     def _own_decides(self) -> bool:
         """Whether what is left to do is to run the unit here."""
         return self.exact and self.stage is Stage.DIFFERS and self.own not in self.silent
+
+    def _audits(self) -> bool:
+        """Whether others agree, and what is left to do is to see whether they are right."""
+        return (
+            self.audit
+            and self.stage is not Stage.DIFFERS
+            and len(self.opinions) > self.more
+            and self.own not in self.opinions
+            and self.own not in self.silent
+        )
 
     def _had(self, peer: PeerId) -> bool:
         return peer in self.opinions or peer in self.out or peer in self.silent
@@ -277,7 +332,7 @@ class UnitCheck:
         if self.own in self.opinions:
             return Stage.JUDGED if split else Stage.AGREED
         if not split:
-            if enough:
+            if enough and not self._audits():
                 return Stage.AGREED
             return Stage.ASKED if self.out else Stage.WAITING
         if not self._votable():

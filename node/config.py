@@ -32,9 +32,11 @@ from shoal.node.errors import ConfigError
 from shoal.node.schedule import Schedule
 from shoal.node.setting_values import (
     read_bootstrap,
+    read_bulk,
     read_credits,
     read_duration_s,
     read_group,
+    read_host_and_port,
     read_level,
     read_listen_addresses,
     read_metrics_place,
@@ -76,6 +78,9 @@ class Config:
         home: Directory of the key, the state and the blobs.
         socket: Where the daemon serves its local API.
         listen: Multiaddrs that the network listens on.
+        bulk: The port of bulk channels, ``auto`` or ``off``: see `node.bulk.listener`.
+        bulk_announce: Where peers are told to dial it, as host and port; None for where
+            this node is connected.
         bootstrap: Where to join: multiaddrs of nodes, each with its peer id, and
             ``/dnsaddr`` names.
         lan: Whether this node is announced, and others are looked for, by mDNS.
@@ -111,6 +116,8 @@ class Config:
     home: Path
     socket: Path
     listen: tuple[str, ...]
+    bulk: str | int
+    bulk_announce: tuple[str, int] | None
     bootstrap: tuple[str, ...]
     lan: bool
     allow: tuple[PeerId, ...]
@@ -449,6 +456,22 @@ SETTINGS = (
         "Addresses on which other nodes reach this one.",
         example='["/ip4/0.0.0.0/tcp/4711"]',
         many=True,
+    ),
+    Setting(
+        "bulk",
+        "PORT",
+        read_bulk,
+        lambda: "auto",
+        "Port for large blobs: auto for that of listen + 1000, off to send them as small ones.",
+        example="5711",
+    ),
+    Setting(
+        "bulk_announce",
+        "HOST:PORT",
+        read_host_and_port,
+        lambda: None,
+        "Where peers reach the bulk port, where a router forwards another one to it.",
+        example='"shoal.example:5711"',
     ),
     Setting(
         "bootstrap",

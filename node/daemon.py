@@ -21,10 +21,13 @@ from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import COMPILING, failed
 from shoal.compute.supervisor import CACHE_BYTES, open_worker
 from shoal.node import chaining
+from shoal.node.addresses import parse_address
 from shoal.node.api import claim_port, claim_socket, make_app, make_metrics_app
 from shoal.node.api.server import serve_on
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
+from shoal.node.bulk.channels import open_channels
+from shoal.node.bulk.listener import listen as listen_for_bulk
 from shoal.node.capability import Capability, open_capability
 from shoal.node.challenger import Challenger, open_challenger
 from shoal.node.conduct import Conduct, open_conduct
@@ -38,6 +41,7 @@ from shoal.node.house import House
 from shoal.node.introductions import Introductions
 from shoal.node.jobs import open_jobs
 from shoal.node.joining import Joining
+from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_peers import facts_of, find_seeds, is_proven, providers
 from shoal.node.lifecycle import Lifecycle
 from shoal.node.logs import no_logs, set_up_logs
@@ -67,6 +71,7 @@ from shoal.protocol.messages import (
     Accusation,
     AccusationsWanted,
     Acknowledge,
+    ChannelWanted,
     LeafWanted,
     NodesWanted,
     Reveal,
@@ -232,7 +237,7 @@ async def serve(
             changed=membership.announce,
             book=book,
         )
-        rights = Rights()
+        rights, kept = Rights(), KeptOutputs()
         convictions = Convictions(
             judge=partial(judged_by, worker, config.memory_bytes),
             read=charge_of,
@@ -240,12 +245,32 @@ async def serve(
             matters=lambda peer: membership.table.get(peer) is not None,
             judging_s=lambda: worker.judging_s,
         )
+        blob_server = BlobServer(
+            identity.peer_id,
+            blobs,
+            rights,
+            kept,
+            newer=control.versions.is_newer,
+            broke=conduct.broke,
+        )
+        channels = await stack.enter_async_context(
+            open_channels(
+                network,
+                control,
+                blob_server,
+                await _bulk_listeners(config),
+                announce=config.bulk_announce,
+                broke=conduct.broke,
+            )
+        )
         house = House(
             identity=identity,
             network=network,
             control=control,
             store=blobs,
             rights=rights,
+            kept=kept,
+            channels=channels,
             journal=journal,
             worker=worker,
             reach=partial(conduct.reach, introductions.reach),
@@ -332,19 +357,12 @@ async def serve(
             joining=joining,
             retention=retention,
         )
-        blob_server = BlobServer(
-            identity.peer_id,
-            blobs,
-            rights,
-            house.kept,
-            newer=control.versions.is_newer,
-            broke=conduct.broke,
-        )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
+        daemon.served[ChannelWanted] = channels.answer
         daemon.served[Reveal] = provider.revealed
         daemon.served[Acknowledge] = house.settling.acknowledged
-        convictions.on_ban += [control.hang_up, provider.drop, jobs.banned]
+        convictions.on_ban += [control.hang_up, channels.hang_up, provider.drop, jobs.banned]
         convictions.on_lift += [standings.lift, jobs.forgive]
         daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
         daemon.served |= dict.fromkeys((TraceWanted, NodesWanted, LeafWanted), defence.answer)
@@ -365,6 +383,7 @@ async def serve(
                 await nursery.start(serve_on, make_metrics_app(daemon), watched)
             nursery.start_soon(_probe, daemon)
             nursery.start_soon(lifecycle.pulse, daemon.look)
+            nursery.start_soon(daemon.figures.follow_loop)
             nursery.start_soon(joining.run)
             nursery.start_soon(retention.run)
             log.info(
@@ -376,6 +395,12 @@ async def serve(
             task_status.started(daemon)
             await lifecycle.stay(daemon)
             nursery.cancel_scope.cancel()
+
+
+async def _bulk_listeners(config: Config) -> list[trio.SocketListener]:
+    if config.bulk == "off" or not config.listen:
+        return []
+    return await listen_for_bulk(config.bulk, [parse_address(text) for text in config.listen])
 
 
 OF_TERMS = frozenset({"provide", "allow", "deny", "serve", "min_price", "time_limit"})

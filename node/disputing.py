@@ -53,6 +53,7 @@ OF_THE_MOMENT: Final = frozenset({"worker_start", "time_limit", "no_memory"})
 AGAIN_S: Final = (60.0, 600.0, 3600.0)
 """Errors of this machine that say nothing of a proof, as where its owner uses all of it, and
 when what ended by one is tried again."""
+
 VERDICTS: Final = frozenset(map(str, Outcome))
 
 log = structlog.get_logger(__name__)

@@ -23,6 +23,7 @@ from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
 from shoal.node import chaining, pipeline, reload
 from shoal.node.account import about_unit, told
+from shoal.node.again import spec_again
 from shoal.node.assurance import Assurance, JobAssurance, assure
 from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
@@ -295,6 +296,12 @@ class Daemon:
         """Take a job; raises ProgramError where inputs do not fit the program."""
         return await self.jobs_running.submit(spec, units)
 
+    async def again(self, job_id: JobId, indices: Sequence[int], verify: str) -> Job:
+        """Submit units of a job once more, as a job of their own; see `spec_again`."""
+        own = self.identity.peer_id
+        spec = await spec_again(self.journal, own, job_id, indices, verify)
+        return await self.submit(spec, spec.units)
+
     async def add_units(self, job_id: JobId, units: Sequence[GivenUnit], at: int | None) -> Job:
         """Add units to an open job, all of them or none; raises as `pipeline.add_units`."""
         job, taken = await pipeline.take_units(self.house, job_id, units, at)
@@ -497,9 +504,8 @@ class Daemon:
         """Metrics in Prometheus' text format."""
         return self.figures.exposition()
 
-    def look(self, lag_s: float) -> str:
+    def look(self) -> str:
         """Note at a pulse what is to be seen only over time; gives a sentence on it all."""
-        self.figures.lag_s.observe(lag_s)
         for link in self.membership.links.values():
             if link.rtt_s is not None:
                 self.figures.rtt_s.observe(link.rtt_s)

@@ -322,7 +322,7 @@ async def _result(  # of one answer
     receipt = outcome.receipts[unit.index]
     if isinstance(receipt, VerificationError):
         raise receipt
-    more = _opinions_wanted(house, running, held, answer)
+    more = _opinions_wanted(house, running, held, answer, unit)
     if receipt.error is not None:
         failure = Failure(receipt.error.code, receipt.error.message)
         if (
@@ -349,12 +349,15 @@ async def _result(  # of one answer
         outcome.ends.append(end)
 
 
-def _opinions_wanted(house: House, running: RunningJob, held: Held, answer: UnitResult) -> int:
+def _opinions_wanted(
+    house: House, running: RunningJob, held: Held, answer: UnitResult, unit: Unit
+) -> int:
     """How many others are to run the unit, by the draw of its receipt."""
     if held.draw is None:
         return 0
     p = house.standings.probability(held.side.provider)
-    return wanted(running.verify, signature_of(answer.receipt), held.draw.salt, p)
+    signature, doubted = signature_of(answer.receipt), unit.index in running.doubted
+    return wanted(running.verify, signature, held.draw.salt, p, doubted=doubted)
 
 
 def failed_end(

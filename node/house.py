@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shoal.compute import manifest as manifests
@@ -20,8 +19,9 @@ from shoal.compute.tensor import TensorSpec, spec_of_blob
 from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 from shoal.node import bidding
-from shoal.node.blob_transfer import BLOB_PROTOCOL, Rights, fetch_blob
+from shoal.node.blob_transfer import Rights
 from shoal.node.errors import StoreError
+from shoal.node.fetching import fetch
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from shoal.crypto.identity import Identity
     from shoal.crypto.peer_id import PeerId
     from shoal.node.blobs import BlobStore
+    from shoal.node.bulk.channels import Channels
     from shoal.node.control import Control
     from shoal.node.convictions import Convictions
     from shoal.node.network import Network
@@ -49,8 +50,10 @@ if TYPE_CHECKING:
     from shoal.node.state import State
     from shoal.protocol.messages import Call, ResponseBody
     from shoal.protocol.negotiation import ProviderSide
+    from shoal.protocol.statements import Receipt
 
 RELEASE_TIME_LIMIT_S = 2.0
+
 FETCHES_AT_ONCE = 16
 """Blob streams that this node opens to one peer at once: half of `PROTOCOL_STREAMS_LIMIT`,
 beyond which that peer resets them; more side by side are no faster."""
@@ -137,10 +140,13 @@ class House:
     """Whoever adds units to a job: their indices follow one another."""
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
     """Report what a peer did against the rules: see `node.conduct`."""
+    channels: Channels | None = None
+    """For large blobs; without them, those go by stream too."""
     convictions: Convictions | None = None
     """What is proved of peers; `ban_of` asks it."""
-    signed: Callable[[Call, UnitRun, bytes], None] = lambda _call, _run, _receipt: None
-    """Told of each receipt that this node's provider signs: see `node.defending`."""
+    signed: Callable[[Call, UnitRun, Receipt, bytes], None] = lambda *_: None
+    """Told of each receipt that this node's provider signs, and of its envelope: see
+    `node.defending`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
     standings: Standings = field(default_factory=NoStandings)
@@ -276,7 +282,7 @@ async def hold(
     be reached by now, and to know protocol 1.3.
 
     What is held already is used only where the peer is known to have it; else the
-    peer sends it, or proves to have it (`blob_transfer.fetch_blob`). To a peer that
+    peer sends it, or proves to have it (`node.fetching`). To a peer that
     has not got it, all this looks and fails the same, held or not.
 
     Raises:
@@ -288,22 +294,8 @@ async def hold(
     async with house.fetching.take((peer, blob_id)):  # two units of its want it once
         if usable(house, peer, blob_id):
             return
-        asked = source or peer
-        stream = partial(house.network.begin_stream, asked, BLOB_PROTOCOL)
-        try:
-            async with house.fetching_from.take(asked):
-                await fetch_blob(
-                    stream,
-                    blob_id,
-                    house.store,
-                    own=house.peer_id,
-                    limit_bytes=limit_bytes,
-                    requester=peer if source else None,
-                    newer=house.control.versions.is_newer(asked),
-                )
-        except RemoteProtocolError as error:
-            house.broke(asked, Offence.BAD_BLOB, error.message)
-            raise
+        requester = peer if source else None
+        await fetch(house, blob_id, source or peer, limit_bytes, requester)
         note_known(house, peer, [blob_id])
 
 

@@ -40,7 +40,7 @@ from shoal.node.records import (
     UnitState,
 )
 from shoal.node.result_standing import Deed
-from shoal.node.running_jobs import Ending, RunningJob, prepare
+from shoal.node.running_jobs import Ending, Held, RunningJob, prepare
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
 from shoal.node.scheduling.outlooks import outlook
@@ -575,7 +575,7 @@ class Jobs:
                 if outcome.drawn:
                     self._checking.begin(running, held, self._drawn(running, batch, outcome))
                 if outcome.ends:
-                    await self._deliver(running, batch, outcome.ends)
+                    await self._deliver_or_hold(running, held, batch, outcome.ends)
                 for index in outcome.given_up:
                     events.ended(self._state, running.need.job.id, index)
                     await self._give_up(running, index)
@@ -601,17 +601,23 @@ class Jobs:
     def _drawn(
         self, running: RunningJob, batch: Batch, outcome: handing_over.Outcome
     ) -> list[tuple[Ended, int]]:
-        """The results of a batch that wait to be checked: for the scheduler they have ended."""
-        job_id, drawn = running.need.job.id, []
-        for end, more in outcome.drawn:
+        """The results of a batch that wait to be checked, each as `Outcome.drawn` has it."""
+        more = {end.unit.index: count for end, count in outcome.drawn}
+        kept = self._waiting(running, batch, [end for end, _ in outcome.drawn])
+        return [(end, more[end.unit.index]) for end in kept]
+
+    def _waiting(self, running: RunningJob, batch: Batch, ends: Iterable[Ended]) -> list[Ended]:
+        """Those that wait before they are delivered: for the scheduler they have ended."""
+        kept = []
+        for end in ends:
             index = end.unit.index
-            if events.ended(self._state, job_id, index, batch.id):
+            if events.ended(self._state, running.need.job.id, index, batch.id):
                 running.ending.add(index)
                 self._forget(running, index)
-                drawn.append((end, more))
+                kept.append(end)
             else:  # another peer has ended it meanwhile
                 pipeline.let_go(self._house, [end])
-        return drawn
+        return kept
 
     async def deliver_checked(self, running: RunningJob, ends: Sequence[Ended]) -> None:
         """Write down the ends of units that waited for their checks."""
@@ -634,8 +640,15 @@ class Jobs:
     def put_back(self, running: RunningJob, indices: Sequence[int]) -> None:
         """Have units run again whose results are not used."""
         running.ending.difference_update(indices)
+        running.doubted.update(indices)
         running.queue.ended -= len(indices)
         self._ready(running.need.job.id, again=True)
+
+    def doubt(self, job_id: JobId, index: int) -> None:
+        """Have whoever runs this unit next be checked: a false peer had it."""
+        running = self._running.get(job_id)
+        if running is not None:
+            running.doubted.add(index)
 
     def banned(self, peer: PeerId) -> None:
         """Have nothing more to do with a peer that is banned, and run again what it gave."""
@@ -660,6 +673,15 @@ class Jobs:
                 answer = Answer(job_id, peer, time.time(), FOUND_FALSE, detail)
                 await self._house.journal.add_answer(answer)
         self.wake()
+
+    async def _deliver_or_hold(
+        self, running: RunningJob, held: Held, batch: Batch, ends: Sequence[Ended]
+    ) -> None:
+        """Deliver results that were not drawn, unless their provider is yet to be known."""
+        if self._checking.holds(running, batch.peer):
+            self._checking.hold(running, held, self._waiting(running, batch, ends))
+        else:
+            await self._deliver(running, batch, ends)
 
     async def _deliver(self, running: RunningJob, batch: Batch, ends: Sequence[Ended]) -> None:
         """Write the ends of units down, and then count them: once, whoever else ran them."""

@@ -107,16 +107,23 @@ def checks(database: sqlite3.Connection, job_id: JobId, unit: int | None) -> lis
     ]
 
 
-def unfetched_units_of(database: sqlite3.Connection, peer: PeerId) -> list[tuple[JobId, int]]:
-    """Units that a peer ran, of jobs that have not ended, whose results nobody has yet."""
+def unfetched_units_by(
+    database: sqlite3.Connection, peer: PeerId
+) -> list[tuple[JobId, int, PeerId]]:
+    """Units that a peer ran or vouched for, each with who ran it.
+
+    Of jobs that have not ended, and of results that nobody has yet.
+    """
     rows = database.execute(
-        "SELECT job, place FROM jobs CROSS JOIN units INDEXED BY unfetched_places"
+        "SELECT job, place, provider FROM jobs CROSS JOIN units INDEXED BY unfetched_places"
         " ON units.job = jobs.id WHERE jobs.state = 'running' AND NOT forgotten"
-        " AND ended IS NOT NULL AND NOT fetched AND units.state = 'done' AND provider = ?"
-        " ORDER BY job, place",
-        (peer,),
+        " AND ended IS NOT NULL AND NOT fetched AND units.state = 'done'"
+        " AND provider IS NOT NULL AND (provider = :peer OR EXISTS (SELECT 1 FROM checks"
+        " WHERE checks.job = units.job AND checks.place = units.place"
+        " AND verifier = :peer AND verdict = 'agrees')) ORDER BY job, place",
+        {"peer": peer},
     )
-    return [(JobId(row["job"]), row["place"]) for row in rows]
+    return [(JobId(row["job"]), row["place"], PeerId(row["provider"])) for row in rows]
 
 
 # --- bans -------------------------------------------------------------------------

@@ -286,6 +286,10 @@ class Network:
                 connection.muxed_conn.used_s = trio.current_time()
         return ByteStream(net_stream, self._traffic(protocol), LazyChoice(protocol))
 
+    def traffic(self, name: str) -> Traffic:
+        """Where bytes that go beside the streams are counted, under a name of their own."""
+        return self._supervised.counts.traffic[name]
+
     def _traffic(self, protocol: str) -> Traffic:
         """Where bytes of a protocol's streams are counted: of ``/shoal/blob/1`` as ``blob``."""
         _, _, name = protocol.strip("/").partition("/")

@@ -104,7 +104,7 @@ from shoal.protocol.statements import (
 from shoal.protocol.verification.draw import list_id, salt_hash
 from shoal.protocol.verification.policy import Verify, check_proofs
 from shoal.protocol.versions import OWN
-from shoal.protocol.vocabulary import knows
+from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE, knows
 
 if TYPE_CHECKING:
     from shoal.node.checks import Draw
@@ -563,14 +563,30 @@ async def execute(
 # 5. sign: the receipt, and the outputs beside it --------------------------------------
 
 
-async def sign(
+@dataclass(frozen=True, slots=True)
+class Unsigned:
+    """What came of a unit, before it is signed.
+
+    Attributes:
+        blobs: The outputs that travel with the receipt.
+        kept: Outputs that stay here for the requester, and their sizes in bytes.
+    """
+
+    request: UnitRequest
+    run: UnitRun
+    receipt: Receipt
+    blobs: tuple[bytes, ...]
+    kept: Mapping[BlobId, int]
+
+
+async def write_receipt(
     house: House,
     side: ProviderSide,
     request: UnitRequest,
     run: UnitRun,
     room: int = INLINE_LIMIT_BYTES,
-) -> UnitResult:
-    """Sign what was run, on what, giving what; small outputs travel with the receipt.
+) -> Unsigned:
+    """Write down what was run, on what, giving what; small outputs travel with the receipt.
 
     Args:
         house: The modules.
@@ -625,16 +641,30 @@ async def sign(
                 await house.store.put_bytes(tensor)
                 house.rights.grant(side.award_id, side.requester, [outputs[name]])
         note_known(house, side.requester, outputs.values())
-    envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
+    return Unsigned(request, run, receipt, tuple(inline), kept)
+
+
+def sign(house: House, side: ProviderSide, unsigned: Sequence[Unsigned]) -> list[UnitResult]:
+    """Sign receipts: all under one signature, where their requester knows that form."""
+    payloads = [encode(one.receipt) for one in unsigned]
+    if house.control.versions.of(side.requester) >= SIGNED_TOGETHER_SINCE:
+        envelopes = house.identity.sign_many(Statement.RECEIPT, payloads)
+    else:
+        envelopes = [house.identity.sign(Statement.RECEIPT, payload) for payload in payloads]
     assert side.call is not None
-    house.signed(side.call, run, envelope)
-    return UnitResult(
-        call=request.call,
-        unit=request.unit,
-        receipt=envelope,
-        blobs=tuple(inline),
-        kept=tuple(sorted(kept.items())),
-    )
+    results = []
+    for one, envelope in zip(unsigned, envelopes, strict=True):
+        house.signed(side.call, one.run, one.receipt, envelope)
+        results.append(
+            UnitResult(
+                call=one.request.call,
+                unit=one.request.unit,
+                receipt=envelope,
+                blobs=one.blobs,
+                kept=tuple(sorted(one.kept.items())),
+            )
+        )
+    return results
 
 
 def _unit_error(outcome: Outcome) -> UnitError | None:

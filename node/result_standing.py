@@ -187,6 +187,9 @@ class _Account:
     deeds: dict[Deed, Noted] = field(default_factory=dict)
     weight: float = -math.inf
     """How much was known after its last deed, in a measure that time does not change."""
+    reasons: tuple[Grounds, ...] | None = None
+    """What the deeds come to in words, until there is another one: it is asked for at every
+    plan, of every peer."""
 
     def settle(self, now_s: float) -> None:
         """Bring it up to now; a clock that was set back gives nothing and takes nothing."""
@@ -263,6 +266,7 @@ class ResultStanding:
         if deed is Deed.CONVICTED:
             account.convicted_until_s = max(account.convicted_until_s, now_s + BAN_S)
         before = account.deeds.get(deed, Noted(0, now_s))
+        account.reasons = None
         account.deeds[deed] = Noted(
             before.count + times,
             max(before.last_s, now_s),
@@ -278,6 +282,8 @@ class ResultStanding:
         account.settle(now_s)
         good, bad = account.good, account.bad
         convicted = account.convicted_until_s > now_s
+        if account.reasons is None:
+            account.reasons = _reasons(account.deeds)
         return StandingNow(
             value=0.0
             if convicted
@@ -285,7 +291,7 @@ class ResultStanding:
             good_in_a_row=int(account.in_a_row + 1e-9),
             newcomer=good < NEWCOMER_GOOD,
             convicted_until_s=account.convicted_until_s if convicted else None,
-            reasons=_reasons(account.deeds),
+            reasons=account.reasons,
         )
 
     def convict_until(self, peer: PeerId, until_s: float) -> None:
@@ -299,6 +305,7 @@ class ResultStanding:
         account = self._part(peer).get(peer)
         if account is not None and account.deeds.pop(Deed.CONVICTED, None) is not None:
             account.settle(now_s)
+            account.reasons = None
             account.bad, account.convicted_until_s = 0.0, 0.0
 
     def row(self, peer: PeerId) -> StandingRow | None:

@@ -77,6 +77,8 @@ class RunningJob:
         queue: The scheduler's part.
         verify: How its results are checked.
         units: Those in memory: that wait, or are out.
+        doubted: Units that a peer had that was found false since this node started: whoever
+            runs them next is checked.
         cursor: The last index read from the journal.
         bids: Conversations that stand at a bid or an award.
         called_s: When a peer was called last.
@@ -95,6 +97,7 @@ class RunningJob:
     bids: dict[PeerId, RequesterSide] = field(default_factory=dict)
     called_s: dict[PeerId, float] = field(default_factory=dict)
     held: dict[LeaseId, Held] = field(default_factory=dict)
+    doubted: set[int] = field(default_factory=set)
     errors: dict[int, Ending] = field(default_factory=dict)
     ending: set[int] = field(default_factory=set)
     failure: Failure | None = None

@@ -94,6 +94,28 @@ def read_metrics_place(value: object) -> tuple[str, int]:
     return host, int(port)
 
 
+def read_bulk(value: object) -> str | int:
+    """Read ``auto``, ``off`` or a port."""
+    text = str(value).strip().lower()
+    if text in ("auto", "off") and not isinstance(value, bool):
+        return text
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        message = "is neither auto nor off nor a port from 1 to 65535"
+        raise ValueError(message)
+    return int(text)
+
+
+def read_host_and_port(value: object) -> tuple[str, int]:
+    """Read ``shoal.example:5711``, ``192.0.2.7:5711`` or ``[2001:db8::7]:5711``."""
+    host, _, port = str(value).strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    fits = 1 <= len(host) <= 253 and host.isascii() and host.isprintable() and " " not in host
+    if not fits or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        message = "is not a host with a port, such as shoal.example:5711"
+        raise ValueError(message)
+    return host, int(port)
+
+
 def read_text(value: object) -> str:
     """Read a short line of text."""
     if not isinstance(value, str) or len(value) > 64 or not value.isprintable():

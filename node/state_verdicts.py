@@ -48,9 +48,12 @@ class VerdictState:
         """The checks of a job's units, or of one of them, by unit and then as they came."""
         return await self._read(journal_verdicts.checks, job_id, unit)
 
-    async def unfetched_units_of(self, peer: PeerId) -> list[tuple[JobId, int]]:
-        """Units that a peer ran, of jobs that still run, whose results nobody has yet."""
-        return await self._read(journal_verdicts.unfetched_units_of, peer)
+    async def unfetched_units_by(self, peer: PeerId) -> list[tuple[JobId, int, PeerId]]:
+        """Units that a peer ran or vouched for, of jobs that still run, with who ran each.
+
+        Only those whose results nobody has yet.
+        """
+        return await self._read(journal_verdicts.unfetched_units_by, peer)
 
     # --- bans and proofs ----------------------------------------------------------
 

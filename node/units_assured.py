@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.node.assurance import Ground, JobAssurance
+from shoal.node.assurance import DOUBTED_LIMIT, Ground, JobAssurance
 
 if TYPE_CHECKING:
     import sqlite3
@@ -40,6 +40,21 @@ FROM units LEFT JOIN (
 WHERE units.job = :job GROUP BY ground
 """
 
+_DOUBTED = """
+FROM units WHERE job = :job AND state = 'done' AND provider != :own
+AND NOT EXISTS (
+    SELECT 1 FROM checks WHERE checks.job = units.job AND checks.place = units.place
+    AND verdict = 'agrees' AND verifier NOT IN (SELECT peer FROM bans)
+) AND (
+    provider IN (SELECT peer FROM bans)
+    OR EXISTS (
+        SELECT 1 FROM checks WHERE checks.job = units.job AND checks.place = units.place
+        AND verdict = 'agrees'
+    )
+)
+"""
+"""As `node.look_back.is_doubtful` has it, of peers that are banned."""
+
 
 async def units_assured(journal: State, job: Job, own: PeerId) -> JobAssurance:
     """On what the units of a job rest.
@@ -55,7 +70,18 @@ async def units_assured(journal: State, job: Job, own: PeerId) -> JobAssurance:
 
     def read(database: sqlite3.Connection) -> JobAssurance:
         rows = database.execute(_COUNTED, {"job": job.id, "own": own}).fetchall()
+        key = {"job": job.id, "own": own, "limit": DOUBTED_LIMIT}
+        doubted, number = (), 0
+        if database.execute("SELECT 1 FROM bans LIMIT 1").fetchone():
+            (number,) = database.execute(f"SELECT count(*) {_DOUBTED}", key).fetchone()  # ours
+            found = database.execute(
+                f"SELECT place {_DOUBTED} ORDER BY place LIMIT :limit",  # ours
+                key,
+            )
+            doubted = tuple(row["place"] for row in found)
         return JobAssurance(
+            doubted=doubted,
+            doubted_units=number,
             units={Ground(row["ground"]): row["number"] for row in rows},
             differed=int(sum(row["differed"] for row in rows)),
             weaker=job.numeric_class != "exact",

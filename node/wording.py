@@ -15,6 +15,17 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers, those in a row from the first to the last: ``3, 5 to 9``."""
+    rows: list[list[int]] = []
+    for number in numbers:
+        if rows and number == rows[-1][-1] + 1:
+            rows[-1][1:] = [number]
+        else:
+            rows.append([number])
+    return ", ".join(" to ".join(map(str, row)) for row in rows)
+
+
 def names(peers: Sequence[PeerId], own: PeerId) -> str:
     """Some peers: all of few, the first of many."""
     told = ["this node" if peer == own else peer for peer in peers]

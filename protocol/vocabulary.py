@@ -142,6 +142,9 @@ UNITS_WITH_AWARD_SINCE = 5
 """The minor from which on a provider takes what one stream brings in order, so that units may
 follow an award before its lease has come."""
 
+SIGNED_TOGETHER_SINCE: Version = (PROTOCOL_MAJOR, 5)
+"""The version that reads statements under one signature (`crypto.envelope.seal_many`)."""
+
 Body = TypeVar("Body", bound=msgspec.Struct)
 Frame = TypeVar("Frame", Request, Response)
 

@@ -115,6 +115,13 @@ class _CancelUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema_version: int = 1
 
 
+class _Again(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Units to run once more, and how they are checked; none: those in doubt."""
+
+    units: tuple[Annotated[int, msgspec.Meta(ge=0, le=INDEX_LIMIT)], ...] = ()
+    verify: str = "sample:1"
+
+
 class _LogLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of PUT /v1/log-level; no module means all of shoal's."""
 
@@ -173,6 +180,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("POST", "/v1/jobs/{id}/seal", api.seal),
         ("GET", "/v1/jobs/{id}/results", api.results),
         ("POST", "/v1/jobs/{id}/cancel", api.cancel),
+        ("POST", "/v1/jobs/{id}/again", api.again),
         ("DELETE", "/v1/jobs/{id}", api.forget),
         ("GET", "/v1/jobs/{id}/why", api.why),
         ("GET", "/v1/jobs/{id}/timing", api.timing),
@@ -458,6 +466,11 @@ class _Api:
         # The summary is for clients that have no words of their own.
         job = {**msgspec.structs.asdict(counted), "summary": counted.summary}
         return answer({"job": job, "units": units})
+
+    async def again(self, request: Request) -> Response:
+        wanted = decode(await read_bounded(request, JOB_LIMIT_BYTES), _Again)
+        job = await self._daemon.again(job_id_in(request), wanted.units, wanted.verify)
+        return answer({"job": job}, 201)
 
     async def receipts(self, request: Request) -> Response:
         return answer({"receipts": await self._daemon.receipts(job_id_in(request))})

@@ -251,6 +251,14 @@ class DaemonFacade(Protocol):
         """
         ...
 
+    async def again(self, job_id: JobId, indices: Sequence[int], verify: str) -> Job:
+        """Submit units of a job once more, as a job of their own; none: those in doubt.
+
+        Raises:
+            JobError: ``no_such_job``, ``no_such_unit``, ``units_await`` or ``none_doubted``.
+        """
+        ...
+
     async def timing(self, job_id: JobId, unit: int) -> UnitTiming:
         """Where the time of a unit went; raises JobError ``no_timing`` where it is not kept."""
         ...

@@ -22,6 +22,7 @@ from shoal.node.cli.timing import print_timing
 from shoal.node.cli.work import Format, Into, deliver
 from shoal.node.errors import ConfigError, JobFailedError
 from shoal.node.records import Job, Unit
+from shoal.node.wording import spans
 
 if TYPE_CHECKING:
     from shoal.node.assurance import Assurance
@@ -132,7 +133,37 @@ def show(
             f"{job.units_total - len(found)} more units: "
             f"`shoal job show {job.id} --units {job.units_total}`"
         )
+    if counted.doubted:
+        note(f"run just those again, each checked: `shoal job again {job.id}`")
     note(f"what that says of one unit: `shoal job show {job.id} --unit N`")
+
+
+@app.command
+def again(
+    job_id: str,
+    /,
+    *,
+    units: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (),
+    verify: str = "sample:1",
+    daemon: Daemon | None = None,
+) -> None:
+    """Run units of a job once more, as a job of their own.
+
+    Args:
+        job_id: The job.
+        units: Which; left out: those that rest on peers that were convicted later. In the new
+            job they are counted from 0, in this order.
+        verify: How their results are checked, as in `shoal map`.
+    """
+    daemon = daemon or Daemon()
+    with daemon.client() as client:
+        named = units or client.assurance(job_id, 0, 0)[0].doubted
+        job = client.again(job_id, named, verify)
+    if daemon.as_json:
+        print_json({"job": job, "units": named})
+        return
+    note(f"units {spans(named)} of job {job_id} run again as job {job.id}, in this order")
+    note(f"fetch them with `shoal job fetch {job.id} --output DIR`")
 
 
 @app.command

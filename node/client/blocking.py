@@ -454,6 +454,10 @@ class Client:
         """How far a job's results can be relied on: all of it counted, and some units."""
         return self._drive(flows.assurance(job_id, offset, limit))
 
+    def again(self, job_id: str, units: Sequence[int] = (), verify: str = "sample:1") -> Job:
+        """Submit units of a job once more; none: those that only convicted peers stand for."""
+        return self._drive(flows.again(job_id, units, verify))
+
     def timing(self, job_id: str, unit: int = 0) -> UnitTiming:
         """Where the time of a unit went that ran lately.
 

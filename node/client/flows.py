@@ -337,6 +337,13 @@ def cancel_units(job_id: str, indices: Sequence[int]) -> Flow[list[int]]:
     return [*(yield from json_of(request))["cancelled"]]
 
 
+def again(job_id: str, indices: Sequence[int], verify: str) -> Flow[Job]:
+    """Submit units of a job once more, as a job of their own; none: those in doubt."""
+    body = msgspec.json.encode({"units": indices, "verify": verify})
+    request = Request("POST", f"/v1/jobs/{job_id}/again", body=body)
+    return msgspec.convert((yield from json_of(request))["job"], Job)
+
+
 def seal(job_id: str) -> Flow[Job]:
     """Add no more units to an open job."""
     answer = yield from json_of(Request("POST", f"/v1/jobs/{job_id}/seal"))

@@ -401,6 +401,12 @@ class AsyncClient:
         """How far a job's results can be relied on: all of it counted, and some units."""
         return await self._drive(flows.assurance(job_id, offset, limit))
 
+    async def again(
+        self, job_id: str, units: Sequence[int] = (), verify: str = "sample:1"
+    ) -> Job:
+        """Submit units of a job once more; none: those that only convicted peers stand for."""
+        return await self._drive(flows.again(job_id, units, verify))
+
     async def receipts(self, job_id: str) -> list[BlobId]:
         """Ids of a job's receipts."""
         return await self._drive(flows.receipts(job_id))

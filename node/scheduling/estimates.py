@@ -7,6 +7,7 @@ others than this node give it shows in its measured speed.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from statistics import median_low
 from typing import TYPE_CHECKING
 
@@ -56,12 +57,17 @@ def measured_s(state: State, job: JobQueue, peer: PeerId) -> float | None:
 
 def typical_s(state: State, job: JobQueue, but: PeerId | None = None) -> float | None:
     """The lower median of what was measured of all peers, ``but`` one, for such units."""
-    speeds = state.speeds.get(job.kind, {})
-    return (
-        median_low([s.unit_s for p, s in speeds.items() if p != but] or [math.nan])
-        if any(p != but for p in speeds)
-        else None
-    )
+    ranked = state.ranked.get(job.kind)
+    if ranked is None:
+        speeds = state.speeds.get(job.kind, {})
+        ranked = state.ranked[job.kind] = sorted((s.unit_s, p) for p, s in speeds.items())
+    own = measured_s(state, job, but) if but is not None else None
+    if own is None or but is None:
+        return ranked[(len(ranked) - 1) // 2][0] if ranked else None
+    if len(ranked) == 1:
+        return None
+    middle = (len(ranked) - 2) // 2
+    return ranked[middle + (bisect_left(ranked, (own, but)) <= middle)][0]
 
 
 def unit_s(state: State, job: JobQueue, peer: PeerId) -> float | None:

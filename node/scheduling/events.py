@@ -367,8 +367,11 @@ def came_back(
 def _measure(state: State, job: JobQueue, peer: PeerId, unit_s: float) -> None:
     speeds = state.speeds.pop(job.kind, {})
     state.speeds[job.kind] = speeds  # the last used is last
+    state.ranked.pop(job.kind, None)
     while len(state.speeds) > KINDS_LIMIT:
-        del state.speeds[next(iter(state.speeds))]
+        oldest = next(iter(state.speeds))
+        del state.speeds[oldest]
+        state.ranked.pop(oldest, None)
     speed = speeds.pop(peer, None)
     if speed is None:
         speeds[peer] = Speed(unit_s)

@@ -238,6 +238,8 @@ class State:
     Attributes:
         offering: For each numeric class, the peers that may be called, with what is
             known of them.
+        ranked: The measured seconds per unit of each kind, least first, with whose they are:
+            made of `speeds` where it is asked for (`estimates.typical_s`).
         virtual_s: Where fair queuing stands: what a job that begins now starts from.
         draining: Nothing is begun any more.
     """
@@ -248,6 +250,7 @@ class State:
     lines: dict[PeerId, Line] = field(default_factory=dict)
     offering: dict[str, dict[PeerId, Facts]] = field(default_factory=dict)
     speeds: dict[Kind, dict[PeerId, Speed]] = field(default_factory=dict)
+    ranked: dict[Kind, list[tuple[float, PeerId]]] = field(default_factory=dict)
     virtual_s: float = 0.0
     next_lease: int = 0
     next_batch: int = 0

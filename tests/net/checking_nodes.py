@@ -355,6 +355,25 @@ class Roughly(Peer):
         return nearly_right(blob)
 
 
+class Colludes(Peer):
+    """Lies, and says the same lie of what its friends ran."""
+
+    def gives(self, blob):
+        return wrong(blob)
+
+
+class Waits(Peer):
+    """Answers nothing before it is told to go."""
+
+    def __init__(self, key, network):
+        super().__init__(key, network)
+        self.go = trio.Event()
+
+    async def ran(self, request):
+        await self.go.wait()
+        return await super().ran(request)
+
+
 class TurnsFalse(Peer):
     """Honest for as long as ``honest`` units, then not."""
 

@@ -31,6 +31,7 @@ from shoal.node.records import (
     Failure,
     Job,
     JobId,
+    JobSpec,
     JobState,
     LogLevelView,
     MisfitView,
@@ -309,6 +310,13 @@ class MemoryDaemon:
             self.ending[job_id].append(index)
         await self.change(job_id)
         return tuple(queued)
+
+    async def again(self, job_id, indices, verify):
+        job = await self.job(job_id)
+        units = self.known_units[job_id]
+        inputs = tuple(dict(units[index].inputs) for index in indices)
+        spec = JobSpec(job.policy, job.program, inputs, label=verify)
+        return await self.submit(spec, inputs)
 
     async def finish(self, job_id):
         job, units = self.known_jobs[job_id], self.known_units[job_id]

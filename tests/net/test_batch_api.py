@@ -323,6 +323,24 @@ async def test_single_units_are_cancelled_where_nobody_runs_them(daemon, socket_
     await blocking(work)
 
 
+async def test_units_of_a_job_are_submitted_once_more(daemon, socket_path, program):
+    daemon.hold = True
+
+    def work():
+        with Client(socket_path) as client:
+            job = client.submit(program, [{"x": rows(n)} for n in (1, 2, 3)])
+            again = client.again(job.id, [2, 0], verify="quorum:2")
+            assert again.id != job.id
+            assert again.label == "quorum:2"
+            first, *_, last = client.units(job.id)
+            assert [u.inputs for u in client.units(again.id)] == [last.inputs, first.inputs]
+            with pytest.raises(DaemonError) as caught:
+                client.again(job.id, [-1])
+            assert caught.value.code == "bad_request"
+
+    await blocking(work)
+
+
 @pytest.mark.parametrize("index", [-1, 1 << 62, 1 << 63])
 async def test_what_is_no_index_of_a_unit_is_refused_by_name(
     daemon, socket_path, program, index

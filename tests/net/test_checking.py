@@ -5,6 +5,7 @@ import trio
 from checking_nodes import (
     LIMIT_S,
     CallsItNaN,
+    Colludes,
     KeepsOutputs,
     Lies,
     Peer,
@@ -13,6 +14,7 @@ from checking_nodes import (
     SaysAnotherThingEachTime,
     ThinksTwice,
     TurnsFalse,
+    Waits,
     given,
     nearly_right,
     open_peers,
@@ -21,12 +23,15 @@ from checking_nodes import (
 )
 
 from shoal.crypto.content import blob_id_of
-from shoal.node import pipeline
+from shoal.node import checks, pipeline
+from shoal.node.again import spec_again
 from shoal.node.checking import RETRY_S
 from shoal.node.checks import Stage
 from shoal.node.errors import JobError
-from shoal.node.records import UnitState
+from shoal.node.look_back import HOLD_S
+from shoal.node.records import Ban, UnitState, new_job_id
 from shoal.node.result_standing import Deed
+from shoal.node.units_assured import units_assured
 from shoal.protocol.statements import open_award, open_receipt
 from shoal.protocol.verification.draw import list_id, salt_hash
 
@@ -429,6 +434,127 @@ async def test_a_policy_that_says_nothing_is_refused(node):
         await node.submit([1], verify="quorum:1")
     assert caught.value.code == "bad_verify"
     assert "sample:0.1" in caught.value.hint
+
+
+async def test_what_a_newcomer_gives_is_held_while_a_check_of_it_is_out(node):
+    async with open_peers(node, Peer, Waits) as (newcomer, verifier):
+        node.standings.able.discard(newcomer.peer)
+        verifier.price = 50.0
+        probabilities = iter([1.0])
+        node.standings.probability = lambda _peer: next(probabilities, 0.0)
+        job = await node.submit(range(12), verify="auto", open=True)
+
+        async def several_came_back():
+            queue = node.jobs._state.jobs.get(job.id)
+            return queue is not None and queue.in_check >= 3
+
+        await until(several_came_back)
+        delivered = await node.journal.units(job.id, 0, 12)
+        assert {unit.state for unit in delivered} == {UnitState.QUEUED}
+        verifier.go.set()
+
+        async def all_are_delivered():
+            return (await node.journal.job(job.id)).units_done == 12
+
+        await until(all_are_delivered)
+        await assert_right(node, await node.journal.units(job.id, 0, 12), range(12))
+
+
+async def test_nothing_of_a_peer_in_good_standing_is_held(node):
+    async with open_peers(node, Peer, Waits) as (known, verifier):
+        verifier.price = 50.0
+        probabilities = iter([1.0])
+        node.standings.probability = lambda _peer: next(probabilities, 0.0)
+        job = await node.submit(range(12), verify="auto", open=True)
+
+        async def some_are_delivered():
+            return (await node.journal.job(job.id)).units_done >= 3
+
+        await until(some_are_delivered)
+        assert not verifier.go.is_set()
+        units = await node.journal.units(job.id, 0, 12)
+        assert known.peer in {unit.provider for unit in units}
+
+
+async def test_one_unit_of_a_newcomer_is_delivered_as_soon_as_it_is_checked(node):
+    async with open_peers(node, Peer, Peer) as (newcomer, verifier):
+        node.standings.able.discard(newcomer.peer)
+        verifier.price = 50.0
+        with trio.fail_after(HOLD_S / 2):
+            units = await node.run([1], verify="auto")
+        await assert_right(node, units, [1])
+
+
+async def test_who_vouched_for_a_false_peer_is_looked_at_again_and_found_out(node):
+    async with open_peers(node, Colludes, Colludes) as (one, two):
+        job = await node.submit(range(6), verify="sample:1", open=True)
+
+        async def all_are_delivered():
+            return (await node.journal.job(job.id)).units_done == 6
+
+        await until(all_are_delivered)
+        assert not node.accused
+        node.jobs.banned(one.peer)
+
+        async def the_other_is_accused_and_nothing_of_them_is_left():
+            units = await node.journal.units(job.id, 0, 6)
+            left = {unit.provider for unit in units if unit.state is UnitState.DONE}
+            return two.peer in {who for who, _, _ in node.accused} and not left & {
+                one.peer,
+                two.peer,
+            }
+
+        await until(the_other_is_accused_and_nothing_of_them_is_left)
+
+
+async def test_a_ring_of_all_who_are_drawn_is_found_out_by_this_nodes_own_runs(
+    node, monkeypatch
+):
+    monkeypatch.setattr(checks, "AUDITED", 1.0)
+    async with open_peers(node, Colludes, Colludes) as (one, two):
+        job = await node.submit(range(6), verify="auto", open=True)
+
+        async def both_are_accused():
+            return {who for who, _, _ in node.accused} == {one.peer, two.peer}
+
+        await until(both_are_accused)
+        for unit in await node.journal.units(job.id, 0, 6):
+            if unit.state is UnitState.DONE:
+                assert await node.output(unit) == right(given(unit.index))
+
+
+async def test_what_a_liar_gave_before_it_was_convicted_is_named_and_runs_again(node):
+    async with open_peers(node, Lies, verify=False) as (liar,):
+        node.standings.p = {liar.peer: 0.0}
+        before = await node.run(range(4), verify="receipt", id=new_job_id())
+        assert await node.output(before[0]) != right(given(0))
+    job_id = before[0].job
+    with pytest.raises(JobError) as caught:
+        await spec_again(node.journal, node.peer, job_id, (), "sample:1")
+    assert caught.value.code == "none_doubted"
+    await node.journal.add_ban(Ban(liar.peer, blob_id_of(b"proof"), 1.0, 2e9, "lied", own=True))
+    counted = await units_assured(node.journal, await node.journal.job(job_id), node.peer)
+    assert counted.doubted == (0, 1, 2, 3)
+    node.offering.clear()
+    async with open_peers(node, Peer, Peer):
+        spec = await spec_again(node.journal, node.peer, job_id, (3, 1), "sample:1")
+        job = await node.jobs.submit(spec)
+
+        async def it_is_done():
+            return (await node.journal.job(job.id)).state == "done"
+
+        await until(it_is_done)
+        units = await node.journal.units(job.id, 0, 9)
+        await assert_right(node, units, [3, 1])
+
+
+@pytest.mark.parametrize(("units", "code"), [((9,), "no_such_unit"), ((0, 9), "no_such_unit")])
+async def test_units_that_a_job_has_not_are_not_run_again(node, units, code):
+    async with open_peers(node, Peer):
+        ran = await node.run([1], verify="receipt")
+    with pytest.raises(JobError) as caught:
+        await spec_again(node.journal, node.peer, ran[0].job, units, "sample:1")
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(

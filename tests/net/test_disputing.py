@@ -42,11 +42,11 @@ from shoal.node.blobs import open_store
 from shoal.node.defending import KEPT_S, Defence, open_defence
 from shoal.node.disputing import Disputes, open_disputes
 from shoal.node.errors import NetworkError, StoreError
-from shoal.node.evidence import Evidence
+from shoal.node.evidence import Evidence, disputes_of
 from shoal.node.house import House, note_known
 from shoal.node.state import open_state
 from shoal.protocol.messages import Call, NodesWanted, Problem, TraceWanted
-from shoal.protocol.statements import statement_id
+from shoal.protocol.statements import open_receipt, statement_id
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S
 
@@ -192,7 +192,7 @@ class Scene:
             time_limit_s=TIME_LIMIT_S,
             memory_bytes=MEMORY_BYTES,
         )
-        self.defence.signed(call, run, receipt)
+        self.defence.signed(call, run, open_receipt(receipt), receipt)
         self.receipts.append(receipt)
 
     @property
@@ -339,11 +339,11 @@ async def test_what_this_machine_is_too_busy_to_judge_is_judged_later(
         await scene.signed()
         convict, failed = scene.house.convictions.convict, []
 
-        async def too_busy(proof, blobs):
+        async def too_busy(*proof, **kept):
             if len(failed) < failures:
                 failed.append(proof)
                 raise ComputeError("the worker does not start", code="worker_start")
-            return await convict(proof, blobs)
+            return await convict(*proof, **kept)
 
         scene.house.convictions.convict = too_busy
         assert await scene.disputed() == outcome
@@ -542,3 +542,18 @@ async def test_proofs_about_a_job_that_was_forgotten_are_for_this_node_alone(tmp
         await scene.signed()
         assert await scene.disputed() == "convicted"
         assert scene.house.convictions.private
+
+
+async def test_disputes_that_are_open_are_told_of_their_job_alone(tmp_path):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        journal = scene.house.journal
+        disputes = Disputes(scene.house, MEMORY_BYTES)  # not run: they stay open
+        await disputes.open(Evidence(scene.award, scene.receipt, None, JOB, 3))
+        await disputes.open(Evidence(scene.award, scene.receipt, None, "1" * 27, 4))
+        await journal.add_dispute(b"no evidence")
+        signed_at = 1_700_000_001.0
+        (told,) = await disputes_of(journal, JOB, signed_at + 90.0)
+        assert (told.peer, told.unit, told.ago_s) == (BOB.peer_id, 3, 90.0)
+        (told,) = await disputes_of(journal, JOB, signed_at - 5.0)  # of a clock that is ahead
+        assert told.ago_s == 0.0

@@ -99,7 +99,7 @@ async def test_a_state_of_version_2_is_found_and_can_have_checks_and_bans(second
         check = Check(job_id, 0, "own", PEER, "agrees", None, 5.0)
         await state.add_checks([check])
         assert await state.checks(job_id) == [check]
-        assert await state.unfetched_units_of(PEER) == [(job_id, 0)]
+        assert await state.unfetched_units_by(PEER) == [(job_id, 0, PEER)]
         assert await state.bans() == []
         assert await state.ledger() == []
     check_sound(second)

@@ -24,8 +24,8 @@ async def state(tmp_path):
         yield opened
 
 
-def check(unit=0, verdict="agrees", *, job=JOB, at=5.0):
-    return Check(job, unit, "re-run", VERIFIER, verdict, tensor_id(9), at)
+def check(unit=0, verdict="agrees", *, job=JOB, at=5.0, verifier=VERIFIER):
+    return Check(job, unit, "re-run", verifier, verdict, tensor_id(9), at)
 
 
 def ban(peer=MALLORY, since=1000.0, until=2000.0, *, own=True):
@@ -69,12 +69,23 @@ async def test_what_a_peer_ran_is_found_while_it_can_be_run_again(state):
     await with_units(state, 2, "0002")
     ends = [done(make_unit(n)) for n in range(3)] + [done(make_unit(0, job="0002"))]
     await state.end_units(ends)
-    assert await state.unfetched_units_of(MALLORY) == []
+    assert await state.unfetched_units_by(MALLORY) == []
     peer = ends[0].unit.provider
-    assert await state.unfetched_units_of(peer) == [(JOB, 0), (JOB, 1), (JOB, 2), ("0002", 0)]
+    everything = [(JOB, 0), (JOB, 1), (JOB, 2), ("0002", 0)]
+    assert await state.unfetched_units_by(peer) == [(*unit, peer) for unit in everything]
     await state.note_fetched(JOB, [1])
     await state.end_job(JobId("0002"), JobState.CANCELLED, 9.0)
-    assert await state.unfetched_units_of(peer) == [(JOB, 0), (JOB, 2)]
+    assert await state.unfetched_units_by(peer) == [(JOB, 0, peer), (JOB, 2, peer)]
+
+
+async def test_what_a_peer_vouched_for_is_found_too(state):
+    await with_units(state, 4)
+    ends = [done(make_unit(n)) for n in range(4)]
+    await state.end_units(ends)
+    await state.add_checks([check(0, verifier=MALLORY), check(1, verifier=MALLORY)])
+    await state.add_checks([check(2, verifier=MALLORY, verdict="differs")])
+    await state.note_fetched(JOB, [1])
+    assert await state.unfetched_units_by(MALLORY) == [(JOB, 0, ends[0].unit.provider)]
 
 
 # --- bans and proofs ---

@@ -7,9 +7,11 @@ import msgspec
 import pytest
 from journal_samples import PEER, done, failed, make_job, make_units
 
+from shoal.crypto import identity
+from shoal.crypto.content import blob_id_of
 from shoal.crypto.peer_id import PeerId
 from shoal.node.assurance import assure
-from shoal.node.records import Check
+from shoal.node.records import Ban, Check
 from shoal.node.state import open_state
 from shoal.node.units_assured import units_assured
 
@@ -20,6 +22,39 @@ OPINIONS = [
     for verdict in ("agrees", "differs", "no_answer")
 ]
 SETS = [opinions for size in range(3) for opinions in combinations(OPINIONS, size)]
+
+
+async def test_results_are_in_doubt_that_rest_on_convicted_peers_alone(tmp_path):
+    mallory, trudy, bob = (identity.generate().peer_id for _ in range(3))
+    cases = [
+        (mallory, [], True),
+        (mallory, [trudy], True),
+        (mallory, [bob], False),
+        (mallory, [OWN], False),
+        (bob, [trudy], True),
+        (bob, [], False),
+        (OWN, [], False),
+    ]
+    async with open_state(tmp_path / "state.sqlite") as state:
+        job, spec = make_job()
+        units = make_units(len(cases))
+        await state.add_job(job, spec, units)
+        for unit, (provider, agreed, _) in zip(units, cases, strict=True):
+            checks = [
+                Check(job.id, unit.index, "re-run", peer, "agrees", None, 1.0)
+                for peer in agreed
+            ]
+            end = done(unit)
+            ran = msgspec.structs.replace(end.unit, provider=provider)
+            await state.end_units(
+                [msgspec.structs.replace(end, unit=ran, checks=tuple(checks))]
+            )
+        assert (await units_assured(state, job, OWN)).doubted == ()
+        for peer in (mallory, trudy):
+            await state.add_ban(Ban(peer, blob_id_of(peer.encode()), 1.0, 2e9, "a proof", True))
+        counted = await units_assured(state, job, OWN)
+    assert counted.doubted == tuple(n for n, (*_, doubted) in enumerate(cases) if doubted)
+    assert counted.doubted_units == len(counted.doubted)
 
 
 @pytest.mark.parametrize("numeric_class", ["exact", "fp32"])

@@ -127,6 +127,15 @@ def test_a_job_is_summed_up_by_its_grounds_the_strongest_first():
     assert differed.startswith("of 2 units somebody gave another result")
 
 
+def test_results_that_rest_on_convicted_peers_are_named_in_the_sum():
+    counted = JobAssurance({Ground.RECEIPT: 9}, doubted=(3, 5, 6, 7), doubted_units=9)
+    *_, doubted = counted.summary
+    assert doubted == (
+        "9 results rest on peers that were convicted later and on nobody else: "
+        "units 3, 5 to 7 and 5 more"
+    )
+
+
 def test_the_sum_of_a_weaker_class_says_so_once_there_are_results():
     assert JobAssurance({Ground.RE_RUN: 2}, weaker=True).summary[-1] == WEAKER
     assert JobAssurance({Ground.NOTHING: 2}, weaker=True).summary == [

@@ -13,6 +13,7 @@ from shoal.node.checks import (
     Event,
     Stage,
     UnitCheck,
+    audited,
     of_the_program,
     wanted,
 )
@@ -209,3 +210,54 @@ def test_an_error_of_the_program_is_a_result_and_one_of_the_machine_is_not():
     assert set(get_args(ErrorCode)) == OF_THE_PROGRAM
     assert of_the_program(UnitError("nan", ""))
     assert not of_the_program(UnitError("time_limit", ""))
+
+
+def test_an_audited_check_is_over_when_this_node_has_run_the_unit_too():
+    machine = UnitCheck(PROVIDER, OWN, (A,), 1, True, "right", audit=True)
+    assert ask(machine) == (A,)
+    machine.answers(A, "right")
+    assert not machine.stage.final
+    assert ask(machine) == (OWN,)
+    assert ask(machine) == ()
+    machine.answers(OWN, "right")
+    assert machine.stage is Stage.AGREED
+
+
+def test_an_audit_finds_a_provider_and_its_friend_false():
+    machine = UnitCheck(PROVIDER, OWN, (A,), 1, True, "wrong", audit=True)
+    ask(machine)
+    machine.answers(A, "wrong")
+    ask(machine)
+    machine.answers(OWN, "right")
+    assert machine.stage is Stage.JUDGED
+    assert set(machine.false) == {PROVIDER, A}
+
+
+def test_where_this_node_cannot_run_a_unit_an_audit_is_done_without():
+    machine = UnitCheck(PROVIDER, OWN, (A,), 1, True, "right", audit=True)
+    ask(machine)
+    machine.answers(A, "right")
+    ask(machine)
+    machine.says_nothing(OWN)
+    assert machine.stage is Stage.AGREED
+
+
+def test_one_in_sixteen_of_what_is_checked_under_auto_is_audited_and_of_nothing_else():
+    auto = Verify.parse("auto")
+    receipts = [number.to_bytes(64, "big") for number in range(4000)]
+    drawn = [each for each in receipts if wanted(auto, each, SALT, 0.5)]
+    found = [each for each in receipts if audited(auto, each, SALT, 0.5)]
+    assert set(found) <= set(drawn)
+    assert 80 < len(found) < 170
+    few = [each for each in receipts if audited(auto, each, SALT, 1.0, few=True)]
+    assert 1800 < len(few) < 2200
+    assert not any(audited(Verify.parse("sample:1"), each, SALT, 1.0) for each in receipts)
+
+
+@pytest.mark.parametrize("verify", ["auto", "sample:0.01"])
+def test_whoever_runs_a_unit_that_a_false_peer_had_is_checked(verify):
+    policy = Verify.parse(verify)
+    receipts = [number.to_bytes(64, "big") for number in range(50)]
+    assert all(wanted(policy, each, SALT, 0.01, doubted=True) == 1 for each in receipts)
+    assert not all(wanted(policy, each, SALT, 0.01) for each in receipts)
+    assert wanted(Verify.parse("receipt"), receipts[0], SALT, 1.0, doubted=True) == 0

@@ -7,7 +7,7 @@ import trio
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.peer_id import PeerId
-from shoal.node import house
+from shoal.node import fetching
 from shoal.node.house import FETCHES_AT_ONCE, House, hold
 
 
@@ -23,7 +23,7 @@ async def test_one_peer_is_asked_for_so_many_blobs_at_once_however_many_units_wa
         await trio.testing.wait_all_tasks_blocked()
         now -= 1
 
-    monkeypatch.setattr(house, "fetch_blob", fetch)
+    monkeypatch.setattr(fetching, "fetch_blob", fetch)
     nothing = SimpleNamespace(
         pin=lambda *_: None, holds=lambda _: False, has=lambda *_: False, note=lambda *_: None
     )

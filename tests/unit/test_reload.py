@@ -17,6 +17,8 @@ LIVE = {
     *("results_quota", "results_keep"),
 }
 OTHERS = {
+    "bulk": '"off"',
+    "bulk_announce": '"shoal.example:5711"',
     "bootstrap": f'["/ip4/1.2.3.4/tcp/1/p2p/{PEER}"]',
     "allow": f'["{PEER}"]',
     "deny": f'["{PEER}"]',

@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter
+from statistics import median_low
 
 import pytest
 from simulated_peers import CLASS, Peer, Simulation
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.scheduling import actions as do
-from shoal.node.scheduling import events
+from shoal.node.scheduling import estimates, events
 from shoal.node.scheduling import state as s
 from shoal.node.scheduling.feeding import BATCH_S, COPIES_FEW, COPIES_SHARE
 from shoal.node.scheduling.outlooks import outlook
@@ -27,6 +28,23 @@ def ideal_s(units, *unit_s):
 
 def even(count, unit_s=1.0, **more):
     return [Peer(f"p{k}", unit_s, **more) for k in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_what_others_take_is_the_lower_median_of_all_but_one(count):
+    state, job = s.State(), a_job(units=1)
+    events.peers_known(state, {CLASS: {}})
+    events.job_started(state, job)
+    measured = {}
+    for number in range(3 * count):  # ties among them, and each measured three times
+        peer, unit_s = PeerId(f"p{number % count}"), 1.0 + (7 * number) % 4
+        events._measure(state, job, peer, unit_s)
+        measured = {p: speed.unit_s for p, speed in state.speeds[job.kind].items()}
+        for but in (None, *measured, PeerId("nobody")):
+            others = [each for p, each in measured.items() if p != but]
+            expected = median_low(others) if others else None
+            assert estimates.typical_s(state, job, but) == expected
+    assert len(measured) == count
 
 
 # --- one slow peer, and the end of a job --------------------------------------------------

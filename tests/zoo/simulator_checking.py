@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kinds import Lie
 from simulator_world import RIGHT, TIME_LIMIT_S, Receipt
 
-from shoal.node import checks, probation
+from shoal.node import checks, look_back, probation
 from shoal.node.result_standing import Deed
 from shoal.protocol.limits import CANDIDATES_LIMIT
 from shoal.protocol.verification.draw import SALT_SIZE_BYTES, verifiers
@@ -34,13 +34,28 @@ class Returned:
     twice: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
-    """A result that waits for its check, and all receipts on it."""
+    """A result that waits for its check, and all receipts on it.
+
+    Attributes:
+        looks_back: It was delivered long ago, and is only looked at again.
+    """
 
     one: Returned
     check: checks.UnitCheck
     receipts: dict
+    looks_back: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Ready:
+    """A result that is held, though it could be delivered."""
+
+    one: Returned
+    receipt: Receipt
+    since_s: float
+    agreed: frozenset = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +77,12 @@ class Checking:
         self.waiting = {}
         self.pending = Counter()
         self.unfetched = defaultdict(dict)
+        self.holders = {}
         self.wrong = {}
-        self.vouched = defaultdict(dict)
+        self.vouched = {}
+        self.doubted = set()
+        self.vouchers = look_back.Vouchers()
+        self.held, self.held_units = defaultdict(dict), 0
         self.own_line, self.own_busy = deque(), False
 
     @property
@@ -99,7 +118,8 @@ class Checking:
         """A result came: check it, or deliver it."""
         receipt, peer = one.receipt, one.receipt.provider.peer
         p = self.standings.probability(peer)
-        more = checks.wanted(self.verify, receipt.signature, draw.salt, p)
+        doubted = (one.job, one.unit) in self.doubted
+        more = checks.wanted(self.verify, receipt.signature, draw.salt, p, doubted=doubted)
         if receipt.result == Lie.ERROR.value and self.verify.level != "receipt":
             more = max(1, more)
         if not more:
@@ -107,7 +127,11 @@ class Checking:
             return
         own = self.requester.node.peer
         order = verifiers(receipt.signature, draw.salt, draw.candidates, {peer, own})
-        check = checks.UnitCheck(peer, own, tuple(order), more, True, receipt.result)
+        few = p >= 1.0 and len(order) < probation.LISTED_ENOUGH
+        audit = (few or len(self.own_line) < checks.AUDITED_WHILE) and checks.audited(
+            self.verify, receipt.signature, draw.salt, p, few=few, doubted=doubted
+        )
+        check = checks.UnitCheck(peer, own, tuple(order), more, True, receipt.result, audit)
         waiting = Waiting(one, check, {peer: receipt})
         self.waiting[one.unit] = waiting
         self.pending[peer] += 1
@@ -117,7 +141,7 @@ class Checking:
     # -- checks --
 
     def _waits(self, waiting):
-        return self.waiting.get(waiting.one.unit) is waiting
+        return waiting.looks_back or self.waiting.get(waiting.one.unit) is waiting
 
     def _note_room(self, peer):
         if (queue := self.requester.queue) is not None:
@@ -188,21 +212,22 @@ class Checking:
 
     def _checked(self, waiting):
         check, receipts = waiting.check, waiting.receipts
-        del self.waiting[waiting.one.unit]
+        waiting.looks_back or self.waiting.pop(waiting.one.unit)
         for peer in check.opinions.keys() - {check.own, *check.false}:
             deed = Deed.CHECKED_GOOD if peer == check.provider else Deed.CHECKED_OTHERS
-            self.standings.note(peer, deed)
-        agreed = check.opinions.keys() - {check.provider, check.own, *check.false}
-        if agreed:
-            self.vouched[check.right][waiting.one.unit] = agreed - {check.right}
-        self._finish(waiting.one, receipts[check.right])
+            if not waiting.looks_back:
+                self.standings.note(peer, deed)
+        agreed = check.opinions.keys() - {check.right, *check.false}
+        if check.own not in agreed and not waiting.looks_back:
+            self.vouchers.note(check.right, agreed, waiting)
         for peer in check.false:
             self._disputes(receipts[peer])
-        self._waits_no_more(check.provider)
-
-    def _waits_no_more(self, peer):
-        self.pending[peer] -= 1
-        self._note_room(peer)
+        if waiting.looks_back:
+            return
+        self.pending[check.provider] -= 1
+        self._ready(waiting.one, receipts[check.right], frozenset(agreed))
+        self._note_room(check.provider)
+        self._releases(check.provider)
 
     # -- deliver --
 
@@ -212,17 +237,52 @@ class Checking:
             self._again(one.unit)
             return
         self.standings.note(peer, Deed.DELIVERED)
-        self._finish(one, one.receipt)
+        self._ready(one, one.receipt)
         if one.twice and self.world.random.random() < ASKED_TWICE:
             self.swarm.spread.equivocated(self.requester.node, one.receipt.provider)
             self.found_false(peer)
 
-    def _finish(self, one, receipt):
+    def _ready(self, one, receipt, agreed=frozenset()):
+        """A result may be delivered, at once or after what else its provider gives."""
+        ready = Ready(one, receipt, self.world.now_s, agreed)
+        provider = receipt.provider.peer
+        if provider == self.requester.node.peer or not self._is_held(ready):
+            self._finish(ready)
+            return
+        self.held[provider][one.unit] = ready
+        self.held_units += 1
+        self.world.after(look_back.HOLD_S + 0.01, self._releases, provider)
+
+    def _is_held(self, ready):
+        peer = ready.receipt.provider.peer
+        if self.verify.level != "auto" or self.requester.node.peer in ready.agreed:
+            return False
+        return look_back.is_held(
+            trusted=self.standings.may_verify(peer),
+            out=self.pending[peer] + self.requester.batches_at(peer),
+            held=self.held_units,
+            waited_s=self.world.now_s - ready.since_s,
+        )
+
+    def _releases(self, provider):
+        """Deliver what needs not be held any more."""
+        held = self.held[provider]
+        for unit, ready in list(held.items()):
+            if not self._is_held(ready):
+                del held[unit]
+                self.held_units -= 1
+                self._finish(ready)
+
+    def _finish(self, ready):
+        unit, receipt = ready.one.unit, ready.receipt
         self.swarm.counts.delivered(receipt)
-        self.unfetched[receipt.provider.peer][one.unit] = None
+        self.unfetched[receipt.provider.peer][unit] = None
+        self.holders[unit] = receipt.provider.peer
+        if ready.agreed:
+            self.vouched[unit] = ready.agreed
         if receipt.result != RIGHT:
-            self.wrong[one.unit] = receipt
-        self.requester.delivers(one.unit)
+            self.wrong[unit] = receipt
+        self.requester.delivers(unit)
         self.requester.wake()
 
     def fetched(self, unit):
@@ -230,11 +290,12 @@ class Checking:
         receipt = self.wrong.pop(unit, None)
         if receipt is not None:
             self.swarm.counts.fetched(receipt)
-        for units in self.unfetched.values():
-            units.pop(unit, None)
+        self.unfetched[self.holders.pop(unit, None)].pop(unit, None)
+        self.vouched.pop(unit, None)
 
     def _again(self, unit):
         self.swarm.counts.ran("again", 1)
+        self.doubted.add((self.requester.job, unit))
         self.requester.reopen(unit)
 
     # -- who was found false --
@@ -248,13 +309,38 @@ class Checking:
             del self.waiting[waiting.one.unit]
             self._again(waiting.one.unit)
         self.pending[peer] = 0
-        vouched = self.vouched.pop(peer, {})
-        for unit in self.unfetched.pop(peer, ()):
-            if all(map(self.shuns, vouched.get(unit, ()))):
+        for unit in self.held.pop(peer, ()):
+            self.held_units -= 1
+            self._again(unit)
+        theirs = self.unfetched[peer].keys() | {
+            unit for unit, agreed in self.vouched.items() if peer in agreed
+        }
+        for unit in sorted(theirs):
+            if look_back.is_doubtful(
+                self.holders[unit], self.vouched.get(unit, ()), self._is_false
+            ):
                 self.swarm.counts.undelivered(self.wrong.pop(unit, None))
+                self.unfetched[self.holders.pop(unit)].pop(unit)
+                self.vouched.pop(unit, None)
                 self._again(unit)
+        for waiting in self.vouchers.friends_of(peer, self._is_false):
+            self._looks_back(waiting)
         self.requester.lets_go_of(peer)
         self._note_room(peer)
+
+    def _is_false(self, peer):
+        return peer != self.requester.node.peer and self.shuns(peer)
+
+    def _looks_back(self, waiting):
+        """Run here what a liar and its friend agreed upon."""
+        old = waiting.check
+        check = checks.UnitCheck(old.provider, old.own, (), old.more, True, old.key, True)
+        again = Waiting(waiting.one, check, dict(waiting.receipts), looks_back=True)
+        for peer, key in old.opinions.items():
+            if peer != old.provider:
+                check.asks(peer)
+                check.answers(peer, key)
+        self._asks(again)
 
     def _disputes(self, receipt):
         accused = receipt.provider

@@ -23,10 +23,19 @@ class Mark:
 
 
 class Counts:
-    """Of one run."""
+    """Of one run.
 
-    def __init__(self, world):
-        self.world = world
+    Args:
+        world: Whose clock counts.
+        units_wanted: How many results there will be in the end.
+
+    Attributes:
+        wrong_late: Wrong results that were fetched in the last quarter.
+    """
+
+    def __init__(self, world, units_wanted):
+        self.world, self.units_wanted = world, units_wanted
+        self.wrong_late = 0
         self.runs = Counter()
         self.units, self.given_up = 0, 0
         self.wrong = Counter()
@@ -61,6 +70,7 @@ class Counts:
 
     def fetched(self, receipt):
         """The submitter has a wrong one."""
+        self.wrong_late += self.units >= 0.75 * self.units_wanted
         self.wrong["fetched", receipt.provider.kind.name] += 1
 
     def banned(self, node, accused):
@@ -94,30 +104,33 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def of_runs(swarms):
-    """One line for each run."""
-    rows = []
-    for swarm in swarms:
-        counts = swarm.counts
-        wrong = counts.all_wrong("fetched")
-        liars = [n for n in swarm.world.nodes.values() if n.first_lie_s is not None]
-        rows.append(
-            [
-                swarm.scenario.name,
-                f"{counts.units:,}",
-                counts.all_wrong("delivered"),
-                f"{wrong} ({wrong / counts.units:.3%})",
-                f"{counts.extra_between(0.0, 0.25):.0%}",
-                f"{counts.extra_between(0.75, 1.0):.1%}",
-                f"{sum(n.peer in counts.bans for n in liars)} of {len(liars)}",
-                len(counts.honest_banned),
-            ]
-        )
+def of_run(swarm):
+    """What there is to say of one run."""
+    counts = swarm.counts
+    wrong = counts.all_wrong("fetched")
+    late = counts.wrong_late / max(1, counts.units // 4)
+    liars = [n for n in swarm.world.nodes.values() if n.first_lie_s is not None]
+    return [
+        swarm.scenario.name,
+        f"{counts.units:,}",
+        counts.all_wrong("delivered"),
+        f"{wrong} ({wrong / counts.units:.3%})",
+        f"{counts.wrong_late} ({late:.3%})",
+        f"{counts.extra_between(0.0, 0.25):.0%}",
+        f"{counts.extra_between(0.75, 1.0):.1%}",
+        f"{sum(n.peer in counts.bans for n in liars)} of {len(liars)}",
+        len(counts.honest_banned),
+    ]
+
+
+def of_runs(rows):
+    """One line for each run: what `of_run` gives."""
     head = [
         "run",
         "units",
         "wrong, delivered",
         "wrong, fetched",
+        "of these in the last quarter",
         "extra, first quarter",
         "extra, last quarter",
         "liars banned",

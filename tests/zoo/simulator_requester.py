@@ -60,6 +60,7 @@ class Requester:
         self._planned_s = math.inf
         self._looked_s = -math.inf
         self._names = 0
+        self._orders = {}
         self.world.at(self.world.random.uniform(0.0, 5.0), self._next_job)
 
     # -- jobs --
@@ -166,7 +167,11 @@ class Requester:
 
     def _preference(self, peer):
         """An order of its own, as the distance on the network gives one."""
-        return blake2b(f"{self.node.peer}/{peer}".encode(), digest_size=8).digest()
+        order = self._orders.get(peer)
+        if order is None:
+            order = blake2b(f"{self.node.peer}/{peer}".encode(), digest_size=8).digest()
+            self._orders[peer] = order
+        return order
 
     def _renew_leases(self):
         able = set(self.checking.able())
@@ -231,6 +236,10 @@ class Requester:
             self.wake()
 
     # -- units --
+
+    def batches_at(self, peer):
+        """How many messages are out at a peer."""
+        return len(self.state.line(peer).batches)
 
     def _hand_over(self, action):
         world, lease = self.world, self.state.leases[action.lease]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulator import Scenario, Swarm, liars_of
-from simulator_measures import of_kinds, of_runs
+from simulator_measures import of_kinds, of_run, of_runs
 from simulator_requester import DONE
 
 from shoal.node.result_standing import Deed
@@ -53,6 +53,19 @@ def test_without_verification_lies_are_delivered():
     assert not swarm.counts.extra
 
 
+def test_of_45_percent_colluding_verifiers_those_who_vouched_for_a_liar_are_found_out():
+    swarm = run(units=3000, colluding=0.45)
+    assert_whole(swarm)
+    vouched = [
+        node
+        for node in swarm.world.nodes.values()
+        if node.kind.name == "colluding_verifier" and node.first_lie_s is not None
+    ]
+    banned = [node for node in vouched if node.peer in swarm.counts.bans]
+    assert len(banned) >= 0.7 * len(vouched) > 0
+    assert swarm.counts.all_wrong("fetched") <= 0.01 * swarm.counts.units
+
+
 def test_with_30_percent_loss_and_45_percent_colluding_verifiers_no_honest_node_is_banned():
     swarm = run(loss=0.3, colluding=0.45)
     assert_whole(swarm)
@@ -61,7 +74,7 @@ def test_with_30_percent_loss_and_45_percent_colluding_verifiers_no_honest_node_
 
 def test_the_same_seed_gives_the_same_run():
     one, two = run(units=400), run(units=400)
-    assert of_runs([one]) == of_runs([two])
+    assert of_runs([of_run(one)]) == of_runs([of_run(two)])
     assert of_kinds(one) == of_kinds(two)
     assert of_kinds(one) != of_kinds(run(units=400, seed=2))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Doubles = NDArray[np.float64]
 
-_PIECE: Final = 1 << 13
+_PIECE: Final = 1 << 14
 """Elements that a function is given at once: what it makes of them stays in cache."""
 
 
