@@ -212,6 +212,14 @@ def check_policy(spec: JobSpec) -> None:
 async def add_units(
     house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
 ) -> Job:
+    """As `take_units`; gives the job."""
+    job, _ = await take_units(house, job_id, given, at)
+    return job
+
+
+async def take_units(
+    house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
+) -> tuple[Job, given_units.Taken]:
     """Check units whole and add them to an open job: all of them or none.
 
     Args:
@@ -238,7 +246,7 @@ async def add_units(
         taken = await given_units.take(house, manifest, job_id, given, job.units_total)
         added = await house.journal.add_units(job_id, taken.units, taken.tensors)
         house.timings.added(job_id, job.units_total, len(taken.units), began_s)
-        return added
+        return added, taken
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------
