@@ -29,6 +29,7 @@ from shoal.node.records import JobId, Unit
 from shoal.node.result_standing import StandingNow
 from shoal.node.settling import Settling
 from shoal.node.standing import Offence
+from shoal.node.timing import Timings
 from shoal.node.turns import Turns
 from shoal.node.why_not import peer_banned
 from shoal.protocol.errors import RemoteProtocolError
@@ -154,6 +155,9 @@ class House:
     that says another thing, and of which unit."""
     settling: Settling = field(default_factory=Settling)
     """Acknowledges receipts, and counts who did how much for whom."""
+
+    timings: Timings = field(default_factory=Timings)
+    """Where the time of this node's own units went."""
 
     @property
     def peer_id(self) -> PeerId:

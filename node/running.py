@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 import trio
 
@@ -22,8 +23,8 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import pipeline
 from shoal.node.errors import InputMissingError, StoreError
 from shoal.node.house import House, inputs_of
-from shoal.protocol.limits import INLINE_LIMIT_BYTES
-from shoal.protocol.messages import Reason, Refusal, UnitRequest, UnitResult
+from shoal.protocol.limits import INLINE_LIMIT_BYTES, UNIT_TIME_LIMIT_S
+from shoal.protocol.messages import Reason, Refusal, UnitRequest, UnitResult, UnitTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,7 @@ class Running:
     Attributes:
         refusal: What it is answered by where it was given up.
         unwanted_since_s: Since when this node would not take it any more.
+        asked_s: When it came; then when its inputs were here, and when it had run.
     """
 
     request: UnitRequest
@@ -62,6 +64,20 @@ class Running:
     unwanted_since_s: float | None = None
     run: UnitRun | None = None
     batch: Batch | None = None
+    asked_s: float = field(default_factory=trio.current_time)
+    ready_s: float = 0.0
+    ran_s: float = 0.0
+
+    def times(self, run: UnitRun) -> UnitTimes:
+        """Where its time went until now, when it is signed."""
+        executed_s = run.outcome.compute_s if isinstance(run.outcome, Execution) else 0.0
+        spent = (
+            self.ready_s - self.asked_s,
+            self.ran_s - self.ready_s - executed_s,
+            executed_s,
+            trio.current_time() - self.ran_s,
+        )
+        return UnitTimes(*(min(max(0.0, each), UNIT_TIME_LIMIT_S) for each in spent))
 
     async def end(self) -> UnitResult | Refusal:
         """Wait for its answer."""
@@ -191,6 +207,7 @@ class Batch:
                 self._refuse([unit], error)
                 continue
             unit.run = UnitRun(inputs, trace=unit.request.trace)
+            unit.ready_s = trio.current_time()
             ready.append(unit)
             held_bytes += sum(map(len, inputs.values()))
             if held_bytes > HELD_LIMIT_BYTES:
@@ -205,13 +222,15 @@ class Batch:
         failure: StoreError | None = None
         send, receive = trio.open_memory_channel[UnitRun](len(by_run))
 
+        def ran(run: UnitRun) -> None:
+            by_run[run].ran_s = trio.current_time()
+            send.send_nowait(run)
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sign_all, receive, by_run)
             with send:
                 try:
-                    await pipeline.execute(
-                        self._house, self._side, manifest, list(by_run), send.send_nowait
-                    )
+                    await pipeline.execute(self._house, self._side, manifest, list(by_run), ran)
                 except StoreError as error:
                     self._conversation.forget_program()
                     failure = error
@@ -263,7 +282,8 @@ class Batch:
             self._refuse([unit for unit, _ in wanted], error)
             return
         for (unit, _), result in zip(wanted, results, strict=True):
-            self._end(unit, result)
+            assert unit.run is not None
+            self._end(unit, msgspec.structs.replace(result, times=unit.times(unit.run)))
 
     def _refuse(self, units: Sequence[Running], error: ShoalError) -> None:
         match error:

@@ -282,6 +282,7 @@ def document() -> str:
                     get_args(messages.RequestBody) + get_args(messages.ResponseBody)
                 ),
                 messages.UnitRefusal,
+                messages.UnitTimes,
             ]
         ),
         _reasons(messages.Reason),

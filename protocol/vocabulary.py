@@ -128,6 +128,7 @@ FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {
     (Bid, "batch_max"): 3,
     (Cancel, "others"): 3,
     (UnitRequest, "trace"): 4,
+    (UnitResult, "times"): 5,
 }
 """The minor that brought a field, where it is younger than its message. It has a default."""
 
@@ -136,6 +137,10 @@ REASONS_SINCE: Mapping[Reason, int] = {
     Reason.UNSETTLED: 4,
 }
 """The minor that brought a reason, where it is not of 1.0. Older peers hear `INTERNAL`."""
+
+UNITS_WITH_AWARD_SINCE = 5
+"""The minor from which on a provider takes what one stream brings in order, so that units may
+follow an award before its lease has come."""
 
 SIGNED_TOGETHER_SINCE: Version = (PROTOCOL_MAJOR, 5)
 """The version that reads statements under one signature (`crypto.envelope.seal_many`)."""
@@ -147,6 +152,11 @@ Frame = TypeVar("Frame", Request, Response)
 def knows(theirs: Version, message: type[msgspec.Struct]) -> bool:
     """Whether a node of this version knows a message."""
     return theirs >= (PROTOCOL_MAJOR, SINCE[message])
+
+
+def takes_units_with_award(theirs: Version) -> bool:
+    """Whether units may be said to a provider of this version right behind an award."""
+    return theirs >= (PROTOCOL_MAJOR, UNITS_WITH_AWARD_SINCE)
 
 
 def said_to(theirs: Version, body: Body) -> Body:

@@ -42,10 +42,17 @@ class Wire:
     def __init__(self, sock: ssl.SSLSocket, peer: PeerId, *, newer: bool) -> None:
         self.peer = peer
         self.received = self.sent = 0
+        self._counted = 0, 0
         self.sock = sock
         self._newer = newer
         self._between = True  # nothing has begun to come that must end
         self._length = bytearray(LENGTH_BYTES)
+
+    def take_counts(self) -> tuple[int, int]:
+        """The bytes received and sent since this was last asked; from one thread only."""
+        counts = self.received, self.sent
+        before, self._counted = self._counted, counts
+        return counts[0] - before[0], counts[1] - before[1]
 
     def shake_hands(self) -> None:
         """Begin TLS.
@@ -113,7 +120,12 @@ class Wire:
         data = bytearray(size)
         self._between = False
         self._fill(memoryview(data), CHUNK_LIMIT_S)
-        return decode(bytes(data), kind, MESSAGE_LIMIT_BYTES, newer=self._newer)
+        try:
+            return decode(bytes(data), kind, MESSAGE_LIMIT_BYTES, newer=self._newer)
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(
+                f"{self.peer} sent on a bulk channel: {error.message}", code=error.code
+            ) from None
 
     def receive_into(self, buffer: memoryview) -> None:
         """Wait for as many bytes as ``buffer`` has room for.
@@ -187,6 +199,17 @@ class Wire:
         return NetworkError(
             f"the bulk channel with {self.peer} broke: {_reason(error)}", code="link_lost"
         )
+
+
+def begin(tls: ssl.SSLContext, sock: socket.socket, *, server: bool) -> ssl.SSLSocket:
+    """Make a connected socket one of TLS; nothing is sent yet.
+
+    An end without TLS's goodbye is an error on it, as of a link that breaks; only whoever
+    holds the channel's keys can end it on purpose.
+    """
+    return tls.wrap_socket(
+        sock, server_side=server, do_handshake_on_connect=False, suppress_ragged_eofs=False
+    )
 
 
 def shut(sock: socket.socket) -> None:
