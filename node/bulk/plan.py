@@ -35,7 +35,7 @@ REQUEST_S: Final = 0.25
 FIRST_CHUNKS: Final = 4
 """In a request to a source whose pace is not known yet."""
 
-TWICE_SHARE: Final = 0.01
+TWICE_SHARE: Final = 0.005
 """Of a blob's chunks, how many may be asked for twice."""
 
 STALLED_S: Final = 2.0
