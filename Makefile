@@ -41,12 +41,13 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
 	$(BIN)/python tests/bench/stages.py
+	$(BIN)/python tests/bench/fraud_proof.py
 	$(BIN)/python tests/bench/judging.py
 	$(BIN)/python tests/bench/challenge.py
 	$(BIN)/python tests/bench/advert_sizes.py
 
 simulate: $(VENV)/.dev-installed  ## 200 nodes, 40 of them liars, in virtual time: the tables of docs/verification.md
-	$(BIN)/python tests/zoo/simulator.py
+	$(BIN)/python tests/zoo/simulator.py --jobs $$(nproc)
 
 interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) and js-libp2p; needs Node.js and npm
 	npm install --prefix tests/interop --no-audit --no-fund --no-package-lock

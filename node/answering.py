@@ -68,6 +68,9 @@ UNSENT_LIMIT_BYTES = 1 << 20
 LEAST_WAIT_S = 0.01
 """For a debt to be worked off: one that is near nothing is not waited for in steps."""
 
+IN_ORDER_LIMIT_S = 1.0
+"""For the answer to an award before what follows it is read: it takes a millisecond."""
+
 LOOK_OVER_INTERVAL_S = 10.0
 
 ASKERS_LIMIT = 4096
@@ -189,9 +192,14 @@ class Answers:
                 await self._refuse(stream, request, asker, sending)
                 continue
             await asker.room.acquire()
+            served = trio.Event()
             nursery.start_soon(
-                self._serve_one, stream, request, theirs, len(data), asker, sending
+                self._serve_one, stream, request, theirs, len(data), asker, sending, served
             )
+            if isinstance(request, Request) and isinstance(request.body, AwardOffer):
+                # Its units may be the next message, and are to find the lease.
+                with trio.move_on_after(IN_ORDER_LIMIT_S):
+                    await served.wait()
 
     async def _until_welcome(self, asker: _Asker) -> None:
         """Wait until a peer may ask more."""
@@ -215,6 +223,7 @@ class Answers:
         size_bytes: int,
         asker: _Asker,
         sending: trio.Lock,
+        served: trio.Event,
     ) -> None:
         try:
             if isinstance(request, UnknownWord):
@@ -222,6 +231,7 @@ class Answers:
             else:
                 body = request.body
                 answer = said_to(theirs, await self.answer_guarded(stream.remote, body))
+                served.set()
             data = encode(Response(id=request.id, body=answer))
             self._charge(asker, cost_ms(body, size_bytes, answer, len(data)))
             await _send_answer(stream, data, asker, sending)

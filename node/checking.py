@@ -206,14 +206,16 @@ class Checking:
             signature, exclude = signature_of(end.receipt), (unit.provider, own)
             order = tuple(verifiers(signature, held.draw.salt, held.draw.candidates, exclude))
             p = self._house.standings.probability(unit.provider)
+            few = p >= 1.0 and len(order) < probation.LISTED_ENOUGH
             audit = (
-                len(job.lines.get(own, ())) < AUDITED_WHILE
+                (few or len(job.lines.get(own, ())) < AUDITED_WHILE)
                 and self._is_exact(held)
                 and audited(
                     job.running.verify,
                     signature,
                     held.draw.salt,
                     p,
+                    few=few,
                     doubted=unit.index in job.running.doubted,
                 )
             )

@@ -91,20 +91,39 @@ AUDITED: Final = 1 / 16
 """Of the results that are checked, the share that this node runs too, though a verifier
 agrees: a ring of which all that are drawn are members is found out by nothing else."""
 
+AUDITED_OF_FEW: Final = 1 / 2
+"""The same of what newcomers give where few may verify: those few may be one ring, which would
+vouch for all that are with it, and of eight results one is run here all but surely."""
+
 AUDITED_WHILE: Final = 4
 """Only while so few results wait for this node: where it checks all there is, as in a cold
 start, nobody else has to be checked, and the job must not wait for it."""
 
 
 def audited(
-    verify: Verify, signature: bytes, salt: bytes, p: float, *, doubted: bool = False
+    verify: Verify,
+    signature: bytes,
+    salt: bytes,
+    p: float,
+    *,
+    few: bool = False,
+    doubted: bool = False,
 ) -> bool:
     """Whether a result that is checked is one of those that this node runs as well.
 
     Only under ``auto``: who names a sample or a quorum gets what was named. What is doubted,
     as in `wanted`, always is.
+
+    Args:
+        verify: The job's policy.
+        signature: Of the receipt.
+        salt: Of its lease.
+        p: With which probability it is checked.
+        doubted: As in `wanted`.
+        few: Whether it is a newcomer's, and hardly anybody may verify.
     """
-    return verify.level == "auto" and (doubted or is_drawn(signature, salt, p * AUDITED))
+    share = AUDITED_OF_FEW if few else AUDITED
+    return verify.level == "auto" and (doubted or is_drawn(signature, salt, p * share))
 
 
 class Said(NamedTuple):

@@ -30,7 +30,7 @@ from shoal.node.allowance import is_refusable
 from shoal.node.answering import TOO_MANY_REQUESTS, Answering, Answers, offence_of_frame
 from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StreamClosedError
-from shoal.node.frames import receive_message, send_frame
+from shoal.node.frames import receive_message, send_frame, within
 from shoal.node.peer_versions import CONTROL_PROTOCOL, PeerVersions
 from shoal.node.standing import Offence
 from shoal.protocol.errors import RemoteProtocolError, VersionError
@@ -40,7 +40,7 @@ from shoal.protocol.versions import OWN, Version, misfit
 from shoal.protocol.vocabulary import UnknownWord, read_frame, read_greeting, said_to
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from shoal.crypto.peer_id import PeerId
     from shoal.node.network import ByteStream, Network
@@ -173,18 +173,31 @@ class Control:
 
     async def _open(self, line: _Line) -> None:
         try:
-            stream = await self._network.open_stream(
-                line.peer, CONTROL_PROTOCOL, OPEN_TIME_LIMIT_S
-            )
+            try:
+                await self._greet_over(line, self._network.begin_stream)
+            except NetworkError as error:
+                if error.code != "stream_reset":
+                    raise
+                # A peer that does not speak this may break off before that is read.
+                await self._greet_over(line, self._open_stream)
         except NetworkError as error:
             if error.code != "protocol_unknown":
                 raise
             code, why = await self.versions.refuse_stranger(self._network, line.peer)
             raise NetworkError(f"{line.peer} {why}", code=code) from None
+
+    async def _open_stream(self, peer: PeerId, protocol: str) -> ByteStream:
+        return await self._network.open_stream(peer, protocol, OPEN_TIME_LIMIT_S)
+
+    async def _greet_over(
+        self, line: _Line, opening: Callable[[PeerId, str], Awaitable[ByteStream]]
+    ) -> None:
+        stream = await opening(line.peer, CONTROL_PROTOCOL)
         line.stream, line.failure = stream, None
         self._nursery.start_soon(self._read_answers, line, stream)
         try:
-            theirs = await self._exchange(line, self._hello)
+            with within(OPEN_TIME_LIMIT_S, line.peer):
+                theirs = await self._exchange(line, self._hello)
             if not isinstance(theirs, Hello):
                 if not isinstance(theirs, Problem):
                     self._conduct.broke(line.peer, Offence.UNFITTING_ANSWER, "to hello")

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from shoal.node.blob_reception import Reception
     from shoal.node.house import House
 
-STREAM_TIME_LIMIT_S = 10.0
-
 CHANNEL_TRIES = 3
 """Channels to one source that may break in the middle of one blob, before it is given up."""
 
@@ -173,7 +171,7 @@ async def _by_stream(
     try:
         async with house.fetching_from.take(peer):
             return await fetch_blob(
-                partial(house.network.open_stream, peer, BLOB_PROTOCOL, STREAM_TIME_LIMIT_S),
+                partial(house.network.begin_stream, peer, BLOB_PROTOCOL),
                 blob_id,
                 house.store,
                 own=house.peer_id,
@@ -246,8 +244,9 @@ class _Transfer:
                 if peer in self._taking:
                     log.info("a source has stalled", source=peer, blob=self._chunks.blob_id)
                     self._taking[peer].cancel()
-        for scope in self._taking.values():
-            scope.cancel()
+        for peer, scope in self._taking.items():
+            if self.plan.owes(peer):  # else it ends by itself, and its channel can rest
+                scope.cancel()
 
     async def _take_from(self, source: Source) -> None:
         peer, tries = source.peer, CHANNEL_TRIES

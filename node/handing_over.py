@@ -207,7 +207,13 @@ async def _ask(
     while True:
         try:
             return await pipeline.hand_over(
-                house, running.need, held.side, units, supply.sources, trace=trace
+                house,
+                running.need,
+                held.side,
+                units,
+                supply.sources,
+                trace=trace,
+                answered=held.answered,
             )
         except NetworkError as error:
             wait_s = next(waits_s, None)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shoal.node.checks import Draw
     from shoal.node.house import House
     from shoal.node.running_jobs import RunningJob
-    from shoal.node.scheduling.state import State
+    from shoal.node.scheduling.state import LeaseId, State
     from shoal.protocol.negotiation import RequesterSide
 
 log = structlog.get_logger(__name__)
@@ -102,27 +102,49 @@ class Negotiation:
         side = running.bids.get(peer)
         if side is None:
             return  # the job ended before this began
-        job_id, draw = running.need.job.id, self._draw(running, peer)
+        job_id, held = running.need.job.id, Held(side, self._draw(running, peer))
+        lease: LeaseId | None = None
+        problem: Refusal | ShoalError | None
         try:
-            problem: Refusal | ShoalError | None
-            problem = await pipeline.award(self._house, running.need, side, draw)
+            offer = pipeline.sign_award(self._house, running.need, side, held.draw)
+            if pipeline.takes_units_with_award(self._house, side):
+                lease = self._expect(running, held)
+            problem = await pipeline.await_lease(self._house, side, offer)
         except ShoalError as error:
             problem = error
         running.bids.pop(peer, None)
+        if lease is not None and lease not in running.held:
+            held.answered.set()
+            return  # it was taken away meanwhile, by whoever has let it go
+        if problem is None and not self._is_false(peer):
+            if lease is None:
+                lease = self._expect(running, held)
+            held.answered.set()
+            if lease is None:  # the job has ended meanwhile
+                self.let_go(side, held.draw)
+                return
+            events.lease_confirmed(self._state, lease)
+            self._wake()
+            await self._keep(Answer(job_id, peer, time.time(), "awarded"))
+            return
+        if lease is not None:
+            del running.held[lease]
+            held.cut()
+            events.lease_refused(self._state, lease)
+        held.answered.set()
+        self.let_go(side, None if problem else held.draw)
         if problem is not None:
-            self.let_go(side)
             await self.note(running, peer, problem)
-            return
-        if self._is_false(peer):
-            self.let_go(side, draw)
-            return
-        lease = events.lease_granted(self._state, job_id, peer, trio.current_time())
-        if lease is None:  # the job has ended meanwhile
-            self.let_go(side, draw)
-            return
-        running.held[lease] = Held(side, draw)
-        self._wake()
-        await self._keep(Answer(job_id, peer, time.time(), "awarded"))
+
+    def _expect(self, running: RunningJob, held: Held) -> LeaseId | None:
+        """Hold a lease, and have units handed over; None where the job has ended."""
+        job_id, peer = running.need.job.id, held.side.provider
+        lease = events.lease_expected(self._state, job_id, peer, trio.current_time())
+        if lease is not None:
+            running.bids.pop(peer, None)
+            running.held[lease] = held
+            self._wake()
+        return lease
 
     def let_go(self, side: RequesterSide, draw: Draw | None = None) -> None:
         """Release a bid or a lease, in a task that outlives the job."""

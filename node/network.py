@@ -31,12 +31,7 @@ from shoal.node.errors import (
     StreamClosedError,
 )
 from shoal.node.host import Gates
-from shoal.node.libp2p_compat.streams import (
-    PING_PROTOCOL,
-    TRANSPORT_ERRORS,
-    ProtocolNotSupportedError,
-    agree,
-)
+from shoal.node.libp2p_compat.streams import PING_PROTOCOL, TRANSPORT_ERRORS, LazyChoice
 from shoal.node.listening import bind
 from shoal.node.network_statistics import NetworkStatistics, Traffic
 from shoal.node.streams import ByteStream, translated
@@ -257,6 +252,25 @@ class Network:
             return await self._open(peer, protocol)
 
     async def _open(self, peer: PeerId, protocol: str) -> ByteStream:
+        stream = await self.begin_stream(peer, protocol)
+        try:
+            await stream.agree()
+        except BaseException:
+            await stream.reset()
+            raise
+        return stream
+
+    async def begin_stream(self, peer: PeerId, protocol: str) -> ByteStream:
+        """Open a stream without waiting for the peer to agree to its protocol; cancel-safe.
+
+        What is sent first goes out together with the protocol's name, which saves two round
+        trips. Whether the peer speaks it shows when something is received: an error
+        ``protocol_unknown``, or ``stream_reset`` with nothing more known, since a peer may
+        break off at bytes that it does not understand.
+
+        Raises:
+            NetworkError: ``not_connected``, or the connection failed.
+        """
         await trio.lowlevel.checkpoint()  # whoever tries again and again lets others work
         connection = self._live_connection(peer)
         if connection is None:
@@ -267,21 +281,10 @@ class Network:
             # close it. libp2p_compat bounds the time that this takes.
             with trio.CancelScope(shield=True):
                 net_stream = await connection.new_stream()
-            stream = ByteStream(net_stream, self._traffic(protocol))
-            try:
-                await agree(net_stream, protocol)
-            except ProtocolNotSupportedError as error:
-                await stream.reset()
-                message = f"{peer} does not speak {protocol}"
-                raise NetworkError(
-                    message, code="protocol_unknown", hint="it may run another version of shoal"
-                ) from error
-            except BaseException:
-                await stream.reset()
-                raise
+            net_stream.set_protocol(protocol)
             if protocol != PING_PROTOCOL:
                 connection.muxed_conn.used_s = trio.current_time()
-            return stream
+        return ByteStream(net_stream, self._traffic(protocol), LazyChoice(protocol))
 
     def traffic(self, name: str) -> Traffic:
         """Where bytes that go beside the streams are counted, under a name of their own."""

@@ -66,6 +66,7 @@ from shoal.node.records import (
     Written,
     new_job_id,
 )
+from shoal.protocol import vocabulary
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import LocalProtocolError
 from shoal.protocol.limits import (
@@ -282,7 +283,14 @@ async def call_for_bid(
 async def award(
     house: House, need: Need, side: RequesterSide, draw: Draw | None = None
 ) -> Refusal | None:
-    """Award a bid with a signed award; a refusal is given back, a lease is noted.
+    """Award a bid and wait for the lease, as `sign_award` and `await_lease` say."""
+    return await await_lease(house, side, sign_award(house, need, side, draw))
+
+
+def sign_award(
+    house: House, need: Need, side: RequesterSide, draw: Draw | None = None
+) -> AwardOffer:
+    """Sign the award of a bid, which is to be sent next.
 
     Args:
         house: This node.
@@ -292,8 +300,7 @@ async def award(
             where nothing is checked.
 
     Raises:
-        NetworkError: The provider is banned, or cannot be reached.
-        RemoteProtocolError: It answered with anything but a lease or a refusal.
+        NetworkError: The provider is banned.
     """
     assert side.call is not None
     assert side.bid is not None
@@ -320,6 +327,24 @@ async def award(
     assert side.award_id is not None
     program = [need.spec.program, *program_blobs(need.manifest)]
     house.rights.grant(side.award_id, side.provider, program)
+    return offer
+
+
+def takes_units_with_award(house: House, side: RequesterSide) -> bool:
+    """Whether units may be handed over before the lease has come: it saves a round trip."""
+    peer = side.provider
+    return peer != house.peer_id and vocabulary.takes_units_with_award(
+        house.control.versions.of(peer)
+    )
+
+
+async def await_lease(house: House, side: RequesterSide, offer: AwardOffer) -> Refusal | None:
+    """Send an award; a refusal is given back, a lease is noted.
+
+    Raises:
+        NetworkError: The provider cannot be reached.
+        RemoteProtocolError: It answered with anything but a lease or a refusal.
+    """
     answer = fitting(
         await house.control.request(side.provider, offer, AWARD_TIME_LIMIT_S), Lease | Refusal
     )
@@ -339,13 +364,15 @@ async def hand_over(
     sources: Mapping[int, Sources] = MappingProxyType({}),
     *,
     trace: bool = False,
+    answered: trio.Event | None = None,
 ) -> dict[int, UnitResult | Refusal]:
     """Give units to the provider in one message and wait until all of them have ended.
 
     No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
     allow. Inputs that do not fit into the message go by blob stream; ``sources`` says, by
     the index of a unit, which of them come from other peers. With ``trace`` the receipts
-    commit to the stages of what ran.
+    commit to the stages of what ran. ``answered`` is set once the award has been answered,
+    where units may go out before.
 
     Cancelling it tells the provider that nobody waits any more for those that are out;
     one alone is cancelled by `Cancel`, and the others' answers come all the same.
@@ -380,7 +407,12 @@ async def hand_over(
     side.send(message, trio.current_time())
     timeout_s = need.spec.time_limit_s * len(side.units) + HAND_OVER_GRACE_S
     try:
-        answer = fitting(await house.control.request(side.provider, message, timeout_s), fits)
+        try:
+            got = await house.control.request(side.provider, message, timeout_s)
+        finally:
+            if answered is not None:  # what it says of them counts once there is a lease
+                await answered.wait()
+        answer = fitting(got, fits)
     except trio.Cancelled:
         with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
             await cancel(house, side, list(names))

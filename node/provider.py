@@ -172,7 +172,12 @@ class Provider:
         if isinstance(message, Call):
             return await self._bid(peer, message)
         conversation = self._conversations.get((peer, message.call))
-        if conversation is None:
+        refused = (  # with the lease that they were to be run under
+            conversation is not None
+            and conversation.side.state is State.ENDED
+            and isinstance(message, UnitRequest | UnitsRequest)
+        )
+        if conversation is None or refused:
             if isinstance(message, Cancel | Release):
                 return Done()
             return Refusal(

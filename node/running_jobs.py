@@ -50,10 +50,13 @@ class Held:
 
     Attributes:
         draw: By what verifiers of its receipts are drawn; None where nothing is checked.
+        answered: Set once the provider has answered the award. Units may go out before; where
+            it refuses the lease, they are cut off first.
     """
 
     side: RequesterSide
     draw: Draw | None = None
+    answered: trio.Event = field(default_factory=trio.Event)
     scopes: set[trio.CancelScope] = field(default_factory=set)
 
     def cut(self) -> None:

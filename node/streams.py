@@ -11,7 +11,12 @@ import trio
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import NetworkError, StreamClosedError
 from shoal.node.libp2p_compat.muxing import MAX_FRAME_PAYLOAD_BYTES
-from shoal.node.libp2p_compat.streams import TRANSPORT_ERRORS, receive
+from shoal.node.libp2p_compat.streams import (
+    TRANSPORT_ERRORS,
+    LazyChoice,
+    ProtocolNotSupportedError,
+    receive,
+)
 from shoal.node.network_statistics import Traffic
 
 if TYPE_CHECKING:
@@ -39,13 +44,48 @@ class ByteStream:
     Args:
         stream: Of the libp2p host.
         traffic: Where its bytes are counted.
+        choice: Of the protocol, where the peer has not agreed to it yet: it goes out with
+            the first bytes that are sent, or when some are waited for.
     """
 
-    def __init__(self, stream: Any, traffic: Traffic | None = None) -> None:
+    def __init__(
+        self, stream: Any, traffic: Traffic | None = None, choice: LazyChoice | None = None
+    ) -> None:
         self.remote = PeerId(str(stream.muxed_conn.peer_id))
         self._stream = stream
         self._traffic = Traffic() if traffic is None else traffic
         self._unread = memoryview(b"")
+        self._choice = choice
+        self._opening = b"" if choice is None else choice.opening
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the peer is known to speak the stream's protocol."""
+        return self._choice is None
+
+    async def agree(self) -> None:
+        """Wait until the peer has agreed to speak the stream's protocol.
+
+        Raises:
+            NetworkError: ``protocol_unknown``, or the stream has failed.
+        """
+        if self._opening:
+            await self.send_all(b"")
+        while (choice := self._choice) is not None:
+            data = await self._receive()
+            if not data:
+                raise NetworkError(
+                    f"{self.remote} closed the stream before it agreed to speak "
+                    f"{choice.protocol}",
+                    code="stream_reset",
+                )
+            with translated(self.remote, "agrees to no protocol"):
+                try:
+                    self._unread = memoryview(choice.hear(data))
+                except ProtocolNotSupportedError as error:
+                    raise protocol_unknown(self.remote, choice.protocol) from error
+            if choice.agreed:
+                self._choice = None
 
     async def receive_some(self, limit: int) -> bytes:
         """Wait for 1 to ``limit`` bytes; b"" means that the peer closed its side.
@@ -53,8 +93,10 @@ class ByteStream:
         Raises:
             NetworkError: The stream was reset, or its connection has ended.
         """
+        if self._choice is not None:
+            await self.agree()
         if not self._unread:
-            self._unread = memoryview(await self._read())
+            self._unread = memoryview(await self._receive())
         taken, self._unread = self._unread[:limit], self._unread[limit:]
         return bytes(taken)
 
@@ -85,10 +127,12 @@ class ByteStream:
                 nothing for `admission.WRITE_STALL_LIMIT_S`.
         """
         rest = memoryview(data)
+        opening, self._opening = self._opening, b""
         with translated(self.remote, "takes no more data"):
-            while rest:
-                frame = rest[:MAX_FRAME_PAYLOAD_BYTES]
-                await self._stream.write(bytes(frame))
+            while rest or opening:
+                frame = rest[: MAX_FRAME_PAYLOAD_BYTES - len(opening)]
+                await self._stream.write(opening + frame)
+                opening = b""
                 self._traffic.sent += len(frame)
                 rest = rest[len(frame) :]
 
@@ -103,7 +147,7 @@ class ByteStream:
         """End both directions at once. Never raises, as `aclose`."""
         await self._end(self._stream.reset)
 
-    async def _read(self) -> bytes:
+    async def _receive(self) -> bytes:
         with translated(self.remote, "sends no more data"):
             data, code = await receive(self._stream, READ_SIZE_BYTES)
         if code is None:
@@ -129,6 +173,15 @@ class ByteStream:
         traceback: TracebackType | None,
     ) -> None:
         await (self.aclose() if error is None else self.reset())
+
+
+def protocol_unknown(peer: PeerId, protocol: str) -> NetworkError:
+    """The error for a peer that does not speak a protocol."""
+    return NetworkError(
+        f"{peer} does not speak {protocol}",
+        code="protocol_unknown",
+        hint="it may run another version of shoal",
+    )
 
 
 @contextmanager

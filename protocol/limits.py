@@ -21,7 +21,7 @@ PROTOCOL_MINOR = 5
 messages of their own, put the version into every statement, and brought dial-backs and
 introductions; 1.3 brought many units in one message, and outputs that stay with their
 provider; 1.4 brought what catches liars: draws, acknowledgements, traces and accusations;
-1.5 brought bulk channels.
+1.5 brought bulk channels, and units that go out with the award.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20

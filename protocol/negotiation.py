@@ -18,6 +18,10 @@ refusal. An answer that crosses a cancel, or comes twice, is nobody's fault and
 is dropped. A lease ends by release, or when no unit was out for ``idle_s``. A
 message that is refused changes nothing.
 
+To a provider of 1.5 or newer the first units may go right behind the award, on the same
+stream, and the lease is waited for with their answers: it takes what one stream brings in
+order, so that they find the lease there or, where the award was refused, are refused with it.
+
 Up to ``batch_max`` units go in one `UnitsRequest`, and stand there for what they would
 be one by one: each is run, answered again or waited for by its own name, and may be
 cancelled alone. All of them are taken or, where one is against the terms, none. The
@@ -103,6 +107,8 @@ REQUESTER: Table = {
     (State.AWARDED, Way.GOT, Lease): State.LEASED,
     (State.AWARDED, Way.GOT, Refusal): State.ENDED,
     (State.AWARDED, Way.SENT, Release): State.ENDED,
+    (State.AWARDED, Way.SENT, UnitRequest): State.AWARDED,
+    (State.AWARDED, Way.SENT, UnitsRequest): State.AWARDED,
     (State.LEASED, Way.SENT, UnitRequest): State.LEASED,
     (State.LEASED, Way.SENT, UnitsRequest): State.LEASED,
     (State.LEASED, Way.GOT, UnitResult): State.LEASED,

@@ -137,6 +137,10 @@ REASONS_SINCE: Mapping[Reason, int] = {
 }
 """The minor that brought a reason, where it is not of 1.0. Older peers hear `INTERNAL`."""
 
+UNITS_WITH_AWARD_SINCE = 5
+"""The minor from which on a provider takes what one stream brings in order, so that units may
+follow an award before its lease has come."""
+
 Body = TypeVar("Body", bound=msgspec.Struct)
 Frame = TypeVar("Frame", Request, Response)
 
@@ -144,6 +148,11 @@ Frame = TypeVar("Frame", Request, Response)
 def knows(theirs: Version, message: type[msgspec.Struct]) -> bool:
     """Whether a node of this version knows a message."""
     return theirs >= (PROTOCOL_MAJOR, SINCE[message])
+
+
+def takes_units_with_award(theirs: Version) -> bool:
+    """Whether units may be said to a provider of this version right behind an award."""
+    return theirs >= (PROTOCOL_MAJOR, UNITS_WITH_AWARD_SINCE)
 
 
 def said_to(theirs: Version, body: Body) -> Body:

@@ -39,7 +39,7 @@ from shoal.node.bulk.tokens import (
     Tokens,
     may_open,
 )
-from shoal.node.bulk.wire import Wire, shut
+from shoal.node.bulk.wire import Wire, begin, shut
 from shoal.node.errors import NetworkError
 from shoal.node.network_statistics import Traffic
 from shoal.node.standing import Offence
@@ -281,7 +281,7 @@ class Channels:
             ) from None
         with sock:
             sock.setblocking(True)  # the name of a setting
-            wrapped = tls.wrap_socket(sock, do_handshake_on_connect=False)
+            wrapped = begin(tls, sock, server=False)
         wire = Wire(wrapped, peer, newer=self._control.versions.is_newer(peer))
         try:
             await self._take(wire, wire.shake_hands)
@@ -355,7 +355,7 @@ class Channels:
         peer = offer.peer
         try:
             tls = context(self._certificate, offer.certificate, server=True)
-            wrapped = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            wrapped = begin(tls, sock, server=True)
             with wrapped:
                 wire = Wire(wrapped, peer, newer=self._control.versions.is_newer(peer))
                 look_up = partial(trio.from_thread.run, self._look_up, wire)

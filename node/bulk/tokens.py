@@ -43,7 +43,7 @@ class Tokens:
         """Take a fresh token up; of too many of one peer the oldest is void."""
         self.expire(now_s)
         own = [each for each, offer in self._waiting.items() if offer.peer == peer]
-        for each in own[: len(own) - CHANNELS_PER_PEER + 1]:
+        for each in own[: max(0, len(own) + 1 - CHANNELS_PER_PEER)]:
             del self._waiting[each]
         self._waiting[token] = Offer(peer, certificate, now_s + TOKEN_LIFETIME_S)
         return self._waiting[token]

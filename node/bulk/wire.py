@@ -120,7 +120,12 @@ class Wire:
         data = bytearray(size)
         self._between = False
         self._fill(memoryview(data), CHUNK_LIMIT_S)
-        return decode(bytes(data), kind, MESSAGE_LIMIT_BYTES, newer=self._newer)
+        try:
+            return decode(bytes(data), kind, MESSAGE_LIMIT_BYTES, newer=self._newer)
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(
+                f"{self.peer} sent on a bulk channel: {error.message}", code=error.code
+            ) from None
 
     def receive_into(self, buffer: memoryview) -> None:
         """Wait for as many bytes as ``buffer`` has room for.
@@ -194,6 +199,17 @@ class Wire:
         return NetworkError(
             f"the bulk channel with {self.peer} broke: {_reason(error)}", code="link_lost"
         )
+
+
+def begin(tls: ssl.SSLContext, sock: socket.socket, *, server: bool) -> ssl.SSLSocket:
+    """Make a connected socket one of TLS; nothing is sent yet.
+
+    An end without TLS's goodbye is an error on it, as of a link that breaks; only whoever
+    holds the channel's keys can end it on purpose.
+    """
+    return tls.wrap_socket(
+        sock, server_side=server, do_handshake_on_connect=False, suppress_ragged_eofs=False
+    )
 
 
 def shut(sock: socket.socket) -> None:

@@ -8,14 +8,23 @@ import trio
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.ping import ID as PING_PROTOCOL
 from libp2p.network.stream.exceptions import StreamEOF, StreamReset
-from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
-from libp2p.protocol_muxer.multiselect_client import MultiselectClient
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNotSupportedError
+from libp2p.protocol_muxer.multiselect_client import (
+    MULTISELECT_PROTOCOL_ID,
+    PROTOCOL_NOT_FOUND_MSG,
+)
+from libp2p.utils import encode_delim
 
 if TYPE_CHECKING:
     from libp2p.abc import INetStream
 
-__all__ = ["PING_PROTOCOL", "TRANSPORT_ERRORS", "ProtocolNotSupportedError", "agree", "receive"]
+__all__ = [
+    "PING_PROTOCOL",
+    "TRANSPORT_ERRORS",
+    "LazyChoice",
+    "ProtocolNotSupportedError",
+    "receive",
+]
 
 TRANSPORT_ERRORS = (
     BaseLibp2pError,
@@ -27,17 +36,63 @@ TRANSPORT_ERRORS = (
 """What a stream or a connection fails with, by a peer's doing or the network's."""
 
 
-async def agree(stream: INetStream, protocol: str) -> None:
-    """Agree with the peer to speak ``protocol`` on a stream just opened.
+class LazyChoice:
+    """A protocol that is spoken at once, before the peer has agreed to speak it.
 
-    Raises:
-        ProtocolNotSupportedError: It does not.
+    Multistream-select's lazy form: its header, the one protocol that is wanted and the first
+    bytes of that protocol go out together, and the peer's echo of the first two stands before
+    its own first bytes. A peer that answers step by step sees no difference but that more is
+    there already, so every implementation understands it. What a peer that does not speak
+    the protocol makes of those bytes is an error on this stream alone.
+
+    Specification: https://github.com/multiformats/multistream-select
+
+    Args:
+        protocol: What is to be spoken; this side proposes nothing else.
     """
-    negotiator = MultiselectClient()
-    communicator = MultiselectCommunicator(stream)
-    await negotiator.handshake(communicator)
-    await negotiator.try_select(communicator, protocol)
-    stream.set_protocol(protocol)
+
+    def __init__(self, protocol: str) -> None:
+        self.protocol = protocol
+        self._waiting = [MULTISELECT_PROTOCOL_ID, protocol]
+        self._heard = b""
+
+    @property
+    def opening(self) -> bytes:
+        """What goes out before the first bytes of the protocol."""
+        return b"".join(encode_delim(word.encode()) for word in self._waiting)
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the peer has agreed."""
+        return not self._waiting
+
+    def hear(self, data: bytes) -> bytes:
+        """Take what the peer sent; gives what follows its echo, b"" while that is not whole.
+
+        Raises:
+            ProtocolNotSupportedError: The peer does not speak the protocol.
+            MultiselectClientError: It answered with anything else.
+        """
+        self._heard += data
+        while self._waiting:
+            word = self._waiting[0]
+            echo = encode_delim(word.encode())
+            if self._heard.startswith(echo):
+                self._heard = self._heard[len(echo) :]
+                del self._waiting[0]
+            elif echo.startswith(self._heard):
+                return b""
+            elif word == self.protocol and self._heard.startswith(_NOT_FOUND):
+                raise ProtocolNotSupportedError(f"protocol not supported: {self.protocol}")
+            elif word == self.protocol and _NOT_FOUND.startswith(self._heard):
+                return b""
+            else:
+                raise MultiselectClientError(f"unrecognized response: {self._heard[:64]!r}")
+        rest, self._heard = self._heard, b""
+        return rest
+
+
+_NOT_FOUND = encode_delim(PROTOCOL_NOT_FOUND_MSG.encode())
 
 
 async def receive(stream: INetStream, limit_bytes: int) -> tuple[bytes, str | None]:

@@ -214,6 +214,17 @@ def refused(
 
 def lease_granted(state: State, job_id: JobId, peer: PeerId, now_s: float) -> LeaseId | None:
     """A peer took the award: its lease, or None where the job has ended meanwhile."""
+    lease = lease_expected(state, job_id, peer, now_s)
+    if lease is not None:
+        lease_confirmed(state, lease)
+    return lease
+
+
+def lease_expected(state: State, job_id: JobId, peer: PeerId, now_s: float) -> LeaseId | None:
+    """A peer is being given the award, and units may go out with it; otherwise the same.
+
+    `lease_confirmed` or `lease_refused` says what it answered.
+    """
     job = state.jobs.get(job_id)
     if job is None:
         return None
@@ -224,8 +235,20 @@ def lease_granted(state: State, job_id: JobId, peer: PeerId, now_s: float) -> Le
     state.next_lease += 1
     state.leases[lease.id] = lease
     candidate.offer, candidate.awarding, candidate.lease = None, False, lease.id
-    candidate.setbacks, candidate.why, job.leased = 0, "awarded", True
     return lease.id
+
+
+def lease_confirmed(state: State, lease_id: LeaseId) -> None:
+    """The peer took the award."""
+    if (lease := state.leases.get(lease_id)) is not None:
+        job = state.jobs[lease.job]
+        candidate = job.candidate(lease.peer)
+        candidate.setbacks, candidate.why, job.leased = 0, "awarded", True
+
+
+def lease_refused(state: State, lease_id: LeaseId) -> None:
+    """The peer did not take the award: what went out with it waits again, and lost nothing."""
+    _end_lease(state, lease_id, lost=False)
 
 
 def lease_closed(state: State, lease_id: LeaseId) -> None:
@@ -239,6 +262,10 @@ def lease_closed(state: State, lease_id: LeaseId) -> None:
 
 def lease_broken(state: State, lease_id: LeaseId) -> None:
     """A lease is gone, and with it what was out; its units wait again."""
+    _end_lease(state, lease_id, lost=True)
+
+
+def _end_lease(state: State, lease_id: LeaseId, *, lost: bool) -> None:
     lease = state.leases.get(lease_id)
     if lease is None:
         return
@@ -246,7 +273,7 @@ def lease_broken(state: State, lease_id: LeaseId) -> None:
     for batch_id in list(lease.batches):
         batch = state.batches[batch_id]
         for index in reversed(list(batch.open)):
-            _back(job, batch, index, lost=True)
+            _back(job, batch, index, lost=lost)
         _forget_batch(state, batch)
     _forget_lease(state, job, lease_id)
 

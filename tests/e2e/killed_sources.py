@@ -37,7 +37,7 @@ def copy(home, to):
     shutil.copytree(home, to, copy_function=os.link)
 
 
-async def start(home, blob_id, peer):
+def start(home, blob_id, peer):
     """Start a holder; gives its process and its words."""
     process = subprocess.Popen(
         [sys.executable, str(HOLDER), str(home), blob_id, peer],
@@ -45,8 +45,7 @@ async def start(home, blob_id, peer):
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(NET)])},
     )
-    line = await trio.to_thread.run_sync(process.stdout.readline)
-    return process, json.loads(line)
+    return process, json.loads(process.stdout.readline())
 
 
 async def bytes_received_through_kills(tmp_path, size_bytes, limit_s):
@@ -58,7 +57,9 @@ async def bytes_received_through_kills(tmp_path, size_bytes, limit_s):
     try:
         async with open_bulk_node(tmp_path / "taker", quota_bytes=2 * size_bytes) as taker:
             for number in range(3):
-                started.append(await start(tmp_path / f"{number}", blob_id, taker.peer))
+                home = tmp_path / f"{number}"
+                holder = await trio.to_thread.run_sync(start, home, blob_id, taker.peer)
+                started.append(holder)
                 words = started[-1][1]
                 await taker.network.connect(words["peer"], words["addresses"], 10)
             sources = [Source(words["peer"]) for _, words in started]

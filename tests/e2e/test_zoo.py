@@ -32,7 +32,6 @@ DISTRUSTED = ["invented_work", "withholder"]
 RIGHT_AT_FIRST = {"honest_then_cheat", "late_equivocator"}
 """What they gave before they lied may well be delivered."""
 
-WEIGHTS_BYTES = 90e6
 LONGER_THAN_COLD_S = 16.0
 """In so many seconds a worker has started, however cold, and has answered or is too slow."""
 
@@ -77,21 +76,6 @@ def test_who_turns_one_bit_is_convicted_and_nothing_of_it_is_delivered(zoo, tmp_
 @pytest.mark.parametrize("kind", CONVICTED)
 def test_a_kind_that_gives_wrong_results_is_convicted(zoo, kind, model, tmp_path):
     check_convicted(zoo, kind, model, tmp_path)
-
-
-@pytest.mark.soak
-@pytest.mark.skipif("minilm" not in MODELS, reason="shoal[models] is not installed")
-def test_who_never_had_minilm_convicts_by_what_one_operator_of_it_takes(zoo, tmp_path):
-    with zoo.liars("one_bit") as (liar,), zoo.requester.client() as client:
-        run_until(client, "minilm", lambda: has_lied(liar))
-        assert assert_convicted(zoo, liar, tmp_path) == "operator"
-        told = proof_against(zoo.requester, liar.peer)
-        assert told.blobs_bytes < WEIGHTS_BYTES / 1000
-        with zoo.liars("honest") as (late,):
-            eventually(lambda: proof_against(late, liar.peer), 60, "it has judged for itself")
-            with late.client() as other:
-                held = sum(view.proof_bytes + view.blobs_bytes for view in other.proofs())
-                assert other.status().blob_bytes <= held
 
 
 @pytest.mark.soak

@@ -1,13 +1,16 @@
 """Nodes with a store, a control stream and a bulk channel, on loopback and with real TLS."""
 
 import socket
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from shoal.crypto import identity
 from shoal.node.addresses import parse_address
+from shoal.node.blob_reception import Reception
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
 from shoal.node.bulk.channels import open_channels
@@ -118,6 +121,36 @@ async def giver_and_taker(tmp_path, **kwargs):
     ):
         await taker.network.connect(giver.peer, giver.network.addresses(), 5)
         yield giver, taker
+
+
+def at_rest(*nodes):
+    """Whether no channel is open and no thread is at work for one."""
+    return not any(
+        node.channels._served
+        or node.channels._working
+        or node.channels._resting
+        or node.channels._serving_threads.borrowed_tokens
+        or node.channels._taking_threads.borrowed_tokens
+        for node in nodes
+    )
+
+
+@contextmanager
+def dropping_after(taker, chunks):
+    """A cancel scope that ends once so many chunks have been written, as a kill would."""
+    scope, token = trio.CancelScope(), trio.lowlevel.current_trio_token()
+    write, written = Reception.write_here, []
+
+    def counted(self, index, chunk):
+        write(self, index, chunk)
+        written.append(index)
+        if len(written) == chunks:
+            token.run_sync_soon(scope.cancel)
+            time.sleep(0.05)  # in a thread of the taker, for the loop to hear of it
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reception, "write_here", counted)
+        yield scope
 
 
 def descriptors():

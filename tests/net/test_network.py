@@ -152,13 +152,32 @@ async def test_an_unknown_protocol_is_named():
         assert caught.value.code == "protocol_unknown"
 
 
+async def test_a_stream_that_was_begun_carries_its_first_bytes_before_the_peer_agrees():
+    async with linked() as (a, b):
+        stream = await b.begin_stream(a.peer_id, ECHO)
+        assert not stream.agreed
+        await stream.send_all(b"early")
+        assert await stream.receive_exactly(5) == b"early"
+        assert stream.agreed
+        await stream.aclose()
+
+
+async def test_a_stream_that_was_begun_for_an_unknown_protocol_fails_when_it_is_read():
+    async with linked() as (a, b):
+        stream = await b.begin_stream(a.peer_id, "/test/nothing/1")
+        with pytest.raises(NetworkError, match="/test/nothing/1") as caught:
+            await stream.receive_some(1)
+        assert caught.value.code == "protocol_unknown"
+        await stream.reset()
+
+
 async def test_a_peer_that_names_a_protocol_in_no_text_is_a_fault_of_the_peers():
     async def answer_nonsense(stream):
         await stream.write(b"\x13/multistream/1.0.0\n\x03\xff\xfe\n")
 
     async with linked() as (a, b):
         a._swarm.set_stream_handler(answer_nonsense)
-        with pytest.raises(NetworkError, match="opens no stream"):
+        with pytest.raises(NetworkError, match="agrees to no protocol"):
             await b.open_stream(a.peer_id, ECHO, 5)
 
 

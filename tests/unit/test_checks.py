@@ -249,6 +249,8 @@ def test_one_in_sixteen_of_what_is_checked_under_auto_is_audited_and_of_nothing_
     found = [each for each in receipts if audited(auto, each, SALT, 0.5)]
     assert set(found) <= set(drawn)
     assert 80 < len(found) < 170
+    few = [each for each in receipts if audited(auto, each, SALT, 1.0, few=True)]
+    assert 1800 < len(few) < 2200
     assert not any(audited(Verify.parse("sample:1"), each, SALT, 1.0) for each in receipts)
 
 

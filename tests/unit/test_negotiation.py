@@ -29,6 +29,7 @@ from shoal.protocol.messages import (
     Refusal,
     Release,
     UnitRefusal,
+    UnitRequest,
     UnitsRequest,
     UnitsResult,
     unit_bytes,
@@ -145,7 +146,10 @@ def test_what_is_in_the_table_moves_the_state_and_all_else_raises(
 
 def test_the_two_tables_mirror_each_other():
     other = {Way.SENT: Way.GOT, Way.GOT: Way.SENT}
-    assert {(s, other[w], m): then for (s, w, m), then in REQUESTER.items()} == PROVIDER
+    mirrored = {(s, other[w], m): then for (s, w, m), then in REQUESTER.items()}
+    for early in (UnitRequest, UnitsRequest):  # reading in order, a provider gets them later
+        assert mirrored.pop((State.AWARDED, Way.GOT, early)) is State.AWARDED
+    assert mirrored == PROVIDER
 
 
 def test_every_state_is_reached_and_every_state_but_the_last_is_left():
@@ -567,6 +571,17 @@ def test_a_second_answer_to_a_batch_is_dropped(requester):
     requester.send(some_units("a", "b"), 0.0)
     requester.receive(some_results("a", "b"), 1.0, "a", "b")
     assert requester.receive(some_results("a", "b"), 2.0, "a", "b") == []
+
+
+def test_units_that_go_out_with_the_award_are_answered_under_the_lease():
+    requester = side_after(RequesterSide, 3)
+    requester.send(a_unit("a"), 0.0)
+    requester.send(a_unit("b"), 0.0)
+    assert local_error(requester.send, a_unit("c"), 0.0) == "too_many_in_flight"
+    assert remote_error(requester.receive, a_result("a"), 0.0, "a") == "out_of_turn"
+    requester.receive(Lease(call=CALL_ID, award=requester.award_id, idle_s=30.0), 1.0)
+    (delivered,) = requester.receive(a_result("a"), 2.0, "a")
+    assert delivered.unit.unit == "a"
 
 
 def test_there_is_no_room_before_a_lease_and_none_after_it(requester):

@@ -127,8 +127,9 @@ class Checking:
             return
         own = self.requester.node.peer
         order = verifiers(receipt.signature, draw.salt, draw.candidates, {peer, own})
-        audit = len(self.own_line) < checks.AUDITED_WHILE and checks.audited(
-            self.verify, receipt.signature, draw.salt, p, doubted=doubted
+        few = p >= 1.0 and len(order) < probation.LISTED_ENOUGH
+        audit = (few or len(self.own_line) < checks.AUDITED_WHILE) and checks.audited(
+            self.verify, receipt.signature, draw.salt, p, few=few, doubted=doubted
         )
         check = checks.UnitCheck(peer, own, tuple(order), more, True, receipt.result, audit)
         waiting = Waiting(one, check, {peer: receipt})
