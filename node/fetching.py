@@ -244,8 +244,9 @@ class _Transfer:
                 if peer in self._taking:
                     log.info("a source has stalled", source=peer, blob=self._chunks.blob_id)
                     self._taking[peer].cancel()
-        for scope in self._taking.values():
-            scope.cancel()
+        for peer, scope in self._taking.items():
+            if self.plan.owes(peer):  # else it ends by itself, and its channel can rest
+                scope.cancel()
 
     async def _take_from(self, source: Source) -> None:
         peer, tries = source.peer, CHANNEL_TRIES
