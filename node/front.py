@@ -56,6 +56,7 @@ from shoal.node.records import (
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.swarm_key import PUBLIC
+from shoal.node.timing import UnitTiming
 from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -324,6 +325,7 @@ class Daemon:
         units = await self.journal.results(job_id, after, limit, order)
         if not units:
             return units, after
+        self.house.timings.delivered(job_id, [unit.index for unit in units])
         last = units[-1].index if order == "given" else units[-1].ended
         assert last is not None
         return units, last
@@ -353,6 +355,7 @@ class Daemon:
         units = await self.journal.units(job_id, offset, limit)
         if not units:
             await self.journal.job(job_id)  # raises where there is none
+        self.house.timings.delivered(job_id, [unit.index for unit in units])
         return [self.jobs_running.as_leased(unit) for unit in units]
 
     def watch(
@@ -368,6 +371,11 @@ class Daemon:
     async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
         """Forget a job that has ended; raises JobError as `Retention.forget`."""
         return await self.retention.forget(job_id, unfetched_too=unfetched_too)
+
+    async def timing(self, job_id: JobId, unit: int) -> UnitTiming:
+        """Where a unit's time went; raises JobError as `Timings.of`, or ``no_such_job``."""
+        await self.journal.job(job_id)
+        return self.house.timings.of(job_id, unit)
 
     async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:
         """Why a job stands where it stands; of one unit, where that is asked for.

@@ -593,6 +593,7 @@ class Jobs:
     async def deliver_checked(self, running: RunningJob, ends: Sequence[Ended]) -> None:
         """Write down the ends of units that waited for their checks."""
         indices = [end.unit.index for end in ends]
+        self._house.timings.passed(running.need.job.id, indices, "checked")
         try:
             with trio.CancelScope(shield=True):
                 written = await pipeline.deliver(self._house, ends)

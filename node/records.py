@@ -24,7 +24,7 @@ from shoal.protocol.statements import DeviceOffer
 JobId = NewType("JobId", str)
 """27 hexadecimal digits: a time and randomness, so that ids sort by age."""
 
-JOB_ID_PATTERN = "^[0-9a-f]{27}$"
+JOB_ID_PATTERN = r"\A[0-9a-f]{27}\Z"
 
 
 def new_job_id() -> JobId:

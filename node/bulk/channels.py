@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import socket
 import ssl
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,6 +41,7 @@ from shoal.node.bulk.tokens import (
 )
 from shoal.node.bulk.wire import Wire, begin, shut
 from shoal.node.errors import NetworkError
+from shoal.node.network_statistics import Traffic
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
 from shoal.protocol.channel_messages import MAGIC
@@ -75,6 +76,9 @@ BUSY_S = 5.0
 """How long a peer is not asked again after no channel came about, or it was busy."""
 
 DISK_READS_AT_ONCE = 4
+
+PEERS_COUNTED_LIMIT = 1024
+"""Peers whose bytes are counted each by itself; whoever was longest silent is forgotten."""
 
 T = TypeVar("T")
 
@@ -143,6 +147,18 @@ class Channels:
         self._working: defaultdict[PeerId, set[socket.socket]] = defaultdict(set)
         self._none_until_s: dict[PeerId, float] = {}
         self._traffic = network.traffic("bulk")
+        self._traffic_of: OrderedDict[PeerId, Traffic] = OrderedDict()
+        self._wires: set[Wire] = set()
+
+    def count(self) -> None:
+        """Bring what is counted of bytes up to now."""
+        for wire in self._wires:
+            self._count(wire)
+
+    def traffic_of(self, peer: PeerId) -> Traffic:
+        """The bytes that went over channels with a peer, in both directions."""
+        self.count()
+        return self._traffic_of.get(peer) or Traffic()
 
     # --- taking ---------------------------------------------------------------------
 
@@ -377,18 +393,25 @@ class Channels:
     async def _run(self, wire: Wire, work: Callable[[], T], threads: trio.CapacityLimiter) -> T:
         working = self._working[wire.peer]
         working.add(wire.sock)
+        self._wires.add(wire)
         try:
             return await run_on(wire.sock, work, threads)
         finally:
             self._count(wire)
+            self._wires.discard(wire)
             working.discard(wire.sock)
             if not working:
                 self._working.pop(wire.peer, None)
 
     def _count(self, wire: Wire) -> None:
-        self._traffic.received += wire.received
-        self._traffic.sent += wire.sent
-        wire.received = wire.sent = 0
+        received, sent = wire.take_counts()
+        own = self._traffic_of.setdefault(wire.peer, Traffic())
+        self._traffic_of.move_to_end(wire.peer)
+        if len(self._traffic_of) > PEERS_COUNTED_LIMIT:
+            self._traffic_of.popitem(last=False)
+        for traffic in (self._traffic, own):
+            traffic.received += received
+            traffic.sent += sent
 
 
 def offence_of(error: RemoteProtocolError) -> Offence:

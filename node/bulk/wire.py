@@ -42,10 +42,17 @@ class Wire:
     def __init__(self, sock: ssl.SSLSocket, peer: PeerId, *, newer: bool) -> None:
         self.peer = peer
         self.received = self.sent = 0
+        self._counted = 0, 0
         self.sock = sock
         self._newer = newer
         self._between = True  # nothing has begun to come that must end
         self._length = bytearray(LENGTH_BYTES)
+
+    def take_counts(self) -> tuple[int, int]:
+        """The bytes received and sent since this was last asked; from one thread only."""
+        counts = self.received, self.sent
+        before, self._counted = self._counted, counts
+        return counts[0] - before[0], counts[1] - before[1]
 
     def shake_hands(self) -> None:
         """Begin TLS.

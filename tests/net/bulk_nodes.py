@@ -29,8 +29,9 @@ LIMIT_BYTES = 1 << 30
 class BulkNode:
     """What a daemon has of blobs, without anything that runs units."""
 
-    def __init__(self, key, network, control, store, announce):
+    def __init__(self, home, key, network, control, store, announce):
         self.key, self.peer = key, key.peer_id
+        self.home = home
         self.network, self.control, self.store = network, control, store
         self.rights, self.kept = Rights(), KeptOutputs()
         self.broken = []
@@ -60,6 +61,7 @@ class BulkNode:
     @property
     def bulk(self):
         """Bytes that went over bulk channels so far: received, sent."""
+        self.channels.count()
         traffic = self.network.traffic("bulk")
         return traffic.received, traffic.sent
 
@@ -78,7 +80,7 @@ async def open_bulk_node(home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce
         network = await enter(open_network(key, LOOPBACK))
         control = await enter(open_control(network, "test/1"))
         store = await enter(open_store(home, quota_bytes))
-        node = BulkNode(key, network, control, store, announce)
+        node = BulkNode(home, key, network, control, store, announce)
         listeners = []
         if bulk != "off":
             listeners = await listen(bulk, [parse_address(text) for text in LOOPBACK])
