@@ -185,6 +185,8 @@ class Daemon:
             network=self.swarm_key.name if self.swarm_key else PUBLIC,
             network_fingerprint=self.swarm_key.fingerprint if self.swarm_key else "",
             addresses=self.network.addresses(),
+            bulk=self.house.channels.port or 0 if self.house.channels else 0,
+            bulk_announced=":".join(map(str, config.bulk_announce or ())),
             uptime_s=trio.current_time() - self.started_at_s,
             peers_known=len(self.membership.table) - 1,
             peers_linked=len(self.membership.links),

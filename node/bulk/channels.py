@@ -243,8 +243,12 @@ class Channels:
             raise
 
     def _none(self, peer: PeerId, for_s: float) -> None:
-        until_s = trio.current_time() + for_s
-        self._none_until_s[peer] = max(until_s, self._none_until_s.get(peer, 0.0))
+        now_s = trio.current_time()
+        until_s = max(now_s + for_s, self._none_until_s.get(peer, 0.0))
+        late = [other for other, at_s in self._none_until_s.items() if at_s < now_s]
+        for other in late:
+            del self._none_until_s[other]
+        self._none_until_s[peer] = until_s
 
     async def _ask(self, peer: PeerId) -> ChannelOffered:
         wanted = ChannelWanted(certificate=self._certificate.der)
