@@ -468,6 +468,9 @@ async def test_a_private_proof_bans_here_and_goes_to_nobody(tmp_path, monkeypatc
 
 
 async def stays_private(first, second):
+    second.heard.clear()
+    await until(lambda: second.heard)
+    assert set(second.heard) == {AccusationsWanted()}  # nor that there is one
     (view,) = first.convictions.proofs()
     assert (view.own, view.private, view.public) == (True, True, False)
     answer = await first.convictions.answer(second.peer, AccusationsWanted())
