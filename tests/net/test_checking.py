@@ -23,11 +23,12 @@ from checking_nodes import (
 )
 
 from shoal.crypto.content import blob_id_of
-from shoal.node import checks, pipeline
+from shoal.node import checks, look_back, pipeline
 from shoal.node.again import spec_again
 from shoal.node.checking import RETRY_S
 from shoal.node.checks import Stage
 from shoal.node.errors import JobError
+from shoal.node.holding import RELEASE_S
 from shoal.node.look_back import HOLD_S
 from shoal.node.records import Ban, UnitState, new_job_id
 from shoal.node.result_standing import Deed
@@ -458,6 +459,26 @@ async def test_what_a_newcomer_gives_is_held_while_a_check_of_it_is_out(node):
 
         await until(all_are_delivered)
         await assert_right(node, await node.journal.units(job.id, 0, 12), range(12))
+
+
+async def test_of_more_than_may_be_held_the_oldest_alone_are_delivered(node, monkeypatch):
+    monkeypatch.setattr(look_back, "HELD_UNITS", 4)
+    async with open_peers(node, Peer, Waits) as (newcomer, verifier):
+        node.standings.able.discard(newcomer.peer)
+        verifier.price = 50.0
+        probabilities = iter([1.0])
+        node.standings.probability = lambda _peer: next(probabilities, 0.0)
+        job = await node.submit(range(12), verify="auto", open=True)
+
+        async def all_came_back_and_some_are_delivered():
+            queue = node.jobs._state.jobs.get(job.id)
+            done = (await node.journal.job(job.id)).units_done
+            return queue is not None and done and done + queue.in_check == 12
+
+        await until(all_came_back_and_some_are_delivered)
+        await trio.sleep(2 * RELEASE_S)
+        assert not verifier.go.is_set()
+        assert (await node.journal.job(job.id)).units_done == 12 - 4 - 1  # and one is checked
 
 
 async def test_nothing_of_a_peer_in_good_standing_is_held(node):
