@@ -46,7 +46,7 @@ from shoal.node.evidence import Evidence, disputes_of
 from shoal.node.house import House, note_known
 from shoal.node.state import open_state
 from shoal.protocol.messages import Call, NodesWanted, Problem, TraceWanted
-from shoal.protocol.statements import statement_id
+from shoal.protocol.statements import open_receipt, statement_id
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S
 
@@ -276,6 +276,25 @@ async def test_who_withholds_is_convicted_by_the_whole_unit_and_noted(tmp_path):
 
 async def refuses(*_args):
     raise ComputeError("it will not", code="no")
+
+
+async def test_who_says_that_its_unit_took_ages_has_no_ages_to_answer(tmp_path, autojump_clock):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        said = open_receipt(scene.receipt).outputs
+        scene.receipt = a_receipt(scene.sample, scene.award, dict(said), ended_at_ms=1 << 48)
+        scene.link.request = hangs
+        evidence = Evidence(scene.award, scene.receipt, None, JOB, 0)
+        async with open_disputes(disputes := Disputes(scene.house, MEMORY_BYTES)):
+            await disputes.open(evidence)
+            with trio.fail_after(8 * 3600.0):
+                while disputes.open_now:  # noqa: ASYNC110
+                    await trio.sleep(60.0)
+        assert set((await scene.house.journal.dispute_outcomes()).values()) == {"convicted"}
+
+
+async def hangs(*_args):
+    await trio.sleep_forever()
 
 
 async def test_an_honest_provider_is_acquitted(tmp_path):
