@@ -45,7 +45,7 @@ from shoal.node.errors import NetworkError, StoreError
 from shoal.node.evidence import Evidence, disputes_of
 from shoal.node.house import House, note_known
 from shoal.node.state import open_state
-from shoal.protocol.messages import Call, NodesWanted, Problem, TraceWanted
+from shoal.protocol.messages import Call, NodesWanted, Problem, TraceGiven, TraceWanted
 from shoal.protocol.statements import open_receipt, statement_id
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S
@@ -434,6 +434,37 @@ async def test_a_receipt_is_answered_for_to_its_requester_alone_and_for_a_while(
         with pytest.raises(ShoalError, match="no such receipt"):
             await scene.defence.answer(ALICE.peer_id, question)
         assert len(scene.defence) == 0
+
+
+async def test_traces_of_others_take_no_answer_from_whom_one_is_being_made_for(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(defending, "TRACED_LIMIT", 1)
+    async with a_scene(tmp_path, long()) as scene:
+        await scene.signed(stages=True)
+        scene.again()
+        first, other = (statement_id(receipt) for receipt in scene.receipts)
+        worker, go, given = scene.provider.worker, trio.Event(), {}
+
+        async def asks(receipt, stage):
+            wanted = TraceWanted(receipt=receipt, stage=stage)
+            given[receipt, stage] = await scene.defence.answer(ALICE.peer_id, wanted)
+
+        await asks(first, 0)
+        trace = worker.trace
+
+        async def slow(*arguments):
+            await go.wait()
+            return await trace(*arguments)
+
+        worker.trace = slow
+        async with trio.open_nursery() as nursery:
+            for receipt, stage in ((other, 0), (first, 1), (first, 1)):
+                nursery.start_soon(asks, receipt, stage)
+                await trio.testing.wait_all_tasks_blocked()
+            go.set()
+        assert {type(answer) for answer in given.values()} == {TraceGiven}
+        assert given.keys() == {(first, 0), (other, 0), (first, 1)}
 
 
 @asynccontextmanager
