@@ -331,14 +331,25 @@ class Checking:
                 self.verdicts.update(check.verdict for check in end.checks)
             self._note_deeds(checked)
             self._note_vouchers(checked)
-        found = [
-            await self._falsehoods.convicted(job, checked, peer)
+        false = [
+            (checked, self._falsehoods.convicted(checked, peer))
             for checked in decided
             for peer in checked.machine.false
             if checked.machine.exact and peer != checked.machine.own
         ]
-        if found:  # in a task that outlives the job, which may be over by this
-            self._falsehoods.follow(found)
+        found = [each for _, each in false]
+        try:
+            found = [
+                await self._falsehoods.asked_again(job, checked, each)
+                for checked, each in false
+            ]
+        except BaseException:  # the job is over, and nothing more of it is delivered
+            for checked in ready:
+                self._let_go(checked)
+            raise
+        finally:
+            if found:  # in a task that outlives the job
+                self._falsehoods.follow(found)
         if again:
             self._deliveries.put_back(job.running, again)
         now: list[Checked] = []

@@ -23,7 +23,7 @@ from checking_nodes import (
 )
 
 from shoal.crypto.content import blob_id_of
-from shoal.node import checks, look_back, pipeline
+from shoal.node import checks, look_back, pipeline, repeating
 from shoal.node.again import spec_again
 from shoal.node.checking import RETRY_S
 from shoal.node.checks import Stage
@@ -397,6 +397,38 @@ async def test_a_job_that_is_cancelled_waits_for_no_check(node):
         job = await node.jobs.cancel(job.id)
         await until(nothing_runs)
         assert job.state == "cancelled"
+
+
+async def test_a_liar_is_accused_though_its_job_is_cancelled_while_it_is_asked_again(
+    node, monkeypatch
+):
+    monkeypatch.setattr(repeating, "SHARE", 0.0)
+    async with open_peers(node, NeverRepeats, Peer) as (liar, honest):
+        honest.price = 50.0
+        job = await node.submit([1], verify="sample:1")
+        with trio.fail_after(LIMIT_S):
+            await liar.asked_again.wait()
+        await node.jobs.cancel(job.id)
+
+        async def it_is_accused():
+            return bool(node.accused)
+
+        await until(it_is_accused)
+        assert {who for who, _, _ in node.accused} == {liar.peer}
+
+
+class NeverRepeats(Lies):
+    """It lies, and gives no answer where it is asked again."""
+
+    def __init__(self, key, network):
+        super().__init__(key, network)
+        self.asked_again = trio.Event()
+
+    async def once(self, request):
+        if request.unit in self.answers:
+            self.asked_again.set()
+            await trio.sleep_forever()
+        return await super().once(request)
 
 
 async def test_a_unit_whose_result_waits_to_be_checked_is_still_with_its_provider(node):
