@@ -284,7 +284,9 @@ class Checking:
         return itself or bool(self._candidates.able(job.running, checked.machine.provider))
 
     def _waits(self, job: JobChecks, checked: Checked) -> bool:
-        return checked.looks_back or job.waiting.get(checked.unit.index) is checked
+        if checked.looks_back:
+            return not checked.gone
+        return job.waiting.get(checked.unit.index) is checked
 
     def _note_room(self, job: JobChecks) -> None:
         """Hold the job's hand-overs back while too much waits."""
@@ -319,6 +321,7 @@ class Checking:
         again: list[int] = []
         for checked in decided:
             if checked.looks_back:
+                self._let_go(checked)
                 continue
             del job.waiting[checked.unit.index]
             job.size_bytes -= checked.size_bytes
@@ -437,5 +440,6 @@ class Checking:
 
     def _let_go(self, checked: Checked) -> None:
         """Keep outputs no longer that were only here to be compared."""
+        checked.gone = True
         pinned = [each.pinned for each in checked.opinions.values() if each.pinned]
         pipeline.let_go(self._house, pinned)

@@ -150,7 +150,7 @@ class VerifierLines:
     async def _hear(
         self, lease: VerifierLease, checked: Checked, unit: Unit, answer: UnitResult
     ) -> None:
-        """Take in one verifier's opinion.
+        """Take in one verifier's opinion, where anybody waits for it still.
 
         Raises:
             VerificationError: Its receipt or its outputs are not what they must be.
@@ -159,6 +159,8 @@ class VerifierLines:
         """
         peer = lease.side.provider
         receipt = pipeline.verify(lease.need, lease.side, unit, answer)
+        if checked.gone:
+            return
         machine = checked.machine
         outputs = None
         if receipt.outputs is not None and (
@@ -167,6 +169,9 @@ class VerifierLines:
             outputs = await pipeline.take_outputs(
                 self._house, lease.need, lease.side, unit, answer, receipt
             )
+            if checked.gone:
+                pipeline.let_go(self._house, [outputs])
+                return
         end = end_by(checked.unit, receipt, answer.receipt, outputs)
         checked.opinions[peer] = Opinion(lease.side.award_bytes, answer.receipt, end, outputs)
         key: object = said_by(receipt)

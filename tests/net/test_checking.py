@@ -560,6 +560,77 @@ async def test_who_vouched_for_a_false_peer_is_looked_at_again_and_found_out(nod
         await until(the_other_is_accused_and_nothing_of_them_is_left)
 
 
+class Taken:
+    """The outputs of checks that are kept here, by the unit's name."""
+
+    def __init__(self, job_id, monkeypatch):
+        self.ever, self.now = set(), set()
+        take, let_go = pipeline.take_outputs, pipeline.let_go
+
+        async def taking(house, need, side, unit, result, receipt):
+            end = await take(house, need, side, unit, result, receipt)
+            if unit.job != job_id:
+                self.ever.add((end.unit.job, end.unit.index, end.unit.provider))
+                self.now.add((end.unit.job, end.unit.index, end.unit.provider))
+            return end
+
+        def letting_go(house, ends):
+            ends = list(ends)
+            self.now -= {(end.unit.job, end.unit.index, end.unit.provider) for end in ends}
+            let_go(house, ends)
+
+        monkeypatch.setattr(pipeline, "take_outputs", taking)
+        monkeypatch.setattr(pipeline, "let_go", letting_go)
+
+    async def all_are_gone(self):
+        return self.ever and not self.now
+
+
+async def test_what_was_run_to_look_back_is_not_kept(node, monkeypatch):
+    async with open_peers(node, Colludes, Colludes) as (one, _):
+        job = await node.submit(range(6), verify="sample:1", open=True)
+
+        async def all_are_delivered():
+            return (await node.journal.job(job.id)).units_done == 6
+
+        await until(all_are_delivered)
+        taken = Taken(job.id, monkeypatch)
+        node.jobs.banned(one.peer)
+        await until(taken.all_are_gone)
+
+
+async def test_what_is_said_of_a_result_that_was_withdrawn_is_not_kept(node, monkeypatch):
+    async with open_peers(node, Peer, WaitsAndLies) as (honest, verifier):
+        verifier.price = 50.0
+        node.runs_itself = False
+        job = await node.submit([1], verify="sample:1")
+
+        async def it_is_being_checked():
+            return any(each.asked for each in node.jobs.pending(job.id))
+
+        async def nothing_is():
+            return not node.jobs.pending(job.id)
+
+        await until(it_is_being_checked)
+        taken = Taken(job.id, monkeypatch)
+        node.jobs.banned(honest.peer)
+        await until(nothing_is)
+        verifier.go.set()
+
+        async def the_verifier_gave_its_opinion():
+            return bool(verifier.answers)
+
+        await until(the_verifier_gave_its_opinion)
+        await trio.sleep(0.3)
+        assert not taken.now
+        await node.jobs.cancel(job.id)
+
+
+class WaitsAndLies(Waits):
+    def gives(self, blob):
+        return nearly_right(blob)
+
+
 async def test_a_ring_of_all_who_are_drawn_is_found_out_by_this_nodes_own_runs(
     node, monkeypatch
 ):
