@@ -17,7 +17,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import comparing, pipeline
 from shoal.node.checked import Checked, Deliveries, JobChecks, Opinion, end_by
 from shoal.node.checks import Draw, said_by
-from shoal.node.errors import StoreError
+from shoal.node.errors import NetworkError, StoreError
 from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.setbacks import COOL_DOWN_BROKEN_S, setback_of
@@ -141,6 +141,9 @@ class VerifierLines:
             except ShoalError as error:
                 problem = error
                 silent.append(checked)
+                withholds = isinstance(error, NetworkError)
+                if withholds and peer in self._house.network.connected():
+                    self._house.standings.note(peer, Deed.NO_ANSWER, detail=error.message)
         self._house.settling.received(lease.side, receipts, len(receipts) * (lease.each_s or 0))
         batch.clear()
         await self._silent(job, peer, silent, heard)

@@ -231,6 +231,20 @@ async def test_who_keeps_the_outputs_that_it_signed_for_loses_standing(node):
         assert node.accused == []
 
 
+async def test_a_verifier_that_keeps_outputs_that_differ_loses_standing(node):
+    async with open_peers(node, Peer, SaysOtherAndKeepsIt) as (_, withholder):
+        withholder.price = 50.0
+        units = await node.run([1], verify="sample:1")
+        await assert_right(node, units, [1])
+        assert node.standings.notes.count((withholder.peer, Deed.NO_ANSWER)) == 1
+        assert node.accused == []
+
+
+class SaysOtherAndKeepsIt(KeepsOutputs):
+    def gives(self, blob):
+        return nearly_right(blob)
+
+
 async def test_what_a_peer_gave_before_it_was_found_false_runs_again(node):
     async with open_peers(node, TurnsFalse, Peer) as (turncoat, honest):
         honest.price = 50.0
