@@ -179,7 +179,9 @@ class Disputes:
             proof = accusing.equivocation_proof(
                 evidence.award, evidence.receipt, evidence.other
             )
-            return await self._convict(evidence, proof, {})
+            if fraud_proof.contradicted(fraud_proof.examine(proof)):
+                return await self._convict(evidence, proof, {})
+            other = None  # as where it calls what it said an error of the moment
         held = await exhibit(self._house, f"dispute/{number}", receipt, self._memory_bytes)
         try:
             proof = await self._trace_proof(number, evidence, held, other)

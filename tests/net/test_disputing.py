@@ -314,6 +314,18 @@ async def test_two_receipts_under_one_award_convict_without_a_question(tmp_path)
         assert scene.link.asked == 0
 
 
+@pytest.mark.parametrize("change", [{"said": "time_limit"}, {"exact_spec": "99"}], ids=str)
+async def test_who_says_another_thing_that_contradicts_nothing_is_convicted_by_the_first(
+    tmp_path, change
+):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        right = dict(open_receipt(scene.right).outputs)
+        other = a_receipt(scene.sample, scene.award, **({"said": right} | change))
+        assert await scene.disputed(other) == "convicted"
+        assert scene.proof.kind == "operator"
+
+
 async def test_of_several_disputes_with_one_peer_the_first_that_convicts_spares_the_others(
     tmp_path,
 ):
