@@ -13,6 +13,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,9 +25,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from shoal.crypto.envelope import Statement, seal
+from shoal.crypto.envelope import Statement, seal, seal_many
 from shoal.crypto.errors import IdentityError
 from shoal.crypto.peer_id import PeerId, peer_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _PRIVATE_KEY_PROTOBUF_PREFIX = bytes([0x08, 0x01, 0x12, 0x20])
 _SEED_SIZE_BYTES = 32
@@ -52,6 +56,10 @@ class Identity:
     def sign(self, kind: Statement, payload: bytes) -> bytes:
         """Sign ``payload`` as a statement of ``kind``; gives the envelope's bytes."""
         return seal(kind, payload, self.key)
+
+    def sign_many(self, kind: Statement, payloads: Sequence[bytes]) -> list[bytes]:
+        """Sign statements of one kind together; gives the envelope of each."""
+        return seal_many(kind, payloads, self.key)
 
     def export_pem(self, passphrase: str | None = None) -> bytes:
         """The key as PKCS #8 PEM, encrypted when a passphrase is given.

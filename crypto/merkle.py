@@ -63,13 +63,18 @@ def root_over(items: Sequence[Buffer]) -> bytes:
 
 def path_of(leaves: Sequence[bytes], index: int) -> bytes:
     """What, beside the leaf at ``index``, the root is made of: siblings, lowest first."""
-    assert 0 <= index < len(leaves)
-    level, path = list(leaves), []
-    while len(level) > 1:
+    return path_in(levels_of(leaves), index)
+
+
+def path_in(levels: Sequence[Sequence[bytes]], index: int) -> bytes:
+    """As `path_of`, in a tree that `levels_of` made: for whoever wants several paths."""
+    assert 0 <= index < len(levels[0])
+    path = []
+    for level in levels:
         sibling = index ^ 1
         if sibling < len(level):
             path.append(level[sibling])
-        level, index = _above(level), index // 2
+        index //= 2
     return b"".join(path)
 
 
@@ -78,6 +83,17 @@ def check_path(root: bytes, leaf: bytes, index: int, count: int, path: bytes) ->
 
     Raises:
         VerificationError: ``bad_path``: it is not, or the path has another length.
+    """
+    if root_by(leaf, index, count, path) != root:
+        raise VerificationError("a Merkle path does not lead to its root", code="bad_path")
+
+
+def root_by(leaf: bytes, index: int, count: int, path: bytes) -> bytes:
+    """The root that a path leads to from ``leaf`` at ``index`` among ``count`` leaves.
+
+    Raises:
+        VerificationError: ``bad_path``: there is no such leaf, or its path is longer or
+            shorter.
     """
     digest, at = leaf, 0
     if not 0 <= index < count:
@@ -89,8 +105,11 @@ def check_path(root: bytes, leaf: bytes, index: int, count: int, path: bytes) ->
             at += DIGEST_SIZE_BYTES
             digest = _node(other, digest) if index % 2 else _node(digest, other)
         index, count = index // 2, (count + 1) // 2
-    if at != len(path) or digest != root:
-        raise VerificationError("a Merkle path does not lead to its root", code="bad_path")
+    if at != len(path):
+        raise VerificationError(
+            "a Merkle path has another length than its place in the tree", code="bad_path"
+        )
+    return digest
 
 
 def _node(left: bytes, right: bytes) -> bytes:

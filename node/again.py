@@ -64,5 +64,5 @@ async def spec_again(
             )
         given.append(dict(units[0].inputs))
     return msgspec.structs.replace(
-        spec, policy=Policy.MAP, units=tuple(given), verify=verify, open=False
+        spec, id=None, policy=Policy.MAP, units=tuple(given), verify=verify, open=False
     )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.envelope import is_signed_together
+from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.blob_transfer import EVERYBODY
 from shoal.node.errors import StoreError
@@ -23,12 +25,16 @@ from shoal.protocol.limits import (
     ACCUSED_BLOBS_LIMIT,
     PROOF_BLOBS_LIMIT,
     PROOF_BLOBS_LIMIT_BYTES,
+    PROTOCOL_MAJOR,
 )
 from shoal.protocol.messages import Accusation
+from shoal.protocol.verification import fraud_proof
+from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE
 
 if TYPE_CHECKING:
     from shoal.node.house import House
     from shoal.node.journal_verdicts import KeptProof
+    from shoal.protocol.versions import Version
 
 PUBLIC_SHARE: Final = 1 / 8
 """Of the blob store, for proofs and their blobs."""
@@ -60,6 +66,8 @@ class Believed:
         at: When it was judged here, in seconds since the epoch.
         private: Whether it is for this node alone.
         public: Whether anybody can fetch it here now.
+        since: The version of the protocol from which on a node can read it. An older one
+            would call it false, and whoever told it of that a liar.
     """
 
     accusation: Accusation
@@ -68,6 +76,7 @@ class Believed:
     at: float
     private: bool = False
     public: bool = False
+    since: Version = (PROTOCOL_MAJOR, 0)
 
     @property
     def size_bytes(self) -> int:
@@ -111,7 +120,10 @@ class BelievedProofs:
         store = house.store
         sizes = {id_: store.size_bytes(id_) if store.holds(id_) else 0 for id_ in kept.blobs}
         accusation = accusation_of(kept.proof, charge, sizes)
-        self.add(Believed(accusation, kept.verdict, kept.own, kept.at, kept.private))
+        since = readable_since(kept.proof)
+        self.add(
+            Believed(accusation, kept.verdict, kept.own, kept.at, kept.private, since=since)
+        )
         for blob_id in (kept.id, *kept.blobs):
             store.pin(blob_id, pin_of(kept.id))
         try:
@@ -174,13 +186,18 @@ class BelievedProofs:
                 self._unpublish(house, known)
                 del self._known[proof_id]
 
-    def lacking(self, known: Collection[str]) -> tuple[Accusation, ...]:
-        """The newest public proofs that somebody does not know, as many as one answer has."""
+    def lacking(self, known: Collection[str], theirs: Version) -> tuple[Accusation, ...]:
+        """The newest public proofs that somebody does not know, as many as one answer has.
+
+        Args:
+            known: Ids of those that it knows.
+            theirs: Its version of the protocol.
+        """
         lacking: list[Accusation] = []
         blobs = 0
         for one in sorted(self._known.values(), key=lambda one: -one.at):
             said = one.accusation
-            if not one.public or said.proof in known:
+            if not one.public or said.proof in known or one.since > theirs:
                 continue
             blobs += len(said.blobs)
             if len(lacking) >= ACCUSATIONS_LIMIT or blobs > ACCUSED_BLOBS_LIMIT:
@@ -198,6 +215,16 @@ def accusation_of(proof: bytes, charge: Charge, sizes: Mapping[BlobId, int]) -> 
         blobs=tuple(sizes),
         blobs_bytes=sum(sizes.values()),
     )
+
+
+def readable_since(proof: bytes) -> Version:
+    """The version of the protocol that brought the form in which a proof's receipts are."""
+    try:
+        read = fraud_proof.decode(proof)
+        together = any(map(is_signed_together, filter(None, (read.receipt, read.other))))
+    except VerificationError:  # a proof to whoever made this node's `Reader`
+        together = False
+    return SIGNED_TOGETHER_SINCE if together else (PROTOCOL_MAJOR, 0)
 
 
 def pin_of(proof_id: BlobId) -> str:

@@ -32,7 +32,13 @@ import trio
 from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.crypto.peer_id import PeerId
-from shoal.node.believed_proofs import Believed, BelievedProofs, Charge, accusation_of
+from shoal.node.believed_proofs import (
+    Believed,
+    BelievedProofs,
+    Charge,
+    accusation_of,
+    readable_since,
+)
 from shoal.node.docket import BLOBS_LIMIT_BYTES, Docket, End, Heard, Hearing
 from shoal.node.errors import PeerError, StoreError
 from shoal.node.house import fitting, hold
@@ -229,7 +235,8 @@ class Convictions:
     ) -> Done | Accusations | Problem:
         """Answer a peer that accuses another, or compares."""
         if isinstance(message, AccusationsWanted):
-            return Accusations(accusations=self._believed.lacking(message.known))
+            theirs = self.house.control.versions.of(peer)
+            return Accusations(accusations=self._believed.lacking(message.known, theirs))
         if peer not in self.links():
             return Problem(code="not_linked", message="accusations are heard of links alone")
         self._hear(peer, message)
@@ -456,7 +463,10 @@ class Convictions:
             self._believed.withdraw(self.house, accused)
             self._bans[accused] = ban
             self._pardoned.pop(accused, None)
-            self._believed.add(Believed(accusation, verdict.sentence, own, now, private))
+            since = readable_since(proof)
+            self._believed.add(
+                Believed(accusation, verdict.sentence, own, now, private, since=since)
+            )
             public = self._believed.publish(self.house, proof_id)
         log.warning("a peer is banned", peer=accused, proof=proof_id, why=verdict.sentence)
         self.convicted(accused, verdict.sentence)
@@ -464,6 +474,8 @@ class Convictions:
             banned(accused)
         if public:
             for link in set(self.links()) - {besides, accused}:
+                if self.house.control.versions.of(link) < since:
+                    continue
                 if self._nursery is not None:
                     self._nursery.start_soon(self._tell, link, accusation)
 

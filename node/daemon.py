@@ -386,6 +386,7 @@ async def serve(
                 await nursery.start(serve_on, make_metrics_app(daemon), watched)
             nursery.start_soon(_probe, daemon)
             nursery.start_soon(lifecycle.pulse, daemon.look)
+            nursery.start_soon(daemon.figures.follow_loop)
             nursery.start_soon(joining.run)
             nursery.start_soon(retention.run)
             log.info(

@@ -110,9 +110,8 @@ class Defence:
         """How many receipts are remembered."""
         return len(self._signed)
 
-    def signed(self, call: Call, run: UnitRun, envelope: bytes) -> None:
+    def signed(self, call: Call, run: UnitRun, receipt: Receipt, envelope: bytes) -> None:
         """Remember a receipt of the class exact that was just signed for another peer."""
-        receipt = open_receipt(envelope)
         if receipt.numeric_class != "exact" or receipt.requester == self._house.peer_id:
             return
         size_bytes = sum(map(len, run.inputs.values()))

@@ -57,6 +57,7 @@ from shoal.node.records import (
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.swarm_key import PUBLIC
+from shoal.node.timing import UnitTiming
 from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -185,6 +186,8 @@ class Daemon:
             network=self.swarm_key.name if self.swarm_key else PUBLIC,
             network_fingerprint=self.swarm_key.fingerprint if self.swarm_key else "",
             addresses=self.network.addresses(),
+            bulk=self.house.channels.port or 0 if self.house.channels else 0,
+            bulk_announced=":".join(map(str, config.bulk_announce or ())),
             uptime_s=trio.current_time() - self.started_at_s,
             peers_known=len(self.membership.table) - 1,
             peers_linked=len(self.membership.links),
@@ -332,6 +335,7 @@ class Daemon:
         units = await self.journal.results(job_id, after, limit, order)
         if not units:
             return units, after
+        self.house.timings.delivered(job_id, [unit.index for unit in units])
         last = units[-1].index if order == "given" else units[-1].ended
         assert last is not None
         return units, last
@@ -361,6 +365,7 @@ class Daemon:
         units = await self.journal.units(job_id, offset, limit)
         if not units:
             await self.journal.job(job_id)  # raises where there is none
+        self.house.timings.delivered(job_id, [unit.index for unit in units])
         return [self.jobs_running.as_leased(unit) for unit in units]
 
     def watch(
@@ -376,6 +381,11 @@ class Daemon:
     async def forget(self, job_id: JobId, *, unfetched_too: bool) -> Job:
         """Forget a job that has ended; raises JobError as `Retention.forget`."""
         return await self.retention.forget(job_id, unfetched_too=unfetched_too)
+
+    async def timing(self, job_id: JobId, unit: int) -> UnitTiming:
+        """Where a unit's time went; raises JobError as `Timings.of`, or ``no_such_job``."""
+        await self.journal.job(job_id)
+        return self.house.timings.of(job_id, unit)
 
     async def why(self, job_id: JobId, unit: int | None = None) -> Explanation:
         """Why a job stands where it stands; of one unit, where that is asked for.
@@ -504,9 +514,8 @@ class Daemon:
         """Metrics in Prometheus' text format."""
         return self.figures.exposition()
 
-    def look(self, lag_s: float) -> str:
+    def look(self) -> str:
         """Note at a pulse what is to be seen only over time; gives a sentence on it all."""
-        self.figures.lag_s.observe(lag_s)
         for link in self.membership.links.values():
             if link.rtt_s is not None:
                 self.figures.rtt_s.observe(link.rtt_s)

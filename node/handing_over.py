@@ -88,9 +88,19 @@ async def hand_over(
         return outcome
     started_s = trio.current_time()
     unit_s = cost_s / max(1, len(batch.open))
+    house.timings.handed(
+        running.need.job.id,
+        [unit.index for unit in units],
+        batch.peer,
+        held.called_s,
+        held.got_s,
+    )
     trace = running.need.spec.numeric_class == "exact" and unit_s > LONG_UNIT_S
     answers = await _ask(house, running, held, units, supply, trace=trace)
     now_s = trio.current_time()
+    for index, answer in answers.items():
+        times = answer.times if isinstance(answer, UnitResult) else None
+        house.timings.came_back(running.need.job.id, index, times)
     ran = sum(isinstance(answer, UnitResult) for answer in answers.values())
     events.came_back(state, batch.id, now_s, ran, cost_s)
     unit_s = (now_s - started_s) / max(1, ran)
@@ -115,6 +125,7 @@ async def _take_in(
 ) -> None:
     """Check the answers one after another; a false one ends the taking in."""
     _verify(house, running, held, units, answers, outcome)
+    house.timings.passed(running.need.job.id, answers, "verified")
     for unit in units:
         answer = answers.get(unit.index)
         if answer is None or unit.index not in batch.open or unit.index in batch.unwanted:
@@ -331,6 +342,7 @@ async def _result(  # of one answer
         if batch.peer in house.network.connected():  # else it may have been killed
             house.standings.note(batch.peer, Deed.NO_ANSWER, detail=error.message)
         raise
+    house.timings.passed(unit.job, [unit.index], "taken_in")
     if more and (running.need.spec.numeric_class == "exact" or not end.left):
         outcome.drawn.append((end, more))
     else:  # nor is a value that is not here compared within a tolerance

@@ -30,6 +30,7 @@ from shoal.node.records import JobId, Unit
 from shoal.node.result_standing import StandingNow
 from shoal.node.settling import Settling
 from shoal.node.standing import Offence
+from shoal.node.timing import Timings
 from shoal.node.turns import Turns
 from shoal.node.why_not import peer_banned
 from shoal.protocol.errors import RemoteProtocolError
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from shoal.node.state import State
     from shoal.protocol.messages import Call, ResponseBody
     from shoal.protocol.negotiation import ProviderSide
+    from shoal.protocol.statements import Receipt
 
 RELEASE_TIME_LIMIT_S = 2.0
 
@@ -147,8 +149,9 @@ class House:
     """For large blobs; without them, those go by stream too."""
     convictions: Convictions | None = None
     """What is proved of peers; `ban_of` asks it."""
-    signed: Callable[[Call, UnitRun, bytes], None] = lambda _call, _run, _receipt: None
-    """Told of each receipt that this node's provider signs: see `node.defending`."""
+    signed: Callable[[Call, UnitRun, Receipt, bytes], None] = lambda *_: None
+    """Told of each receipt that this node's provider signs, and of its envelope: see
+    `node.defending`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
     standings: Standings = field(default_factory=NoStandings)
@@ -157,6 +160,9 @@ class House:
     that says another thing, and of which unit."""
     settling: Settling = field(default_factory=Settling)
     """Acknowledges receipts, and counts who did how much for whom."""
+
+    timings: Timings = field(default_factory=Timings)
+    """Where the time of this node's own units went."""
 
     @property
     def peer_id(self) -> PeerId:

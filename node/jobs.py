@@ -593,6 +593,7 @@ class Jobs:
     async def deliver_checked(self, running: RunningJob, ends: Sequence[Ended]) -> None:
         """Write down the ends of units that waited for their checks."""
         indices = [end.unit.index for end in ends]
+        self._house.timings.passed(running.need.job.id, indices, "checked")
         try:
             with trio.CancelScope(shield=True):
                 written = await pipeline.deliver(self._house, ends)
@@ -730,7 +731,8 @@ class Jobs:
             await self._changed.wait()
         running.touched = False
         job = await self._house.journal.job(job_id)
-        ready, awaiting = await self._house.journal.count_open(job_id)
+        running.queue.open = job.open
+        ready, awaiting = await self._house.journal.any_open(job_id)
         if ready:
             running.cursor = -1
             events.units_ready(self._state, job_id, job.units_total)

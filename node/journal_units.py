@@ -134,6 +134,18 @@ def count_open(database: sqlite3.Connection, job_id: JobId) -> tuple[int, int]:
     return ready_units, waiting
 
 
+def any_open(database: sqlite3.Connection, job_id: JobId) -> tuple[bool, bool]:
+    """Whether units of a job are ready, and whether some await others."""
+    (ready_units, waiting) = database.execute(
+        "SELECT EXISTS (SELECT 1 FROM units INDEXED BY ready_units"
+        " WHERE job = :job AND state = 'queued' AND awaits IS NULL),"
+        " EXISTS (SELECT 1 FROM units INDEXED BY awaiting_units"
+        " WHERE job = :job AND awaits IS NOT NULL)",
+        {"job": job_id},
+    ).fetchone()
+    return bool(ready_units), bool(waiting)
+
+
 def first_failure(database: sqlite3.Connection, job_id: JobId) -> Failure | None:
     """Why the first of a job's failed units failed; None where none has."""
     row = database.execute(

@@ -203,23 +203,21 @@ class Lifecycle:
         finally:
             self._manager.ready()
 
-    async def pulse(self, look: Callable[[float], str]) -> None:
+    async def pulse(self, look: Callable[[], str]) -> None:
         """Show for ever that the loop runs.
 
         Args:
-            look: Called at each pulse with how late that came, in seconds; gives
-                what the service manager is to show.
+            look: Called at each pulse; gives what the service manager is to show.
         """
         watchdog_s = self._manager.watchdog_s
         interval_s = PULSE_S if watchdog_s is None else min(PULSE_S, watchdog_s / 2)
         said = ""
         while True:
-            due_s = trio.current_time() + interval_s
-            await trio.sleep_until(due_s)
+            await trio.sleep(interval_s)
             self._manager.alive()
             if self.phase is Phase.DRAINING:
                 self._manager.still_stopping(PATIENCE_S)
-            before, said = said, look(trio.current_time() - due_s)
+            before, said = said, look()
             if said != before:
                 self._manager.status(said)
 

@@ -72,6 +72,7 @@ class Negotiation:
 
     async def call(self, running: RunningJob, peer: PeerId, units: int) -> None:
         """Call one peer for a bid; what it says goes to the scheduler."""
+        running.called_s[peer] = trio.current_time()
         try:
             answer = await pipeline.call_for_bid(self._house, running.need, peer, units)
         except ShoalError as error:
@@ -103,7 +104,8 @@ class Negotiation:
         side = running.bids.get(peer)
         if side is None:
             return  # the job ended before this began
-        job_id, held = running.need.job.id, Held(side, self._draw(running, peer))
+        job_id, draw = running.need.job.id, self._draw(running, peer)
+        held = Held(side, draw, running.called_s.pop(peer, trio.current_time()))
         lease: LeaseId | None = None
         problem: Refusal | ShoalError | None
         try:

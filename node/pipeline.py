@@ -103,7 +103,7 @@ from shoal.protocol.statements import (
 from shoal.protocol.verification.draw import list_id, salt_hash
 from shoal.protocol.verification.policy import Verify, check_proofs
 from shoal.protocol.versions import OWN
-from shoal.protocol.vocabulary import knows
+from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE, knows
 
 if TYPE_CHECKING:
     from shoal.node.checks import Draw
@@ -135,7 +135,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
         JobError: An input is an output of no unit that there is, ``bad_verify``,
             ``bad_proofs`` or ``job_id_taken``.
     """
-    given = spec.units if given is None else given
+    given, began_s = spec.units if given is None else given, trio.current_time()
     check_policy(spec)
     if (before := await submitted_before(house, spec, len(given))) is not None:
         return before
@@ -165,6 +165,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     except BaseException:
         house.store.unpin(job_id)
         raise
+    house.timings.added(job_id, 0, len(given), began_s)
     return job
 
 
@@ -220,6 +221,7 @@ async def add_units(
             `submit`.
         ProgramError, StoreError: As `submit`.
     """
+    began_s = trio.current_time()
     async with house.adding.take(job_id):
         job = await house.journal.job(job_id)
         if at is not None and at != job.units_total:
@@ -230,7 +232,9 @@ async def add_units(
             )
         manifest = await program_of(house.store, job.program)
         taken = await given_units.take(house, manifest, job_id, given, job.units_total)
-        return await house.journal.add_units(job_id, taken.units, taken.tensors)
+        added = await house.journal.add_units(job_id, taken.units, taken.tensors)
+        house.timings.added(job_id, job.units_total, len(taken.units), began_s)
+        return added
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------
@@ -552,14 +556,30 @@ async def execute(
 # 5. sign: the receipt, and the outputs beside it --------------------------------------
 
 
-async def sign(
+@dataclass(frozen=True, slots=True)
+class Unsigned:
+    """What came of a unit, before it is signed.
+
+    Attributes:
+        blobs: The outputs that travel with the receipt.
+        kept: Outputs that stay here for the requester, and their sizes in bytes.
+    """
+
+    request: UnitRequest
+    run: UnitRun
+    receipt: Receipt
+    blobs: tuple[bytes, ...]
+    kept: Mapping[BlobId, int]
+
+
+async def write_receipt(
     house: House,
     side: ProviderSide,
     request: UnitRequest,
     run: UnitRun,
     room: int = INLINE_LIMIT_BYTES,
-) -> UnitResult:
-    """Sign what was run, on what, giving what; small outputs travel with the receipt.
+) -> Unsigned:
+    """Write down what was run, on what, giving what; small outputs travel with the receipt.
 
     Args:
         house: The modules.
@@ -614,16 +634,30 @@ async def sign(
                 await house.store.put_bytes(tensor)
                 house.rights.grant(side.award_id, side.requester, [outputs[name]])
         note_known(house, side.requester, outputs.values())
-    envelope = house.identity.sign(Statement.RECEIPT, encode(receipt))
+    return Unsigned(request, run, receipt, tuple(inline), kept)
+
+
+def sign(house: House, side: ProviderSide, unsigned: Sequence[Unsigned]) -> list[UnitResult]:
+    """Sign receipts: all under one signature, where their requester knows that form."""
+    payloads = [encode(one.receipt) for one in unsigned]
+    if house.control.versions.of(side.requester) >= SIGNED_TOGETHER_SINCE:
+        envelopes = house.identity.sign_many(Statement.RECEIPT, payloads)
+    else:
+        envelopes = [house.identity.sign(Statement.RECEIPT, payload) for payload in payloads]
     assert side.call is not None
-    house.signed(side.call, run, envelope)
-    return UnitResult(
-        call=request.call,
-        unit=request.unit,
-        receipt=envelope,
-        blobs=tuple(inline),
-        kept=tuple(sorted(kept.items())),
-    )
+    results = []
+    for one, envelope in zip(unsigned, envelopes, strict=True):
+        house.signed(side.call, one.run, one.receipt, envelope)
+        results.append(
+            UnitResult(
+                call=one.request.call,
+                unit=one.request.unit,
+                receipt=envelope,
+                blobs=one.blobs,
+                kept=tuple(sorted(one.kept.items())),
+            )
+        )
+    return results
 
 
 def _unit_error(outcome: Outcome) -> UnitError | None:
@@ -771,6 +805,8 @@ async def deliver(house: House, ends: Sequence[Ended]) -> Written:
     """
     try:
         written = await house.journal.end_units(ends)
+        for end in ends:
+            house.timings.passed(end.unit.job, [end.unit.index], "written")
         for end, new in zip(ends, written.new, strict=True):
             if new and end.unit.outputs:
                 for blob_id in end.unit.outputs.values() - end.tensors.keys():

@@ -24,7 +24,7 @@ from shoal.protocol.statements import DeviceOffer
 JobId = NewType("JobId", str)
 """27 hexadecimal digits: a time and randomness, so that ids sort by age."""
 
-JOB_ID_PATTERN = "^[0-9a-f]{27}$"
+JOB_ID_PATTERN = r"\A[0-9a-f]{27}\Z"
 
 
 def new_job_id() -> JobId:
@@ -529,6 +529,8 @@ class Status(msgspec.Struct, frozen=True):
         protocol_version, protocol_minor: Of the protocol that it speaks.
         network: The name of the private network that the daemon is in, or ``public``.
         network_fingerprint: What tells networks of one name apart; "" for the public one.
+        bulk: The port of bulk channels; 0 where they are off.
+        bulk_announced: Where peers are told to dial it, where that is elsewhere.
     """
 
     peer: PeerId
@@ -562,6 +564,8 @@ class Status(msgspec.Struct, frozen=True):
     reachability: ReachabilityView | None = None
     joining: JoiningView | None = None
     protocol_minor: int = 0
+    bulk: int = 0
+    bulk_announced: str = ""
 
     @property
     def protocol(self) -> str:

@@ -2,15 +2,18 @@
 
 Those that come in one message go through the steps together (`node.pipeline`: fetch,
 execute, sign): the program is fetched once for its lease, they run in few exchanges with
-the worker, and while it runs one the last is signed. Each ends with an answer of its own.
+the worker, while it runs one the last one's receipt is written, and one signature is over
+those of all that end together. Each ends with an answer of its own.
 What they are answered by, and when they are given up, is `node.provider`'s.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 import trio
 
@@ -20,11 +23,11 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import pipeline
 from shoal.node.errors import InputMissingError, StoreError
 from shoal.node.house import House, inputs_of
-from shoal.protocol.limits import INLINE_LIMIT_BYTES
-from shoal.protocol.messages import Reason, Refusal, UnitRequest, UnitResult
+from shoal.protocol.limits import INLINE_LIMIT_BYTES, UNIT_TIME_LIMIT_S
+from shoal.protocol.messages import Reason, Refusal, UnitRequest, UnitResult, UnitTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from shoal.compute.manifest import Manifest
     from shoal.protocol.negotiation import ProviderSide
@@ -34,6 +37,9 @@ HELD_LIMIT_BYTES = 8 << 20
 
 HELD_BATCHES_LIMIT = 2
 """Messages of one lease whose inputs are in memory: one runs while the next one's arrive."""
+
+SIGNED_WITHIN_S = 1.0
+"""How long a unit that has ended waits for others to be signed with it."""
 
 UNKNOWN_UNIT_S = 1.0
 """How long a unit is taken to run before one of its lease has."""
@@ -48,6 +54,7 @@ class Running:
     Attributes:
         refusal: What it is answered by where it was given up.
         unwanted_since_s: Since when this node would not take it any more.
+        asked_s: When it came; then when its inputs were here, and when it had run.
     """
 
     request: UnitRequest
@@ -57,6 +64,20 @@ class Running:
     unwanted_since_s: float | None = None
     run: UnitRun | None = None
     batch: Batch | None = None
+    asked_s: float = field(default_factory=trio.current_time)
+    ready_s: float = 0.0
+    ran_s: float = 0.0
+
+    def times(self, run: UnitRun) -> UnitTimes:
+        """Where its time went until now, when it is signed."""
+        executed_s = run.outcome.compute_s if isinstance(run.outcome, Execution) else 0.0
+        spent = (
+            self.ready_s - self.asked_s,
+            self.ran_s - self.ready_s - executed_s,
+            executed_s,
+            trio.current_time() - self.ran_s,
+        )
+        return UnitTimes(*(min(max(0.0, each), UNIT_TIME_LIMIT_S) for each in spent))
 
     async def end(self) -> UnitResult | Refusal:
         """Wait for its answer."""
@@ -186,6 +207,7 @@ class Batch:
                 self._refuse([unit], error)
                 continue
             unit.run = UnitRun(inputs, trace=unit.request.trace)
+            unit.ready_s = trio.current_time()
             ready.append(unit)
             held_bytes += sum(map(len, inputs.values()))
             if held_bytes > HELD_LIMIT_BYTES:
@@ -196,21 +218,19 @@ class Batch:
 
     async def _execute(self, manifest: Manifest, units: Sequence[Running]) -> None:
         """Run units whose inputs are here; each is signed while the next one runs."""
-        by_run = {unit.run: unit for unit in units if unit.run and unit.refusal is None}
+        by_run = {u.run: u for u in units if u.run is not None and u.refusal is None}
         failure: StoreError | None = None
         send, receive = trio.open_memory_channel[UnitRun](len(by_run))
 
-        async def sign() -> None:
-            async for run in receive:
-                await self._sign(by_run[run], run)
+        def ran(run: UnitRun) -> None:
+            by_run[run].ran_s = trio.current_time()
+            send.send_nowait(run)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(sign)
+            nursery.start_soon(self._sign_all, receive, by_run)
             with send:
                 try:
-                    await pipeline.execute(
-                        self._house, self._side, manifest, list(by_run), send.send_nowait
-                    )
+                    await pipeline.execute(self._house, self._side, manifest, list(by_run), ran)
                 except StoreError as error:
                     self._conversation.forget_program()
                     failure = error
@@ -219,19 +239,51 @@ class Batch:
         for unit in units:
             unit.run = None  # its tensors go
 
-    async def _sign(self, unit: Running, run: UnitRun) -> None:
+    async def _sign_all(
+        self, ended: trio.MemoryReceiveChannel[UnitRun], units: Mapping[UnitRun, Running]
+    ) -> None:
+        """Write receipts as runs end; those that do within one time are signed together."""
+        written: list[tuple[Running, pipeline.Unsigned]] = []
+        sign_at_s = math.inf
+        while True:
+            run = None
+            with trio.move_on_at(sign_at_s):
+                try:
+                    run = await ended.receive()
+                except trio.EndOfChannel:
+                    break
+            if run is None:
+                self._sign(written)
+                written, sign_at_s = [], math.inf
+            elif (one := await self._write_receipt(units[run], run)) is not None:
+                written.append((units[run], one))
+                sign_at_s = min(sign_at_s, trio.current_time() + SIGNED_WITHIN_S)
+        self._sign(written)
+
+    async def _write_receipt(self, unit: Running, run: UnitRun) -> pipeline.Unsigned | None:
         if unit.refusal is not None:
-            return
+            return None
         self._conversation.measured(run)
         try:
-            result = await pipeline.sign(
+            written = await pipeline.write_receipt(
                 self._house, self._side, unit.request, run, self._inline_room
             )
         except ShoalError as error:
             self._refuse([unit], error)
+            return None
+        self._inline_room -= sum(map(len, written.blobs))
+        return written
+
+    def _sign(self, written: Sequence[tuple[Running, pipeline.Unsigned]]) -> None:
+        wanted = [(unit, one) for unit, one in written if unit.refusal is None]
+        try:
+            results = pipeline.sign(self._house, self._side, [one for _, one in wanted])
+        except ShoalError as error:
+            self._refuse([unit for unit, _ in wanted], error)
             return
-        self._inline_room -= sum(map(len, result.blobs))
-        self._end(unit, result)
+        for (unit, _), result in zip(wanted, results, strict=True):
+            assert unit.run is not None
+            self._end(unit, msgspec.structs.replace(result, times=unit.times(unit.run)))
 
     def _refuse(self, units: Sequence[Running], error: ShoalError) -> None:
         match error:

@@ -50,12 +50,15 @@ class Held:
 
     Attributes:
         draw: By what verifiers of its receipts are drawn; None where nothing is checked.
+        called_s, got_s: When its provider was called for a bid, and when it had bid.
         answered: Set once the provider has answered the award. Units may go out before; where
             it refuses the lease, they are cut off first.
     """
 
     side: RequesterSide
     draw: Draw | None = None
+    called_s: float = 0.0
+    got_s: float = field(default_factory=trio.current_time)
     answered: trio.Event = field(default_factory=trio.Event)
     scopes: set[trio.CancelScope] = field(default_factory=set)
 
@@ -78,6 +81,7 @@ class RunningJob:
             runs them next is checked.
         cursor: The last index read from the journal.
         bids: Conversations that stand at a bid or an award.
+        called_s: When a peer was called last.
         held: Its leases.
         errors: For each unit that somebody called an error, the newest.
         ending: Units whose end is being written.
@@ -91,6 +95,7 @@ class RunningJob:
     units: dict[int, Unit] = field(default_factory=dict)
     cursor: int = -1
     bids: dict[PeerId, RequesterSide] = field(default_factory=dict)
+    called_s: dict[PeerId, float] = field(default_factory=dict)
     held: dict[LeaseId, Held] = field(default_factory=dict)
     doubted: set[int] = field(default_factory=set)
     errors: dict[int, Ending] = field(default_factory=dict)
@@ -142,6 +147,7 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
         program_bytes=program_bytes,
         time_limit_s=spec.time_limit_s,
         fail_fast=spec.fail_fast and not resumed,
+        open=job.open,
         units=job.units_total,
         ended=job.units_done + job.units_failed,
     )

@@ -55,6 +55,9 @@ from shoal.node.state_verdicts import VerdictState
 ANSWERS_LIMIT = 500
 """Answers kept of one job, the newest: as many lines as a person will read."""
 
+FEW = 8
+"""Rows that are read at once, without a change of threads: some 0.2 ms."""
+
 T = TypeVar("T")
 
 
@@ -157,7 +160,7 @@ class State(VerdictState):
         Raises:
             JobError: ``no_such_job``.
         """
-        return await self._read(journal_jobs.find_job, job_id)
+        return await self._look(journal_jobs.find_job, job_id)
 
     async def spec(self, job_id: JobId) -> JobSpec:
         """What was asked for, without the units: those are `units`.
@@ -165,7 +168,7 @@ class State(VerdictState):
         Raises:
             JobError: ``no_such_job``.
         """
-        return await self._read(journal_jobs.find_spec, job_id)
+        return await self._look(journal_jobs.find_spec, job_id)
 
     async def jobs(self, limit: int) -> list[Job]:
         """The newest jobs, newest first."""
@@ -203,7 +206,8 @@ class State(VerdictState):
 
     async def units(self, job_id: JobId, offset: int, limit: int) -> list[Unit]:
         """Some of a job's units, in order of their index."""
-        return await self._read(journal_units.page, job_id, offset, limit)
+        read = self._look if limit <= FEW else self._read
+        return await read(journal_units.page, job_id, offset, limit)
 
     async def open_units(
         self, job_id: JobId, after: int = -1, limit: int | None = None
@@ -215,7 +219,15 @@ class State(VerdictState):
             after: Only those with a higher index.
             limit: Only so many.
         """
+        first = FEW if limit is None else min(limit, FEW)
+        few = await self._look(journal_units.ready, job_id, after, first)
+        if len(few) < first or first == limit:
+            return few
         return await self._read(journal_units.ready, job_id, after, limit)
+
+    async def any_open(self, job_id: JobId) -> tuple[bool, bool]:
+        """Whether units of a job are ready, and whether some await others."""
+        return await self._look(journal_units.any_open, job_id)
 
     async def count_open(self, job_id: JobId) -> tuple[int, int]:
         """How many units of a job are ready, and how many await others."""
@@ -243,6 +255,10 @@ class State(VerdictState):
         Raises:
             JobError: ``no_such_job``.
         """
+        first = min(limit, FEW)
+        few = await self._look(journal_results.results, job_id, after, first, order)
+        if len(few) < first or first == limit:
+            return few
         return await self._read(journal_results.results, job_id, after, limit, order)
 
     async def note_fetched(self, job_id: JobId, indices: Collection[int] | None) -> Job:
@@ -263,17 +279,17 @@ class State(VerdictState):
 
     async def tensors(self, ids: Iterable[BlobId]) -> dict[BlobId, bytes]:
         """Those of these tensors that are in the journal."""
-        return await self._read(journal_results.tensors, list(ids))
+        return await self._of_these(journal_results.tensors, ids)
 
     async def tensor_sizes(self, ids: Iterable[BlobId]) -> dict[BlobId, int]:
         """The sizes in bytes of those of these tensors that are in the journal."""
-        return await self._read(journal_results.tensor_sizes, list(ids))
+        return await self._of_these(journal_results.tensor_sizes, ids)
 
     async def holders(
         self, ids: Iterable[BlobId]
     ) -> dict[BlobId, tuple[PeerId, JobId, int, int]]:
         """Of outputs left with peers: who has one, of which job and unit, in how many bytes."""
-        return await self._read(journal_results.holders, list(ids))
+        return await self._of_these(journal_results.holders, ids)
 
     async def receipt_ids(self, job_id: JobId) -> list[BlobId]:
         """The ids of a job's receipts, in order of its units."""
@@ -394,6 +410,13 @@ class State(VerdictState):
 
     async def _read(self, work: Callable[..., T], *arguments: object) -> T:
         return await self._writer.read(lambda database: work(database, *arguments))
+
+    async def _look(self, work: Callable[..., T], *arguments: object) -> T:
+        return await self._writer.look(lambda database: work(database, *arguments))
+
+    async def _of_these(self, work: Callable[..., T], ids: Iterable[BlobId]) -> T:
+        wanted = list(ids)
+        return await (self._look if len(wanted) <= FEW else self._read)(work, wanted)
 
     async def _write(self, work: Callable[..., T], *arguments: object) -> T:
         return await self._writer.write(lambda database: work(database, *arguments))

@@ -201,9 +201,11 @@ msgpack array of its peer ids, sorted, and its id a [content id](#content-ids). 
 drawn where the first 8 bytes, big-endian, of BLAKE3(`shoal-draw` ‖ signature ‖ salt) are
 under p · 2⁶⁴, and its verifiers are the candidates in the order of BLAKE3(`shoal-verifier` ‖
 signature ‖ salt ‖ peer), without its provider and its requester. The signature is that of the
-receipt's envelope. The requester draws as soon as it has the receipt, and tells the provider
-with `Reveal` once the lease is over: one that knew the salt earlier could sign until a
-friend is drawn. With award, receipt, salt and list anybody can draw again.
+receipt's envelope, or what stands for it in one that was
+[signed together](#signed-statements) with others. The requester draws as soon as it has the
+receipt, and tells the provider with `Reveal` once the lease is over: one that knew the salt
+earlier could sign until a friend is drawn. With award, receipt, salt and list anybody can
+draw again.
 
 *Disputes.* A unit asked for with `trace` commits to its stages in the receipt: `trace` is a
 Merkle root and `stages` how many leaves it is over. In a dispute the provider is asked to
@@ -230,6 +232,28 @@ is over domain string, payload type and payload, each behind its length as a var
 envelope has at most {envelope.ENVELOPE_LIMIT_BYTES} bytes. What is checked are the bytes
 as they came: nothing is encoded again. A statement's id is the [content id](#content-ids)
 of its envelope.
+
+*Signed together* (since 1.5). A provider signs the receipts of one message together. Each
+is an envelope by itself, and has one field more, its *place* (field 4, before the
+signature): its index, the number of leaves (2 to {envelope.TOGETHER_LIMIT}), both as the
+shortest varint, and the path, 32 bytes for each sibling from the leaf up. Whoever checks one
+
+1. takes BLAKE3(`00` ‖ payload) as the leaf;
+2. goes up while there is more than one node in the level: a node of an even index that is
+   the last of its level goes up as it is; else the next 32 bytes of the path are its
+   sibling, and their parent is BLAKE3(`01` ‖ left ‖ right). Then index and number are halved,
+   the number rounded up. The path has to be used up just when one node is left, the root;
+3. checks the Ed25519 signature over three parts, each behind its length as a varint: the
+   domain string with `-root` behind it, the payload type, and the root with the number of
+   leaves behind it as a varint.
+
+So any library for Ed25519 and BLAKE3 checks a receipt. A libp2p library that knows nothing of
+field 4 finds the signature bad, and never takes the payload for signed alone. Such an
+envelope goes to peers of 1.5 and later only, and so does a fraud proof that holds one. What
+verifiers are drawn by is not the common signature but the first
+{envelope.SIGNATURE_SIZE_BYTES} bytes of BLAKE3(`shoal-signed-together` ‖ signature ‖ leaf ‖
+index in 8 bytes, big-endian): other bytes for each receipt, and like a signature nothing that a
+provider can choose by a salt that it does not know.
 """
 
 _CHANNEL_SIZES = f"""\
@@ -258,6 +282,7 @@ def document() -> str:
                     get_args(messages.RequestBody) + get_args(messages.ResponseBody)
                 ),
                 messages.UnitRefusal,
+                messages.UnitTimes,
             ]
         ),
         _reasons(messages.Reason),

@@ -239,6 +239,24 @@ class UnitRequest(_Message, frozen=True, tag="unit"):
         _check_inline(self.blobs)
 
 
+class UnitTimes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a provider says that one unit took, by its own clock; not signed, and no claim.
+
+    On the wire it is an array of the four, in this order.
+
+    Attributes:
+        fetched_s: Program and inputs were got.
+        waited_s: It waited for the worker, and went there and back.
+        executed_s: It ran.
+        signed_s: Its outputs were hashed and its receipt signed.
+    """
+
+    fetched_s: Seconds
+    waited_s: Seconds
+    executed_s: Seconds
+    signed_s: Seconds
+
+
 class UnitResult(_Message, frozen=True, tag="result"):
     """The signed receipt of one unit; small outputs come with it.
 
@@ -246,6 +264,7 @@ class UnitResult(_Message, frozen=True, tag="result"):
         blobs: The smallest outputs, `limits.INLINE_LIMIT_BYTES` in all at most.
         kept: The outputs that stay with the provider, as was asked; any other output is
             among ``blobs``, or may be fetched.
+        times: Where its time went, for whoever asks; advisory.
     """
 
     call: Nonce
@@ -253,6 +272,7 @@ class UnitResult(_Message, frozen=True, tag="result"):
     receipt: EnvelopeBytes
     blobs: Blobs = ()
     kept: KeptSizes = ()
+    times: UnitTimes | None = None
 
     def __post_init__(self) -> None:
         _check_inline(self.blobs)

@@ -129,6 +129,7 @@ FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {
     (Cancel, "others"): 3,
     (UnitRequest, "trace"): 4,
     (AwardOffer, "sources"): 5,
+    (UnitResult, "times"): 5,
 }
 """The minor that brought a field, where it is younger than its message. It has a default."""
 
@@ -141,6 +142,9 @@ REASONS_SINCE: Mapping[Reason, int] = {
 UNITS_WITH_AWARD_SINCE = 5
 """The minor from which on a provider takes what one stream brings in order, so that units may
 follow an award before its lease has come."""
+
+SIGNED_TOGETHER_SINCE: Version = (PROTOCOL_MAJOR, 5)
+"""The version that reads statements under one signature (`crypto.envelope.seal_many`)."""
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Frame = TypeVar("Frame", Request, Response)

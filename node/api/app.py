@@ -179,6 +179,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("POST", "/v1/jobs/{id}/again", api.again),
         ("DELETE", "/v1/jobs/{id}", api.forget),
         ("GET", "/v1/jobs/{id}/why", api.why),
+        ("GET", "/v1/jobs/{id}/timing", api.timing),
         ("GET", "/v1/jobs/{id}/assurance", api.assurance),
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
         ("GET", "/v1/receipts/{id}", api.receipt),
@@ -436,6 +437,10 @@ class _Api:
         found = await self._daemon.why(job_id_in(request), unit)
         # The summary is for clients that have no words of their own.
         return answer({**msgspec.structs.asdict(found), "summary": found.summary})
+
+    async def timing(self, request: Request) -> Response:
+        unit = whole_number(request, "unit", 0)
+        return answer({"timing": await self._daemon.timing(job_id_in(request), unit)})
 
     async def assurance(self, request: Request) -> Response:
         offset = whole_number(request, "offset", 0)

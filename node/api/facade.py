@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from shoal.node.settings_view import SettingView
     from shoal.node.standings import StandingPage
+    from shoal.node.timing import UnitTiming
 
 
 class BlobStore(Protocol):
@@ -256,6 +257,10 @@ class DaemonFacade(Protocol):
         Raises:
             JobError: ``no_such_job``, ``no_such_unit``, ``units_await`` or ``none_doubted``.
         """
+        ...
+
+    async def timing(self, job_id: JobId, unit: int) -> UnitTiming:
+        """Where the time of a unit went; raises JobError ``no_timing`` where it is not kept."""
         ...
 
     async def assurance(

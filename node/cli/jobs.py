@@ -18,8 +18,9 @@ from shoal.node.cli.output import (
     print_pairs,
     print_table,
 )
+from shoal.node.cli.timing import print_timing
 from shoal.node.cli.work import Format, Into, deliver
-from shoal.node.errors import JobFailedError
+from shoal.node.errors import ConfigError, JobFailedError
 from shoal.node.records import Job, Unit
 from shoal.node.wording import spans
 
@@ -79,6 +80,7 @@ def show(
     *,
     units: int = 20,
     unit: int | None = None,
+    timing: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     daemon: Daemon | None = None,
 ) -> None:
     """Show a job and its units: who ran them, who checked them, and what that rules out.
@@ -88,13 +90,23 @@ def show(
         units: How many units at most.
         unit: Tell of this unit alone: who ran it, who checked it and how, what that rules
             out, and what it does not.
+        timing: With --unit: where its time went, step by step. It is kept in memory for the
+            last units that this daemon handed over.
     """
     daemon = daemon or Daemon()
+    if timing and unit is None:
+        raise ConfigError(
+            "--timing tells of one unit, and none is named", code="usage", hint="add --unit N"
+        )
     with daemon.client() as client:
         job = client.job(job_id)
         first, end = (0, min(units, job.units_total)) if unit is None else (unit, unit + 1)
         if unit is not None and not 0 <= unit < job.units_total:
             raise no_such_unit(job, unit)
+        if timing and unit is not None:
+            told = client.timing(job_id, unit)
+            print_json({"timing": told}) if daemon.as_json else print_timing(told)
+            return
         found: list[Unit] = []
         assured: list[Assurance] = []
         while first + len(found) < end:

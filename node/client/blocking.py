@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from shoal.node.settings_view import SettingView
     from shoal.node.standings import StandingPage
+    from shoal.node.timing import UnitTiming
 
 
 class Client:
@@ -456,6 +457,14 @@ class Client:
     def again(self, job_id: str, units: Sequence[int] = (), verify: str = "sample:1") -> Job:
         """Submit units of a job once more; none: those that only convicted peers stand for."""
         return self._drive(flows.again(job_id, units, verify))
+
+    def timing(self, job_id: str, unit: int = 0) -> UnitTiming:
+        """Where the time of a unit went that ran lately.
+
+        Raises:
+            DaemonError: ``no_timing``: it is not kept any more.
+        """
+        return self._drive(flows.timing(job_id, unit))
 
     def receipts(self, job_id: str) -> list[BlobId]:
         """Ids of a job's receipts."""

@@ -44,6 +44,7 @@ from shoal.node.records import (
 )
 from shoal.node.settings_view import SettingView
 from shoal.node.standings import StandingPage
+from shoal.node.timing import UnitTiming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -377,6 +378,11 @@ def assurance(
     answer = yield from json_of(Request("GET", f"/v1/jobs/{job_id}/assurance", query))
     counted = msgspec.convert(answer["job"], JobAssurance)
     return counted, msgspec.convert(answer["units"], list[Assurance])
+
+
+def timing(job_id: str, unit: int) -> Flow[UnitTiming]:
+    """Where the time of a unit went."""
+    return (yield from _get(f"/v1/jobs/{job_id}/timing", "timing", UnitTiming, unit=unit))
 
 
 def receipts(job_id: str) -> Flow[list[BlobId]]:

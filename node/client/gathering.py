@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from shoal.node.client.tensors import As
 
 FLUSH_S = 0.005
-"""A unit waits so long for others to go with it: a request costs about 1 ms."""
+"""A unit waits so long for others to go with it, while results of others are awaited: a
+request costs about 1 ms."""
 
 PATIENCE_S = 60.0
 """A daemon that restarts is back before; one that is not has been ended."""
@@ -191,7 +192,12 @@ class Gathering:
                         self._seal(line)
 
     def _linger(self, line: _Line) -> None:
-        """Wait a little for units that go together with those that are there."""
+        """Wait a little for units that go together with those that are there.
+
+        As Nagle's algorithm has it: where no result is awaited, what comes goes at once.
+        """
+        if line.job is not None and not line.job.units:
+            return
         self._changed.wait_for(
             lambda: self.ending or len(line.pending) >= UNITS_PER_REQUEST, self._flush_s
         )

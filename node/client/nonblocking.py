@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     )
     from shoal.node.settings_view import SettingView
     from shoal.node.standings import StandingPage
+    from shoal.node.timing import UnitTiming
 
 
 class AsyncClient:
@@ -389,6 +390,10 @@ class AsyncClient:
     async def explanation(self, job_id: str, unit: int | None = None) -> Explanation:
         """Why a job, or one unit of it, stands where it stands, and what would change it."""
         return await self._drive(flows.explanation(job_id, unit))
+
+    async def timing(self, job_id: str, unit: int = 0) -> UnitTiming:
+        """Where the time of a unit went that ran lately; raises as `Client.timing`."""
+        return await self._drive(flows.timing(job_id, unit))
 
     async def assurance(
         self, job_id: str, offset: int = 0, limit: int = 100

@@ -25,10 +25,10 @@ from shoal.node import pipeline
 if TYPE_CHECKING:
     from shoal.compute.unit_runs import UnitRun
     from shoal.node.house import House
-    from shoal.protocol.messages import UnitRequest, UnitResult
+    from shoal.protocol.messages import UnitRequest
     from shoal.protocol.negotiation import ProviderSide
 
-sign_honestly = pipeline.sign
+write_honestly = pipeline.write_receipt
 
 trace_honestly = Worker.trace
 
@@ -36,9 +36,9 @@ told: dict[str, str] = {}
 """Ids of the outputs that it gave, by those of the true ones."""
 
 
-async def sign(
+async def write_receipt(
     house: House, side: ProviderSide, request: UnitRequest, run: UnitRun, room: int = 0
-) -> UnitResult:
+) -> pipeline.Unsigned:
     """Step 5 of the data path, with one bit of the first output turned over."""
     if isinstance(run.outcome, Execution) and side.requester != house.peer_id:
         name, *_ = run.outcome.outputs
@@ -47,7 +47,7 @@ async def sign(
         told[blob_id_of(true)] = blob_id_of(false)
         outputs = {**run.outcome.outputs, name: false}
         run.outcome = replace(run.outcome, outputs=outputs)
-    return await sign_honestly(house, side, request, run, room)
+    return await write_honestly(house, side, request, run, room)
 
 
 async def trace(worker: Worker, *arguments: Any, **named: Any) -> Traced:
@@ -77,7 +77,7 @@ def main() -> int:
     """Run a command of ``shoal`` as a liar."""
     from shoal.node.cli import main as command
 
-    pipeline.sign = sign
+    pipeline.write_receipt = write_receipt
     Worker.trace = trace  # type: ignore[method-assign]
     return command()
 

@@ -175,7 +175,8 @@ def keep_leases(draft: Draft, job: JobQueue, lease: Lease) -> None:
         return
     starved = job.backlog and takeable(job, lease.peer)
     kept_s = STARVED_LEASE_S if starved else IDLE_LEASE_S
-    done = not job.busy and not job.in_check  # else some may have to run again
+    # Else some may have to run again, or the next one may come any moment.
+    done = not (job.busy or job.in_check or job.open)
     if done or lease.used_s + kept_s <= now_s:
         draft.add(do.Release(job.id, lease.id))
     else:

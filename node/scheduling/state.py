@@ -151,6 +151,7 @@ class JobQueue:
         weight: Its share beside other jobs is in proportion.
         unit_bytes: Inputs of one unit, about.
         program_bytes: Of the program with its tensors.
+        open: Whether more units may come, by what is known now.
         units: How many it has, by what is known now.
         waiting: Ready units in memory that nobody has.
         out: For each unit that somebody has, the batches in which it is.
@@ -177,6 +178,7 @@ class JobQueue:
     program_bytes: int = 0
     time_limit_s: float = 300.0
     fail_fast: bool = False
+    open: bool = False
     units: int = 0
     waiting: deque[int] = field(default_factory=deque)
     out: dict[int, list[BatchId]] = field(default_factory=dict)

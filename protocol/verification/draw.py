@@ -3,8 +3,9 @@
 An award names the list of candidates and the hash of a salt. The draw follows from the
 signature of the receipt, which the provider alone can make, and from the salt, which the
 requester alone knows until it reveals it: neither can choose who is drawn. Ed25519 lets a
-signer make many good signatures of one receipt, and that is of no use to it: it does not
-know the salt by which they would be compared. The requester might try salts, but it has
+signer make many good signatures of one receipt, and receipts that are signed together can
+be put in any order; that is of no use to it: it does not know the salt by which they would
+be compared. The requester might try salts, but it has
 named the hash before the receipt was there.
 
 Everything is hashed with BLAKE3, each use behind a prefix of its own.
@@ -68,7 +69,7 @@ def is_drawn(signature: bytes, salt: bytes, p: float) -> bool:
     """Whether a receipt is checked, where ``p`` of all are (0 none, 1 all).
 
     Args:
-        signature: Of the receipt's envelope.
+        signature: Of the receipt's envelope (`signature_of`).
         salt: Of the award.
         p: Which part of all receipts; what is drawn at one ``p`` is drawn at any greater.
     """
@@ -86,7 +87,7 @@ def verifiers(
     """All candidates in the order in which they are asked to verify a receipt.
 
     Args:
-        signature: Of the receipt's envelope.
+        signature: Of the receipt's envelope (`signature_of`).
         salt: Of the award.
         candidates: The award's list, in any order.
         exclude: Those who may not judge it: its provider, and the requester itself.

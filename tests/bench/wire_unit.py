@@ -6,7 +6,8 @@ one that runs the units, so that each unit crosses the wire, is signed there and
 here. It is called through an `Executor` (one open job: a warm lease) and by `Client.run` (a
 job and a lease of its own for each call), as jobs are by default. Ray's task and Dask's
 `submit` are as their manuals have them. All of them are up at once and take turns, so that
-what else the machine does weighs on each alike. Prints a table.
+what else the machine does weighs on each alike. Prints a table, and where the time of the
+executor's calls went, as `shoal job show JOB --unit N --timing` tells it.
 
     python tests/bench/wire_unit.py [--rounds 6] [--calls 100] [--peers-python PYTHON]
 """
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -27,6 +29,8 @@ import numpy as np
 ROUNDS = 6
 CALLS = 100
 """Of one contestant in one turn."""
+
+PROFILED = 100
 
 WARM_UP = 150
 """By then the provider is no newcomer any more, of whom each result is checked."""
@@ -64,6 +68,7 @@ def shoal(call_of):
                 assert outputs.receipt, "nobody signed it"
                 return outputs["y"]
 
+            checked.timing = client.timing
             yield checked
 
 
@@ -72,7 +77,14 @@ def by_executor():
         from shoal import Executor
 
         executor = stack.enter_context(Executor(socket=home.socket))
-        return lambda x: executor.submit(program, x).result()
+
+        def call(x):
+            future = executor.submit(program, x)
+            outputs = future.result()
+            LATEST.append((future.job_id, future.unit))
+            return outputs
+
+        return call
 
     return shoal(call_of)
 
@@ -108,6 +120,20 @@ def by_dask():
         yield lambda x: client.submit(twice, x, pure=False).result()
 
 
+LATEST = deque(maxlen=PROFILED)
+"""Where the last calls through the executor are: job and unit."""
+
+
+def profile(call):
+    """The median of each step over the last calls, in seconds; and of all steps together."""
+    from shoal.node.timing import STEPS
+
+    found = [call.timing(*place) for place in LATEST]
+    steps = {step: [one.steps.get(step, 0.0) for one in found] for step in STEPS}
+    medians = {step: statistics.median(each) for step, each in steps.items() if any(each)}
+    return medians, statistics.median(one.total_s for one in found)
+
+
 CONTESTANTS = {"executor": by_executor, "run": by_run, "ray": by_ray, "dask": by_dask}
 FOREIGN = ("ray", "dask")
 
@@ -126,6 +152,9 @@ def inside(name):
             call(np.full(4, index, np.float32))
         print("ready", file=out)
         for line in sys.stdin:
+            if line == "profile\n":
+                print(json.dumps(profile(call)), file=out)
+                continue
             took = []
             for index in range(int(line)):
                 x = np.full(4, index, np.float32)
@@ -156,9 +185,13 @@ class Contestant:
 
     def turn(self, calls):
         """Let it call so many times."""
-        self._process.stdin.write(f"{calls}\n")
+        self.seconds += self.ask(calls)
+
+    def ask(self, what):
+        """Say a line; gives what is answered."""
+        self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
-        self.seconds += json.loads(self._process.stdout.readline())
+        return json.loads(self._process.stdout.readline())
 
     def end(self):
         """Close its input, at which it ends in order."""
@@ -186,6 +219,7 @@ def main(names, rounds, calls, peers_python):
         for _ in range(rounds):
             for one in up:
                 one.turn(calls)
+        steps = up[0].ask("profile") if names[0] == "executor" else None
     finally:
         for one in up:
             one.end()
@@ -206,7 +240,21 @@ def main(names, rounds, calls, peers_python):
             )
             print(f"  target: <= {limit:g} x {name}'s p50: {'met' if good else 'MISSED'}")
             met = met and good
+    if steps:
+        tell(*steps, ours.ms(50) / 1e3)
     return met
+
+
+def tell(medians, total_s, call_s):
+    """Print where the time went."""
+    from shoal.node.timing import STEPS
+
+    print(f"where it went, medians of the last {PROFILED} calls (ms)")
+    rows = [(step.replace("_", " "), seconds, STEPS[step]) for step, seconds in medians.items()]
+    rows.append(("all of it", total_s, "as the daemon saw it"))
+    rows.append(("the rest", call_s - total_s, "the client, and the local API's HTTP"))
+    for step, seconds, what in rows:
+        print(f"  {step:12s}{1e3 * seconds:8.2f}   {what}")
 
 
 if __name__ == "__main__":

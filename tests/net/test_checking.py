@@ -29,7 +29,7 @@ from shoal.node.checking import RETRY_S
 from shoal.node.checks import Stage
 from shoal.node.errors import JobError
 from shoal.node.look_back import HOLD_S
-from shoal.node.records import Ban, UnitState
+from shoal.node.records import Ban, UnitState, new_job_id
 from shoal.node.result_standing import Deed
 from shoal.node.units_assured import units_assured
 from shoal.protocol.statements import open_award, open_receipt
@@ -526,7 +526,7 @@ async def test_a_ring_of_all_who_are_drawn_is_found_out_by_this_nodes_own_runs(
 async def test_what_a_liar_gave_before_it_was_convicted_is_named_and_runs_again(node):
     async with open_peers(node, Lies, verify=False) as (liar,):
         node.standings.p = {liar.peer: 0.0}
-        before = await node.run(range(4), verify="receipt")
+        before = await node.run(range(4), verify="receipt", id=new_job_id())
         assert await node.output(before[0]) != right(given(0))
     job_id = before[0].job
     with pytest.raises(JobError) as caught:

@@ -24,12 +24,15 @@ from conviction_nodes import (
 from shoal.compute.errors import ComputeError
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
+from shoal.crypto.envelope import Statement, seal, seal_many
 from shoal.node import convictions as module
+from shoal.node.believed_proofs import readable_since
 from shoal.node.bidding import Terms, closed
 from shoal.node.convictions import BAN_S, Convictions
 from shoal.node.docket import End
 from shoal.node.errors import NetworkError, PeerError
 from shoal.node.house import hold
+from shoal.node.peer_versions import PeerVersions
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import FRAUD_PROOF_LIMIT_BYTES
 from shoal.protocol.messages import (
@@ -39,6 +42,8 @@ from shoal.protocol.messages import (
     Problem,
     Reason,
 )
+from shoal.protocol.verification import fraud_proof
+from shoal.protocol.verification.fraud_proof import FraudProof
 
 
 async def say_nothing(*_):
@@ -113,6 +118,34 @@ async def test_one_proof_of_a_peer_is_enough(tmp_path):
         assert await first.says(second, accuse(another)) == Done()
         await trio.sleep(0.3)
         assert second.judged == [blob_id_of(a_proof())]
+
+
+async def test_a_peer_too_old_to_read_a_proof_is_not_told_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "readable_since", lambda _: (1, 5))
+    monkeypatch.setattr(PeerVersions, "of", lambda *_: (1, 4))
+    async with open_nodes(tmp_path, 2) as (first, second):
+        await second.meets(first)
+        await first.convictions.convict(a_proof(), by_id())
+        asked = partial(second.control.request, first.peer, AccusationsWanted(), 5)
+        assert await asked() == Accusations()
+        assert not second.ended
+        monkeypatch.setattr(PeerVersions, "of", lambda *_: (1, 5))
+        assert len((await asked()).accusations) == 1
+        await second.convictions._compare(first.peer)
+        await until(second.bans)
+
+
+def test_a_proof_with_receipts_that_were_signed_together_is_for_those_who_can_read_it():
+    receipts = seal_many(Statement.RECEIPT, [b"one", b"other"], identity.generate().key)
+    alone = seal(Statement.RECEIPT, b"alone", identity.generate().key)
+    for receipt, other, since in (
+        (alone, None, (1, 0)),
+        (alone, alone, (1, 0)),
+        (receipts[0], None, (1, 5)),
+        (alone, receipts[1], (1, 5)),
+    ):
+        proof = FraudProof(1, "unit", alone, receipt, other, None, (), (), ())
+        assert readable_since(fraud_proof.encode(proof)) == since
 
 
 async def test_a_peer_is_told_what_it_does_not_know_and_no_more(tmp_path):

@@ -46,7 +46,7 @@ from shoal.node.evidence import Evidence, disputes_of
 from shoal.node.house import House, note_known
 from shoal.node.state import open_state
 from shoal.protocol.messages import Call, NodesWanted, Problem, TraceWanted
-from shoal.protocol.statements import statement_id
+from shoal.protocol.statements import open_receipt, statement_id
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S
 
@@ -192,7 +192,7 @@ class Scene:
             time_limit_s=TIME_LIMIT_S,
             memory_bytes=MEMORY_BYTES,
         )
-        self.defence.signed(call, run, receipt)
+        self.defence.signed(call, run, open_receipt(receipt), receipt)
         self.receipts.append(receipt)
 
     @property

@@ -7,7 +7,7 @@ from job_nodes import X, open_node
 
 from shoal.node import pipeline
 from shoal.node.errors import JobError
-from shoal.node.records import JobState, new_job_id
+from shoal.node.records import JobSpec, JobState, new_job_id
 
 
 @pytest.fixture
@@ -82,3 +82,17 @@ async def test_who_cancels_a_job_that_is_about_to_be_written_down_waits_for_it(
         await written.wait()
         assert (await node.jobs.cancel(spec.id)).state is JobState.CANCELLED
     assert (await node.journal.job(spec.id)).state is JobState.CANCELLED
+
+
+def spec_under(text):
+    units = [{"x": "0" * 64}]
+    return msgspec.convert(
+        {"policy": "run", "program": "0" * 64, "units": units, "id": text}, JobSpec
+    )
+
+
+@pytest.mark.parametrize("text", ["a" * 27 + "\n", "A" * 27, "a" * 26, "../" + "a" * 24])
+def test_what_is_no_id_of_a_job_is_refused(text):
+    assert spec_under("a" * 27).id == "a" * 27
+    with pytest.raises(msgspec.ValidationError):
+        spec_under(text)

@@ -130,3 +130,7 @@ async def test_a_unit_under_a_lease_that_is_held_takes_one_round_trip(tmp_path):
         assert await round_trips(add(node, job, 3)) == 2
         assert await round_trips(add(node, job, 4)) == 1
         assert await round_trips(add(node, job, 5)) == 1
+        first, second = (node.house.timings.of(job.id, index).steps for index in (0, 1))
+        assert first["negotiated"] >= ROUND_TRIP_S > second["queued"]
+        assert 2 * ROUND_TRIP_S > second["handed_over"] >= ROUND_TRIP_S
+        assert second.keys() >= {"fetched", "waited", "executed", "signed", "verified"}

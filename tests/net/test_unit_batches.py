@@ -15,7 +15,8 @@ from shoal.compute.exchanges import exchange_many
 from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
-from shoal.node import house, pipeline
+from shoal.crypto.envelope import is_signed_together, signature_of
+from shoal.node import house, pipeline, running
 from shoal.node.errors import StoreError
 from shoal.node.running import HELD_BATCHES_LIMIT
 from shoal.protocol.errors import RemoteProtocolError
@@ -103,6 +104,43 @@ async def test_a_full_batch_gives_one_receipt_for_each_unit(node):
         outputs.add(output)
     assert len(outputs) == BATCH_UNITS_LIMIT
     assert node.provider.units_served == BATCH_UNITS_LIMIT
+
+
+async def receipts_for(node, version, count=3):
+    """Those of a batch for a requester of this version."""
+    node.house.control.versions.note(FRIEND.peer_id, version)
+    call = await lease_for(node)
+    blobs = distinct(count)
+    units = [unit_of(call, f"j/{k}", blob) for k, blob in enumerate(blobs)]
+    return [answer.receipt for answer in await ask(node, call, *units)]
+
+
+async def test_one_signature_is_over_the_receipts_of_a_message(node):
+    receipts = await receipts_for(node, (1, 5))
+    assert all(map(is_signed_together, receipts))
+    assert len({receipt[-64:] for receipt in receipts}) == 1
+    assert len(set(map(signature_of, receipts))) == len(receipts)
+    assert {open_receipt(receipt).unit for receipt in receipts} == {"j/0", "j/1", "j/2"}
+
+
+async def test_an_older_requester_gets_a_signature_for_each_receipt(node):
+    receipts = await receipts_for(node, (1, 4))
+    assert not any(map(is_signed_together, receipts))
+    assert len({receipt[-64:] for receipt in receipts}) == len(receipts)
+
+
+async def test_a_receipt_does_not_wait_long_for_others_to_be_signed_with(node, monkeypatch):
+    """The first has its answer while the second runs without end."""
+    monkeypatch.setattr(running, "SIGNED_WITHIN_S", 0.05)
+    call = await lease_for(node, VARYING, time_limit_s=60.0)
+    quick = unit_of(call, "quick", to_blob(np.array(1)))
+    endless = unit_of(call, "endless", ENDLESSLY)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, node, call, quick, endless)
+        await until(lambda: node.provider.units_served == 1)
+        (again,) = await ask(node, call, quick)
+        assert open_receipt(again.receipt).error is None
+        await node.provider.answer(FRIEND.peer_id, Cancel(call=call.call, unit="endless"))
 
 
 async def test_one_unit_that_fails_leaves_the_others_of_its_batch_alone(node):

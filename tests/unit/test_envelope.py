@@ -4,8 +4,19 @@ from libp2p.crypto.rsa import create_new_key_pair as new_rsa_pair
 from libp2p.peer import envelope as libp2p_envelope
 from strategies import ALICE, BOB
 
-from shoal.crypto.envelope import ENVELOPE_LIMIT_BYTES, Opened, Statement, open_envelope, seal
+from shoal.crypto import envelope as envelopes
+from shoal.crypto.envelope import (
+    ENVELOPE_LIMIT_BYTES,
+    TOGETHER_LIMIT,
+    Opened,
+    Statement,
+    open_envelope,
+    seal,
+    seal_many,
+    signature_of,
+)
 from shoal.crypto.errors import VerificationError
+from shoal.crypto.merkle import check_path, leaf_of, path_of, root_of, root_over
 
 PAYLOAD = b"what is said"
 SEALED = seal(Statement.AWARD, PAYLOAD, ALICE.key)
@@ -128,3 +139,167 @@ def test_the_largest_envelope_is_opened():
     sealed = seal(Statement.RECEIPT, payload, ALICE.key)
     assert len(sealed) == ENVELOPE_LIMIT_BYTES
     assert open_envelope(sealed, Statement.RECEIPT).payload == payload
+
+
+# --- signed together ---
+
+PAYLOADS = [b"payload %d" % number for number in range(5)]
+TOGETHER = seal_many(Statement.AWARD, PAYLOADS, ALICE.key)
+
+
+def field(tag, value):
+    assert len(value) < 1 << 14
+    size = len(value)
+    return (
+        bytes([tag])
+        + (bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7]))
+        + value
+    )
+
+
+def fields_of(envelope):
+    """Field by field, by another reader than the one that is tested."""
+    fields, at = {}, 0
+    while at < len(envelope):
+        tag, size, at = envelope[at], envelope[at + 1], at + 2
+        if size > 127:
+            size, at = size & 127 | envelope[at] << 7, at + 1
+        fields[tag], at = envelope[at : at + size], at + size
+    return fields
+
+
+def with_place(place, envelope=TOGETHER[1]):
+    """The envelope with another place in the tree."""
+    return b"".join(
+        field(tag, value) for tag, value in (fields_of(envelope) | {0x22: place}).items()
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 64, 129, TOGETHER_LIMIT])
+def test_each_of_those_signed_together_can_be_opened_by_itself(count):
+    payloads = [b"%d" % number for number in range(count)]
+    for payload, sealed in zip(
+        payloads, seal_many(Statement.AWARD, payloads, ALICE.key), strict=True
+    ):
+        assert open_envelope(sealed, Statement.AWARD) == Opened(ALICE.peer_id, payload)
+
+
+def test_a_stranger_checks_one_with_ed25519_and_blake3_alone():
+    """As docs/PROTOCOL.md says it is done."""
+    fields = fields_of(TOGETHER[3])
+    assert fields[0x1A] == PAYLOADS[3]
+    index, count, path = fields[0x22][0], fields[0x22][1], fields[0x22][2:]
+    root = root_over(PAYLOADS)
+    check_path(root, leaf_of(fields[0x1A]), index, count, path)
+    parts = (b"shoal-award-v1-root", b"/shoal/award", root + bytes([count]))
+    signed = b"".join(bytes([len(part)]) + part for part in parts)
+    ALICE.key.public_key().verify(fields[0x2A], signed)
+
+
+def test_one_alone_is_signed_as_ever_and_has_no_other_form():
+    assert seal_many(Statement.AWARD, [PAYLOAD], ALICE.key) == [SEALED]
+    assert seal_many(Statement.AWARD, [], ALICE.key) == []
+    root = leaf_of(PAYLOAD)
+    signed = b"".join(
+        bytes([len(part)]) + part
+        for part in (b"shoal-award-v1-root", b"/shoal/award", root + b"\1")
+    )
+    fields = fields_of(SEALED) | {0x22: b"\0\1", 0x2A: ALICE.key.sign(signed)}
+    assert (
+        refusal_of(b"".join(field(tag, fields[tag]) for tag in sorted(fields)))
+        == "bad_envelope"
+    )
+
+
+def test_there_is_a_limit_to_what_is_signed_together():
+    with pytest.raises(VerificationError) as caught:
+        seal_many(Statement.AWARD, [b""] * (TOGETHER_LIMIT + 1), ALICE.key)
+    assert caught.value.code == "too_many_statements"
+
+
+def test_the_signature_over_a_root_is_checked_once(monkeypatch):
+    checked = []
+    monkeypatch.setattr(envelopes, "_check_signature", lambda *what: checked.append(what))
+    for sealed in seal_many(Statement.AWARD, [b"only here", b"and here"], ALICE.key) * 2:
+        open_envelope(sealed, Statement.AWARD)
+    assert len(checked) == 1
+
+
+def test_a_false_signature_over_a_root_is_refused_each_time():
+    fields = fields_of(TOGETHER[0])
+    forged = b"".join(
+        field(tag, bytes(64) if tag == 0x2A else value) for tag, value in fields.items()
+    )
+    assert [refusal_of(forged) for _ in range(3)] == ["bad_signature"] * 3
+    open_envelope(TOGETHER[0], Statement.AWARD)
+    assert refusal_of(forged) == "bad_signature"
+
+
+def test_every_byte_of_one_signed_together_counts():
+    for sealed in (TOGETHER[1], TOGETHER[4]):
+        for at in range(len(sealed)):
+            for changed in {sealed[at] ^ 1, sealed[at] ^ 0x80, (sealed[at] + 1) % 256}:
+                refusal_of(sealed[:at] + bytes([changed]) + sealed[at + 1 :])
+        for end in range(len(sealed)):
+            assert refusal_of(sealed[:end]) == "bad_envelope"
+
+
+@pytest.mark.parametrize("kind", [each for each in Statement if each is not Statement.AWARD])
+def test_one_signed_together_is_no_statement_of_another_kind(kind):
+    assert refusal_of(TOGETHER[1], kind) == "wrong_statement"
+    relabelled = fields_of(TOGETHER[1]) | {0x12: kind.payload_type}
+    changed = b"".join(field(tag, value) for tag, value in relabelled.items())
+    assert refusal_of(changed, kind) == "bad_signature"
+
+
+def test_a_place_is_the_only_one_that_it_is():
+    path = path_of([leaf_of(payload) for payload in PAYLOADS], 1)
+    assert with_place(b"\1\5" + path) == TOGETHER[1]
+    for index in (0, 2, 3):
+        assert refusal_of(with_place(bytes([index, 5]) + path)) == "bad_signature"
+    for count in (6, 8):  # the path fits, and that is not what was signed
+        assert refusal_of(with_place(bytes([1, count]) + path)) == "bad_signature"
+    for place in (
+        b"",
+        b"\1",
+        b"\5\5" + path,  # no such leaf
+        b"\1\5" + path[:-32],
+        b"\1\5" + path + bytes(32),
+        b"\1\5" + path + b"\0",
+        b"\x81\x00\5" + path,  # a longer varint
+        b"\1\x85\x00" + path,
+        b"\1\x81\x08" + path,  # over the limit
+    ):
+        assert refusal_of(with_place(place)) == "bad_envelope"
+
+
+def test_the_last_of_an_odd_number_has_a_shorter_path_and_no_longer_one():
+    lone = with_place(b"\4\5" + root_of([leaf_of(p) for p in PAYLOADS[:4]]), TOGETHER[4])
+    assert lone == TOGETHER[4]
+    longer = b"\4\5" + path_of([leaf_of(payload) for payload in PAYLOADS], 1)
+    assert refusal_of(with_place(longer, TOGETHER[4])) == "bad_envelope"
+
+
+def test_neither_form_passes_for_the_other():
+    fields = fields_of(TOGETHER[1])
+    del fields[0x22]
+    assert (
+        refusal_of(b"".join(field(tag, fields[tag]) for tag in sorted(fields)))
+        == "bad_signature"
+    )
+    root = root_over(PAYLOADS) + b"\5"  # a root, signed as a payload, gives no leaf away
+    fields = fields_of(TOGETHER[1]) | {
+        0x2A: fields_of(seal(Statement.AWARD, root, ALICE.key))[0x2A]
+    }
+    assert (
+        refusal_of(b"".join(field(tag, fields[tag]) for tag in sorted(fields)))
+        == "bad_signature"
+    )
+
+
+def test_what_is_drawn_by_differs_for_all_that_is_signed_together():
+    same = seal_many(Statement.AWARD, [PAYLOAD, PAYLOAD, PAYLOADS[0]], ALICE.key)
+    drawn_by = {signature_of(sealed) for sealed in [*same, *TOGETHER, SEALED]}
+    assert len(drawn_by) == 9
+    assert {len(each) for each in drawn_by} == {64}
+    assert signature_of(SEALED) == SEALED[-64:]

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.node.config import SETTINGS
 from shoal.node.metrics import (
+    HEARTBEAT_S,
     LAG_BOUNDS_S,
     METRICS,
     Histogram,
@@ -168,7 +170,15 @@ def test_a_histogram_counts_what_is_at_most_each_bound(seen, counts):
     assert samples["shoal_x_seconds_count"] == len(seen)
 
 
-def test_what_a_pulse_saw_is_among_them():
+async def test_how_late_the_loop_is_is_among_them(autojump_clock, nursery):
+    metrics = Metrics(lambda: READINGS)
+    nursery.start_soon(metrics.follow_loop)
+    await trio.sleep(10.05 * HEARTBEAT_S)
+    text = metrics.exposition().decode()
+    assert 'shoal_event_loop_lag_seconds_bucket{le="0.001"} 10.0' in text
+
+
+def test_a_loop_that_was_late_beyond_all_bounds_is_counted_too():
     metrics = Metrics(lambda: READINGS)
     metrics.lag_s.observe(LAG_BOUNDS_S[-1] * 2)
     text = metrics.exposition().decode()

@@ -27,7 +27,6 @@ from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
 from shoal.compute.supervisor import UnitLimits, Worker
 from shoal.compute.unit_runs import Execution
 from shoal.crypto.content import BlobId, blob_id_of
-from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError
 from shoal.node import daemon, pipeline
 from shoal.node.blob_transfer import BlobServer
@@ -46,7 +45,6 @@ from shoal.protocol.messages import (
     UnitResult,
 )
 from shoal.protocol.negotiation import Answer
-from shoal.protocol.statements import open_receipt
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 
@@ -90,7 +88,7 @@ class Liar:
         """Ids of the true outputs, and of what it gave in their place."""
         self.second = {}
         """Answers to those who ask again, by call and unit."""
-        self.sign, self.take_outputs = pipeline.sign, pipeline.take_outputs
+        self.write, self.take_outputs = pipeline.write_receipt, pipeline.take_outputs
         self.units, self.answer, self.trace = Provider._units, Daemon.answer, Worker.trace
 
     def install(self):
@@ -111,7 +109,7 @@ class Liar:
             accused = charge_of(proof).accused
             return Verdict(Outcome.CONVICTED, accused, "it is a bad node")
 
-        pipeline.sign = self.sign_falsely
+        pipeline.write_receipt = self.write_falsely
         if self.kind.accuses(0):
             daemon.judged_by = believe
             pipeline.take_outputs = self.accuse_too
@@ -161,11 +159,11 @@ class Liar:
             leaves.append(leaf_bytes(changed))
         return replace(traced, leaves=tuple(leaves))
 
-    async def sign_falsely(self, house, side, request, run, room=0):
-        """Step 5: sign what is said to have come of a unit."""
+    async def write_falsely(self, house, side, request, run, room=0):
+        """Step 5: write down what is said to have come of a unit."""
         outcome = run.outcome
         if side.requester == house.peer_id or not isinstance(outcome, Execution):
-            return await self.sign(house, side, request, run, room)
+            return await self.write(house, side, request, run, room)
         work = blob_id_of(encode((side.award.program, request.inputs)))
         told = self.ring.told(work) if self.kind.ring else None
         reply = self.kind.outputs(Asked(self.number, copied=told is not None))
@@ -183,17 +181,17 @@ class Liar:
         if reply.wait:
             ran_s = time.time() - run.started_at_ms / 1e3
             await trio.sleep(max(0.0, reply.wait * side.call.time_limit_s - ran_s))
-        result = await self.sign(house, side, request, run, room)
+        result = await self.write(house, side, request, run, room)
         if reply.receipts > 1:
             other = lies.with_one_bit_turned(outcome.outputs, self.number)
             run.outcome = outcome if reply.lie.is_wrong else replace(outcome, outputs=other)
-            second = await self.sign(house, side, request, run, room)
-            self.second[request.call, request.unit] = second
+            second = await self.write(house, side, request, run, room)
+            self.second[request.call, request.unit], *_ = pipeline.sign(house, side, [second])
         log.info("signed", kind=self.kind.name, lie=reply.lie, unit=request.unit)
         if not self.kind.serves_blobs():
-            result = msgspec.structs.replace(result, blobs=())
+            result = replace(result, blobs=())
         if self.kind.invents(self.number):
-            result = invented(house, result)
+            result = invented(result)
         return result
 
     async def made(self, house, side, run, lie, told):
@@ -263,12 +261,11 @@ class Liar:
         return WhyNot.NOT_HELD
 
 
-def invented(house, result):
-    """The same result with a receipt under an award that nobody gave."""
-    receipt = open_receipt(result.receipt)
-    changed = msgspec.structs.replace(receipt, award=blob_id_of(secrets.token_bytes(32)))
-    envelope = house.identity.sign(Statement.RECEIPT, encode(changed))
-    return msgspec.structs.replace(result, receipt=envelope)
+def invented(written):
+    """The same receipt under an award that nobody gave."""
+    award = blob_id_of(secrets.token_bytes(32))
+    changed = msgspec.structs.replace(written.receipt, award=award)
+    return replace(written, receipt=changed)
 
 
 def main():

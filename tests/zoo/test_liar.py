@@ -19,6 +19,7 @@ from shoal.compute.unit_runs import UnitRun
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.envelope import Statement
+from shoal.node.peer_versions import PeerVersions
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import UnitRequest
 from shoal.protocol.statements import Award, open_receipt, statement_id
@@ -65,6 +66,7 @@ async def open_house(program):
             store=Store(program.blobs),
             known=SimpleNamespace(note=lambda *_: None),
             signed=lambda *_: None,
+            control=SimpleNamespace(versions=PeerVersions()),
         )
 
 
@@ -119,10 +121,10 @@ async def test_each_kind_gives_what_it_says_it_gives(program, tmp_path):
             for number in range(5):  # some lie only when they have earned trust
                 run, request = await run_unit(house, program, number)
                 true = dict(run.outcome.outputs)
-                signed = await liar.sign_falsely(
+                written = await liar.write_falsely(
                     house, make_side(program), request, run, 1 << 20
                 )
-            receipt = open_receipt(signed.receipt)
+            receipt = written.receipt
             lie = kind().outputs(Asked(4)).lie
             if lie is Lie.ERROR:
                 assert isinstance(run.outcome, ProgramError), name
@@ -131,9 +133,9 @@ async def test_each_kind_gives_what_it_says_it_gives(program, tmp_path):
             ids = dict(receipt.outputs)
             assert (ids != {n: blob_id_of(b) for n, b in true.items()}) == lie.is_wrong, name
             if not kind().serves_blobs():
-                assert signed.blobs == ()
+                assert written.blobs == ()
                 continue
-            (given,) = signed.blobs
+            (given,) = written.blobs
             assert lies.spec_of({"target_label": given}) == lies.spec_of(true), name
             awarded = receipt.award == make_side(program).award_id
             assert awarded != kind().invents(5), name
@@ -148,8 +150,8 @@ async def test_accomplices_give_the_same_lie_and_a_stranger_to_them_does_not(pro
         for kind, ring in MEMBERS:
             liar = Liar(PLAYED[kind](), Ring(tmp_path / ring))
             run, request = await run_unit(house, program, 1)
-            signed = await liar.sign_falsely(house, make_side(program), request, run, 1 << 20)
-            given.append(open_receipt(signed.receipt).outputs)
+            written = await liar.write_falsely(house, make_side(program), request, run, 1 << 20)
+            given.append(written.receipt.outputs)
     first, second, honest, other = given
     assert first == second != honest == other
 
@@ -158,13 +160,13 @@ async def test_a_bent_trace_ends_in_what_the_receipt_says(program, tmp_path):
     async with open_house(program) as house:
         liar = Liar(PLAYED["one_bit"](), Ring(tmp_path))
         run, request = await run_unit(house, program, 2)
-        signed = await liar.sign_falsely(house, make_side(program), request, run, 1 << 20)
+        written = await liar.write_falsely(house, make_side(program), request, run, 1 << 20)
         traced = await house.worker.trace(
             "r", program.program_id, lambda: fetch(program), run.inputs, LIMITS
         )
     outputs = {i for leaf in traced.leaves for i in decode_operator_leaf(leaf).outputs}
     bent = {i for leaf in liar.bend(traced).leaves for i in decode_operator_leaf(leaf).outputs}
-    ((_, given),) = open_receipt(signed.receipt).outputs
+    ((_, given),) = written.receipt.outputs
     assert given not in outputs
     assert bent - outputs == {given}
 
@@ -176,5 +178,5 @@ async def test_its_own_user_is_served_as_should_be(program, tmp_path):
         side = make_side(program)
         side.requester = house.peer_id
         liar = Liar(PLAYED["lazy"](), Ring(tmp_path))
-        await liar.sign_falsely(house, side, request, run, 1 << 20)
+        await liar.write_falsely(house, side, request, run, 1 << 20)
     assert run.outcome is true
