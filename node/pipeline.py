@@ -733,6 +733,12 @@ def verify(need: Need, side: RequesterSide, unit: Unit, result: UnitResult) -> R
     assert side.award_id is not None
     receipt = open_receipt(result.receipt)
     check_receipt(receipt, side.award_id, side.award, unit_name(unit), unit.inputs)
+    if side.award.numeric_class == "exact" and receipt.exact_spec != SPEC_VERSION:
+        raise VerificationError(  # nor could its signer ever be convicted by it
+            f"the receipt is of version {receipt.exact_spec!r:.40} of the exact class, and "
+            f"{SPEC_VERSION!r} is known here",
+            code="receipt_mismatch",
+        )
     if receipt.outputs is not None:
         wanted = {port.name for port in need.manifest.outputs}
         got = {name for name, _ in receipt.outputs}
