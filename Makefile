@@ -35,6 +35,7 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/batches.py
 	$(BIN)/python tests/bench/submitting.py 10000
 	$(BIN)/python tests/bench/map.py
+	$(BIN)/python tests/bench/wire_unit.py
 	$(BIN)/python tests/bench/skew.py
 	$(BIN)/python tests/bench/private_network.py
 	$(BIN)/python tests/bench/worker.py
