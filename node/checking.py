@@ -306,7 +306,9 @@ class Checking:
         return itself or bool(self._candidates.able(job.running, provider))
 
     def _waits(self, job: JobChecks, checked: Checked) -> bool:
-        return checked.looks_back or job.waiting.get(checked.unit.index) is checked
+        if checked.looks_back:
+            return not checked.gone
+        return job.waiting.get(checked.unit.index) is checked
 
     def _note_room(self, job: JobChecks) -> None:
         """Hold the job's hand-overs back while too much waits."""
@@ -340,6 +342,7 @@ class Checking:
         again: list[int] = []
         for checked in decided:
             if checked.looks_back:
+                self._let_go(checked)
                 continue
             del job.waiting[checked.unit.index]
             job.size_bytes -= checked.size_bytes
@@ -352,14 +355,25 @@ class Checking:
                 self.verdicts.update(check.verdict for check in end.checks)
             self._note_deeds(checked)
             self._note_vouchers(checked)
-        found = [
-            await self._falsehoods.convicted(job, checked, peer)
+        false = [
+            (checked, self._falsehoods.convicted(checked, peer))
             for checked in decided
             for peer in checked.machine.false
             if checked.machine.exact and peer != checked.machine.own
         ]
-        if found:  # in a task that outlives the job, which may be over by this
-            self._falsehoods.follow(found)
+        found = [each for _, each in false]
+        try:
+            found = [
+                await self._falsehoods.asked_again(job, checked, each)
+                for checked, each in false
+            ]
+        except BaseException:  # the job is over, and nothing more of it is delivered
+            for checked in ready:
+                self._let_go(checked)
+            raise
+        finally:
+            if found:  # in a task that outlives the job
+                self._falsehoods.follow(found)
         if again:
             self._deliveries.put_back(job.running, again)
         now: list[Checked] = []
@@ -447,5 +461,6 @@ class Checking:
 
     def _let_go(self, checked: Checked) -> None:
         """Keep outputs no longer that were only here to be compared."""
+        checked.gone = True
         pinned = [each.pinned for each in checked.opinions.values() if each.pinned]
         pipeline.let_go(self._house, pinned)

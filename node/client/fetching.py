@@ -75,7 +75,11 @@ def page(
         {"after": after, "order": "given" if ordered else "ended", "wait_s": wait_s},
         answer_limit_s=wait_s + 60,
     )
-    body = yield request
+    return page_of((yield request))
+
+
+def page_of(body: bytes) -> Page:
+    """A page as it came."""
     unpacker = msgpack.Unpacker(max_buffer_size=0)
     unpacker.feed(body)
     *told, end = unpacker
