@@ -79,7 +79,9 @@ async def bytes_received_through_kills(tmp_path, size_bytes, limit_s):
             assert [process.poll() is None for process, _ in started] == [False, False, True]
             async for _ in taker.store.read_chunks(blob_id):  # checks each
                 pass
-            return taker.bulk[0]
+            received = taker.bulk[0]
+            print(f"\nsent again: {received / size_bytes - 1:.2%}")
+            return received
     finally:
         for process, _ in started:
             process.kill()
