@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.given_units import Taken
     from shoal.node.outlook import Outlook
     from shoal.node.records import CheckVerdict, GivenUnit
     from shoal.node.surroundings import PendingChecks
@@ -200,9 +201,37 @@ class Jobs:
         with trio.CancelScope(shield=True):  # what is written down runs, whoever hangs up
             return job if job.state.final else await self._start(job, spec)
 
-    def units_added(self, job_id: JobId) -> None:
-        """Look at the units that were added to an open job."""
-        self._ready(job_id, again=False)
+    def units_added(self, job_id: JobId, taken: Taken | None = None) -> None:
+        """Look at the units that were added to an open job: those, where they are given."""
+        running = self._running.get(job_id)
+        if running is None or taken is None or not self._at_hand(running, taken):
+            self._ready(job_id, again=False)
+            return
+        running.units.update({unit.index: unit for unit in taken.units})
+        running.cursor = taken.units[-1].index
+        indices = [unit.index for unit in taken.units]
+        events.units_came(self._state, job_id, indices, running.cursor + 1)
+        self.wake()
+        self._nursery.start_soon(self._show, job_id)
+
+    def _at_hand(self, running: RunningJob, taken: Taken) -> bool:
+        """Whether units can go on as they are, without a look into the journal."""
+        queue, units = running.queue, taken.units
+        return (
+            queue.id in self._state.jobs
+            and bool(units)
+            and running.cursor == units[0].index - 1
+            and not (queue.unread or queue.reading)
+            and len(queue.waiting) + len(units) <= WINDOW_UNITS
+            and all(
+                not unit.awaits
+                and all(
+                    i in taken.tensors or self._house.store.holds(i)
+                    for i in unit.inputs.values()
+                )
+                for unit in units
+            )
+        )
 
     def sealed(self, job_id: JobId) -> None:
         """No more units come to a job: it ends with those it has."""

@@ -208,6 +208,14 @@ def check_policy(spec: JobSpec) -> None:
 async def add_units(
     house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
 ) -> Job:
+    """As `take_units`; gives the job."""
+    job, _ = await take_units(house, job_id, given, at)
+    return job
+
+
+async def take_units(
+    house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
+) -> tuple[Job, given_units.Taken]:
     """Check units whole and add them to an open job: all of them or none.
 
     Args:
@@ -234,7 +242,7 @@ async def add_units(
         taken = await given_units.take(house, manifest, job_id, given, job.units_total)
         added = await house.journal.add_units(job_id, taken.units, taken.tensors)
         house.timings.added(job_id, job.units_total, len(taken.units), began_s)
-        return added
+        return added, taken
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------
@@ -725,6 +733,12 @@ def verify(need: Need, side: RequesterSide, unit: Unit, result: UnitResult) -> R
     assert side.award_id is not None
     receipt = open_receipt(result.receipt)
     check_receipt(receipt, side.award_id, side.award, unit_name(unit), unit.inputs)
+    if side.award.numeric_class == "exact" and receipt.exact_spec != SPEC_VERSION:
+        raise VerificationError(  # nor could its signer ever be convicted by it
+            f"the receipt is of version {receipt.exact_spec!r:.40} of the exact class, and "
+            f"{SPEC_VERSION!r} is known here",
+            code="receipt_mismatch",
+        )
     if receipt.outputs is not None:
         wanted = {port.name for port in need.manifest.outputs}
         got = {name for name, _ in receipt.outputs}

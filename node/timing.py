@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 import trio
 
+from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import JobError
+from shoal.node.records import JobId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shoal.crypto.peer_id import PeerId
-    from shoal.node.records import JobId
     from shoal.protocol.messages import UnitTimes
 
 UNITS_LIMIT = 4096

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import structlog
 import trio
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -39,7 +40,7 @@ from shoal.node.api.queries import (
     seconds,
     whole_number,
 )
-from shoal.node.api.results import MSGPACK, ResultsQuery, results_of
+from shoal.node.api.results import MSGPACK, ResultsQuery, note_before, results_of
 from shoal.node.api.units import UnitReader, add_stream, check_ids, submit_stream, writes
 from shoal.node.errors import JobError, RequestError
 from shoal.node.metrics import CONTENT_TYPE
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 
     from shoal.compute.manifest import Manifest
     from shoal.node.api.facade import DaemonFacade
+    from shoal.node.records import JobId
+
+log = structlog.get_logger(__name__)
 
 MODEL_LIMIT_BYTES = 512 << 20
 """An ONNX file posted whole; larger ones are converted by the Python client."""
@@ -351,12 +355,17 @@ class _Api:
             body = await read_bounded(request, JOB_LIMIT_BYTES)
             given = writes(_each(decode(body, list[dict[str, Any]])))
         job = await add_stream(self._daemon, job_id, given, at)
-        return answer({"job": job}, 201)
+        if "after" not in request.query_params:
+            return answer({"job": job}, 201)
+        return await self._results(request, job_id, 201)  # in one request, for short units
 
     async def seal(self, request: Request) -> Response:
         return answer({"job": await self._daemon.seal(job_id_in(request))})
 
     async def results(self, request: Request) -> Response:
+        return await self._results(request, job_id_in(request))
+
+    async def _results(self, request: Request, job_id: JobId, status: int = 200) -> Response:
         query = ResultsQuery(
             after=cursor(request),
             limit=whole_number(
@@ -365,8 +374,16 @@ class _Api:
             order=one_of(request, "order", ("given", "ended")),
             wait_s=seconds(request, "wait_s", 0.0),
         )
-        body = await results_of(self._daemon, job_id_in(request), query, request.receive)
-        return Response(body, media_type=MSGPACK)
+        body = await results_of(self._daemon, job_id, query, request.receive)
+
+        async def note() -> None:  # else a short unit's write would wait for it
+            try:
+                await note_before(self._daemon, job_id, query)
+            except ShoalError as error:  # it is given out again, and then noted
+                log.warning("what was read is not noted", job=job_id, why=error.message)
+
+        later = BackgroundTask(note) if query.wait_s else None
+        return Response(body, status, media_type=MSGPACK, background=later)
 
     async def jobs(self, request: Request) -> Response:
         limit = whole_number(request, "limit", 50, JOBS_PER_ANSWER_LIMIT)

@@ -56,12 +56,15 @@ async def results_of(
 ) -> bytes:
     """The body of an answer; empty but for its last map where nothing has ended in time.
 
+    That whoever asks has what came before is noted, but not before the answer to one who waits
+    for a job that goes on: see `note_before`.
+
     Raises:
         JobError: ``no_such_job``.
     """
     job = await daemon.job(job_id)  # before the units: they may end meanwhile
-    if query.after >= 0:  # who reads on has what came before
-        await daemon.note_read(job_id, query.after, query.order)
+    if not query.wait_s or job.state.final:
+        await note_before(daemon, job_id, query)
     found = await _page(daemon, job_id, query, query.after, query.limit)
     if not found[0] and not job.state.final and query.wait_s:
         found = await _wait(daemon, job_id, query, receive) or found
@@ -78,6 +81,12 @@ async def results_of(
     return _body(units, small, job, after)
 
 
+async def note_before(daemon: DaemonFacade, job_id: JobId, query: ResultsQuery) -> None:
+    """Note that who reads on has what came before."""
+    if query.after >= 0:
+        await daemon.note_read(job_id, query.after, query.order)
+
+
 _Page = tuple[list["Unit"], dict["BlobId", bytes], int, int]
 """Units, their small outputs, where to go on, and how many bytes those outputs have."""
 
@@ -90,12 +99,23 @@ async def _wait(
         nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
         with trio.move_on_after(query.wait_s):
             async with daemon.watch(job_id) as changes:
+                before: Job | None = None
                 async for job in changes:
+                    more, before = before and _only_more(before, job), job
+                    if more:
+                        continue
                     found = await _page(daemon, job_id, query, query.after, query.limit)
                     if found[0] or job.state.final:
                         break
         nursery.cancel_scope.cancel()
     return found
+
+
+def _only_more(before: Job, now: Job) -> bool:
+    """Whether all that happened is that units came."""
+    ended = (before.units_done, before.units_failed, before.state)
+    grown = now.units_total > before.units_total
+    return grown and ended == (now.units_done, now.units_failed, now.state)
 
 
 async def _page(

@@ -75,7 +75,11 @@ def page(
         {"after": after, "order": "given" if ordered else "ended", "wait_s": wait_s},
         answer_limit_s=wait_s + 60,
     )
-    body = yield request
+    return page_of((yield request))
+
+
+def page_of(body: bytes) -> Page:
+    """A page as it came."""
     unpacker = msgpack.Unpacker(max_buffer_size=0)
     unpacker.feed(body)
     *told, end = unpacker
@@ -211,4 +215,4 @@ def _as_unit(job_id: str, told: Told) -> Unit:
 
 
 def _blob(blob_id: BlobId) -> Request:
-    return Request("GET", f"/v1/blobs/{blob_id}", answer_limit_s=_FETCH_LIMIT_S)
+    return Request("GET", f"/v1/blobs/{blob_id}", answer_limit_s=_FETCH_LIMIT_S, large=True)

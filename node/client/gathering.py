@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from shoal.node.client.exchange import Value
-    from shoal.node.client.fetching import Told
+    from shoal.node.client.fetching import Page, Told
     from shoal.node.client.flows import Drive, Options, Prepared
     from shoal.node.client.tensors import As
 
@@ -46,6 +46,11 @@ IDLE_S = 60.0
 UNITS_PER_JOB = 100_000
 """Then another one is opened, so that what was fetched of the first can go."""
 
+QUICK_S = 0.1
+"""How long the request that brings a unit waits for its result, where none is awaited beside
+it: a program that calls one unit after another needs one request for each. Once that was too
+short, results are waited for apart, until units are quick again."""
+
 _RETRY_S = 0.25
 _GONE = frozenset({"job_sealed", "job_ended", "no_such_job"})
 
@@ -57,6 +62,11 @@ class _OpenJob:
     Attributes:
         sent: How many units it has; the index of the next one.
         units: Those that have not ended, by index.
+        after: Up to where its results were read.
+        quick: Whether its units end within `QUICK_S`, as far as is known.
+        wanted: Whether its reader is to read; else it rests, and the sender may.
+        resting: Whether it does.
+        ending: Whether no more comes, so that it is read to its end.
         over: Whether nobody reads its results any more.
     """
 
@@ -64,6 +74,11 @@ class _OpenJob:
     sent: int = 0
     used_at: float = field(default_factory=time.monotonic)
     units: dict[int, Submitted] = field(default_factory=dict)
+    after: int = -1
+    quick: bool = True
+    wanted: bool = False
+    resting: bool = False
+    ending: bool = False
     over: bool = False
     reader: threading.Thread | None = None
 
@@ -218,13 +233,15 @@ class Gathering:
             return
         try:
             job = self._enter(line, batch)
-            while not self._add(job, batch):  # somebody else sealed or ended it
+            while not (added := self._add(job, batch)):  # somebody else sealed or ended it
                 self._leave(job, batch)
+                self._want(job, ending=True)
                 line.job = None
                 job = self._enter(line, batch)
         except BaseException as error:  # noqa: BLE001  # the root of a thread: told to all who wait
             if line.job is not None:  # its units are not known for sure any more
                 self._leave(line.job, batch)
+                self._want(line.job, ending=True)
                 with suppress(ShoalError):
                     self._drive(flows.seal(line.job.id))
                 line.job = None
@@ -235,6 +252,7 @@ class Gathering:
         for index, one in enumerate(batch, job.sent):
             one.settle((job.id, index))
         job.sent += len(batch)
+        self._ended_already(job, added)
         job.used_at = time.monotonic()
         if job.sent >= UNITS_PER_JOB:
             self._seal(line)
@@ -275,32 +293,64 @@ class Gathering:
         job.reader.start()
         return job
 
-    def _add(self, job: _OpenJob, batch: list[Submitted]) -> bool:
-        """Add units at the place they have; False where the job takes no more."""
+    def _add(self, job: _OpenJob, batch: list[Submitted]) -> list[Page | None]:
+        """Add units at the place they have; nothing where the job takes no more.
+
+        Returns:
+            The page that came with the answer, where one was asked for.
+        """
         units = Gathered([one.unit for one in batch])
         for one in batch:
             units.large |= one.large
+        with self._changed:
+            alone = job.quick and job.resting and len(job.units) == len(batch) == 1
+        pages: list[Page] = []
 
-        def attempt() -> bool:
-            try:
+        def add() -> None:
+            if alone:
+                flow = submitting.add_and_read(job.id, job.sent, units, job.after, QUICK_S)
+                pages.append(self._drive(flow))
+            else:
                 self._drive(submitting.add_units(job.id, job.sent, units))
-            except DaemonError as error:
-                if error.code in _GONE:
-                    return False
-                if error.code != "wrong_place":
-                    raise
-                total = self._drive(flows.job(job.id)).units_total
-                if total != job.sent + len(batch):
-                    raise
-            return True  # also where an attempt before came through
 
-        return self._patiently(attempt)
+        added = self._patiently(lambda: self._added(add, job, len(batch)))
+        return (pages or [None]) if added else []
+
+    def _ended_already(self, job: _OpenJob, pages: list[Page | None]) -> None:
+        """End the units whose results came with the answer, and have the others read."""
+        for page in pages:
+            if page is not None:
+                job.after, job.quick = page.after, bool(page.units)
+                for told in page.units:
+                    self._end_unit(job, told)
+        if job.units:
+            self._want(job)
+
+    def _added(self, add: Callable[[], None], job: _OpenJob, count: int) -> bool:
+        """Add units, perhaps again; False where the job takes no more."""
+        try:
+            add()
+        except DaemonError as error:
+            if error.code in _GONE:
+                return False
+            if error.code != "wrong_place":
+                raise
+            if self._drive(flows.job(job.id)).units_total != job.sent + count:
+                raise
+        return True  # also where an attempt before came through
+
+    def _want(self, job: _OpenJob, *, ending: bool = False) -> None:
+        """Have the results of a job read by its reader; to the end, where no more comes."""
+        with self._changed:
+            job.wanted, job.ending = True, job.ending or ending
+            self._changed.notify_all()
 
     def _seal(self, line: _Line) -> None:
         job, line.job = line.job, None
         if job is not None:
             with suppress(ShoalError):  # its reader meets the same, and tells the futures
                 self._patiently(lambda: self._drive(flows.seal(job.id)))
+            self._want(job, ending=True)
 
     def _patiently(self, attempt: Callable[[], Value]) -> Value:
         """Try again for as long as the daemon may be away."""
@@ -318,16 +368,16 @@ class Gathering:
 
     def _read(self, job: _OpenJob) -> None:
         """Give the futures of one job what becomes of them, until it has ended."""
-        after = -1
         error: BaseException
         try:
             while True:
+                self._rest(job)
                 page = self._patiently(
-                    lambda at=after: self._drive(fetching.page(job.id, at, ordered=False))  # type: ignore[misc]
+                    lambda: self._drive(fetching.page(job.id, job.after, ordered=False))
                 )
                 for told in page.units:
                     self._end_unit(job, told)
-                after = page.after
+                job.after = page.after
                 if page.last:
                     error = flows.failure_of(page.job)
                     break
@@ -341,12 +391,22 @@ class Gathering:
             if not cancelled or not one.never_runs():
                 one.fails(error)
 
+    def _rest(self, job: _OpenJob) -> None:
+        """Wait until there is something to be read that the sender does not read."""
+        with self._changed:
+            if not job.units and not job.ending:
+                job.wanted = False
+            job.resting = True
+            self._changed.wait_for(lambda: job.wanted)
+            job.resting = False
+
     def _end_unit(self, job: _OpenJob, told: Told) -> None:
         with self._changed:
             one = job.units.pop(told.index, None)
         if one is None:
             return
         one.receipt_id = told.receipt
+        job.quick = told.seconds is not None and told.seconds < QUICK_S / 2
         if told.state is UnitState.CANCELLED:
             one.never_runs()
             return

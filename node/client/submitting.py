@@ -23,7 +23,7 @@ from shoal.compute.tensor import to_blob
 from shoal.crypto.errors import ShoalError
 from shoal.node.client.batching import batches, check_batch
 from shoal.node.client.exchange import Flow, Request, Work
-from shoal.node.client.fetching import Results, outputs
+from shoal.node.client.fetching import Page, Results, outputs, outputs_of, page, page_of
 from shoal.node.client.flows import (
     UPLOAD_LIMIT_S,
     WAIT_STEP_S,
@@ -54,6 +54,7 @@ from shoal.node.records import (
     JobState,
     OutputRef,
     Policy,
+    UnitState,
     new_job_id,
 )
 
@@ -236,6 +237,28 @@ def add_units(job_id: str, at: int | None, more: Gathered) -> Flow[Job]:
     return msgspec.convert((yield from json_of(request))["job"], Job)
 
 
+def add_and_read(job_id: str, at: int, more: Gathered, after: int, wait_s: float) -> Flow[Page]:
+    """Add units to an open job and wait for what ends, all in one request.
+
+    Args:
+        job_id: The job.
+        at: The index that the first is to have.
+        more: The units.
+        after: Of the page before, in the order in which units end.
+        wait_s: How long to wait for the first that ends; then the page has none.
+    """
+    yield from _put(more)
+    request = Request(
+        "POST",
+        f"/v1/jobs/{job_id}/units",
+        {"at": at, "after": after, "order": "ended", "wait_s": wait_s},
+        body=more.body,
+        content_type=_MSGPACK,
+        answer_limit_s=UPLOAD_LIMIT_S,
+    )
+    return page_of((yield request))
+
+
 def submit(
     model: Model, units: Iterator[Inputs], policy: Policy, options: Options
 ) -> Flow[Job]:
@@ -282,8 +305,13 @@ def run(
         WaitTimeoutError: It is still running after ``timeout_s``.
     """
     check_as(as_)
+    deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
     submitted = yield from submit(model, iter([inputs]), Policy.RUN, options)
-    ended = yield from wait(submitted.id, timeout_s)
+    step_s = max(0.0, min(WAIT_STEP_S, deadline - time.monotonic()))
+    got = yield from page(submitted.id, wait_s=step_s)  # the result comes with it
+    if got.units and got.units[0].state is UnitState.DONE:
+        return (yield from outputs_of(submitted.id, got.units[0], as_))
+    ended = yield from wait(submitted.id, timeout_s and max(0.0, deadline - time.monotonic()))
     if not ended.state.final:
         raise WaitTimeoutError(
             f"job {ended.id} is still running after {timeout_s:g} s",

@@ -134,6 +134,21 @@ def units_read(
         job.ended_meanwhile.clear()
 
 
+def units_came(state: State, job_id: JobId, indices: Iterable[int], units: int) -> None:
+    """Ready units came that follow all that are known: they need not be read.
+
+    Args:
+        state: Changed.
+        job_id: Whose they are; nothing of it is to be read.
+        indices: Which.
+        units: How many the job has then.
+    """
+    job = state.jobs[job_id]
+    _wake(state, job)
+    job.checking, job.units = False, units
+    job.waiting.extend(indices)
+
+
 def not_finished(state: State, job_id: JobId) -> None:
     """The journal says that units are still to come; `units_ready` says when."""
     job = state.jobs.get(job_id)

@@ -14,11 +14,13 @@ from shoal.node import jobs, pipeline
 from shoal.node.blob_transfer import BLOB_PROTOCOL
 from shoal.node.errors import StoreError
 from shoal.node.frames import receive_frame, send_frame
+from shoal.node.peer_versions import PeerVersions
 from shoal.node.records import JobState
 from shoal.node.scheduling import setbacks
 from shoal.node.scheduling.feeding import BATCHES_OUT
 from shoal.protocol.blob_messages import MESSAGE_LIMIT_BYTES, BlobFound, BlobRequest
-from shoal.protocol.messages import AwardOffer, Reason, Release, UnitRequest
+from shoal.protocol.messages import AwardOffer, Reason, Refusal, Release, UnitRequest
+from shoal.protocol.versions import OWN
 
 
 @pytest.fixture
@@ -132,6 +134,55 @@ async def test_an_award_that_is_not_answered_is_released_for_it_may_be_a_lease_t
         assert (await node.journal.answers(job.id))[0].verdict == "no_answer"
         node.offering[:] = [node.key.peer_id]
         assert (await node.ended(job.id)).state is JobState.DONE
+
+
+class RefusesTheAward(Liar):
+    """And with it the units that came right behind."""
+
+    def __init__(self, key, network):
+        super().__init__(key, network)
+        self.units = []
+
+    def lease(self, offer):
+        return Refusal(call=offer.call, reason=Reason.BUSY)
+
+    def result(self, request):
+        self.units.append(request.unit)
+        return Refusal(call=request.call, reason=Reason.EXPIRED)
+
+
+async def test_units_that_went_out_with_an_award_are_not_lost_where_it_is_refused(node):
+    node.offering.clear()
+    async with open_peer(RefusesTheAward, node) as busy:
+        job = await node.jobs.submit(await node.spec(X))
+
+        async def refused():
+            return bool(await node.journal.answers(job.id))
+
+        await until(refused)
+        assert busy.units == [f"{job.id}/0"]
+        queue = node.jobs._state.jobs[job.id]
+        assert not queue.losses
+        assert not queue.leased
+        node.offering[:] = [node.key.peer_id]
+        assert (await node.ended(job.id)).state is JobState.DONE
+        answers = await node.journal.answers(job.id)
+        assert {a.verdict for a in answers if a.peer == busy.key.peer_id} == {"busy"}
+
+
+async def test_units_wait_for_the_lease_of_a_provider_that_is_too_old_to_take_them_before(
+    node, monkeypatch
+):
+    monkeypatch.setattr(PeerVersions, "of", lambda _self, _peer: (OWN[0], 4))
+    node.offering.clear()
+    async with open_peer(RefusesTheAward, node) as busy:
+        job = await node.jobs.submit(await node.spec(X))
+
+        async def refused():
+            return bool(await node.journal.answers(job.id))
+
+        await until(refused)
+        assert busy.units == []
 
 
 async def test_a_disk_that_is_full_while_an_answer_is_noted_fails_no_job(node, monkeypatch):

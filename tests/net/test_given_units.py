@@ -22,6 +22,7 @@ from shoal.node.records import (
     Policy,
 )
 from shoal.node.state import open_state
+from shoal.node.timing import Timings
 from shoal.node.turns import Turns
 
 DENSE, GATHER = convert(models.dense()), convert(models.gather())
@@ -39,7 +40,7 @@ async def house(tmp_path):
         for program in (DENSE, GATHER):
             for blob in program.blobs.values():
                 await store.put_bytes(blob)
-        yield SimpleNamespace(store=store, journal=journal, adding=Turns())
+        yield SimpleNamespace(store=store, journal=journal, adding=Turns(), timings=Timings())
 
 
 def spec(program=DENSE, *, is_open=True):

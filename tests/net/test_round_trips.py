@@ -98,10 +98,10 @@ async def run(node, elements):
 async def add(node, job, elements):
     """One more unit of an open job."""
     at = (await node.journal.job(job.id)).units_total
-    await pipeline.add_units(
+    _, taken = await pipeline.take_units(
         node.house, job.id, [{"x": to_blob(np.ones(elements, np.float32))}]
     )
-    node.jobs.units_added(job.id)
+    node.jobs.units_added(job.id, taken)
     with trio.fail_after(LIMIT_S):
         async with node.jobs.watch(job.id) as changes:
             async for _ in changes:

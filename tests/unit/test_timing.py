@@ -1,12 +1,13 @@
 """Where a unit's time went: what is noted, under a clock that the test moves."""
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from shoal.node import timing
 from shoal.node.errors import JobError
-from shoal.node.timing import STEPS, Timings
+from shoal.node.timing import STEPS, Timings, UnitTiming
 from shoal.protocol.messages import UnitTimes
 
 JOB, PEER = "j", "p"
@@ -42,6 +43,8 @@ async def test_the_steps_add_up_to_the_time_that_passed(autojump_clock):
     assert found.steps["executed"] == pytest.approx(6.0)
     assert found.total_s == pytest.approx(total_s)
     assert (found.provider, found.together) == (PEER, 2)
+    told = msgspec.json.encode(found)
+    assert msgspec.json.decode(told, type=UnitTiming) == found
 
 
 async def test_a_provider_cannot_say_that_it_took_longer_than_it_did(autojump_clock):
