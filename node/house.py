@@ -20,8 +20,9 @@ from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 from shoal.node import bidding
 from shoal.node.blob_transfer import Rights
+from shoal.node.bulk.transfer import Source
 from shoal.node.errors import StoreError
-from shoal.node.fetching import Source, fetch_beside, fetch_from
+from shoal.node.fetching import fetch_beside, fetch_from
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node.fetching import Source
+from shoal.node.bulk.transfer import Source
 from shoal.node.house import hold, program_blobs
 from shoal.protocol.limits import CHANNEL_FROM_BYTES
 from shoal.protocol.messages import AwardOffer, Share

@@ -11,7 +11,8 @@ import trio
 from bulk_nodes import MIB, open_bulk_node
 
 from shoal.node.blobs import open_store
-from shoal.node.fetching import Source, fetch_from
+from shoal.node.bulk.transfer import Source
+from shoal.node.fetching import fetch_from
 
 HOLDER = Path(__file__).with_name("blob_holder.py")
 NET = Path(__file__).parents[1] / "net"
