@@ -32,9 +32,10 @@ from shoal.node.bulk import listener, serving, wire
 from shoal.node.bulk import tokens as tokens_module
 from shoal.node.bulk.certificates import context, make_certificate
 from shoal.node.bulk.listener import SILENT_LIMIT
+from shoal.node.bulk.transfer import CHANNEL_TRIES
 from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StoreError
-from shoal.node.fetching import CHANNEL_TRIES, fetch
+from shoal.node.fetching import fetch
 from shoal.protocol.channel_messages import (
     MAGIC,
     ChannelRequest,
