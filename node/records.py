@@ -364,6 +364,9 @@ class PeerView(msgspec.Struct, frozen=True):
     providing: bool = True
     """Whether it takes work now, by its own words: not in a pause."""
     claims: tuple[Claim, ...] = ()
+    bulk_received_bytes: int = 0
+    bulk_sent_bytes: int = 0
+    """Over bulk channels, since the daemon's start."""
     advert_issued_at: float | None = None
     """When the peer issued it by its own clock, in seconds since the epoch."""
     protocol: tuple[int, int] = (0, 0)

@@ -195,6 +195,10 @@ class Plan(Generic[K]):
             if own.asked.pop(index, index) is None:
                 self._give_back(source, index)
 
+    def waited_s(self, now_s: float) -> float:
+        """For how long no chunk has come from anybody."""
+        return 0.0 if self._progress_s is None else now_s - self._progress_s
+
     def starved(self, source: K, now_s: float) -> bool:
         """Whether to give up a source that lacks what it was asked for.
 

@@ -233,7 +233,7 @@ class Gathering:
             return
         try:
             job = self._enter(line, batch)
-            while not self._add(job, batch):  # somebody else sealed or ended it
+            while not (added := self._add(job, batch)):  # somebody else sealed or ended it
                 self._leave(job, batch)
                 self._want(job, ending=True)
                 line.job = None
@@ -252,6 +252,7 @@ class Gathering:
         for index, one in enumerate(batch, job.sent):
             one.settle((job.id, index))
         job.sent += len(batch)
+        self._ended_already(job, added)
         job.used_at = time.monotonic()
         if job.sent >= UNITS_PER_JOB:
             self._seal(line)
@@ -292,8 +293,12 @@ class Gathering:
         job.reader.start()
         return job
 
-    def _add(self, job: _OpenJob, batch: list[Submitted]) -> bool:
-        """Add units at the place they have; False where the job takes no more."""
+    def _add(self, job: _OpenJob, batch: list[Submitted]) -> list[Page | None]:
+        """Add units at the place they have; nothing where the job takes no more.
+
+        Returns:
+            The page that came with the answer, where one was asked for.
+        """
         units = Gathered([one.unit for one in batch])
         for one in batch:
             units.large |= one.large
@@ -309,13 +314,17 @@ class Gathering:
                 self._drive(submitting.add_units(job.id, job.sent, units))
 
         added = self._patiently(lambda: self._added(add, job, len(batch)))
+        return (pages or [None]) if added else []
+
+    def _ended_already(self, job: _OpenJob, pages: list[Page | None]) -> None:
+        """End the units whose results came with the answer, and have the others read."""
         for page in pages:
-            job.after, job.quick = page.after, bool(page.units)
-            for told in page.units:
-                self._end_unit(job, told)
-        if added and job.units:
+            if page is not None:
+                job.after, job.quick = page.after, bool(page.units)
+                for told in page.units:
+                    self._end_unit(job, told)
+        if job.units:
             self._want(job)
-        return added
 
     def _added(self, add: Callable[[], None], job: _OpenJob, count: int) -> bool:
         """Add units, perhaps again; False where the job takes no more."""

@@ -87,7 +87,7 @@ def by_executor():
         def call(x):
             future = executor.submit(program, x)
             outputs = future.result()
-            LATEST.append((future.job_id, future.unit))
+            LATEST.append(future)
             return outputs
 
         return call
@@ -127,14 +127,14 @@ def by_dask():
 
 
 LATEST = deque(maxlen=PROFILED)
-"""Where the last calls through the executor are: job and unit."""
+"""The last calls through the executor."""
 
 
 def profile(call):
     """The median of each step over the last calls, in seconds; and of all steps together."""
     from shoal.node.timing import STEPS
 
-    found = [call.timing(*place) for place in LATEST]
+    found = [call.timing(future.job_id, future.unit) for future in LATEST]
     steps = {step: [one.steps.get(step, 0.0) for one in found] for step in STEPS}
     medians = {step: statistics.median(each) for step, each in steps.items() if any(each)}
     return medians, statistics.median(one.total_s for one in found)

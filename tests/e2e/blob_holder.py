@@ -11,9 +11,11 @@ from pathlib import Path
 import trio
 from bulk_nodes import open_bulk_node
 
+QUOTA_BYTES = 1 << 40
+
 
 async def main(home, blob_id, peer):
-    async with open_bulk_node(Path(home)) as node:
+    async with open_bulk_node(Path(home), quota_bytes=QUOTA_BYTES) as node:
         node.rights.grant("a lease", peer, [blob_id])
         words = {
             "peer": node.peer,

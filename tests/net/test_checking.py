@@ -231,6 +231,17 @@ async def test_who_keeps_the_outputs_that_it_signed_for_loses_standing(node):
         assert node.accused == []
 
 
+async def test_a_receipt_by_which_nobody_could_be_convicted_counts_for_nothing(node):
+    async with open_peers(node, LiesByAnotherSpec, Peer) as (_, honest):
+        units = await node.run(range(4), verify="receipt")
+        await assert_right(node, units, range(4))
+        assert {unit.provider for unit in units} == {honest.peer}
+
+
+class LiesByAnotherSpec(Lies):
+    price, exact_spec = 0.1, "2"
+
+
 async def test_a_verifier_that_keeps_outputs_that_differ_loses_standing(node):
     async with open_peers(node, Peer, SaysOtherAndKeepsIt) as (_, withholder):
         withholder.price = 50.0
