@@ -224,7 +224,9 @@ class Checking:
         machine = UnitCheck(unit.provider, own, order, more, exact, key, audit)
         opinion = Opinion(held.side.award_bytes, end.receipt, end, end)
         size_bytes = sum(map(len, end.tensors.values()))
-        return Checked(machine, unit, held, {unit.provider: opinion}, size_bytes)
+        return Checked(
+            machine, unit, held, {unit.provider: opinion}, size_bytes, own_only=own_only
+        )
 
     @staticmethod
     def _is_exact(held: Held) -> bool:
@@ -265,7 +267,8 @@ class Checking:
         """Ask once more, a little later, where nobody is left; in the end do without."""
         checked.tries += 1
         hopeless = checked.tries > TRIES or not self._can_be_checked(job, checked)
-        if not hopeless or job.running.verify.level != "auto":
+        asked_for = job.running.verify.level != "auto" and not checked.own_only
+        if not hopeless or asked_for:
             await trio.sleep(RETRY_S)
             checked.machine.try_again()
             if self._waits(job, checked):
@@ -278,10 +281,12 @@ class Checking:
     def _can_be_checked(self, job: JobChecks, checked: Checked) -> bool:
         """Whether there is anybody who may check a result, or this node may come to do it."""
         terms, numeric_class = self._house.terms(), job.running.need.spec.numeric_class
+        provider = checked.machine.provider
         itself = bidding.closed(self._house.peer_id, terms) is None and (
             terms.starting or numeric_class in terms.executors
         )
-        return itself or bool(self._candidates.able(job.running, checked.machine.provider))
+        others = () if checked.own_only else self._candidates.able(job.running, provider)
+        return itself or bool(others)
 
     def _waits(self, job: JobChecks, checked: Checked) -> bool:
         if checked.looks_back:
