@@ -171,5 +171,5 @@ class Falsehoods:
             agreed = [check.verifier for check in checks if check.verdict == "agrees"]
             if is_doubtful(provider, agreed, self.is_false):
                 self._deliveries.doubt(job_id, index)
-                again += await journal.reopen_unit(job_id, index)
+                again += await journal.reopen_unit(job_id, index, unseen=True)
         log.warning("what a false peer gave or vouched for runs again", peer=peer, units=again)
