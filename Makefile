@@ -9,7 +9,7 @@ THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators
 	tests/net/test_exact_invariance.py tests/e2e/test_chaining.py tests/zoo
 # Parts of the soak that hold a daemon to times, and so run by themselves.
 TIMED := tests/soak/test_challenges.py tests/soak/test_connections.py tests/soak/test_hostile_network.py \
-	tests/soak/test_joining.py tests/soak/test_lan_flood.py
+	tests/soak/test_joining.py tests/soak/test_lan_flood.py tests/soak/test_shaped.py
 # Every liar in turn beside honest daemons: half an hour by itself.
 ZOO := tests/e2e/test_zoo.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -36,6 +36,9 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/submitting.py 10000
 	$(BIN)/python tests/bench/map.py
 	$(BIN)/python tests/bench/wire_unit.py
+	$(BIN)/python tests/bench/wire_batch.py
+	$(BIN)/python tests/bench/wire_bulk.py
+	$(BIN)/python tests/bench/wire_load.py
 	$(BIN)/python tests/bench/skew.py
 	$(BIN)/python tests/bench/private_network.py
 	$(BIN)/python tests/bench/worker.py

@@ -11,7 +11,7 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,11 +42,13 @@ class Identity:
     """The private key of a node, and the peer id that follows from it."""
 
     key: Ed25519PrivateKey
+    peer_id: PeerId = field(init=False, compare=False)
+    """The libp2p peer id of this key."""
 
-    @property
-    def peer_id(self) -> PeerId:
-        """The libp2p peer id of this key."""
-        return peer_id_of(self.key.public_key().public_bytes_raw())
+    def __post_init__(self) -> None:
+        """Work out the peer id once: it is asked for with every message."""
+        peer_id = peer_id_of(self.key.public_key().public_bytes_raw())
+        object.__setattr__(self, "peer_id", peer_id)
 
     @property
     def seed(self) -> bytes:

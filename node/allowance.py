@@ -28,6 +28,7 @@ from shoal.protocol.messages import (
     Call,
     Cancel,
     Challenge,
+    ChannelWanted,
     Digest,
     Done,
     Draw,
@@ -90,6 +91,7 @@ _KIND_MS: Final[Mapping[type, float]] = {
     Challenge: 4.0,
     Draw: 3.0,  # Merkle paths
     ProofOffer: 1.0,  # a signature
+    ChannelWanted: 3.0,  # the TLS handshake that it leads to
 }
 
 

@@ -33,6 +33,7 @@ from shoal.node.blob_proofs import ANSWER_TIME_LIMIT_S, give_proof, hashing_limi
 from shoal.node.errors import NetworkError, StoreError, StreamClosedError
 from shoal.node.frames import receive_frame, send_frame, within
 from shoal.node.kept_outputs import KeptOutputs
+from shoal.node.program_shares import ProgramShares
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
 from shoal.protocol.blob_messages import (
@@ -113,6 +114,7 @@ class BlobServer:
         store: Whose blobs are served.
         rights: Who may have which, and so may demand a proof of it.
         kept: What is kept for whom, and may be had as well.
+        shares: Which requesters' programs are shared with whom, likewise.
         newer: Whether a peer speaks a newer version (`protocol.versions`).
         broke: Told of what breaks the protocol.
     """
@@ -123,6 +125,7 @@ class BlobServer:
         store: BlobStore,
         rights: Rights,
         kept: KeptOutputs | None = None,
+        shares: ProgramShares | None = None,
         *,
         newer: Callable[[PeerId], bool] = lambda _peer: False,
         broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None,
@@ -133,6 +136,7 @@ class BlobServer:
         self._store = store
         self._rights = rights
         self._kept = KeptOutputs() if kept is None else kept
+        self._shares = ProgramShares() if shares is None else shares
         self._newer = newer
         self._proving: Turns[PeerId] = Turns()
 
@@ -205,8 +209,10 @@ class BlobServer:
 
     def _allows(self, peer: PeerId, blob_id: BlobId, requester: str | None) -> bool:
         for_whom = None if requester is None else PeerId(requester)
-        return self._kept.allows(peer, blob_id, for_whom, trio.current_time()) or (
-            for_whom is None and self._rights.allows(peer, blob_id)
+        return (
+            self._kept.allows(peer, blob_id, for_whom, trio.current_time())
+            or self._shares.allows(peer, blob_id, for_whom)
+            or (for_whom is None and self._rights.allows(peer, blob_id))
         )
 
     async def _first_chunk(self, stream: ByteStream, chunks: ChunkList) -> int:

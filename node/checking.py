@@ -14,7 +14,8 @@ else it gives has been checked.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -163,11 +164,15 @@ class Checking:
             own_only: Have them checked by this node alone.
         """
         job = self._jobs.setdefault(running.need.job.id, JobChecks(running))
-        for end, more in drawn:
-            checked = self._checked(job, held, end, more, own_only=own_only)
-            job.waiting[end.unit.index] = checked
-            job.size_bytes += checked.size_bytes
-            self._ask(job, checked)
+
+        def waiting() -> Iterator[Checked]:  # lines grow meanwhile, which decides on audits
+            for end, more in drawn:
+                checked = self._checked(job, held, end, more, own_only=own_only)
+                job.waiting[end.unit.index] = checked
+                job.size_bytes += checked.size_bytes
+                yield checked
+
+        self._ask(job, waiting())
         self._note_room(job)
 
     def holds(self, running: RunningJob, provider: PeerId) -> bool:
@@ -231,11 +236,12 @@ class Checking:
         assert held.side.award is not None
         return held.side.award.numeric_class == "exact"
 
-    def _ask(self, job: JobChecks, checked: Checked) -> None:
-        """Put a result into the lines of those who are to check it next."""
+    def _ask(self, job: JobChecks, some: Iterable[Checked]) -> None:
+        """Put results into the lines of those who are to check them next."""
         offering = frozenset(self._providers(job.running.need.spec.numeric_class))
         now_s = trio.current_time()
 
+        @cache
         def usable(peer: PeerId) -> bool:
             return (
                 peer in offering
@@ -244,47 +250,65 @@ class Checking:
                 and self._house.standings.may_verify(peer)
             )
 
-        for peer in checked.machine.next(usable):
-            checked.machine.asks(peer)
-            line = job.lines.setdefault(peer, deque())
-            if peer == self._house.peer_id and checked.machine.stage is Stage.DIFFERS:
-                line.appendleft(checked)  # once it is known who lies, the rest is spared
-            else:
-                line.append(checked)
-            if peer not in job.serving:
-                job.serving.add(peer)
-                assert job.running.nursery is not None
-                job.running.nursery.start_soon(self._lines.serve, job, peer)
+        of_nobody = []
+        for checked in some:
+            for peer in checked.machine.next(usable):
+                checked.machine.asks(peer)
+                self._line_up(job, peer, checked)
+            if not checked.machine.out and not checked.machine.stage.final:
+                of_nobody.append(checked)
         job.added.set()
         job.added = trio.Event()
-        if not checked.machine.out and not checked.machine.stage.final:
+        if of_nobody:
             assert job.running.nursery is not None
-            job.running.nursery.start_soon(self._try_again, job, checked)
+            job.running.nursery.start_soon(self._try_again, job, of_nobody)
 
-    async def _try_again(self, job: JobChecks, checked: Checked) -> None:
-        """Ask once more, a little later, where nobody is left; in the end do without."""
-        checked.tries += 1
-        hopeless = checked.tries > TRIES or not self._can_be_checked(job, checked)
-        if not hopeless or job.running.verify.level != "auto":
+    def _line_up(self, job: JobChecks, peer: PeerId, checked: Checked) -> None:
+        line = job.lines.setdefault(peer, deque())
+        if peer == self._house.peer_id and checked.machine.stage is Stage.DIFFERS:
+            line.appendleft(checked)  # once it is known who lies, the rest is spared
+        else:
+            line.append(checked)
+        if peer not in job.serving:
+            job.serving.add(peer)
+            assert job.running.nursery is not None
+            job.running.nursery.start_soon(self._lines.serve, job, peer)
+
+    async def _try_again(self, job: JobChecks, some: Sequence[Checked]) -> None:
+        """Ask once more, a little later, where nobody is left; in the end do without.
+
+        Those that came together are given up together: that is one write for all of them.
+        """
+        auto = job.running.verify.level == "auto"
+        providers = {checked.machine.provider for checked in some}
+        able = {peer for peer in providers if self._can_be_checked(job, peer)}
+        later, hopeless = [], []
+        for checked in some:
+            checked.tries += 1
+            has_hope = checked.tries <= TRIES and checked.machine.provider in able
+            (later if has_hope or not auto else hopeless).append(checked)
+        for checked in hopeless:
+            checked.machine.give_up()
+        if given_up := [checked for checked in hopeless if self._waits(job, checked)]:
+            await self._finish(job, given_up)
+        if later:
             await trio.sleep(RETRY_S)
-            checked.machine.try_again()
-            if self._waits(job, checked):
-                self._ask(job, checked)
-            return
-        checked.machine.give_up()
-        if self._waits(job, checked):
-            await self._finish(job, [checked])
+            for checked in later:
+                checked.machine.try_again()
+            self._ask(job, [checked for checked in later if self._waits(job, checked)])
 
-    def _can_be_checked(self, job: JobChecks, checked: Checked) -> bool:
+    def _can_be_checked(self, job: JobChecks, provider: PeerId) -> bool:
         """Whether there is anybody who may check a result, or this node may come to do it."""
         terms, numeric_class = self._house.terms(), job.running.need.spec.numeric_class
         itself = bidding.closed(self._house.peer_id, terms) is None and (
             terms.starting or numeric_class in terms.executors
         )
-        return itself or bool(self._candidates.able(job.running, checked.machine.provider))
+        return itself or bool(self._candidates.able(job.running, provider))
 
     def _waits(self, job: JobChecks, checked: Checked) -> bool:
-        return checked.looks_back or job.waiting.get(checked.unit.index) is checked
+        if checked.looks_back:
+            return not checked.gone
+        return job.waiting.get(checked.unit.index) is checked
 
     def _note_room(self, job: JobChecks) -> None:
         """Hold the job's hand-overs back while too much waits."""
@@ -308,9 +332,8 @@ class Checking:
     async def _decide(self, job: JobChecks, changed: Sequence[Checked]) -> None:
         """Deliver what is decided, and ask on for what is not."""
         waiting = [checked for checked in changed if self._waits(job, checked)]
-        for checked in waiting:
-            if not checked.machine.stage.final:
-                self._ask(job, checked)
+        if more := [checked for checked in waiting if not checked.machine.stage.final]:
+            self._ask(job, more)
         await self._finish(job, [each for each in waiting if each.machine.stage.final])
 
     async def _finish(self, job: JobChecks, decided: Sequence[Checked]) -> None:
@@ -319,6 +342,7 @@ class Checking:
         again: list[int] = []
         for checked in decided:
             if checked.looks_back:
+                self._let_go(checked)
                 continue
             del job.waiting[checked.unit.index]
             job.size_bytes -= checked.size_bytes
@@ -331,14 +355,25 @@ class Checking:
                 self.verdicts.update(check.verdict for check in end.checks)
             self._note_deeds(checked)
             self._note_vouchers(checked)
-        found = [
-            await self._falsehoods.convicted(job, checked, peer)
+        false = [
+            (checked, self._falsehoods.convicted(checked, peer))
             for checked in decided
             for peer in checked.machine.false
             if checked.machine.exact and peer != checked.machine.own
         ]
-        if found:  # in a task that outlives the job, which may be over by this
-            self._falsehoods.follow(found)
+        found = [each for _, each in false]
+        try:
+            found = [
+                await self._falsehoods.asked_again(job, checked, each)
+                for checked, each in false
+            ]
+        except BaseException:  # the job is over, and nothing more of it is delivered
+            for checked in ready:
+                self._let_go(checked)
+            raise
+        finally:
+            if found:  # in a task that outlives the job
+                self._falsehoods.follow(found)
         if again:
             self._deliveries.put_back(job.running, again)
         now: list[Checked] = []
@@ -411,7 +446,7 @@ class Checking:
                 machine.answers(peer, key)
         checked = Checked(machine, item.unit, item.held, item.opinions, 0, looks_back=True)
         if not machine.stage.final:
-            self._ask(job, checked)
+            self._ask(job, [checked])
 
     def _note_deeds(self, checked: Checked) -> None:
         machine, note = checked.machine, self._house.standings.note
@@ -426,5 +461,6 @@ class Checking:
 
     def _let_go(self, checked: Checked) -> None:
         """Keep outputs no longer that were only here to be compared."""
+        checked.gone = True
         pinned = [each.pinned for each in checked.opinions.values() if each.pinned]
         pipeline.let_go(self._house, pinned)

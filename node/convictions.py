@@ -364,7 +364,8 @@ class Convictions:
             await trio.sleep(LOOK_INTERVAL_S)
 
     async def _compare(self, peer: PeerId) -> None:
-        known = tuple(view.id for view in self.proofs()[:KNOWN_PROOFS_LIMIT])
+        told = [view.id for view in self.proofs() if not view.private]
+        known = tuple(told[:KNOWN_PROOFS_LIMIT])
         try:
             answer = fitting(
                 await self.house.control.request(

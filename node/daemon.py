@@ -51,6 +51,7 @@ from shoal.node.offer import AGENT, Capacity, make_advert, make_terms
 from shoal.node.owner_load import OwnersUse
 from shoal.node.owner_watch import OwnerWatch, open_owner_watch
 from shoal.node.private_network import PrivateNetwork
+from shoal.node.program_shares import ProgramShares
 from shoal.node.proof_asking import open_proof_asking
 from shoal.node.proofs import ProofBook
 from shoal.node.prover import Prover
@@ -237,7 +238,7 @@ async def serve(
             changed=membership.announce,
             book=book,
         )
-        rights, kept = Rights(), KeptOutputs()
+        rights, kept, shares = Rights(), KeptOutputs(), ProgramShares()
         convictions = Convictions(
             judge=partial(judged_by, worker, config.memory_bytes),
             read=charge_of,
@@ -250,6 +251,7 @@ async def serve(
             blobs,
             rights,
             kept,
+            shares,
             newer=control.versions.is_newer,
             broke=conduct.broke,
         )
@@ -270,6 +272,7 @@ async def serve(
             store=blobs,
             rights=rights,
             kept=kept,
+            shares=shares,
             channels=channels,
             journal=journal,
             worker=worker,

@@ -206,13 +206,18 @@ class Defence:
             raise RemoteProtocolError(
                 "no such receipt of yours is remembered here", code="no_such_receipt"
             )
-        if signed.defender is None:
-            signed.defender = Defender(receipt_id, peer, signed.stages)
         while True:
-            answer = signed.defender.receive(peer, question)
+            answer = self._defender(receipt_id, signed).receive(peer, question)
             if not isinstance(answer, MakeTrace):
                 return answer
             await self._make(receipt_id, signed, answer.stage)
+
+    @staticmethod
+    def _defender(receipt_id: BlobId, signed: _Signed) -> Defender:
+        """Who answers for a receipt: anew where others' traces have taken its room."""
+        if signed.defender is None:
+            signed.defender = Defender(receipt_id, signed.requester, signed.stages)
+        return signed.defender
 
     async def _make(self, receipt_id: BlobId, signed: _Signed, stage: int | None) -> None:
         """Make a trace, once for all who ask for it meanwhile."""
@@ -233,8 +238,7 @@ class Defence:
                 provider=self._house.peer_id,
             )
             envelope = self._house.identity.sign(Statement.TRACE_ROOT, encode(root))
-            assert signed.defender is not None
-            signed.defender.traced(stage, traced.leaves, envelope)
+            self._defender(receipt_id, signed).traced(stage, traced.leaves, envelope)
             signed.traced_bytes += sum(map(len, traced.leaves))
             self._forget_traces(receipt_id)
         finally:

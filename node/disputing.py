@@ -27,7 +27,14 @@ from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import JobError
-from shoal.node.evidence import Evidence, Exhibit, exhibit, read_evidence
+from shoal.node.evidence import (
+    RUN_FACTOR,
+    RUN_GRACE_S,
+    Evidence,
+    Exhibit,
+    exhibit,
+    read_evidence,
+)
 from shoal.protocol.errors import RemoteProtocolError, VersionError
 from shoal.protocol.messages import LeafGiven, NodesGiven, Problem, TraceGiven
 from shoal.protocol.statements import Receipt, open_receipt, statement_id
@@ -172,7 +179,9 @@ class Disputes:
             proof = accusing.equivocation_proof(
                 evidence.award, evidence.receipt, evidence.other
             )
-            return await self._convict(evidence, proof, {})
+            if fraud_proof.contradicted(fraud_proof.examine(proof)):
+                return await self._convict(evidence, proof, {})
+            other = None  # as where it calls what it said an error of the moment
         held = await exhibit(self._house, f"dispute/{number}", receipt, self._memory_bytes)
         try:
             proof = await self._trace_proof(number, evidence, held, other)
@@ -221,7 +230,7 @@ class Disputes:
             accused=PeerId(receipt.provider),
             trace=bytes.fromhex(receipt.trace) if receipt.trace is not None else None,
             stages=receipt.stages,
-            unit_s=max(took_s, trio.current_time() - started_s),
+            unit_s=believable_s(took_s, trio.current_time() - started_s),
             own_stages=own.stages,
         )
         if evidence.so_far:
@@ -304,6 +313,19 @@ class Disputes:
             tensors = (await held.tensors_of(index)).blobs
             blobs |= {i: blob for i, blob in tensors.items() if i in proof.blobs}
         return blobs
+
+
+def believable_s(said_s: float, own_s: float) -> float:
+    """How long a unit ran, of which the accused has only its own word.
+
+    Its time to answer goes by that: who says that it computed for a thousand years would
+    never have to, and nobody else would be disputed with meanwhile.
+
+    Args:
+        said_s: How long by the receipt.
+        own_s: How long it took here.
+    """
+    return max(own_s, min(said_s, RUN_GRACE_S + RUN_FACTOR * own_s))
 
 
 _ANSWERS = (NodesGiven, TraceGiven, LeafGiven, Problem)

@@ -8,9 +8,10 @@ are taken in turn: whoever sends a thousand delays its own only. Whoever sent on
 false is not heard for a while.
 
 What comes of an accusation is one of four ends. *Needless*: the peer is banned already.
-*Proved* and *false* are verdicts, and every other sender of the same proof is answered by
-them. *Open* is all else, from a blob that did not come to a word of a newer version: it
-costs nobody standing, and the same proof of the same sender is not looked into again soon.
+*Proved* and *false* are verdicts, and every other sender of the same proof, against the same
+peer, is answered by them. *Open* is all else, from a blob that did not come to a word of a
+newer version: it costs nobody standing, and the same proof of the same sender is not looked
+into again soon.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ class Docket:
     _looked_into: Heard | None = None
     _tries: dict[PeerId, Bucket] = field(default_factory=dict)
     _silenced: dict[PeerId, float] = field(default_factory=dict)
-    _false: dict[str, float] = field(default_factory=dict)
+    _false: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By proof and accused: who names another than the proof does has not made it false."""
     _open: dict[tuple[str, PeerId], float] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -106,7 +108,7 @@ class Docket:
         of_sender = self._waiting.get(sender, {})
         if self._silenced.get(sender, 0.0) > now_s:
             return Hearing.UNHEARD
-        if accusation.proof in self._false:
+        if _charge(accusation) in self._false:
             self.silence(sender, now_s)
             return Hearing.FALSE
         if accusation.proof in of_sender or heard == self._looked_into:
@@ -158,14 +160,18 @@ class Docket:
             bucket.pay(-1.0, now_s)
         if end is End.NEEDLESS:
             return ()
-        others = [peer for peer, of_peer in self._waiting.items() if proof in of_peer]
+        others = [
+            peer
+            for peer, of_peer in self._waiting.items()
+            if proof in of_peer and _charge(of_peer[proof]) == _charge(heard.accusation)
+        ]
         for peer in others:
             del self._waiting[peer][proof]
             if not self._waiting[peer]:
                 del self._waiting[peer]
         if end is End.PROVED:
             return ()
-        _remember(self._false, proof, now_s)
+        _remember(self._false, _charge(heard.accusation), now_s)
         for peer in (sender, *others):
             self.silence(peer, now_s)
         return (sender, *others)
@@ -179,6 +185,11 @@ class Docket:
         return self._tries.get(sender) or _remember(
             self._tries, sender, Bucket(TRIES_PER_S, TRIES)
         )
+
+
+def _charge(accusation: Accusation) -> tuple[str, str]:
+    """What makes two accusations the same: a proof, and whom it is said to be against."""
+    return accusation.proof, accusation.accused
 
 
 Value = TypeVar("Value")

@@ -8,7 +8,7 @@ fetched; and who vouched for it is looked at again by `node.checking`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -97,30 +97,38 @@ class Falsehoods:
         """Do what follows from false results, in a task that outlives their job."""
         self._nursery.start_soon(self._see_to, found)
 
-    async def convicted(self, job: JobChecks, checked: Checked, peer: PeerId) -> Falsehood:
+    def convicted(self, checked: Checked, peer: PeerId) -> Falsehood:
         """Note that a peer's signed result is another one than this node got itself."""
-        machine, opinion = checked.machine, checked.opinions[peer]
-        name, before = unit_name(checked.unit), self._accused.get(peer, 0)
-        log.warning("a result was false", peer=peer, unit=name, right=machine.right)
+        name = unit_name(checked.unit)
+        log.warning("a result was false", peer=peer, unit=name, right=checked.machine.right)
         first = self._note_false(peer)
+        before = self._accused.get(peer, 0)
         self._accused[peer] = before + 1
-        other = None
-        if peer == machine.provider and peer not in self._asked_again:
-            self._asked_again.add(peer)
-            side, need = checked.held.side, job.running.need  # while there is the lease
-            other = await other_answer(self._house, need, side, checked.unit, opinion.receipt)
         return Falsehood(
             peer,
-            opinion,
-            other,
+            checked.opinions[peer],
+            None,
             checked.unit,
             first=first,
-            accused=before < EVIDENCE_OF_ONE or other is not None,
+            accused=before < EVIDENCE_OF_ONE,
         )
+
+    async def asked_again(
+        self, job: JobChecks, checked: Checked, found: Falsehood
+    ) -> Falsehood:
+        """Have a provider that was false say it once more, while there is its lease."""
+        if found.peer != checked.machine.provider or found.peer in self._asked_again:
+            return found
+        self._asked_again.add(found.peer)
+        side, need, first = checked.held.side, job.running.need, found.opinion.receipt
+        other = await other_answer(self._house, need, side, checked.unit, first)
+        return found if other is None else replace(found, other=other, accused=True)
 
     def _note_false(self, peer: PeerId) -> bool:
         """Deal no more with a peer for a while; gives whether that is new."""
         first = not self.is_false(peer)
+        if first:  # or long ago: whatever came of that, this is disputed as well
+            self.forgive(peer)
         self._false[peer] = trio.current_time() + FALSE_FOR_S
         while len(self._false) > FALSE_PEERS:
             self.forgive(next(iter(self._false)))

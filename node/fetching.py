@@ -11,7 +11,7 @@ rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -23,12 +23,12 @@ import trio
 from shoal.crypto.errors import ShoalError
 from shoal.node.blob_transfer import BLOB_PROTOCOL, fetch_blob
 from shoal.node.bulk.channels import offence_of
-from shoal.node.bulk.plan import Plan, Role
+from shoal.node.bulk.plan import STARVED_S, Plan, Role
 from shoal.node.errors import NetworkError, StoreError
 from shoal.node.standing import Offence
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.limits import CHANNEL_FROM_BYTES
+from shoal.protocol.limits import BLOB_AT_ONCE_LIMIT_BYTES, CHANNEL_FROM_BYTES
 
 if TYPE_CHECKING:
     from shoal.crypto.content import BlobId, ChunkList
@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 
 CHANNEL_TRIES = 3
 """Channels to one source that may break in the middle of one blob, before it is given up."""
+
+REACH_LIMIT_S = 10.0
+"""To be connected with another taker."""
+
+ASK_TAKER_AGAIN_S = 0.2
+"""When a taker is asked again that had nothing of the blob, or knew of no right to it."""
 
 LOOK_AGAIN_S = 0.1
 """How often a source with nothing to do looks whether there is something again."""
@@ -60,6 +66,11 @@ class Source:
     peer: PeerId
     requester: PeerId | None = None
     role: Role = Role.HOLDER
+
+    @property
+    def is_taker(self) -> bool:
+        """Whether it is only getting the blob itself, or may have it by now."""
+        return self.role in {Role.BEFORE, Role.AFTER}
 
 
 @dataclass(slots=True)
@@ -133,19 +144,51 @@ async def _from_the_first(
     sources: Sequence[Source],
     *,
     leave: bool = False,
+    leave_over_bytes: int = CHANNEL_FROM_BYTES,
 ) -> ChunkList | None:
     """Fetch by stream from the first source that gives it; ``leave`` what is large."""
     channels = house.channels
     for source in sources:
         wanted = leave and channels is not None and channels.may_be_had(source.peer)
-        leave_over_bytes = CHANNEL_FROM_BYTES if wanted else None
+        left = leave_over_bytes if wanted else None
         try:
-            return await _by_stream(house, blob_id, source, limit_bytes, leave_over_bytes)
+            return await _by_stream(house, blob_id, source, limit_bytes, left)
         except StoreError:
             raise
         except ShoalError as error:
             _failed(failures, source, blob_id, error)
     raise failures.of(sources, blob_id)
+
+
+async def fetch_beside(
+    house: House,
+    blob_id: BlobId,
+    origin: PeerId,
+    takers: Callable[[], Sequence[Source]],
+    limit_bytes: int,
+) -> None:
+    """Fetch a blob that others get from the same peer, from them as far as may be.
+
+    Args:
+        house: Whose store it goes to.
+        blob_id: Which.
+        origin: Whom all have it from, and who named them to each other.
+        takers: The others that are known by now.
+        limit_bytes: A larger one is refused.
+
+    Raises:
+        NetworkError: As `fetch_from`; what the others do or fail to do is no matter.
+        RemoteProtocolError: As `fetch_from`.
+        StoreError: As `fetch_from`.
+    """
+    failures, source = _Failures(), Source(origin, role=Role.ORIGIN)
+    by_stream = partial(_from_the_first, house, blob_id, limit_bytes, failures, [source])
+    chunks = await by_stream(leave=True, leave_over_bytes=BLOB_AT_ONCE_LIMIT_BYTES)
+    if chunks is None or await _by_channels(house, [source], chunks, failures, takers):
+        return
+    if not _may_do_by_stream(failures.why.get(origin)):
+        raise failures.why[origin]
+    await by_stream()
 
 
 def _may_do_by_stream(failed: ShoalError | None) -> bool:
@@ -186,33 +229,46 @@ async def _by_stream(
 
 
 async def _by_channels(
-    house: House, sources: Sequence[Source], chunks: ChunkList, failures: _Failures
+    house: House,
+    sources: Sequence[Source],
+    chunks: ChunkList,
+    failures: _Failures,
+    takers: Callable[[], Sequence[Source]] | None = None,
 ) -> bool:
     """Take what is missing by channel; gives whether the sources have sent all of the blob."""
     if house.store.receiving(chunks.blob_id):  # by another peer, whose pace is not this one's
         return False
     async with house.store.receive(chunks.blob_id) as reception:
         await reception.begin(chunks)
-        transfer = _Transfer(house, chunks, reception, failures)
-        missing = reception.missing_chunks()
-        await transfer.run(sources)
+        transfer = _Transfer(house, chunks, reception, failures, takers)
+        all_missing = len(reception.missing_chunks()) == len(chunks.digests)
+        # What was here before is no word of these sources', and is not passed on in it.
+        whom = sources[-1].peer if takers is not None and all_missing else None
+        with house.shares.arriving(whom, chunks.blob_id):
+            await transfer.run(sources)
         if not transfer.plan.done:
             return False
         await reception.finish()
-        return len(missing) == len(chunks.digests)
+        return all_missing
 
 
 class _Transfer:
     """One blob on its way in over channels; a task for each source."""
 
     def __init__(
-        self, house: House, chunks: ChunkList, reception: Reception, failures: _Failures
+        self,
+        house: House,
+        chunks: ChunkList,
+        reception: Reception,
+        failures: _Failures,
+        takers: Callable[[], Sequence[Source]] | None,
     ) -> None:
-        self.plan: Plan[PeerId] = Plan(
-            reception.missing_chunks(), own=None, name=chunks.blob_id
-        )
+        own = None if takers is None else house.peer_id
+        self.plan: Plan[PeerId] = Plan(reception.missing_chunks(), own=own, name=chunks.blob_id)
         self._house, self._chunks, self._reception = house, chunks, reception
         self._failures = failures
+        self._takers = takers or (lambda: ())
+        self._known: set[PeerId] = set()
         self._lock = Lock()  # the plan is asked in the threads of all channels
         self._taking: dict[PeerId, trio.CancelScope] = {}
         self._done = trio.Event()
@@ -224,66 +280,97 @@ class _Transfer:
         if self.plan.done:
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
             async with trio.open_nursery() as taking:
-                for source in sources:
-                    taking.start_soon(self._take_from, source)
+                self._begin([*self._takers(), *sources], taking)
+                nursery.start_soon(self._watch, taking)
             nursery.cancel_scope.cancel()
         if self._store_error is not None:
             raise self._store_error
 
-    async def _watch(self) -> None:
+    def _begin(self, sources: Iterable[Source], taking: trio.Nursery) -> None:
+        for source in sources:
+            if source.peer not in self._known:
+                self._known.add(source.peer)
+                self._join(source)
+                taking.start_soon(self._take_from, source)
+
+    def _join(self, source: Source) -> None:
+        with self._lock:
+            self.plan.join(source.peer, source.role, time.monotonic())
+
+    async def _watch(self, taking: trio.Nursery) -> None:
         """End the waiting for sources that nothing more is needed of, or that have stalled."""
         while True:
             with trio.move_on_after(LOOK_AGAIN_S):
                 await self._done.wait()
                 break
+            if taking.child_tasks:
+                self._begin(self._takers(), taking)
             with self._lock:
                 stalled = self.plan.stalled(time.monotonic())
             for peer in stalled:
                 if peer in self._taking:
                     log.info("a source has stalled", source=peer, blob=self._chunks.blob_id)
                     self._taking[peer].cancel()
-        for scope in self._taking.values():
-            scope.cancel()
+        for peer, scope in self._taking.items():
+            if self.plan.owes(peer):  # else it ends by itself, and its channel can rest
+                scope.cancel()
 
     async def _take_from(self, source: Source) -> None:
-        peer, tries = source.peer, CHANNEL_TRIES
-        while not self._done.is_set():
+        """Take from one source, which has joined, until all is here or it has failed."""
+        peer, tries, given_up = source.peer, CHANNEL_TRIES, False
+        while not self._done.is_set() and not given_up:
+            pause_s = 0.0
             try:
                 await self._take_by_one_channel(source)
             except StoreError as error:
                 self._store_error = error
                 self._done.set()
-            except NetworkError as error:
-                tries -= 1
-                if not tries or error.code in _NOT_AGAIN:
-                    _failed(self._failures, source, self._chunks.blob_id, error)
-                    return
             except RemoteProtocolError as error:
                 self._house.broke(peer, offence_of(error), error.message)
                 _failed(self._failures, source, self._chunks.blob_id, error)
-                return
-
-    async def _take_by_one_channel(self, source: Source) -> None:
-        peer = source.peer
-        assert self._house.channels is not None
-        share = _Share(self, peer)
-        async with self._house.channels.to(peer) as channel:
-            with self._lock:
-                self.plan.join(peer, source.role, time.monotonic())
-            try:
-                while not self._done.is_set():
-                    await self._take(channel.take, share, source)
-                    with trio.move_on_after(LOOK_AGAIN_S):
-                        await self._done.wait()
+                given_up = True
+            except ShoalError as error:
+                if source.is_taker and error.code in set(WhyNot) and not self._is_starved():
+                    pause_s = ASK_TAKER_AGAIN_S  # it has not begun yet, or was not told yet
+                else:
+                    tries -= 1
+                    given_up = not tries or error.code in _NOT_AGAIN
+                if given_up:
+                    _failed(self._failures, source, self._chunks.blob_id, error)
             finally:
                 with self._lock:
                     self.plan.leave(peer)
+            if not given_up:
+                self._join(source)
+                with trio.move_on_after(pause_s):
+                    await self._done.wait()
+
+    def _is_starved(self) -> bool:
+        with self._lock:
+            return self.plan.waited_s(time.monotonic()) >= STARVED_S
+
+    async def _take_by_one_channel(self, source: Source) -> None:
+        assert self._house.channels is not None
+        if source.is_taker:
+            try:
+                with trio.fail_after(REACH_LIMIT_S):
+                    await self._house.reach(source.peer)
+            except trio.TooSlowError:
+                raise NetworkError(
+                    f"{source.peer} was not reached within {REACH_LIMIT_S:g} s",
+                    code="not_connected",
+                ) from None
+        share = _Share(self, source.peer)
+        async with self._house.channels.to(source.peer) as channel:
+            while not self._done.is_set():
+                await self._take(channel.take, share, source)
+                with trio.move_on_after(LOOK_AGAIN_S):
+                    await self._done.wait()
 
     async def _take(
         self,
-        take: Callable[[ChunkList, _Share, PeerId | None], object],
+        take: Callable[[ChunkList, _Share, PeerId | None], Awaitable[None]],
         share: _Share,
         source: Source,
     ) -> None:

@@ -38,6 +38,7 @@ from shoal.node.known_peers import peer_views, surroundings
 from shoal.node.ledger_file import ACKNOWLEDGEMENTS_LIMIT, RECEIPTS_LIMIT, write_lines
 from shoal.node.membership import Membership
 from shoal.node.metrics import Metrics, Readings
+from shoal.node.network_statistics import Traffic
 from shoal.node.offer import Capacity, make_terms
 from shoal.node.owner_view import check_device, owner_view
 from shoal.node.owner_watch import OwnerWatch
@@ -185,6 +186,8 @@ class Daemon:
             network=self.swarm_key.name if self.swarm_key else PUBLIC,
             network_fingerprint=self.swarm_key.fingerprint if self.swarm_key else "",
             addresses=self.network.addresses(),
+            bulk=self.house.channels.port or 0 if self.house.channels else 0,
+            bulk_announced=":".join(map(str, config.bulk_announce or ())),
             uptime_s=trio.current_time() - self.started_at_s,
             peers_known=len(self.membership.table) - 1,
             peers_linked=len(self.membership.links),
@@ -212,7 +215,14 @@ class Daemon:
 
     def peers(self) -> list[PeerView]:
         """The other nodes whose adverts are valid now."""
-        return peer_views(self.membership, self.measured.book, self._terms(), self.conduct)
+        channels = self.house.channels
+        return peer_views(
+            self.membership,
+            self.measured.book,
+            self._terms(),
+            self.conduct,
+            channels.traffic_of if channels is not None else lambda _peer: Traffic(),
+        )
 
     def misfits(self) -> list[MisfitView]:
         """Connected peers that this node cannot talk to, and why."""

@@ -40,13 +40,16 @@ class Holding:
     ) -> None:
         self._house, self._state, self._deliver = house, state, deliver
 
-    def is_held(self, job: JobChecks, provider: PeerId, waited_s: float = 0.0) -> bool:
+    def is_held(
+        self, job: JobChecks, provider: PeerId, waited_s: float = 0.0, newer: int = 0
+    ) -> bool:
         """Whether a result of a peer is not to be delivered yet.
 
         Args:
             job: Its job.
             provider: Whose it is.
             waited_s: How long it has been held.
+            newer: How many of the job are held that came after it.
         """
         if job.running.verify.level != "auto" or provider == self._house.peer_id:
             return False
@@ -55,7 +58,7 @@ class Holding:
         out = len(self._state.line(provider).batches) + sum(
             checked.machine.provider == provider for checked in job.waiting.values()
         )
-        return look_back.is_held(trusted=False, out=out, held=len(job.ready), waited_s=waited_s)
+        return look_back.is_held(trusted=False, out=out, held=newer, waited_s=waited_s)
 
     def keep(self, job: JobChecks, checked: Checked) -> None:
         """Hold a result."""
@@ -77,11 +80,11 @@ class Holding:
         """Deliver what need not be held any more."""
         if not job.ready:
             return
-        now_s = trio.current_time()
+        now_s, last = trio.current_time(), len(job.ready) - 1
         free = [
             checked
-            for checked, since_s in job.ready.values()
-            if not self.is_held(job, checked.machine.right, now_s - since_s)
+            for place, (checked, since_s) in enumerate(job.ready.values())
+            if not self.is_held(job, checked.machine.right, now_s - since_s, last - place)
         ]
         for checked in free:
             del job.ready[checked.unit.index]

@@ -8,7 +8,7 @@ manifest is had, and how a peer's answer is taken.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,10 +21,11 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import bidding
 from shoal.node.blob_transfer import Rights
 from shoal.node.errors import StoreError
-from shoal.node.fetching import fetch
+from shoal.node.fetching import Source, fetch, fetch_beside
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage
+from shoal.node.program_shares import Awarded, ProgramShares
 from shoal.node.records import JobId, Unit
 from shoal.node.result_standing import StandingNow
 from shoal.node.settling import Settling
@@ -132,6 +133,10 @@ class House:
     """What peers are known to have; this node's own user needs no entry."""
     kept: KeptOutputs = field(default_factory=KeptOutputs)
     """What this node's provider keeps for its requesters."""
+    shares: ProgramShares = field(default_factory=ProgramShares)
+    """With whom this node's provider shares its requesters' programs."""
+    awarded: Awarded = field(default_factory=Awarded)
+    """Which peers have the programs of this node's own jobs."""
     lineage: Lineage = field(default_factory=Lineage)
     """How often this node's own units were made anew."""
     fetching: Turns[tuple[PeerId, BlobId]] = field(default_factory=Turns)
@@ -275,11 +280,13 @@ async def hold(
     pin_by: str,
     limit_bytes: int,
     source: PeerId | None = None,
+    takers: Callable[[], Sequence[Source]] | None = None,
 ) -> None:
     """Hold a blob that ``peer`` has too, until ``pin_by`` lets go.
 
     It is asked of ``peer``, or of a ``source`` that keeps it for that peer. A source is to
-    be reached by now, and to know protocol 1.3.
+    be reached by now, and to know protocol 1.3. Where ``takers`` get the same from the
+    peer, which named them, it comes from them as far as may be.
 
     What is held already is used only where the peer is known to have it; else the
     peer sends it, or proves to have it (`node.fetching`). To a peer that
@@ -294,8 +301,11 @@ async def hold(
     async with house.fetching.take((peer, blob_id)):  # two units of its want it once
         if usable(house, peer, blob_id):
             return
-        requester = peer if source else None
-        await fetch(house, blob_id, source or peer, limit_bytes, requester)
+        if takers is not None:
+            await fetch_beside(house, blob_id, peer, takers, limit_bytes)
+        else:
+            requester = peer if source else None
+            await fetch(house, blob_id, source or peer, limit_bytes, requester)
         note_known(house, peer, [blob_id])
 
 

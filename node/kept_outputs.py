@@ -278,8 +278,10 @@ def answer(house: House, peer: PeerId, message: Share | Drop) -> Shared | Done:
         _let_go(house, house.kept.drop(peer, blob_ids))
         return Done()
     _forget_lost(house, blob_ids)
-    missing = house.kept.share(peer, blob_ids, PeerId(message.peer), trio.current_time())
-    return Shared(missing=missing)
+    other = PeerId(message.peer)
+    missing = house.kept.share(peer, blob_ids, other, trio.current_time())
+    shares = house.shares
+    return Shared(missing=tuple(id_ for id_ in missing if not shares.share(peer, id_, other)))
 
 
 def sweep(house: House) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shoal.node.bidding import Terms
     from shoal.node.conduct import Conduct
     from shoal.node.config import Config
+    from shoal.node.network_statistics import Traffic
     from shoal.node.outlook import Outlook
     from shoal.node.peer_versions import PeerVersions
     from shoal.node.proofs import ProofBook
@@ -133,7 +134,11 @@ def facts_of(
 
 
 def peer_views(
-    membership: Membership, book: ProofBook, terms: Terms, conduct: Conduct
+    membership: Membership,
+    book: ProofBook,
+    terms: Terms,
+    conduct: Conduct,
+    traffic_of: Callable[[PeerId], Traffic],
 ) -> list[PeerView]:
     """The other nodes whose adverts are valid now."""
     now_s = trio.current_time()
@@ -142,7 +147,7 @@ def peer_views(
         advert, peer = entry.advert, PeerId(entry.advert.peer)
         if peer == membership.own:
             continue
-        link = membership.links.get(peer)
+        link, traffic = membership.links.get(peer), traffic_of(peer)
         views.append(
             PeerView(
                 peer=peer,
@@ -161,6 +166,8 @@ def peer_views(
                 claims=book.claims(advert, wall_ms()),
                 protocol=advert.protocol,
                 standing=conduct.standing_of(peer),
+                bulk_received_bytes=traffic.received,
+                bulk_sent_bytes=traffic.sent,
                 advert_issued_at=entry.issued_at_ms / 1000,
             )
         )

@@ -28,7 +28,7 @@ HOLD_S: Final = 30.0
 units that take far longer than some seconds are not worth the wait."""
 
 HELD_UNITS: Final = 256
-"""Results of one job that are held at most: what comes beyond them is delivered."""
+"""Results of one job that are held at most: of more the oldest are delivered."""
 
 LOOKED_AT: Final = 8
 """Results that this node runs again for each peer that was found false."""
@@ -48,7 +48,7 @@ def is_held(*, trusted: bool, out: int, held: int, waited_s: float) -> bool:
         trusted: Whether its provider is in good standing.
         out: What else of this provider and job is under way: units that it runs, and results
             that wait to be checked.
-        held: How many results of the job are held already.
+        held: How many newer results of the job are held.
         waited_s: How long this one has been.
     """
     return not trusted and out > 0 and held < HELD_UNITS and waited_s < HOLD_S

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import pipeline
+from shoal.node import pipeline, program_sources
 from shoal.node.errors import StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S
 from shoal.node.records import Answer
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shoal.node.house import House
     from shoal.node.running_jobs import RunningJob
     from shoal.node.scheduling.state import LeaseId, State
+    from shoal.protocol.messages import AwardOffer
     from shoal.protocol.negotiation import RequesterSide
 
 log = structlog.get_logger(__name__)
@@ -108,7 +109,7 @@ class Negotiation:
         lease: LeaseId | None = None
         problem: Refusal | ShoalError | None
         try:
-            offer = pipeline.sign_award(self._house, running.need, side, held.draw)
+            offer = self._sign_award(running.need, side, held.draw)
             if pipeline.takes_units_with_award(self._house, side):
                 lease = self._expect(running, held)
             problem = await pipeline.await_lease(self._house, side, offer)
@@ -137,6 +138,21 @@ class Negotiation:
         self.let_go(side, None if problem else held.draw)
         if problem is not None:
             await self.note(running, peer, problem)
+
+    def _sign_award(
+        self, need: pipeline.Need, side: RequesterSide, draw: Draw | None
+    ) -> AwardOffer:
+        """Sign an award that names those who have the program, and name the peer to them."""
+        house, peer, program = self._house, side.provider, need.spec.program
+        others = program_sources.others_for(house, peer, program, need.program_bytes)
+        offer = pipeline.sign_award(house, need, side, draw, others)
+        assert side.award_id is not None
+        if program_sources.shares(house, peer, need.program_bytes):
+            house.awarded.add(side.award_id, peer, program)
+        if others:
+            tell = program_sources.tell_others
+            self._nursery.start_soon(tell, house, others, peer, program)
+        return offer
 
     def _expect(self, running: RunningJob, held: Held) -> LeaseId | None:
         """Hold a lease, and have units handed over; None where the job has ended."""

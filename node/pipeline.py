@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -31,7 +30,7 @@ from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import root_over
 from shoal.crypto.peer_id import PeerId
-from shoal.node import bidding, given_units, input_sources
+from shoal.node import bidding, given_units, input_sources, program_sources
 from shoal.node.errors import JobError, StoreError, job_id_taken
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
@@ -115,9 +114,6 @@ BID_TIME_LIMIT_S = 3.0
 AWARD_TIME_LIMIT_S = 10.0
 HAND_OVER_GRACE_S = 60.0
 """Beyond the units' own limits, for fetching the program and a cold worker."""
-
-PROGRAM_BLOB_LIMIT_BYTES = 8 << 30
-"""Largest single blob of a program that a provider fetches."""
 
 
 # 1. submit: the requester's daemon takes a job ----------------------------------
@@ -300,7 +296,11 @@ async def award(
 
 
 def sign_award(
-    house: House, need: Need, side: RequesterSide, draw: Draw | None = None
+    house: House,
+    need: Need,
+    side: RequesterSide,
+    draw: Draw | None = None,
+    sources: Sequence[PeerId] = (),
 ) -> AwardOffer:
     """Sign the award of a bid, which is to be sent next.
 
@@ -310,6 +310,7 @@ def sign_award(
         side: The conversation, which stands at a bid.
         draw: By what verifiers of its receipts are drawn: the award commits to it. None
             where nothing is checked.
+        sources: Peers that have the program too: see `node.program_sources`.
 
     Raises:
         NetworkError: The provider is banned.
@@ -334,7 +335,7 @@ def sign_award(
         salt_hash=salt_hash(draw.salt) if draw else None,
     )
     envelope = house.identity.sign(Statement.AWARD, encode(statement))
-    offer = AwardOffer(call=side.call.call, award=envelope)
+    offer = AwardOffer(call=side.call.call, award=envelope, sources=tuple(sources))
     side.send(offer, trio.current_time())
     assert side.award_id is not None
     program = [need.spec.program, *program_blobs(need.manifest)]
@@ -457,6 +458,7 @@ async def release(house: House, side: RequesterSide, draw: Draw | None = None) -
         side.send(message, trio.current_time())
     if side.award_id is not None:
         house.rights.withdraw(side.award_id)
+        house.awarded.remove(side.award_id)
         if draw is not None and knows(house.control.versions.of(side.provider), Reveal):
             reveal = Reveal(side.award_id, draw.salt, draw.candidates)
             await tell(house, side.provider, reveal)
@@ -480,12 +482,11 @@ async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
     assert side.call is not None
     assert side.award_id is not None
     store, program = house.store, BlobId(side.call.program)
-    fetch = partial(hold, house, side.requester, pin_by=side.award_id)
-    await fetch(program, limit_bytes=manifests.MANIFEST_LIMIT_BYTES)
+    limit_bytes = manifests.MANIFEST_LIMIT_BYTES
+    await hold(house, side.requester, program, side.award_id, limit_bytes)
     manifest = await manifest_of(store, program)
     manifests.check_class(manifest, side.call.numeric_class)
-    for blob_id in program_blobs(manifest):
-        await fetch(blob_id, limit_bytes=PROGRAM_BLOB_LIMIT_BYTES)
+    await program_sources.hold_blobs(house, side.requester, program, side.award_id, manifest)
     return manifest
 
 
@@ -732,6 +733,12 @@ def verify(need: Need, side: RequesterSide, unit: Unit, result: UnitResult) -> R
     assert side.award_id is not None
     receipt = open_receipt(result.receipt)
     check_receipt(receipt, side.award_id, side.award, unit_name(unit), unit.inputs)
+    if side.award.numeric_class == "exact" and receipt.exact_spec != SPEC_VERSION:
+        raise VerificationError(  # nor could its signer ever be convicted by it
+            f"the receipt is of version {receipt.exact_spec!r:.40} of the exact class, and "
+            f"{SPEC_VERSION!r} is known here",
+            code="receipt_mismatch",
+        )
     if receipt.outputs is not None:
         wanted = {port.name for port in need.manifest.outputs}
         got = {name for name, _ in receipt.outputs}

@@ -269,6 +269,9 @@ class Provider:
         if changed is not None:  # since the bid
             side.send(changed, trio.current_time())
             return changed
+        peers = [PeerId(source) for source in offer.sources if source != self._house.peer_id]
+        program = BlobId(side.call.program)
+        self._house.shares.lease(side.award_id, side.requester, program, peers)
         lease = Lease(call=offer.call, award=side.award_id, idle_s=bidding.LEASE_IDLE_S)
         side.send(lease, trio.current_time())
         log.info("leased", requester=side.requester, award=side.award_id)
@@ -387,6 +390,7 @@ class Provider:
         """End the rights and pins that an award gave."""
         if side.award_id is not None:
             self._house.rights.withdraw(side.award_id)
+            self._house.shares.end(side.award_id)
             self._house.store.unpin(side.award_id)
 
 

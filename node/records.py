@@ -364,6 +364,9 @@ class PeerView(msgspec.Struct, frozen=True):
     providing: bool = True
     """Whether it takes work now, by its own words: not in a pause."""
     claims: tuple[Claim, ...] = ()
+    bulk_received_bytes: int = 0
+    bulk_sent_bytes: int = 0
+    """Over bulk channels, since the daemon's start."""
     advert_issued_at: float | None = None
     """When the peer issued it by its own clock, in seconds since the epoch."""
     protocol: tuple[int, int] = (0, 0)
@@ -526,6 +529,8 @@ class Status(msgspec.Struct, frozen=True):
         protocol_version, protocol_minor: Of the protocol that it speaks.
         network: The name of the private network that the daemon is in, or ``public``.
         network_fingerprint: What tells networks of one name apart; "" for the public one.
+        bulk: The port of bulk channels; 0 where they are off.
+        bulk_announced: Where peers are told to dial it, where that is elsewhere.
     """
 
     peer: PeerId
@@ -559,6 +564,8 @@ class Status(msgspec.Struct, frozen=True):
     reachability: ReachabilityView | None = None
     joining: JoiningView | None = None
     protocol_minor: int = 0
+    bulk: int = 0
+    bulk_announced: str = ""
 
     @property
     def protocol(self) -> str:

@@ -102,23 +102,19 @@ async def _compare(
 async def other_answer(
     house: House, need: Need, side: RequesterSide, unit: Unit, first: bytes
 ) -> bytes | None:
-    """Have a provider repeat an answer; gives the receipt where that says another thing.
-
-    Raises:
-        StoreError: An input cannot be read here.
-    """
+    """Have a provider repeat an answer; gives the receipt where that says another thing."""
     assert side.call is not None
-    small = await small_inputs(house, [unit])
-    blobs = await inline_blobs(house, unit, small)
     inputs = tuple(sorted(unit.inputs.items()))
-    # Beside the lease's machine: the scheduler counts what is out by that.
-    request = UnitRequest(side.call.call, unit_name(unit), inputs, blobs)
     try:
+        small = await small_inputs(house, [unit])
+        blobs = await inline_blobs(house, unit, small)
+        # Beside the lease's machine: the scheduler counts what is out by that.
+        request = UnitRequest(side.call.call, unit_name(unit), inputs, blobs)
         answer = await house.control.request(side.provider, request, ANSWER_S)
         if isinstance(answer, UnitResult) and answer.receipt != first:
             receipt = pipeline.verify(need, side, unit, answer)
             if said_by(receipt) != said_by(open_receipt(first)):
                 return answer.receipt
-    except ShoalError:  # the lease may be over: then there is one receipt
+    except ShoalError:  # the lease may be over, or an input gone: then there is one receipt
         pass
     return None

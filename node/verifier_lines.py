@@ -17,7 +17,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import comparing, pipeline
 from shoal.node.checked import Checked, Deliveries, JobChecks, Opinion, end_by
 from shoal.node.checks import Draw, said_by
-from shoal.node.errors import StoreError
+from shoal.node.errors import NetworkError, StoreError
 from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.setbacks import COOL_DOWN_BROKEN_S, setback_of
@@ -141,6 +141,9 @@ class VerifierLines:
             except ShoalError as error:
                 problem = error
                 silent.append(checked)
+                withholds = isinstance(error, NetworkError)
+                if withholds and peer in self._house.network.connected():
+                    self._house.standings.note(peer, Deed.NO_ANSWER, detail=error.message)
         self._house.settling.received(lease.side, receipts, len(receipts) * (lease.each_s or 0))
         batch.clear()
         await self._silent(job, peer, silent, heard)
@@ -150,7 +153,7 @@ class VerifierLines:
     async def _hear(
         self, lease: VerifierLease, checked: Checked, unit: Unit, answer: UnitResult
     ) -> None:
-        """Take in one verifier's opinion.
+        """Take in one verifier's opinion, where anybody waits for it still.
 
         Raises:
             VerificationError: Its receipt or its outputs are not what they must be.
@@ -159,6 +162,8 @@ class VerifierLines:
         """
         peer = lease.side.provider
         receipt = pipeline.verify(lease.need, lease.side, unit, answer)
+        if checked.gone:
+            return
         machine = checked.machine
         outputs = None
         if receipt.outputs is not None and (
@@ -167,6 +172,9 @@ class VerifierLines:
             outputs = await pipeline.take_outputs(
                 self._house, lease.need, lease.side, unit, answer, receipt
             )
+            if checked.gone:
+                pipeline.let_go(self._house, [outputs])
+                return
         end = end_by(checked.unit, receipt, answer.receipt, outputs)
         checked.opinions[peer] = Opinion(lease.side.award_bytes, answer.receipt, end, outputs)
         key: object = said_by(receipt)

@@ -137,6 +137,10 @@ IN_FLIGHT_LIMIT_BYTES = 4 * (
 provider holds them. Four full batches.
 """
 
+PROGRAM_SOURCES_LIMIT = 16
+"""Peers that an award names as having its program, 55 bytes each: more would not make a
+provider's copy come any faster."""
+
 SHARED_IDS_LIMIT = 512
 """Kept outputs in one message; more go in several."""
 

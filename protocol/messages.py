@@ -184,10 +184,17 @@ class Refusal(_Message, frozen=True, tag="refusal"):
 
 
 class AwardOffer(_Message, frozen=True, tag="award"):
-    """The signed award (`protocol.statements.Award`)."""
+    """The signed award (`protocol.statements.Award`).
+
+    Attributes:
+        sources: Peers that have the program for the requester or are getting it. Each of
+            them and the provider may have its blobs from the other, in the requester's
+            name; they hear of the provider by `Share`.
+    """
 
     call: Nonce
     award: EnvelopeBytes
+    sources: Annotated[tuple[PeerText, ...], Meta(max_length=limits.PROGRAM_SOURCES_LIMIT)] = ()
 
 
 class Lease(_Message, frozen=True, tag="lease"):
@@ -351,13 +358,15 @@ class Release(_Message, frozen=True, tag="release"):
 # --- kept outputs ---------------------------------------------------------------
 
 SharedIds = Annotated[tuple[HexId, ...], Meta(min_length=1, max_length=limits.SHARED_IDS_LIMIT)]
-"""Outputs that a provider keeps for whoever asks."""
+"""Outputs that a provider keeps for whoever asks, or programs that it has of them."""
 
 
 class Share(_Message, frozen=True, tag="share"):
     """Asks a provider to let ``peer`` fetch outputs that it keeps for the asker.
 
-    That peer names the asker when it fetches them (`BlobRequest.requester`).
+    That peer names the asker when it fetches them (`BlobRequest.requester`). From 1.5 on
+    an id may be that of a program under a lease of the asker's: it stands for all blobs of
+    it, which the provider may then have from that peer too.
     """
 
     blobs: SharedIds

@@ -128,6 +128,7 @@ FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {
     (Bid, "batch_max"): 3,
     (Cancel, "others"): 3,
     (UnitRequest, "trace"): 4,
+    (AwardOffer, "sources"): 5,
     (UnitResult, "times"): 5,
 }
 """The minor that brought a field, where it is younger than its message. It has a default."""
@@ -152,6 +153,11 @@ Frame = TypeVar("Frame", Request, Response)
 def knows(theirs: Version, message: type[msgspec.Struct]) -> bool:
     """Whether a node of this version knows a message."""
     return theirs >= (PROTOCOL_MAJOR, SINCE[message])
+
+
+def knows_field(theirs: Version, message: type[msgspec.Struct], name: str) -> bool:
+    """Whether a node of this version knows a field of a message."""
+    return theirs >= (PROTOCOL_MAJOR, FIELDS_SINCE[message, name])
 
 
 def takes_units_with_award(theirs: Version) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-import ssl
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -29,8 +28,10 @@ from shoal.crypto.errors import ShoalError
 from shoal.node.addresses import parse_address
 from shoal.node.bulk import serving, taking
 from shoal.node.bulk.certificates import check_same, context, make_certificate
+from shoal.node.bulk.dialling import dial, place
 from shoal.node.bulk.fair import FairTurns
 from shoal.node.bulk.listener import Door, port_of
+from shoal.node.bulk.threads import run_on
 from shoal.node.bulk.tokens import (
     CHANNELS_IN_ALL,
     CHANNELS_PER_PEER,
@@ -44,7 +45,6 @@ from shoal.node.errors import NetworkError
 from shoal.node.network_statistics import Traffic
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
-from shoal.protocol.channel_messages import MAGIC
 from shoal.protocol.errors import RemoteProtocolError, VersionError
 from shoal.protocol.limits import CHANNEL_TOKEN_BYTES
 from shoal.protocol.messages import (
@@ -55,7 +55,6 @@ from shoal.protocol.messages import (
     ResponseBody,
     WhyNoChannel,
 )
-from shoal.protocol.reachability import Scope, scope_of
 
 if TYPE_CHECKING:
     from shoal.crypto.content import BlobId, ChunkList
@@ -67,9 +66,12 @@ if TYPE_CHECKING:
     from shoal.protocol.blob_messages import WhyNot
 
 ANSWER_LIMIT_S = 10.0
-DIAL_LIMIT_S = 5.0
 IDLE_LIMIT_S = 30.0
 """A channel without work is kept so long for the next blob."""
+
+RETIRED_AFTER_BYTES = 128 << 30
+"""A channel that carried so much is not used again: one key of AES-GCM is good for
+2^24.5 records (RFC 8446, 5.5), which is 388 GiB, and one blob more has up to 64."""
 
 NONE_TO_BE_HAD_S = 60.0
 BUSY_S = 5.0
@@ -202,6 +204,9 @@ class Channels:
             self._broke(wire.peer, Offence.BAD_FRAME, "bytes that nobody asked for")
             wire.sock.close()
             return
+        if wire.received + wire.sent > RETIRED_AFTER_BYTES:
+            wire.sock.close()
+            return
         one = _Resting(wire)
         self._resting[wire.peer].append(one)
         self._nursery.start_soon(self._keep, one)
@@ -211,7 +216,8 @@ class Channels:
         try:
             with one.scope, trio.move_on_after(IDLE_LIMIT_S):
                 await trio.lowlevel.wait_readable(one.wire.sock)
-                self._look_at(one.wire)
+                if one in self._resting.get(one.wire.peer, ()):  # not woken in this moment
+                    self._look_at(one.wire)
         finally:
             resting = self._resting.get(one.wire.peer, [])
             if one in resting:  # else it is in use again
@@ -243,8 +249,12 @@ class Channels:
             raise
 
     def _none(self, peer: PeerId, for_s: float) -> None:
-        until_s = trio.current_time() + for_s
-        self._none_until_s[peer] = max(until_s, self._none_until_s.get(peer, 0.0))
+        now_s = trio.current_time()
+        until_s = max(now_s + for_s, self._none_until_s.get(peer, 0.0))
+        late = [other for other, at_s in self._none_until_s.items() if at_s < now_s]
+        for other in late:
+            del self._none_until_s[other]
+        self._none_until_s[peer] = until_s
 
     async def _ask(self, peer: PeerId) -> ChannelOffered:
         wanted = ChannelWanted(certificate=self._certificate.der)
@@ -263,60 +273,22 @@ class Channels:
         return answer
 
     async def _dial(self, peer: PeerId, offer: ChannelOffered) -> Wire:
-        tls: ssl.SSLContext = context(self._certificate, offer.certificate, server=False)
-        host = await self._place(peer, offer)
-        sock: socket.socket | None = None
-        try:
-            with trio.fail_after(DIAL_LIMIT_S):
-                stream = await trio.open_tcp_stream(host, offer.port)
-                async with stream:
-                    await stream.send_all(MAGIC + offer.token)
-                    sock = socket.socket(fileno=stream.socket.detach())
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
-            raise NetworkError(
-                f"the bulk port of {peer}, {host} port {offer.port}, does not answer: "
-                f"{error or 'too slow'}",
-                code="no_channel",
-                hint="its operator can forward the port, and name it with bulk_announce",
-            ) from None
-        with sock:
-            sock.setblocking(True)  # the name of a setting
-            wrapped = begin(tls, sock, server=False)
-        wire = Wire(wrapped, peer, newer=self._control.versions.is_newer(peer))
+        tls = context(self._certificate, offer.certificate, server=False)
+        remote = self._network.remote_address(peer)
+        if remote is None:
+            raise NetworkError(f"{peer} is not connected", code="not_connected")
+        host = await place(peer, offer, parse_address(remote).host)
+        sock = begin(tls, await dial(peer, host, offer), server=False)
+        wire = Wire(sock, peer, newer=self._control.versions.is_newer(peer))
         try:
             await self._take(wire, wire.shake_hands)
-            check_same(wrapped, offer.certificate)
+            check_same(sock, offer.certificate)
         except BaseException as error:
-            wrapped.close()
+            sock.close()
             if isinstance(error, NetworkError):
                 raise NetworkError(error.message, code="no_channel") from None
             raise
         return wire
-
-    async def _place(self, peer: PeerId, offer: ChannelOffered) -> str:
-        """Where to dial: never nearer than the peer itself is, as with introductions."""
-        remote = self._network.remote_address(peer)
-        if remote is None:
-            raise NetworkError(f"{peer} is not connected", code="not_connected")
-        ip = parse_address(remote).host
-        if offer.host is None:
-            return ip
-        try:
-            with trio.fail_after(DIAL_LIMIT_S):
-                found = await trio.socket.getaddrinfo(
-                    offer.host, offer.port, type=socket.SOCK_STREAM
-                )
-        except (OSError, UnicodeError, trio.TooSlowError):
-            found = []
-        for *_, address in found:
-            scope = scope_of(str(address[0]))
-            if scope is Scope.INTERNET or scope >= scope_of(ip):
-                return str(address[0])
-        raise NetworkError(
-            f"{peer} announces its bulk port at {offer.host!r:.80}, which leads nowhere that "
-            "may be dialled",
-            code="no_channel",
-        )
 
     async def _take(self, wire: Wire, work: Callable[[], T]) -> T:
         return await self._run(wire, work, self._taking_threads)
@@ -422,36 +394,6 @@ def offence_of(error: RemoteProtocolError) -> Offence:
         case "too_slow":
             return Offence.SLOW_FRAME
     return Offence.BAD_FRAME
-
-
-async def run_on(
-    sock: socket.socket, work: Callable[[], T], threads: trio.CapacityLimiter
-) -> T:
-    """Do blocking work with a socket in a thread, and wait for it.
-
-    Cancelled, it shuts the socket down and waits for the thread, which ends at once: no
-    thread is left behind with a descriptor that is another's by then.
-    """
-    result: T
-    failed: Exception | None = None
-
-    async def end_with(scope: trio.CancelScope) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            if not scope.cancel_called:  # from outside
-                shut(sock)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(end_with, nursery.cancel_scope)
-        try:
-            result = await trio.to_thread.run_sync(work, limiter=threads)
-        except Exception as error:  # noqa: BLE001  # to leave the nursery as it came
-            failed = error
-        nursery.cancel_scope.cancel()
-    if failed is not None:
-        raise failed
-    return result
 
 
 @asynccontextmanager

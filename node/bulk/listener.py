@@ -70,16 +70,18 @@ class Door:
 
     async def answer(self, stream: trio.SocketStream) -> None:
         """Serve one connection, or end it."""
-        async with stream:
-            serve = await self._token(stream.socket)
-            if serve is None:
-                return
-            sock = socket.socket(fileno=stream.socket.detach())
+        sock: socket.socket | None = None
         try:
+            async with stream:
+                serve = await self._token(stream.socket)
+                if serve is None:
+                    return
+                sock = socket.socket(fileno=stream.socket.detach())
             sock.setblocking(True)  # the name of a setting
             await serve(sock)
         finally:
-            sock.close()
+            if sock is not None:
+                sock.close()
 
     async def _token(
         self, sock: trio.socket.SocketType

@@ -35,7 +35,7 @@ REQUEST_S: Final = 0.25
 FIRST_CHUNKS: Final = 4
 """In a request to a source whose pace is not known yet."""
 
-TWICE_SHARE: Final = 0.01
+TWICE_SHARE: Final = 0.005
 """Of a blob's chunks, how many may be asked for twice."""
 
 STALLED_S: Final = 2.0
@@ -54,7 +54,7 @@ PATIENCE_S: Final = 3.0
 """Without a new chunk, after which the origin is asked for what others own."""
 
 STARVED_S: Final = 10.0
-"""Without a new chunk, after which a source that lacks what is wanted is given up."""
+"""Without a new chunk, after which a taker that lacks what is wanted is given up."""
 
 LACKING_S: Final = (0.05, 1.0)
 """When a source is asked again for what it did not have: at first, and in the end."""
@@ -135,6 +135,10 @@ class Plan(Generic[K]):
         """Whether a source has joined and not left."""
         return source in self._sources
 
+    def owes(self, source: K) -> bool:
+        """Whether a source has not sent all that it was asked for."""
+        return source in self._sources and bool(self._sources[source].asked)
+
     def join(self, source: K, role: Role, now_s: float) -> None:
         """Have one source more; it may be one that left before."""
         assert source not in self._sources
@@ -191,11 +195,20 @@ class Plan(Generic[K]):
             if own.asked.pop(index, index) is None:
                 self._give_back(source, index)
 
+    def waited_s(self, now_s: float) -> float:
+        """For how long no chunk has come from anybody."""
+        return 0.0 if self._progress_s is None else now_s - self._progress_s
+
     def starved(self, source: K, now_s: float) -> bool:
-        """Whether a source lacks what it is asked for, and nothing comes from anybody."""
+        """Whether to give up a source that lacks what it was asked for.
+
+        One that should have the blob is; one that is getting it when nothing has come from
+        anybody for long.
+        """
         own = self._sources[source]
         waited_s = now_s - max(self._progress_s or 0.0, own.joined_s)
-        return bool(own.lacking) and waited_s >= STARVED_S
+        taker = own.role in {Role.BEFORE, Role.AFTER}
+        return bool(own.lacking) and (not taker or waited_s >= STARVED_S)
 
     def stalled(self, now_s: float) -> list[K]:
         """Sources that others, which have nothing to do, should not wait for any longer."""

@@ -20,6 +20,10 @@ CHANNELS_PER_PEER = 4
 """Channels of one peer at once: what a single blob at a time on each of them fills a
 10 Gbit/s link with. A peer's share of threads, and so of cores, is bounded by it."""
 
+ENDING_PER_PEER = 2
+"""Beside them, channels that the peer has closed, and whose end has not come through yet
+when it asks for others."""
+
 CHANNELS_IN_ALL = 64
 """A thread and 1 MiB each. From half of it on, who has one already gets no second."""
 
@@ -71,4 +75,5 @@ def may_open(open_of_peer: int, open_in_all: int) -> bool:
     """Whether a peer may open one more channel: pure."""
     if open_in_all >= CHANNELS_IN_ALL:
         return False
-    return open_of_peer < (CHANNELS_PER_PEER if open_in_all < CHANNELS_IN_ALL // 2 else 1)
+    most = CHANNELS_PER_PEER + ENDING_PER_PEER if open_in_all < CHANNELS_IN_ALL // 2 else 1
+    return open_of_peer < most

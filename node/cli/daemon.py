@@ -281,6 +281,7 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("version", f"{found.version}, protocol {found.protocol}"),
             ("network", network_text(found.network, found.network_fingerprint)),
             *(("address", address) for address in found.addresses),
+            ("bulk", _bulk_text(found)),
             *_reachability_pairs(found),
             ("up for", _up_text(found)),
             ("peers", _peers_text(found)),
@@ -296,6 +297,14 @@ def _print_status(found: Status, *, as_json: bool) -> None:
             ("process", found.pid),
         ]
     )
+
+
+def _bulk_text(found: Status) -> str:
+    """The port that large blobs go over."""
+    if not found.bulk:
+        return "off: large blobs go as small ones do, at a tenth of the speed"
+    at = f", announced as {found.bulk_announced}" if found.bulk_announced else ""
+    return f"port {found.bulk}{at}"
 
 
 def _peers_text(found: Status) -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from shoal.compute.devices import Device, Inventory
-    from shoal.crypto.content import BlobId
+    from shoal.crypto.content import BlobId, Buffer
     from shoal.node.assurance import Assurance, JobAssurance
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
@@ -489,9 +489,9 @@ class Client:
         finally:
             flow.close()
 
-    def _exchange(self, request: Request) -> bytes | None:
+    def _exchange(self, request: Request) -> Buffer | None:
         try:
-            response = self._http.request(
+            with self._http.stream(
                 request.method,
                 request.path,
                 params=dict(request.query),
@@ -501,9 +501,16 @@ class Client:
                     PARTING_LIMIT_S if request.parting else request.answer_limit_s,
                     connect=CONNECT_LIMIT_S,
                 ),
-            )
+            ) as response:
+                body: bytes | bytearray
+                if request.large:
+                    body = bytearray()
+                    for piece in response.iter_bytes():
+                        body += piece
+                else:
+                    body = response.read()
         except httpx.TimeoutException:
             raise too_slow(request) from None
         except httpx.TransportError:
             raise unreachable(self.place) from None
-        return body_of(request, response.status_code, response.content)
+        return body_of(request, response.status_code, body)

@@ -23,6 +23,7 @@ from shoal.node.records import Failure
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from shoal.crypto.content import Buffer
     from shoal.node.daemon_place import DaemonPlace
 
 CONNECT_LIMIT_S = 5.0
@@ -53,6 +54,8 @@ class Request:
         refusals: Statuses of errors that the flow wants to see as None.
         parting: Whether it is said while the flow is being ended from outside: it is
             then carried out all the same, within `PARTING_LIMIT_S`.
+        large: Whether the answer may fill much of the memory: then it comes as a bytearray
+            that it was gathered in, and is never there twice.
     """
 
     method: str
@@ -63,6 +66,7 @@ class Request:
     refusals: tuple[int, ...] = ()
     content_type: str = ""
     parting: bool = False
+    large: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -80,7 +84,7 @@ class Work:
 Flow: TypeAlias = Generator[Request | Work, Any, Value]
 
 
-def body_of(request: Request, status: int, body: bytes) -> bytes | None:
+def body_of(request: Request, status: int, body: bytes | bytearray) -> Buffer | None:
     """The answer's body; None for an error that the request asked to see so.
 
     Raises:
@@ -93,7 +97,7 @@ def body_of(request: Request, status: int, body: bytes) -> bytes | None:
     raise refusal_of(status, body)
 
 
-def refusal_of(status: int, body: bytes) -> DaemonError:
+def refusal_of(status: int, body: bytes | bytearray) -> DaemonError:
     """The error that an answer tells of."""
     try:
         failure = msgspec.convert(msgspec.json.decode(body)["error"], Failure)

@@ -215,4 +215,4 @@ def _as_unit(job_id: str, told: Told) -> Unit:
 
 
 def _blob(blob_id: BlobId) -> Request:
-    return Request("GET", f"/v1/blobs/{blob_id}", answer_limit_s=_FETCH_LIMIT_S)
+    return Request("GET", f"/v1/blobs/{blob_id}", answer_limit_s=_FETCH_LIMIT_S, large=True)

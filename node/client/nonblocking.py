@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from shoal.compute.devices import Device, Inventory
-    from shoal.crypto.content import BlobId
+    from shoal.crypto.content import BlobId, Buffer
     from shoal.node.assurance import Assurance, JobAssurance
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
@@ -433,10 +433,10 @@ class AsyncClient:
         finally:
             flow.close()
 
-    async def _exchange(self, request: Request) -> bytes | None:
+    async def _exchange(self, request: Request) -> Buffer | None:
         with anyio.CancelScope(shield=request.parting):
             try:
-                response = await self._http.request(
+                async with self._http.stream(
                     request.method,
                     request.path,
                     params=dict(request.query),
@@ -446,12 +446,19 @@ class AsyncClient:
                         PARTING_LIMIT_S if request.parting else request.answer_limit_s,
                         connect=CONNECT_LIMIT_S,
                     ),
-                )
+                ) as response:
+                    body: bytes | bytearray
+                    if request.large:
+                        body = bytearray()
+                        async for piece in response.aiter_bytes():
+                            body += piece
+                    else:
+                        body = await response.aread()
             except httpx.TimeoutException:
                 raise too_slow(request) from None
             except httpx.TransportError:
                 raise unreachable(self.place) from None
-        return body_of(request, response.status_code, response.content)
+        return body_of(request, response.status_code, body)
 
 
 async def _pieces(body: Callable[[], Iterator[bytes]]) -> AsyncIterator[bytes]:

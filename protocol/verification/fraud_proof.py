@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["equivocation", "operator", "wiring", "unit"]
 
-VERSION = 1
-"""Of the form of a proof."""
+VERSION = 2
+"""Of the form of a proof: one of another form says nothing, true or false."""
 
 DETERMINISTIC = frozenset(
     {"nan", "infinity", "k_limit", "out_of_range", "shape_mismatch", "wrong_dtype", "too_large"}
@@ -107,7 +107,7 @@ class FraudProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             that the manifest names are read as well, and are not listed.
     """
 
-    version: Literal[1]
+    version: Literal[2]
     kind: Kind
     award: EnvelopeBytes
     receipt: EnvelopeBytes
@@ -145,12 +145,12 @@ def decode(data: bytes) -> FraudProof:
 
     Raises:
         VerificationError: ``bad_proof``: it is too large, malformed or written otherwise;
-            ``version_unsupported``: it has a form that a later version brought.
+            ``version_unsupported``: it has the form of another version.
     """
     try:
         value = codec.unpack(data, limits.FRAUD_PROOF_LIMIT_BYTES)
         said = value.get("version") if isinstance(value, dict) else None
-        if isinstance(said, int) and said > VERSION:
+        if isinstance(said, int) and said != VERSION:
             raise VerificationError(
                 f"this fraud proof has the form {said}, and {VERSION} is known here",
                 code="version_unsupported",

@@ -19,6 +19,7 @@ from shoal.node.control import open_control
 from shoal.node.house import House
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.network import open_network
+from shoal.node.program_shares import ProgramShares
 from shoal.protocol.messages import ChannelWanted, Problem
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
@@ -33,8 +34,9 @@ class BulkNode:
         self.key, self.peer = key, key.peer_id
         self.home = home
         self.network, self.control, self.store = network, control, store
-        self.rights, self.kept = Rights(), KeptOutputs()
+        self.rights, self.kept, self.shares = Rights(), KeptOutputs(), ProgramShares()
         self.broken = []
+        self.book = {}
         self.announce = announce
         self.streams = []
         self.blobs = BlobServer(
@@ -42,6 +44,7 @@ class BulkNode:
             store,
             self.rights,
             self.kept,
+            self.shares,
             newer=control.versions.is_newer,
             broke=self.broke,
         )
@@ -64,6 +67,10 @@ class BulkNode:
         self.channels.count()
         traffic = self.network.traffic("bulk")
         return traffic.received, traffic.sent
+
+    async def reach(self, peer):
+        """As a daemon does, which knows peers' addresses by their adverts."""
+        await self.network.connect(peer, self.book[peer], 5)
 
     async def give(self, taker, data):
         """Hold ``data`` and let a node have it; gives its id."""
@@ -101,10 +108,11 @@ async def open_bulk_node(home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce
             store=store,
             rights=node.rights,
             kept=node.kept,
+            shares=node.shares,
             channels=node.channels,
             journal=None,
             worker=None,
-            reach=None,
+            reach=node.reach,
             terms=None,
             broke=node.broke,
         )

@@ -209,6 +209,7 @@ class Peer(Liar):
     """
 
     price = 1.0
+    exact_spec = "1"
 
     def __init__(self, key, network):
         super().__init__(key, network)
@@ -261,7 +262,7 @@ class Peer(Liar):
         now_ms = time.time_ns() // 1_000_000
         receipt = Receipt(
             protocol=HELLO.protocol,
-            exact_spec="1",
+            exact_spec=self.exact_spec,
             award=statement_id(envelope),
             unit=request.unit,
             program=award.program,

@@ -69,6 +69,7 @@ class Node:
     def __init__(self, network, control, store, journal):
         self.network, self.control, self.store = network, control, store
         self.judged, self.blamed, self.told, self.banned = [], [], [], []
+        self.heard = []
         self.now_s = NOW_S
         self.failing = False
         self.rights = Rights()
@@ -114,6 +115,7 @@ class Node:
 
     async def answer(self, peer, body):
         assert isinstance(body, Accusation | AccusationsWanted)
+        self.heard.append(body)
         return await self.convictions.answer(peer, body)
 
     async def meets(self, other):

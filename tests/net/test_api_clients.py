@@ -24,6 +24,7 @@ from shoal.node.api.server import serve_on
 from shoal.node.causes import Remedy
 from shoal.node.client import AsyncClient, Client
 from shoal.node.client.files import InputError
+from shoal.node.client.submitting import UNITS_PER_REQUEST
 from shoal.node.errors import (
     ConfigError,
     DaemonError,
@@ -258,6 +259,24 @@ async def test_a_map_gives_its_results_in_order(daemon, socket_path, tmp_path):
         np.testing.assert_array_equal(np.concatenate(found), rows(10) + 1)
 
     await blocking(work)
+
+
+async def test_many_units_take_few_requests_both_ways(daemon, socket_path):
+    units, daemon.keeps_small = 8 * UNITS_PER_REQUEST, True
+
+    def work():
+        with Client(socket_path) as client:
+            asked, exchange = [], client._exchange
+            client._exchange = lambda request: asked.append(request) or exchange(request)
+            given = ({"x": np.full((1, 4), index, np.float32)} for index in range(units))
+            assert sum(1 for _ in client.map(model_bytes(), given)) == units
+            return [f"{request.method} {request.path.rpartition('/')[2]}" for request in asked]
+
+    asked = await blocking(work)
+    sent = [one for one in asked if one in {"POST jobs", "POST units"}]
+    assert len(sent) <= units / UNITS_PER_REQUEST + 2  # the last may be empty
+    assert asked.count("GET results") <= 3 * units / UNITS_PER_REQUEST
+    assert len(asked) <= 4 * units / UNITS_PER_REQUEST + 8
 
 
 async def test_results_come_before_the_whole_job_is_done(daemon, socket_path):

@@ -23,11 +23,12 @@ from checking_nodes import (
 )
 
 from shoal.crypto.content import blob_id_of
-from shoal.node import checks, pipeline
+from shoal.node import checks, look_back, pipeline, repeating
 from shoal.node.again import spec_again
 from shoal.node.checking import RETRY_S
 from shoal.node.checks import Stage
 from shoal.node.errors import JobError
+from shoal.node.holding import RELEASE_S
 from shoal.node.look_back import HOLD_S
 from shoal.node.records import Ban, UnitState, new_job_id
 from shoal.node.result_standing import Deed
@@ -230,6 +231,31 @@ async def test_who_keeps_the_outputs_that_it_signed_for_loses_standing(node):
         assert node.accused == []
 
 
+async def test_a_receipt_by_which_nobody_could_be_convicted_counts_for_nothing(node):
+    async with open_peers(node, LiesByAnotherSpec, Peer) as (_, honest):
+        units = await node.run(range(4), verify="receipt")
+        await assert_right(node, units, range(4))
+        assert {unit.provider for unit in units} == {honest.peer}
+
+
+class LiesByAnotherSpec(Lies):
+    price, exact_spec = 0.1, "2"
+
+
+async def test_a_verifier_that_keeps_outputs_that_differ_loses_standing(node):
+    async with open_peers(node, Peer, SaysOtherAndKeepsIt) as (_, withholder):
+        withholder.price = 50.0
+        units = await node.run([1], verify="sample:1")
+        await assert_right(node, units, [1])
+        assert node.standings.notes.count((withholder.peer, Deed.NO_ANSWER)) == 1
+        assert node.accused == []
+
+
+class SaysOtherAndKeepsIt(KeepsOutputs):
+    def gives(self, blob):
+        return nearly_right(blob)
+
+
 async def test_what_a_peer_gave_before_it_was_found_false_runs_again(node):
     async with open_peers(node, TurnsFalse, Peer) as (turncoat, honest):
         honest.price = 50.0
@@ -344,7 +370,7 @@ async def test_in_fp32_a_vote_lowers_standing_and_accuses_nobody(node):
 async def test_under_receipt_nothing_is_drawn_and_no_award_names_candidates(node):
     async with open_peers(node, Peer, Peer) as (one, two):
         units = await node.run(range(8), verify="receipt")
-        assert len([*one.asked, *two.asked]) == 8
+        assert len({*one.asked, *two.asked}) == 8  # each may be late, and be asked of both
         for peer in (one, two):
             for award in peer.awards.values():
                 assert open_award(award).salt_hash is None
@@ -396,6 +422,38 @@ async def test_a_job_that_is_cancelled_waits_for_no_check(node):
         job = await node.jobs.cancel(job.id)
         await until(nothing_runs)
         assert job.state == "cancelled"
+
+
+async def test_a_liar_is_accused_though_its_job_is_cancelled_while_it_is_asked_again(
+    node, monkeypatch
+):
+    monkeypatch.setattr(repeating, "SHARE", 0.0)
+    async with open_peers(node, NeverRepeats, Peer) as (liar, honest):
+        honest.price = 50.0
+        job = await node.submit([1], verify="sample:1")
+        with trio.fail_after(LIMIT_S):
+            await liar.asked_again.wait()
+        await node.jobs.cancel(job.id)
+
+        async def it_is_accused():
+            return bool(node.accused)
+
+        await until(it_is_accused)
+        assert {who for who, _, _ in node.accused} == {liar.peer}
+
+
+class NeverRepeats(Lies):
+    """It lies, and gives no answer where it is asked again."""
+
+    def __init__(self, key, network):
+        super().__init__(key, network)
+        self.asked_again = trio.Event()
+
+    async def once(self, request):
+        if request.unit in self.answers:
+            self.asked_again.set()
+            await trio.sleep_forever()
+        return await super().once(request)
 
 
 async def test_a_unit_whose_result_waits_to_be_checked_is_still_with_its_provider(node):
@@ -460,6 +518,26 @@ async def test_what_a_newcomer_gives_is_held_while_a_check_of_it_is_out(node):
         await assert_right(node, await node.journal.units(job.id, 0, 12), range(12))
 
 
+async def test_of_more_than_may_be_held_the_oldest_alone_are_delivered(node, monkeypatch):
+    monkeypatch.setattr(look_back, "HELD_UNITS", 4)
+    async with open_peers(node, Peer, Waits) as (newcomer, verifier):
+        node.standings.able.discard(newcomer.peer)
+        verifier.price = 50.0
+        probabilities = iter([1.0])
+        node.standings.probability = lambda _peer: next(probabilities, 0.0)
+        job = await node.submit(range(12), verify="auto", open=True)
+
+        async def all_came_back_and_some_are_delivered():
+            queue = node.jobs._state.jobs.get(job.id)
+            done = (await node.journal.job(job.id)).units_done
+            return queue is not None and done and done + queue.in_check == 12
+
+        await until(all_came_back_and_some_are_delivered)
+        await trio.sleep(2 * RELEASE_S)
+        assert not verifier.go.is_set()
+        assert (await node.journal.job(job.id)).units_done == 12 - 4 - 1  # and one is checked
+
+
 async def test_nothing_of_a_peer_in_good_standing_is_held(node):
     async with open_peers(node, Peer, Waits) as (known, verifier):
         verifier.price = 50.0
@@ -507,6 +585,77 @@ async def test_who_vouched_for_a_false_peer_is_looked_at_again_and_found_out(nod
         await until(the_other_is_accused_and_nothing_of_them_is_left)
 
 
+class Taken:
+    """The outputs of checks that are kept here, by the unit's name."""
+
+    def __init__(self, job_id, monkeypatch):
+        self.ever, self.now = set(), set()
+        take, let_go = pipeline.take_outputs, pipeline.let_go
+
+        async def taking(house, need, side, unit, result, receipt):
+            end = await take(house, need, side, unit, result, receipt)
+            if unit.job != job_id:
+                self.ever.add((end.unit.job, end.unit.index, end.unit.provider))
+                self.now.add((end.unit.job, end.unit.index, end.unit.provider))
+            return end
+
+        def letting_go(house, ends):
+            ends = list(ends)
+            self.now -= {(end.unit.job, end.unit.index, end.unit.provider) for end in ends}
+            let_go(house, ends)
+
+        monkeypatch.setattr(pipeline, "take_outputs", taking)
+        monkeypatch.setattr(pipeline, "let_go", letting_go)
+
+    async def all_are_gone(self):
+        return self.ever and not self.now
+
+
+async def test_what_was_run_to_look_back_is_not_kept(node, monkeypatch):
+    async with open_peers(node, Colludes, Colludes) as (one, _):
+        job = await node.submit(range(6), verify="sample:1", open=True)
+
+        async def all_are_delivered():
+            return (await node.journal.job(job.id)).units_done == 6
+
+        await until(all_are_delivered)
+        taken = Taken(job.id, monkeypatch)
+        node.jobs.banned(one.peer)
+        await until(taken.all_are_gone)
+
+
+async def test_what_is_said_of_a_result_that_was_withdrawn_is_not_kept(node, monkeypatch):
+    async with open_peers(node, Peer, WaitsAndLies) as (honest, verifier):
+        verifier.price = 50.0
+        node.runs_itself = False
+        job = await node.submit([1], verify="sample:1")
+
+        async def it_is_being_checked():
+            return any(each.asked for each in node.jobs.pending(job.id))
+
+        async def nothing_is():
+            return not node.jobs.pending(job.id)
+
+        await until(it_is_being_checked)
+        taken = Taken(job.id, monkeypatch)
+        node.jobs.banned(honest.peer)
+        await until(nothing_is)
+        verifier.go.set()
+
+        async def the_verifier_gave_its_opinion():
+            return bool(verifier.answers)
+
+        await until(the_verifier_gave_its_opinion)
+        await trio.sleep(0.3)
+        assert not taken.now
+        await node.jobs.cancel(job.id)
+
+
+class WaitsAndLies(Waits):
+    def gives(self, blob):
+        return nearly_right(blob)
+
+
 async def test_a_ring_of_all_who_are_drawn_is_found_out_by_this_nodes_own_runs(
     node, monkeypatch
 ):
@@ -517,10 +666,17 @@ async def test_a_ring_of_all_who_are_drawn_is_found_out_by_this_nodes_own_runs(
         async def both_are_accused():
             return {who for who, _, _ in node.accused} == {one.peer, two.peer}
 
+        async def none_of_theirs_is_left():
+            done = await node.journal.units(job.id, 0, 6)
+            return [
+                unit.index
+                for unit in done
+                if unit.state is UnitState.DONE
+                and await node.output(unit) != right(given(unit.index))
+            ] == []
+
         await until(both_are_accused)
-        for unit in await node.journal.units(job.id, 0, 6):
-            if unit.state is UnitState.DONE:
-                assert await node.output(unit) == right(given(unit.index))
+        await until(none_of_theirs_is_left)  # who was delivered before is looked back at
 
 
 async def test_what_a_liar_gave_before_it_was_convicted_is_named_and_runs_again(node):

@@ -300,6 +300,21 @@ async def test_what_is_seen_to_be_false_is_not_even_judged(tmp_path, proof, chan
         assert not node.judged
 
 
+async def test_who_passes_a_proof_on_pays_for_nobody_who_sent_it_as_one_against_another(
+    tmp_path,
+):
+    async with open_nodes(tmp_path, 3) as (liar, honest, node):
+        proof = a_proof()
+        for teller in (liar, honest):
+            await teller.meets(node)
+            await teller.publishes(proof)
+        await liar.says(node, accuse(proof, OTHER))
+        await until(lambda: node.blamed)
+        await honest.says(node, accuse(proof))
+        await until(node.bans)
+        assert node.blamed == [liar.peer]
+
+
 async def test_what_cannot_be_told_costs_nobody_and_is_not_looked_into_again_soon(tmp_path):
     async with open_nodes(tmp_path, 2) as (teller, node):
         await teller.meets(node)
@@ -486,6 +501,9 @@ async def test_a_private_proof_bans_here_and_goes_to_nobody(tmp_path, monkeypatc
 
 
 async def stays_private(first, second):
+    second.heard.clear()
+    await until(lambda: second.heard)
+    assert set(second.heard) == {AccusationsWanted()}  # nor that there is one
     (view,) = first.convictions.proofs()
     assert (view.own, view.private, view.public) == (True, True, False)
     answer = await first.convictions.answer(second.peer, AccusationsWanted())

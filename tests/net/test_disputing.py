@@ -45,7 +45,7 @@ from shoal.node.errors import NetworkError, StoreError
 from shoal.node.evidence import Evidence, disputes_of
 from shoal.node.house import House, note_known
 from shoal.node.state import open_state
-from shoal.protocol.messages import Call, NodesWanted, Problem, TraceWanted
+from shoal.protocol.messages import Call, NodesWanted, Problem, TraceGiven, TraceWanted
 from shoal.protocol.statements import open_receipt, statement_id
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S
@@ -278,6 +278,25 @@ async def refuses(*_args):
     raise ComputeError("it will not", code="no")
 
 
+async def test_who_says_that_its_unit_took_ages_has_no_ages_to_answer(tmp_path, autojump_clock):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        said = open_receipt(scene.receipt).outputs
+        scene.receipt = a_receipt(scene.sample, scene.award, dict(said), ended_at_ms=1 << 48)
+        scene.link.request = hangs
+        evidence = Evidence(scene.award, scene.receipt, None, JOB, 0)
+        async with open_disputes(disputes := Disputes(scene.house, MEMORY_BYTES)):
+            await disputes.open(evidence)
+            with trio.fail_after(8 * 3600.0):
+                while disputes.open_now:  # noqa: ASYNC110
+                    await trio.sleep(60.0)
+        assert set((await scene.house.journal.dispute_outcomes()).values()) == {"convicted"}
+
+
+async def hangs(*_args):
+    await trio.sleep_forever()
+
+
 async def test_an_honest_provider_is_acquitted(tmp_path):
     for number, sample in enumerate((small(), erring())):
         home = tmp_path / str(number)
@@ -293,6 +312,18 @@ async def test_two_receipts_under_one_award_convict_without_a_question(tmp_path)
         assert await scene.disputed(scene.right) == "convicted"
         assert scene.proof.kind == "equivocation"
         assert scene.link.asked == 0
+
+
+@pytest.mark.parametrize("change", [{"said": "time_limit"}, {"exact_spec": "99"}], ids=str)
+async def test_who_says_another_thing_that_contradicts_nothing_is_convicted_by_the_first(
+    tmp_path, change
+):
+    async with a_scene(tmp_path, small(), lie("biased")) as scene:
+        await scene.signed()
+        right = dict(open_receipt(scene.right).outputs)
+        other = a_receipt(scene.sample, scene.award, **({"said": right} | change))
+        assert await scene.disputed(other) == "convicted"
+        assert scene.proof.kind == "operator"
 
 
 async def test_of_several_disputes_with_one_peer_the_first_that_convicts_spares_the_others(
@@ -415,6 +446,37 @@ async def test_a_receipt_is_answered_for_to_its_requester_alone_and_for_a_while(
         with pytest.raises(ShoalError, match="no such receipt"):
             await scene.defence.answer(ALICE.peer_id, question)
         assert len(scene.defence) == 0
+
+
+async def test_traces_of_others_take_no_answer_from_whom_one_is_being_made_for(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(defending, "TRACED_LIMIT", 1)
+    async with a_scene(tmp_path, long()) as scene:
+        await scene.signed(stages=True)
+        scene.again()
+        first, other = (statement_id(receipt) for receipt in scene.receipts)
+        worker, go, given = scene.provider.worker, trio.Event(), {}
+
+        async def asks(receipt, stage):
+            wanted = TraceWanted(receipt=receipt, stage=stage)
+            given[receipt, stage] = await scene.defence.answer(ALICE.peer_id, wanted)
+
+        await asks(first, 0)
+        trace = worker.trace
+
+        async def slow(*arguments):
+            await go.wait()
+            return await trace(*arguments)
+
+        worker.trace = slow
+        async with trio.open_nursery() as nursery:
+            for receipt, stage in ((other, 0), (first, 1), (first, 1)):
+                nursery.start_soon(asks, receipt, stage)
+                await trio.testing.wait_all_tasks_blocked()
+            go.set()
+        assert {type(answer) for answer in given.values()} == {TraceGiven}
+        assert given.keys() == {(first, 0), (other, 0), (first, 1)}
 
 
 @asynccontextmanager

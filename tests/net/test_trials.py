@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import msgpack
 import pytest
 from conviction_nodes import NOW_S, a_proof, open_node, until
 from fraud_samples import Accused, bit_flipped, data_of, lying, proof_against, small
@@ -40,6 +41,14 @@ def test_a_charge_is_read_before_anything_is_computed(proof):
     for wrong in (b"", a_proof(), data[:-1], data.replace(b"operator", b"wirings!", 1)):
         with pytest.raises(VerificationError):
             charge_of(wrong)
+
+
+@pytest.mark.parametrize("change", [{"version": 1, "tile": None}, {"version": 3}], ids=str)
+def test_a_proof_in_the_form_of_another_version_is_left_open(proof, change):
+    other = msgpack.packb(msgpack.unpackb(proof[0]) | change)
+    with pytest.raises(VerificationError) as caught:  # and not held to be false
+        charge_of(other)
+    assert caught.value.code == "version_unsupported"
 
 
 async def test_the_worker_convicts_by_a_true_proof_and_leaves_it_open_without_its_blobs(

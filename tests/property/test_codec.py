@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from strategies import frames, odd_values, one_byte_changed, structs_of
 
 from shoal.protocol.blob_messages import BlobAnswer, BlobNext, BlobProof, BlobRequest
+from shoal.protocol.channel_messages import ChannelAnswer, ChannelRequest
 from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
 from shoal.protocol.messages import Frame
@@ -25,6 +26,7 @@ KINDS = (
     *(Frame, Advert, Award, Receipt, Commitment, CapabilityProof),
     *(Acknowledgement, TraceRoot),
     *(BlobRequest, BlobAnswer, BlobNext, BlobProof),
+    *(ChannelRequest, ChannelAnswer),
 )
 
 

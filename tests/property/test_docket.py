@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import BOB
@@ -137,6 +138,16 @@ def test_all_who_sent_a_false_proof_are_silenced_and_may_speak_again_later():
     assert heard(docket, PEERS[0], [3], now_s=1.0) == [Hearing.UNHEARD]
     assert heard(docket, PEERS[3], [1], now_s=1.0) == [Hearing.FALSE]
     assert heard(docket, PEERS[0], [3], now_s=SILENCE_S) == [Hearing.WAITS]
+
+
+def test_who_sends_a_proof_as_one_against_another_spoils_it_for_nobody():
+    docket, spoilt = Docket(), msgspec.structs.replace(accusation(1), accused=PEERS[9])
+    assert docket.hear(PEERS[0], spoilt, 0.0) is Hearing.WAITS
+    assert heard(docket, PEERS[1], [1]) == [Hearing.WAITS]
+    docket.take(0.0)
+    assert docket.close(End.FALSE, 0.0) == (PEERS[0],)
+    assert heard(docket, PEERS[2], [1]) == [Hearing.WAITS]
+    assert docket.take(0.0).sender == PEERS[1]
 
 
 def test_a_verdict_answers_everybody_who_sent_the_same():

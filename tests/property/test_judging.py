@@ -273,8 +273,9 @@ def test_another_encoding_of_the_same_is_no_proof():
     for other in (turned, value | {"more": 1}):
         data = msgspec.msgpack.encode(other)
         assert judge(data, blobs).outcome is Outcome.ACQUITTED
-    later = msgspec.msgpack.encode(value | {"version": 2})
-    assert judge(later, blobs).outcome is Outcome.UNDECIDED
+    for version in (fraud_proof.VERSION - 1, fraud_proof.VERSION + 1):
+        other = msgspec.msgpack.encode(value | {"version": version})
+        assert judge(other, blobs).outcome is Outcome.UNDECIDED
 
 
 # --- the honest ------------------------------------------------------------------------------
@@ -490,7 +491,7 @@ def test_a_leaf_that_is_none_is_undecided_and_never_raises():
     for nonsense in (b"x", b"\xc1", leaf_bytes(sample.leaves()[0]) + b"\0"):
         root = a_root(honest.receipt, [nonsense])
         proof = fraud_proof.FraudProof(
-            version=1,
+            version=fraud_proof.VERSION,
             kind="operator",
             award=honest.award,
             receipt=honest.receipt,

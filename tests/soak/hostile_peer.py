@@ -42,6 +42,7 @@ from shoal.protocol.messages import (
     Bid,
     Cancel,
     Challenge,
+    ChannelWanted,
     DialBack,
     Digest,
     Draw,
@@ -100,6 +101,7 @@ def control_frames(key, victim):
         ProofOffer(nonce=CALL, proof=b"proof"),
         ProofsWanted(),
         DialBack(nonce=CALL, ports=(4711, 1)),
+        ChannelWanted(certificate=bytes(99)),
         Introduce(peer=victim, advert=make_advert(key)),
         Introduction(advert=make_advert(key)),
     ]

@@ -108,14 +108,13 @@ def of_run(swarm):
     """What there is to say of one run."""
     counts = swarm.counts
     wrong = counts.all_wrong("fetched")
-    late = counts.wrong_late / max(1, counts.units // 4)
     liars = [n for n in swarm.world.nodes.values() if n.first_lie_s is not None]
     return [
         swarm.scenario.name,
         f"{counts.units:,}",
         counts.all_wrong("delivered"),
         f"{wrong} ({wrong / counts.units:.3%})",
-        f"{counts.wrong_late} ({late:.3%})",
+        counts.wrong_late,
         f"{counts.extra_between(0.0, 0.25):.0%}",
         f"{counts.extra_between(0.75, 1.0):.1%}",
         f"{sum(n.peer in counts.bans for n in liars)} of {len(liars)}",

@@ -11,7 +11,7 @@ import psutil
 
 from shoal.crypto.errors import ShoalError
 from shoal.node.addresses import Address, parse_address
-from shoal.node.cli.checkup.findings import Finding, failure, ok
+from shoal.node.cli.checkup.findings import Finding, failure, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,22 @@ def ports(patient: Patient) -> Iterator[Finding]:
             yield _trial(parse_address(str(text)))
         except ShoalError as error:
             yield failure("port", error.message, error.hint)
+
+
+def bulk(patient: Patient) -> Iterator[Finding]:
+    """Whether large blobs have a port, and where peers are told that it is."""
+    status = patient.status
+    if status is None:
+        return
+    if not status.bulk:
+        yield warning(
+            "bulk",
+            "large blobs have no port of their own, and go at a tenth of the speed",
+            'take `bulk = "off"` out of the settings file, then restart the daemon',
+        )
+        return
+    at = f", which peers are told to dial at {status.bulk_announced}"
+    yield ok("bulk", f"port {status.bulk}{at if status.bulk_announced else ''}")
 
 
 def _of_the_daemon(addresses: tuple[str, ...], pid: int) -> Iterator[Finding]:

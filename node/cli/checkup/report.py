@@ -94,6 +94,8 @@ def scrubber_of(patient: Patient, *, with_addresses: bool) -> Scrubber:
     with suppress(OSError, KeyError):
         user = getpass.getuser()
     named = [str(patient.setting("name") or "")]
+    if not with_addresses and (announced := patient.setting("bulk_announce")):
+        named.append(str(announced[0] if isinstance(announced, list | tuple) else announced))
     return Scrubber(
         secrets=tuple(dict.fromkeys(secrets)),
         words=words_of(user, str(Path.home()), socket.gethostname(), named),
