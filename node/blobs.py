@@ -13,7 +13,7 @@ whoever receives them checks them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
@@ -78,6 +78,11 @@ class BlobStore:
         if size_bytes is None:
             raise self._shelf.missing(blob_id)
         return size_bytes
+
+    def used(self, blob_ids: Iterable[BlobId]) -> None:
+        """Count blobs as used now: of those that may go, the ones used longest ago go first."""
+        for blob_id in blob_ids:
+            self._shelf.index.touch(blob_id)
 
     def pin(self, blob_id: BlobId, by: str) -> None:
         """Keep a blob, held now or later, until ``by`` (a job, a lease) lets go."""

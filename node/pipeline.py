@@ -140,7 +140,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     """
     given, began_s = spec.units if given is None else given, trio.current_time()
     check_policy(spec)
-    if (before := await submitted_before(house, spec, len(given))) is not None:
+    if (before := await submitted_before(house, spec, given)) is not None:
         return before
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
@@ -172,13 +172,15 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     return job
 
 
-async def submitted_before(house: House, spec: JobSpec, units: int) -> Job | None:
+async def submitted_before(
+    house: House, spec: JobSpec, given: Sequence[GivenUnit]
+) -> Job | None:
     """The job that was submitted under the id of this one, where there is such a job.
 
     Args:
         house: This node.
         spec: What is asked for now.
-        units: How many units come with it.
+        given: The units that come with it.
 
     Raises:
         JobError: ``job_id_taken``: it is another one.
@@ -189,8 +191,12 @@ async def submitted_before(house: House, spec: JobSpec, units: int) -> Job | Non
         job, before = await house.journal.job(spec.id), await house.journal.spec(spec.id)
     except JobError:
         return None
-    same_units = job.units_total >= units if spec.open else job.units_total == units
-    if before != msgspec.structs.replace(spec, units=()) or not same_units:
+    count = len(given)
+    same_count = job.units_total >= count if spec.open else job.units_total == count
+    if before != msgspec.structs.replace(spec, units=()) or not same_count:
+        raise job_id_taken(spec.id)
+    units = await house.journal.units(spec.id, 0, count)
+    if not all(map(given_units.is_given, units, given)):
         raise job_id_taken(spec.id)
     return job
 

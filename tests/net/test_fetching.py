@@ -8,8 +8,9 @@ import trio
 from bulk_nodes import LIMIT_BYTES, MIB, open_bulk_node
 
 from shoal.crypto.content import blob_id_of
+from shoal.node.bulk.transfer import Source
 from shoal.node.errors import NetworkError
-from shoal.node.fetching import Source, fetch_from
+from shoal.node.fetching import fetch_from
 from shoal.node.standing import Offence
 
 SIZE_BYTES = 48 * MIB + 5

@@ -9,8 +9,9 @@ import trio
 from bulk_nodes import LIMIT_BYTES, MIB, open_bulk_node
 
 from shoal.crypto.content import blob_id_of
+from shoal.node.bulk.transfer import Source
 from shoal.node.errors import NetworkError
-from shoal.node.fetching import Source, fetch, fetch_from
+from shoal.node.fetching import fetch, fetch_from
 from shoal.node.program_sources import hold_blobs
 from shoal.protocol.blob_messages import WhyNot
 
