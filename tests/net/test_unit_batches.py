@@ -1,6 +1,7 @@
 """Many units in one message, at a provider: each ends as it would by itself."""
 
 import models
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -171,6 +172,17 @@ async def test_a_large_tensor_passes_a_provider_in_pieces(node, monkeypatch):
     assert {type(each) for each in (*run.inputs.values(), *run.outcome.outputs.values())} == {
         InFile
     }
+
+
+async def test_a_large_output_can_be_kept_for_its_requester(node, monkeypatch):
+    monkeypatch.setattr(supervisor, "LARGE_BYTES", 1 << 17)
+    call = await lease_for(node, FOURFOLD)
+    x = to_blob(np.arange(30_000, dtype=np.float32))
+    unit = msgspec.structs.replace(unit_of(call, "a", x), keep=True)
+    (answer,) = await ask(node, call, unit)
+    ((_, output),) = open_receipt(answer.receipt).outputs
+    assert answer.kept == ((output, node.house.store.size_bytes(output)),)
+    assert node.house.kept.keeps(FRIEND.peer_id, output)
 
 
 async def test_a_large_input_that_its_disk_has_lost_is_an_error_of_its_unit(
