@@ -207,7 +207,9 @@ def inputs_of(side: ProviderSide, unit: str) -> str:
 
 
 async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
-    """The manifest of a program whose blobs are all held.
+    """The manifest of a program whose blobs are all held, which counts as a use of them.
+
+    Whoever asks is about to use the program, and may bring large inputs for it before.
 
     Raises:
         StoreError: ``blob_missing`` where the manifest is not held, ``blobs_missing``
@@ -215,13 +217,15 @@ async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
         ProgramError: The blob is no manifest.
     """
     manifest = await manifest_of(store, program)
-    missing = [blob_id for blob_id in program_blobs(manifest) if not store.holds(blob_id)]
+    blobs = program_blobs(manifest)
+    missing = [blob_id for blob_id in blobs if not store.holds(blob_id)]
     if missing:
         raise StoreError(
             f"of program {program[:16]}… these blobs are not held: {', '.join(missing[:8])}",
             code="blobs_missing",
             hint="upload them first; `shoal run MODEL.onnx` does it",
         )
+    store.used(blobs)
     return manifest
 
 

@@ -7,13 +7,16 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import models
 import pytest
 import trio
 
+from shoal.compute.convert import convert
 from shoal.crypto.content import CHUNK_SIZE_BYTES, blob_id_of, chunk_list_of
 from shoal.crypto.errors import VerificationError
 from shoal.node.blobs import open_store
 from shoal.node.errors import StoreError
+from shoal.node.house import program_of
 
 MIB = 1 << 20
 QUOTA_BYTES = 64 * MIB
@@ -94,6 +97,21 @@ async def test_the_blob_used_longest_ago_goes_first_also_after_a_restart(tmp_pat
         assert [store.holds(b) for b in (first, second, third)] == [True, False, False]
         assert store.used_bytes == 3000
         assert len(files_under(tmp_path)) == 3
+
+
+async def test_a_program_that_was_asked_for_outlives_older_inputs_when_a_large_one_comes(
+    tmp_path,
+):
+    program = convert(models.dense())
+    inputs = [os.urandom(MIB) for _ in range(3)]
+    quota_bytes = 2 * MIB + sum(map(len, program.blobs.values()))
+    async with open_store(tmp_path, quota_bytes) as store:
+        for blob in (*program.blobs.values(), *inputs[:2]):
+            await store.put_bytes(blob)
+        await program_of(store, program.program_id)
+        await store.put_bytes(inputs[2])
+        await program_of(store, program.program_id)
+        assert [store.holds(blob_id_of(one)) for one in inputs] == [False, True, True]
 
 
 async def test_when_nothing_may_go_a_blob_is_refused_and_nothing_is_removed(tmp_path):
