@@ -459,7 +459,7 @@ class NeverRepeats(Lies):
         self.asked_again = trio.Event()
 
     async def once(self, request):
-        if request.unit in self.answers:
+        if (request.call, request.unit) in self.answers:
             self.asked_again.set()
             await trio.sleep_forever()
         return await super().once(request)
