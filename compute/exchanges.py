@@ -6,7 +6,8 @@ unit is `shoal.compute.supervisor`'s.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+import math
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -19,7 +20,7 @@ from shoal.compute.worker_process import WorkerGoneError, WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shoal.crypto.content import Buffer
+    from shoal.compute.in_file import InFile, Tensor
 
 GRACE_S: Final = 2.0
 """How long after its time limit a unit may take to end by itself; then its worker is ended."""
@@ -30,11 +31,14 @@ Answer = TypeVar("Answer", bound=frames.Answer)
 async def exchange(
     process: WorkerProcess,
     request: frames.Request,
-    attachments: Sequence[Buffer],
+    attachments: Sequence[Tensor],
     limits: UnitLimits,
     kind: type[Answer],
-) -> tuple[Answer, list[bytes]]:
+    in_file_from: float = math.inf,
+) -> tuple[Answer, list[Any]]:
     """Exchange one request for one answer of ``kind``, or raise.
+
+    The answer's attachments are bytes; those of ``in_file_from`` bytes or more are `InFile`.
 
     The process is ended unless it has answered as it must: then it may still run.
 
@@ -43,10 +47,12 @@ async def exchange(
         ComputeError: As the worker says, or of the worker itself.
     """
     answer: frames.Answer | None = None
-    received: list[bytes] = []
+    received: list[bytes | InFile] = []
     try:
         with trio.move_on_after(limits.time_s + GRACE_S):
-            answer, received = await process.exchange(request, attachments, limits.output_bytes)
+            answer, received = await process.exchange(
+                request, attachments, limits.output_bytes, in_file_from
+            )
     except (WorkerGoneError, FrameError, OSError) as error:
         raise await _broken(process, error) from None
     finally:  # after a cancellation too

@@ -24,6 +24,7 @@ from shoal.compute.exact.leaves import (
     STAGES_LIMIT,
 )
 from shoal.compute.executors.base import Probe  # msgspec reads the annotation
+from shoal.compute.in_file import InFile, size_of
 from shoal.compute.manifest import TENSOR_COUNT_LIMIT
 from shoal.compute.tensor import HEADER_LIMIT_BYTES, TENSOR_LIMIT_BYTES
 from shoal.protocol.limits import (
@@ -37,6 +38,7 @@ from shoal.protocol.limits import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shoal.compute.in_file import Tensor
     from shoal.crypto.content import Buffer
 
 SIZE_FIELD_BYTES: Final = 4
@@ -331,13 +333,14 @@ class FrameError(Exception):
     """Bytes that are not a frame; the two ends no longer understand each other."""
 
 
-def are_inline(attachments: Sequence[Buffer]) -> bool:
+def are_inline(attachments: Sequence[Tensor]) -> bool:
     """Whether these travel in the frame itself."""
-    return sum(map(_size_of, attachments)) <= INLINE_LIMIT_BYTES
+    in_memory = not any(isinstance(each, InFile) for each in attachments)
+    return in_memory and sum(map(size_of, attachments)) <= INLINE_LIMIT_BYTES
 
 
 def encode_request(
-    message: Request, attachments: Sequence[Buffer] = (), *, answer_bytes: int = 0
+    message: Request, attachments: Sequence[Tensor] = (), *, answer_bytes: int = 0
 ) -> list[Buffer]:
     """The pieces of a request's frame, to be sent in order.
 
@@ -358,19 +361,16 @@ def encode_answer(
 
 
 def _pieces(
-    head: tuple[object, ...], attachments: Sequence[Buffer], inline: bool
+    head: tuple[object, ...], attachments: Sequence[Tensor], inline: bool
 ) -> list[Buffer]:
     encoded = msgspec.msgpack.encode(head)
     size = len(encoded).to_bytes(SIZE_FIELD_BYTES, "little")
-    return [size, encoded, *(attachments if inline else ())]
+    in_frame = [each for each in attachments if not isinstance(each, InFile)] if inline else ()
+    return [size, encoded, *in_frame]
 
 
-def _sizes(attachments: Sequence[Buffer]) -> list[int]:
-    return list(map(_size_of, attachments))
-
-
-def _size_of(attachment: Buffer) -> int:
-    return memoryview(attachment).nbytes
+def _sizes(attachments: Sequence[Tensor]) -> list[int]:
+    return list(map(size_of, attachments))
 
 
 def head_size(field: Buffer) -> int:

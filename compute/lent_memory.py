@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import math
 import mmap
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from shoal.compute.in_file import InFile, size_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shoal.compute.in_file import Tensor
     from shoal.crypto.content import Buffer
 
 ALIGNMENT_BYTES: Final = 64
@@ -49,7 +53,7 @@ class LentMemory:
             os.close(fd)
 
 
-def lend(attachments: Sequence[Buffer], answer_bytes: int) -> LentMemory:
+def lend(attachments: Sequence[Tensor], answer_bytes: int) -> LentMemory:
     """Lend memory that holds ``attachments``, and room for an answer, where there are any.
 
     Raises:
@@ -64,16 +68,27 @@ def lend(attachments: Sequence[Buffer], answer_bytes: int) -> LentMemory:
     return LentMemory(request, answer)
 
 
-def read_answer(fd: int, sizes: Sequence[int]) -> list[bytes]:
+def read_answer(
+    fd: int, sizes: Sequence[int], in_file_from: float = math.inf
+) -> list[bytes | InFile]:
     """The daemon's own copies of an answer's attachments, which lie one after another.
+
+    Args:
+        fd: The memory.
+        sizes: Of the attachments, in bytes.
+        in_file_from: Attachments of so many bytes stay in that memory. The worker can still
+            write to it: whoever reads one does so once, and hashes what was read.
 
     Raises:
         OSError: The sizes are not those of what was lent.
     """
-    copies = []
+    copies: list[bytes | InFile] = []
     offset = 0
     for size in sizes:
-        copies.append(_read(fd, size, offset))
+        if size < in_file_from:
+            copies.append(_read(fd, size, offset))
+        else:
+            copies.append(InFile(os.dup(fd), size, offset))
         offset += size
     return copies
 
@@ -101,13 +116,18 @@ def write_answer(fd: int, attachments: Sequence[Buffer]) -> None:
             memory.write(attachment)
 
 
-def _filled(attachments: Sequence[Buffer]) -> int:
-    sizes = [memoryview(attachment).nbytes for attachment in attachments]
+def _filled(attachments: Sequence[Tensor]) -> int:
+    sizes = list(map(size_of, attachments))
     offsets, total = _places(sizes)
     fd = _sized(total)
     try:
         for offset, attachment in zip(offsets, attachments, strict=True):
-            _write(fd, memoryview(attachment).cast("B"), offset)
+            if not isinstance(attachment, InFile):
+                _write(fd, memoryview(attachment).cast("B"), offset)
+                continue
+            for piece in attachment.pieces():
+                _write(fd, memoryview(piece), offset)
+                offset += len(piece)  # noqa: PLW2901  # within this attachment
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _UNCHANGEABLE)
     except OSError:
         os.close(fd)

@@ -17,7 +17,7 @@ import math
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
@@ -27,6 +27,7 @@ from shoal.compute import frames, priority
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exchanges import Answer, exchange, exchange_many, nonsense
 from shoal.compute.frames import FrameError, UnitLimits
+from shoal.compute.in_file import LARGE_BYTES, size_of
 from shoal.compute.turnstile import Turnstile
 from shoal.compute.unit_runs import (
     Execution,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from shoal.compute.executors.base import Probe
+    from shoal.compute.in_file import Tensor
     from shoal.crypto.content import Buffer
 
 START_LIMIT_S: Final = 60.0
@@ -316,7 +318,12 @@ class Worker:
         with unit.attempt():
             try:
                 outcome = await self._run(
-                    requester, program_id, unit.inputs, limits, trace=unit.trace
+                    requester,
+                    program_id,
+                    unit.inputs,
+                    limits,
+                    trace=unit.trace,
+                    in_file_from=LARGE_BYTES,
                 )
             except (ProgramError, ComputeError) as error:
                 outcome = error
@@ -327,15 +334,16 @@ class Worker:
         self,
         requester: str,
         program_id: BlobId,
-        inputs: Mapping[str, Buffer],
+        inputs: Mapping[str, Tensor],
         limits: UnitLimits,
         *,
         trace: bool = False,
+        in_file_from: float = math.inf,
     ) -> Execution:
         """Run one unit of a program that the requester's process holds."""
         request = frames.Run(program_id, tuple(inputs), limits, trace)
         answer, outputs = await self._ask(
-            requester, request, list(inputs.values()), limits, frames.Ran
+            requester, request, list(inputs.values()), limits, frames.Ran, in_file_from
         )
         named = dict(zip(answer.output_names, outputs, strict=True))
         return Execution(named, answer.compute_s, answer.runtime, answer.stages)
@@ -589,14 +597,17 @@ class Worker:
         self,
         requester: str,
         request: frames.Request,
-        attachments: Sequence[Buffer],
+        attachments: Sequence[Tensor],
         limits: UnitLimits,
         kind: type[Answer],
-    ) -> tuple[Answer, list[bytes]]:
+        in_file_from: float = math.inf,
+    ) -> tuple[Answer, list[Any]]:
         """Exchange one request for one answer of ``kind``; see `exchange`."""
         room = self._rooms[requester]
         try:
-            return await exchange(room.process, request, attachments, limits, kind)
+            return await exchange(
+                room.process, request, attachments, limits, kind, in_file_from
+            )
         finally:
             if room.process.ended:
                 del self._rooms[requester]
@@ -615,7 +626,7 @@ def _part(units: Sequence[UnitRun]) -> list[UnitRun]:
     part: list[UnitRun] = []
     room = PART_LIMIT_BYTES
     for unit in units:
-        room -= sum(memoryview(blob).nbytes for blob in unit.inputs.values())
+        room -= sum(map(size_of, unit.inputs.values()))
         if part and (room < 0 or unit.trace != part[0].trace):
             break
         part.append(unit)

@@ -15,7 +15,8 @@ from shoal.compute.errors import ComputeError, ProgramError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from shoal.crypto.content import BlobId, Buffer
+    from shoal.compute.in_file import InFile, Tensor
+    from shoal.crypto.content import BlobId
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,14 @@ class Execution:
     """A unit that ran.
 
     Attributes:
-        outputs: Tensor blobs by output name, in the program's order.
+        outputs: Tensor blobs by output name, in the program's order. Large ones of a unit
+            that ran by itself are not in memory; each of them is to be read once.
         compute_s: From the inputs' arrival in the worker to the last output.
         runtime: Name and version, such as ``onnxruntime 1.32.0 CPUExecutionProvider``.
         stages: The leaves of its stages, where they were asked for and its class has them.
     """
 
-    outputs: Mapping[str, bytes]
+    outputs: Mapping[str, bytes | InFile]
     compute_s: float
     runtime: str
     stages: tuple[bytes, ...] = ()
@@ -78,7 +80,7 @@ class UnitRun:
         trace: Its stages are to be committed to (`Execution.stages`): it is long.
     """
 
-    inputs: Mapping[str, Buffer]
+    inputs: Mapping[str, Tensor]
     outcome: Outcome | None = None
     started_at_ms: int = 0
     ended_at_ms: int = 0

@@ -7,6 +7,7 @@ another one is `shoal.compute.supervisor`'s.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from shoal.compute.lent_memory import LentMemory, lend, read_answer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shoal.compute.in_file import InFile, Tensor
     from shoal.crypto.content import Buffer
 
 _LAST_WORDS_LIMIT_BYTES: Final = 64 << 10
@@ -145,9 +147,13 @@ class WorkerProcess:
         return self._process.poll() is None
 
     async def exchange(
-        self, request: frames.Request, attachments: Sequence[Buffer], answer_limit_bytes: int
-    ) -> tuple[frames.Answer, list[bytes]]:
-        """Send one request and wait for its answer.
+        self,
+        request: frames.Request,
+        attachments: Sequence[Tensor],
+        answer_limit_bytes: int,
+        in_file_from: float = math.inf,
+    ) -> tuple[frames.Answer, list[bytes | InFile]]:
+        """Send one request and wait for its answer; see `read_answer`.
 
         Not cancel-safe: when cancelled, or on any error, end the process.
 
@@ -162,14 +168,16 @@ class WorkerProcess:
             limit = min(frames.INLINE_LIMIT_BYTES, answer_limit_bytes)
             answer, sizes, received = await self._answer(limit, answer_limit_bytes)
             if received is not None:
-                return answer, received
+                return answer, [*received]
             if lent.answer is None:
                 raise frames.FrameError("no memory was lent for this answer")
-            return answer, await trio.to_thread.run_sync(read_answer, lent.answer, sizes)
+            return answer, await trio.to_thread.run_sync(
+                read_answer, lent.answer, sizes, in_file_from
+            )
         finally:
             lent.close()
 
-    async def ask_many(self, request: frames.RunMany, attachments: Sequence[Buffer]) -> None:
+    async def ask_many(self, request: frames.RunMany, attachments: Sequence[Tensor]) -> None:
         """Send a request that has many answers, for `next_answer` to take.
 
         Not cancel-safe, and it raises, as `exchange`.
@@ -184,7 +192,7 @@ class WorkerProcess:
         return answer, received
 
     async def _ask(
-        self, request: frames.Request, attachments: Sequence[Buffer], room: int
+        self, request: frames.Request, attachments: Sequence[Tensor], room: int
     ) -> LentMemory:
         """Send a request, with memory for its attachments and ``room`` bytes of an answer."""
         if frames.are_inline(attachments):

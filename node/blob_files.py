@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.compute.in_file import InFile
 from shoal.crypto.content import (
     CHUNK_SIZE_BYTES,
     BlobHasher,
@@ -220,6 +221,10 @@ class OpenBlob:
                     )
                 rest, offset = rest[count:], offset + count
         return view
+
+    def in_file(self) -> InFile:
+        """The whole of it, with a descriptor of its own."""
+        return InFile(os.dup(self._handle), self.chunks.size_bytes)
 
     def close(self) -> None:
         """Close the file; again does no harm."""

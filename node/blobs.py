@@ -21,6 +21,7 @@ from pathlib import Path
 
 import trio
 
+from shoal.compute.in_file import InFile
 from shoal.crypto.content import (
     CHUNK_SIZE_BYTES,
     BlobHasher,
@@ -183,6 +184,34 @@ class BlobStore:
             return data
 
         return await self._read(blob_id, read, size_bytes)
+
+    async def in_file(self, blob_id: BlobId) -> InFile:
+        """A whole blob where it lies, checked now, for those who read it in pieces.
+
+        Raises:
+            StoreError: As `get_bytes`.
+        """
+        with self.kept(blob_id):
+            chunks = await self.chunk_list(blob_id)
+
+            def check() -> InFile | None:
+                opened = self._shelf.files.open(chunks)
+                if opened is None:
+                    return None
+                try:
+                    buffer = memoryview(bytearray(CHUNK_SIZE_BYTES))
+                    for index in range(len(chunks.digests)):
+                        chunks.check_chunk(index, opened.read_into(index, buffer))
+                    return opened.in_file()
+                except VerificationError:
+                    return None
+                finally:
+                    opened.close()
+
+            found = await self._shelf.work(check, chunks.size_bytes)
+            if found is None:
+                raise await self._shelf.damaged(blob_id)
+            return found
 
     async def read_chunks(self, blob_id: BlobId) -> AsyncIterator[bytes]:
         """A blob chunk by chunk, each checked; it is kept while this goes on.

@@ -74,6 +74,7 @@ class Checked:
         opinions: What each gave, the provider's among them.
         looks_back: It was delivered before, and is only looked at again.
         tries: How often nobody was left to ask.
+        own_only: It is this node alone that is asked; no policy asks for that.
         gone: Nobody waits for it any more: what is still said of it is not taken in.
     """
 
@@ -85,6 +86,7 @@ class Checked:
     tries: int = 0
     since_s: float = field(default_factory=trio.current_time)
     looks_back: bool = False
+    own_only: bool = False
     gone: bool = False
 
     @property

@@ -229,7 +229,9 @@ class Checking:
         machine = UnitCheck(unit.provider, own, order, more, exact, key, audit)
         opinion = Opinion(held.side.award_bytes, end.receipt, end, end)
         size_bytes = sum(map(len, end.tensors.values()))
-        return Checked(machine, unit, held, {unit.provider: opinion}, size_bytes)
+        return Checked(
+            machine, unit, held, {unit.provider: opinion}, size_bytes, own_only=own_only
+        )
 
     @staticmethod
     def _is_exact(held: Held) -> bool:
@@ -279,14 +281,16 @@ class Checking:
 
         Those that came together are given up together: that is one write for all of them.
         """
-        auto = job.running.verify.level == "auto"
+        auto, itself = job.running.verify.level == "auto", self._may_run_itself(job)
         providers = {checked.machine.provider for checked in some}
-        able = {peer for peer in providers if self._can_be_checked(job, peer)}
+        by_others = {each for each in providers if self._candidates.able(job.running, each)}
         later, hopeless = [], []
         for checked in some:
             checked.tries += 1
-            has_hope = checked.tries <= TRIES and checked.machine.provider in able
-            (later if has_hope or not auto else hopeless).append(checked)
+            others = not checked.own_only and checked.machine.provider in by_others
+            has_hope = checked.tries <= TRIES and (itself or others)
+            asked_for = not auto and not checked.own_only
+            (later if has_hope or asked_for else hopeless).append(checked)
         for checked in hopeless:
             checked.machine.give_up()
         if given_up := [checked for checked in hopeless if self._waits(job, checked)]:
@@ -297,13 +301,12 @@ class Checking:
                 checked.machine.try_again()
             self._ask(job, [checked for checked in later if self._waits(job, checked)])
 
-    def _can_be_checked(self, job: JobChecks, provider: PeerId) -> bool:
-        """Whether there is anybody who may check a result, or this node may come to do it."""
+    def _may_run_itself(self, job: JobChecks) -> bool:
+        """Whether this node runs what it wants to be sure of, or may come to do it."""
         terms, numeric_class = self._house.terms(), job.running.need.spec.numeric_class
-        itself = bidding.closed(self._house.peer_id, terms) is None and (
+        return bidding.closed(self._house.peer_id, terms) is None and (
             terms.starting or numeric_class in terms.executors
         )
-        return itself or bool(self._candidates.able(job.running, provider))
 
     def _waits(self, job: JobChecks, checked: Checked) -> bool:
         if checked.looks_back:

@@ -1,6 +1,6 @@
 """Requests and answers between daemons: one long-lived stream to each peer.
 
-Opening a stream costs 5–20 ms and a message on an open one under 1 ms, so each
+A stream costs milliseconds to open and a message on an open one under 1 ms, so each
 node opens one control stream to each peer it asks anything of, and sends all
 its requests over it, many in flight, matched to their answers by id. Answers
 to the peer's own requests go over the stream that the peer opened.

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from shoal.node.house import House
+    from shoal.node.journal_verdicts import KeptProof
 
 BAN_S: Final = 30 * 86400.0
 """A machine that computes wrong is mended or sold within a month."""
@@ -251,10 +252,17 @@ class Convictions:
         for kept in sorted(await self.house.journal.proofs(), key=lambda row: row.at):
             ban = self._bans.get(kept.accused)
             if ban is None or ban.proof != kept.id:
-                if ban is None and kept.at + BAN_S > now:
-                    self._pardoned[kept.accused] = kept.at + BAN_S
+                if ban is None and (until := self._until(kept)) > now:
+                    self._pardoned[kept.accused] = until
                 continue
             await self._believed.restore(self.house, kept, Charge(kept.accused, ban.since))
+
+    def _until(self, kept: KeptProof) -> float:
+        """Until when a proof that is kept bans, where its ban was not lifted."""
+        try:
+            return self.read(kept.proof).at_s + BAN_S
+        except VerificationError:  # it is of the form of an older shoal
+            return kept.at + BAN_S
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Start the tasks in ``nursery``."""

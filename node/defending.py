@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from shoal.compute.errors import ComputeError
+from shoal.compute.in_file import InFile
 from shoal.compute.supervisor import UnitLimits
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
@@ -116,7 +117,8 @@ class Defence:
             return
         size_bytes = sum(map(len, run.inputs.values()))
         small = size_bytes <= SMALL_BYTES
-        tensors = {blob_id_of(t): bytes(t) for t in run.inputs.values()} if small else {}
+        whole = [t for t in run.inputs.values() if small and not isinstance(t, InFile)]
+        tensors = {blob_id_of(tensor): bytes(tensor) for tensor in whole}
         stages = getattr(run.outcome, "stages", ())
         until = time.time() + KEPT_S
         given = Given(envelope, call.time_limit_s, call.memory_bytes, stages, until)

@@ -141,27 +141,26 @@ class Falsehoods:
                 await self._deliveries.take_away(peer, detail)
                 await self._take_back(peer)
         except ShoalError as error:  # root of a task of all jobs
-            log.error("what a banned peer gave could not be taken back", error=str(error))
+            log.error("what a false peer gave could not be taken back", error=str(error))
 
     async def _see_to(self, found: Sequence[Falsehood]) -> None:
         """See to peers whose results were false: raises nothing."""
+        for each in found:
+            if each.first:
+                detail = f"its result of unit {unit_name(each.unit)} was false"
+                await self._part_with(each.peer, detail)
+            if each.accused:
+                await self._accuse(each)
+
+    async def _accuse(self, found: Falsehood) -> None:
+        opinion, unit = found.opinion, found.unit
         try:
             with trio.CancelScope(shield=True):
-                for each in found:
-                    if each.first:
-                        detail = f"its result of unit {unit_name(each.unit)} was false"
-                        await self._deliveries.take_away(each.peer, detail)
-                        await self._take_back(each.peer)
-                    if each.accused:
-                        await self._house.accuse(
-                            each.opinion.award,
-                            each.opinion.receipt,
-                            each.other,
-                            each.unit.job,
-                            each.unit.index,
-                        )
+                await self._house.accuse(
+                    opinion.award, opinion.receipt, found.other, unit.job, unit.index
+                )
         except ShoalError as error:  # root of a task of all jobs
-            log.error("what follows from a false result could not be done", error=str(error))
+            log.error("a false receipt is not disputed", peer=found.peer, error=str(error))
 
     async def _take_back(self, peer: PeerId) -> None:
         """Have everything run again that rests on a false peer's word alone."""
@@ -172,5 +171,5 @@ class Falsehoods:
             agreed = [check.verifier for check in checks if check.verdict == "agrees"]
             if is_doubtful(provider, agreed, self.is_false):
                 self._deliveries.doubt(job_id, index)
-                again += await journal.reopen_unit(job_id, index)
+                again += await journal.reopen_unit(job_id, index, unseen=True)
         log.warning("what a false peer gave or vouched for runs again", peer=peer, units=again)

@@ -527,6 +527,8 @@ class Daemon:
 
     def _readings(self) -> Readings:
         settled = self.house.settling.ledger.since_start.values()
+        if self.house.channels is not None:
+            self.house.channels.count()
         return Readings(
             version=shoal.__version__,
             protocol=f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",

@@ -88,6 +88,17 @@ async def take(
     return taken
 
 
+def is_given(unit: Unit, given: GivenUnit) -> bool:
+    """Whether a unit is one with these inputs; of others' outputs only the names are known."""
+    ids = {
+        name: blob_id_of(one) if isinstance(one, bytes) else one
+        for name, one in given.items()
+        if not isinstance(one, OutputRef)
+    }
+    named = unit.inputs.keys() | unit.awaits.keys()
+    return named <= given.keys() and ids.items() <= unit.inputs.items()
+
+
 class _Look:
     """What is known of the inputs of some units, each looked up once."""
 

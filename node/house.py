@@ -20,8 +20,9 @@ from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 from shoal.node import bidding
 from shoal.node.blob_transfer import Rights
+from shoal.node.bulk.transfer import Source
 from shoal.node.errors import StoreError
-from shoal.node.fetching import Source, fetch, fetch_beside
+from shoal.node.fetching import fetch_beside, fetch_from
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage
@@ -283,13 +284,13 @@ async def hold(
     blob_id: BlobId,
     pin_by: str,
     limit_bytes: int,
-    source: PeerId | None = None,
+    sources: Sequence[PeerId] = (),
     takers: Callable[[], Sequence[Source]] | None = None,
 ) -> None:
     """Hold a blob that ``peer`` has too, until ``pin_by`` lets go.
 
-    It is asked of ``peer``, or of a ``source`` that keeps it for that peer. A source is to
-    be reached by now, and to know protocol 1.3. Where ``takers`` get the same from the
+    It is asked of ``peer``, or of ``sources`` that keep it for that peer. They are to be
+    reached by now, and to know protocol 1.3. Where ``takers`` get the same from the
     peer, which named them, it comes from them as far as may be.
 
     What is held already is used only where the peer is known to have it; else the
@@ -308,8 +309,8 @@ async def hold(
         if takers is not None:
             await fetch_beside(house, blob_id, peer, takers, limit_bytes)
         else:
-            requester = peer if source else None
-            await fetch(house, blob_id, source or peer, limit_bytes, requester)
+            asked = [Source(source, peer) for source in sources] or [Source(peer)]
+            await fetch_from(house, blob_id, asked, limit_bytes)
         note_known(house, peer, [blob_id])
 
 

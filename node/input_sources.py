@@ -78,15 +78,15 @@ async def hold_input(
     if usable(house, requester, blob_id):
         house.store.pin(blob_id, pin_by)
         return
-    for source in sources.of(blob_id, house.peer_id):
+    met = await _met(house, sources, blob_id)
+    if met:
         try:
-            await _meet(house, source)
-            await hold(house, requester, blob_id, pin_by, limit_bytes, source)
+            await hold(house, requester, blob_id, pin_by, limit_bytes, met)
         except StoreError:
             raise
         except ShoalError as error:
-            sources.failed.add(source)
-            log.info("a source gave no input", source=source, blob=blob_id, why=error.message)
+            sources.failed.update(met)
+            log.info("sources gave no input", blob=blob_id, why=error.message)
         else:
             return
     try:
@@ -97,6 +97,22 @@ async def hold_input(
         raise InputMissingError(
             f"input {blob_id[:16]}… is not to be had: {error.message}", blob_id
         ) from None
+
+
+async def _met(house: House, sources: Sources, blob_id: BlobId) -> list[PeerId]:
+    """Those of a blob's sources that are there to be asked, a few at most."""
+    met: list[PeerId] = []
+    for source in sources.of(blob_id, house.peer_id):
+        try:
+            await _meet(house, source)
+        except ShoalError as error:
+            sources.failed.add(source)
+            log.info("a source was not met", source=source, blob=blob_id, why=error.message)
+        else:
+            met.append(source)
+        if len(met) + len(sources.failed) >= FAILED_SOURCES_LIMIT:
+            break
+    return met
 
 
 async def _meet(house: House, source: PeerId) -> None:

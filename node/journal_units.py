@@ -26,10 +26,18 @@ def end_units(database: sqlite3.Connection, ends: Sequence[Ended]) -> Written:
     return Written(new, frozenset(endings.touched))
 
 
-def reopen(database: sqlite3.Connection, job_id: JobId, place: int) -> frozenset[JobId] | None:
+def reopen(
+    database: sqlite3.Connection, job_id: JobId, place: int, *, unseen: bool = False
+) -> frozenset[JobId] | None:
     """Queue a unit again whose outputs were lost; those that have not ended await it again.
 
     A job that was done, or had failed, runs again; one that was cancelled does not.
+
+    Args:
+        database: The journal's.
+        job_id: The unit's job.
+        place: Its index.
+        unseen: Only where its result was not fetched yet, and its job has not ended.
 
     Returns:
         The jobs that have changed: that of the unit, and those of units that await it;
@@ -40,8 +48,9 @@ def reopen(database: sqlite3.Connection, job_id: JobId, place: int) -> frozenset
         " JOIN jobs ON jobs.id = units.job"
         " LEFT JOIN receipts ON receipts.job = units.job AND receipts.place = units.place"
         " WHERE units.job = ? AND units.place = ? AND units.state = 'done'"
-        " AND jobs.state <> 'cancelled' AND NOT forgotten",
-        (job_id, place),
+        " AND jobs.state <> 'cancelled' AND NOT forgotten"
+        " AND (? OR NOT fetched AND jobs.state = 'running')",
+        (job_id, place, not unseen),
     ).fetchone()
     if row is None:
         return None

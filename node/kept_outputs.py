@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import structlog
 import trio
 
+from shoal.compute.in_file import InFile
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
 from shoal.node import bidding
@@ -236,7 +237,7 @@ class KeptOutputs:
 
 
 async def keep_outputs(
-    house: House, requester: PeerId, outputs: Mapping[BlobId, bytes]
+    house: House, requester: PeerId, outputs: Mapping[BlobId, bytes | InFile]
 ) -> dict[BlobId, int]:
     """Keep a unit's outputs here; gives the size of each, or nothing where there is no room.
 
@@ -263,7 +264,8 @@ async def keep_outputs(
         for blob_id, tensor in outputs.items():
             highest = kept.rank(blob_id)
             store.keep_longer(blob_id, rank if highest is None else highest)
-            await store.put_bytes(tensor)
+            if not isinstance(tensor, InFile):  # which is in the store by now
+                await store.put_bytes(tensor)
     except StoreError as error:  # where it cannot be kept it may still be sent
         log.info("outputs could not be kept", requester=requester, why=error.message)
         _let_go(house, kept.drop(requester, sizes))

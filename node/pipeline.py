@@ -22,8 +22,9 @@ import trio
 from shoal.compute import manifest as manifests
 from shoal.compute.errors import ProgramError
 from shoal.compute.exact.spec import SPEC_VERSION
+from shoal.compute.in_file import LARGE_BYTES, InFile
 from shoal.compute.supervisor import UnitLimits
-from shoal.compute.tensor import spec_of_blob
+from shoal.compute.tensor import HEADER_LIMIT_BYTES, TensorSpec, spec_of_blob
 from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
@@ -106,6 +107,8 @@ from shoal.protocol.versions import OWN
 from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE, knows
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from shoal.node.checks import Draw
     from shoal.protocol.negotiation import ProviderSide
 
@@ -137,7 +140,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     """
     given, began_s = spec.units if given is None else given, trio.current_time()
     check_policy(spec)
-    if (before := await submitted_before(house, spec, len(given))) is not None:
+    if (before := await submitted_before(house, spec, given)) is not None:
         return before
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
@@ -169,13 +172,15 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     return job
 
 
-async def submitted_before(house: House, spec: JobSpec, units: int) -> Job | None:
+async def submitted_before(
+    house: House, spec: JobSpec, given: Sequence[GivenUnit]
+) -> Job | None:
     """The job that was submitted under the id of this one, where there is such a job.
 
     Args:
         house: This node.
         spec: What is asked for now.
-        units: How many units come with it.
+        given: The units that come with it.
 
     Raises:
         JobError: ``job_id_taken``: it is another one.
@@ -186,8 +191,12 @@ async def submitted_before(house: House, spec: JobSpec, units: int) -> Job | Non
         job, before = await house.journal.job(spec.id), await house.journal.spec(spec.id)
     except JobError:
         return None
-    same_units = job.units_total >= units if spec.open else job.units_total == units
-    if before != msgspec.structs.replace(spec, units=()) or not same_units:
+    count = len(given)
+    same_count = job.units_total >= count if spec.open else job.units_total == count
+    if before != msgspec.structs.replace(spec, units=()) or not same_count:
+        raise job_id_taken(spec.id)
+    units = await house.journal.units(spec.id, 0, count)
+    if not all(map(given_units.is_given, units, given)):
         raise job_id_taken(spec.id)
     return job
 
@@ -492,11 +501,13 @@ async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
 
 async def fetch_inputs(
     house: House, side: ProviderSide, manifest: manifests.Manifest, request: UnitRequest
-) -> dict[str, bytes]:
+) -> dict[str, bytes | InFile]:
     """The input tensors of one unit, by name: inline ones as they came, others fetched.
 
+    Those from `LARGE_BYTES` on stay in their files.
+
     What is fetched stays until `inputs_of` the unit lets go. Together they may
-    have as many bytes as the unit may use of memory: the daemon holds them too.
+    have as many bytes as the unit may use of memory.
 
     Raises:
         InputMissingError: Nobody gives an input.
@@ -508,7 +519,7 @@ async def fetch_inputs(
     inline = {blob_id_of(blob): blob for blob in request.blobs}
     sources = input_sources.Sources(side.requester, request.sources)
     room = side.call.memory_bytes
-    tensors: dict[str, bytes] = {}
+    tensors: dict[str, bytes | InFile] = {}
     for name, text in request.inputs:
         blob_id = BlobId(text)
         if blob_id not in inline:
@@ -520,10 +531,20 @@ async def fetch_inputs(
                 f"{side.call.memory_bytes} bytes of memory that it may use",
                 code="inputs_too_large",
             )
-        tensors[name] = inline.get(blob_id) or await house.store.get_bytes(blob_id)
-    specs = {name: spec_of_blob(tensor, len(tensor)) for name, tensor in tensors.items()}
+        if blob_id in inline:
+            tensors[name] = inline[blob_id]
+        elif house.store.size_bytes(blob_id) < LARGE_BYTES:
+            tensors[name] = await house.store.get_bytes(blob_id)
+        else:
+            tensors[name] = await house.store.in_file(blob_id)
+    specs = {name: _spec_of(tensor) for name, tensor in tensors.items()}
     manifests.check_inputs(manifest, specs)
     return tensors
+
+
+def _spec_of(tensor: bytes | InFile) -> TensorSpec:
+    head = tensor.head(HEADER_LIMIT_BYTES) if isinstance(tensor, InFile) else tensor
+    return spec_of_blob(head, len(tensor))
 
 
 # 4. execute: in the worker's process -------------------------------------------------
@@ -604,7 +625,8 @@ async def write_receipt(
     assert side.bid is not None
     assert run.outcome is not None
     outcome = run.outcome if isinstance(run.outcome, Execution) else None
-    outputs = {n: blob_id_of(t) for n, t in outcome.outputs.items()} if outcome else {}
+    pin_by = inputs_of(side, request.unit)
+    outputs = await _ids_of(house, pin_by, outcome.outputs) if outcome else {}
     stages = outcome.stages if outcome else ()
     receipt = Receipt(
         protocol=OWN,
@@ -635,7 +657,9 @@ async def write_receipt(
         for name, tensor in outcome.outputs.items():
             if outputs[name] in kept:
                 continue
-            if len(tensor) <= room:
+            if isinstance(tensor, InFile):
+                house.rights.grant(side.award_id, side.requester, [outputs[name]])
+            elif len(tensor) <= room:
                 inline.append(tensor)
                 room -= len(tensor)
             else:
@@ -643,6 +667,28 @@ async def write_receipt(
                 house.rights.grant(side.award_id, side.requester, [outputs[name]])
         note_known(house, side.requester, outputs.values())
     return Unsigned(request, run, receipt, tuple(inline), kept)
+
+
+async def _ids_of(
+    house: House, pin_by: str, outputs: Mapping[str, bytes | InFile]
+) -> dict[str, BlobId]:
+    """The ids of outputs; those that are not in memory are in the store from now on.
+
+    The worker can still write to these: an id is that of the bytes that were stored.
+    """
+    ids = {}
+    for name, tensor in outputs.items():
+        if isinstance(tensor, InFile):
+            ids[name] = (await house.store.put(_pieces_of(tensor))).blob_id
+            house.store.pin(ids[name], pin_by)
+        else:
+            ids[name] = blob_id_of(tensor)
+    return ids
+
+
+async def _pieces_of(tensor: InFile) -> AsyncIterator[bytes]:
+    for piece in tensor.pieces():
+        yield piece
 
 
 def sign(house: House, side: ProviderSide, unsigned: Sequence[Unsigned]) -> list[UnitResult]:

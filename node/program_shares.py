@@ -60,7 +60,7 @@ class ProgramShares:
         known = self._programs.setdefault(key, _Program())
         known.awards.add(award)
         for peer in peers:
-            if peer != requester:
+            if peer != requester and len(known.peers) < PROGRAM_SOURCES_LIMIT:
                 known.peers.setdefault(peer, Role.BEFORE)
 
     def end(self, award: str) -> None:

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node.fetching import Source
+from shoal.node.bulk.transfer import Source
 from shoal.node.house import hold, program_blobs
 from shoal.protocol.limits import CHANNEL_FROM_BYTES
 from shoal.protocol.messages import AwardOffer, Share
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 SHARE_LIMIT_S = 5.0
 """For an earlier provider to hear of a new one; without it the new one asks others."""
 
-BLOBS_AT_ONCE = 4
-"""Of one program: the small ones are then not each a round trip apart."""
+BLOBS_AT_ONCE = 2
+"""Of one program: small ones are then not each a round trip apart, and with eight takers the
+requester still has channels left for others."""
 
 PROGRAM_BLOB_LIMIT_BYTES = 8 << 30
 """Largest single blob of a program that a provider fetches."""

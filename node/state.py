@@ -21,6 +21,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -190,17 +191,20 @@ class State(VerdictState):
         self._touch(written.touched)
         return written
 
-    async def reopen_unit(self, job_id: JobId, index: int) -> bool:
+    async def reopen_unit(self, job_id: JobId, index: int, *, unseen: bool = False) -> bool:
         """Queue a unit again whose outputs were lost with the peer that had them.
 
         Units that await them and have not ended await them again; those that have ended
-        keep what they have. A job that was done runs again: `touched` is told of it.
+        keep what they have. A job that was done runs again: `touched` is told of it. Where
+        only what is ``unseen`` is to be, a result that was fetched meanwhile stays as it is,
+        and so does a job that has ended.
 
         Returns:
             False, and nothing has changed, where the unit is not done, or its job was
             cancelled or is not there.
         """
-        touched = await self._write(journal_units.reopen, job_id, index)
+        write = partial(journal_units.reopen, unseen=unseen)
+        touched = await self._write(write, job_id, index)
         self._touch(touched or frozenset())
         return touched is not None
 

@@ -176,6 +176,18 @@ so a right that one requester gave is of no use to another one that knows the id
 to a source only by an advert that it holds, tries a few and no more, and then asks the
 requester. An input that neither gives is named in the `missing` of a `Refusal` with
 `data_missing`; the requester then fetches it itself, or has it computed again.
+
+### Shared programs
+
+A requester that gives one large program to several providers names them to each other, so that
+it sends the program about once. The `sources` of a new provider's `AwardOffer` are those that
+began before, and each of them hears of the new one by a `Share` with the program's id. They
+may then have the program's blobs from each other, with `requester` in their requests as above,
+also while these are still arriving; a provider serves only what came to it for that requester.
+Nobody is bound to ask the others. Who does takes four chunks at a time from the one of the
+named, itself included, of which the BLAKE2b digest (16 bytes) of
+`BLOB_ID/GROUP/PEER` is the highest, where `GROUP` counts chunks by fours from 0: that one takes
+them from the requester. The awards of units that check others name nobody.
 """
 
 CHALLENGE = """\

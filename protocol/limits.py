@@ -30,7 +30,7 @@ FRAME_LIMIT_BYTES = 1 << 20
 INLINE_LIMIT_BYTES = 256 << 10
 """Blobs carried inside one message, in all; beyond, they go by blob stream.
 
-Opening a stream costs 5–20 ms, as much as sending some 400 KiB.
+Opening a stream costs milliseconds, as much as sending some 400 KiB, and a round trip.
 """
 
 BLOB_LIMIT_BYTES = 64 << 30

@@ -6,8 +6,9 @@ bytes go through blocking sockets in threads, which let go of the interpreter fo
 record that they encrypt, each chunk that they hash and each that they read or write. The
 loop only starts them, supervises them and answers for rights.
 
-`channels` is what the daemon calls. It agrees on a channel over the control stream,
-`listener` takes connections in by their `tokens`, `certificates` makes the TLS of both
-sides, `serving` and `taking` are the two threads, and `wire` is what they speak through.
-The words are in `protocol.channel_messages`.
+`transfer` takes a blob from several peers, chunk by chunk as `plan` says, by `channels`,
+which agrees on a channel over the control stream. `listener` takes connections in by their
+`tokens`, `certificates` makes the TLS of both sides, `serving` and `taking` are the two
+threads, and `wire` is what they speak through. The words are in
+`protocol.channel_messages`.
 """

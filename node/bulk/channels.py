@@ -69,6 +69,10 @@ ANSWER_LIMIT_S = 10.0
 IDLE_LIMIT_S = 30.0
 """A channel without work is kept so long for the next blob."""
 
+RETIRED_AFTER_BYTES = 128 << 30
+"""A channel that carried so much is not used again: one key of AES-GCM is good for
+2^24.5 records (RFC 8446, 5.5), which is 388 GiB, and one blob more has up to 64."""
+
 NONE_TO_BE_HAD_S = 60.0
 BUSY_S = 5.0
 """How long a peer is not asked again after no channel came about, or it was busy."""
@@ -198,6 +202,9 @@ class Channels:
     def _lay_down(self, wire: Wire) -> None:
         if wire.sock.pending():  # within TLS already, so the socket would not tell
             self._broke(wire.peer, Offence.BAD_FRAME, "bytes that nobody asked for")
+            wire.sock.close()
+            return
+        if wire.received + wire.sent > RETIRED_AFTER_BYTES:
             wire.sock.close()
             return
         one = _Resting(wire)

@@ -8,10 +8,12 @@ where it does not read, its socket fills, and this thread waits.
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from shoal.crypto.content import CHUNK_SIZE_BYTES, BlobId
+from shoal.node.allowance import Bucket
 from shoal.node.blob_files import OpenBlob
 from shoal.node.errors import StreamClosedError
 from shoal.protocol.blob_messages import WhyNot
@@ -26,6 +28,12 @@ from shoal.protocol.channel_messages import (
 if TYPE_CHECKING:
     from shoal.node.bulk.fair import FairTurns
     from shoal.node.bulk.wire import Wire
+
+SMALL_BURST = 100.0
+SMALL_PER_S = 50.0
+"""Requests on a channel that bring less than a chunk. Each takes some 0.2 ms of the loop, for
+the right to it, so a peer's six channels cannot have more than 6 % of it by asking for
+nothing. What brings more is bounded by the link."""
 
 SERVED_IDLE_S = 60.0
 """Twice as long as the taker keeps a channel, so that it is the one that ends it."""
@@ -51,11 +59,13 @@ def serve(wire: Wire, look_up: LookUp, disk: FairTurns) -> None:
     """
     buffer = memoryview(bytearray(CHUNK_SIZE_BYTES))
     blob: OpenBlob | None = None
+    small = Bucket(SMALL_PER_S, SMALL_BURST)
     wire.shake_hands()
     try:
         with suppress(StreamClosedError):
             while True:
                 request = wire.receive(ChannelRequest, idle_s=SERVED_IDLE_S)
+                before = wire.sent
                 found = look_up(BlobId(request.blob), request.requester, blob)
                 if found is not blob and blob is not None:
                     blob.close()
@@ -68,6 +78,9 @@ def serve(wire: Wire, look_up: LookUp, disk: FairTurns) -> None:
                     listed = found.chunks.encode()
                     wire.send(ListGiven(list_bytes=len(listed)))
                     wire.send_bytes(memoryview(listed))
+                if wire.sent - before < CHUNK_SIZE_BYTES:
+                    small.pay(1.0, now_s := time.monotonic())
+                    time.sleep(small.wait_s(now_s))
     finally:
         if blob is not None:
             blob.close()

@@ -11,7 +11,8 @@ import trio
 from bulk_nodes import MIB, open_bulk_node
 
 from shoal.node.blobs import open_store
-from shoal.node.fetching import Source, fetch_from
+from shoal.node.bulk.transfer import Source
+from shoal.node.fetching import fetch_from
 
 HOLDER = Path(__file__).with_name("blob_holder.py")
 NET = Path(__file__).parents[1] / "net"
@@ -79,7 +80,9 @@ async def bytes_received_through_kills(tmp_path, size_bytes, limit_s):
             assert [process.poll() is None for process, _ in started] == [False, False, True]
             async for _ in taker.store.read_chunks(blob_id):  # checks each
                 pass
-            return taker.bulk[0]
+            received = taker.bulk[0]
+            print(f"\nsent again: {received / size_bytes - 1:.2%}")
+            return received
     finally:
         for process, _ in started:
             process.kill()

@@ -72,6 +72,13 @@ class BulkNode:
         """As a daemon does, which knows peers' addresses by their adverts."""
         await self.network.connect(peer, self.book[peer], 5)
 
+    def falsify(self, blob_id):
+        """Have the file of a blob wrong in every chunk, of which the node knows nothing."""
+        (path,) = self.home.glob(f"*/{blob_id}")
+        data = bytearray(path.read_bytes())
+        data[:: MIB // 2] = bytes(255 - byte for byte in data[:: MIB // 2])
+        path.write_bytes(data)
+
     async def give(self, taker, data):
         """Hold ``data`` and let a node have it; gives its id."""
         blob_id = await self.store.put_bytes(data)

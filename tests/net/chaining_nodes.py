@@ -120,7 +120,7 @@ class Node:
         """The same in the name of ``requester``."""
         await self.reach(source.peer)
         try:
-            await hold(self.house, requester.peer, blob_id, "test", 10 * MIB, source.peer)
+            await hold(self.house, requester.peer, blob_id, "test", 10 * MIB, [source.peer])
         except NetworkError as error:
             return error.code
         return await self.store.get_bytes(blob_id)

@@ -97,6 +97,17 @@ async def test_a_channel_stays_for_the_next_blob_and_closes_when_there_is_none(
     await until(lambda: at_rest(giver, taker))
 
 
+async def test_a_channel_that_has_carried_its_share_is_not_used_again(pair, monkeypatch):
+    giver, taker = pair
+    monkeypatch.setattr(channels_module, "RETIRED_AFTER_BYTES", 4 * MIB)
+    for _ in range(2):
+        blob_id = await giver.give(taker, os.urandom(5 * MIB))
+        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        assert taker.store.holds(blob_id)
+        await until(lambda: at_rest(giver, taker))
+    assert taker.bulk[0] > 10 * MIB
+
+
 async def test_many_blobs_at_once_share_the_few_channels_that_a_peer_may_have(pair):
     giver, taker = pair
     blobs = [await giver.give(taker, os.urandom(5 * MIB)) for _ in range(12)]

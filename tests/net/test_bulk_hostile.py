@@ -32,9 +32,10 @@ from shoal.node.bulk import listener, serving, wire
 from shoal.node.bulk import tokens as tokens_module
 from shoal.node.bulk.certificates import context, make_certificate
 from shoal.node.bulk.listener import SILENT_LIMIT
+from shoal.node.bulk.transfer import CHANNEL_TRIES
 from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StoreError
-from shoal.node.fetching import CHANNEL_TRIES, fetch
+from shoal.node.fetching import fetch
 from shoal.protocol.channel_messages import (
     MAGIC,
     ChannelRequest,
@@ -473,6 +474,27 @@ async def test_who_asks_and_does_not_read_is_cut(pair, monkeypatch):
         await until(lambda: giver.broken)
     assert giver.broken[0][:2] == (taker.peer, "slow_frame")
     await until(lambda: at_rest(giver))
+
+
+async def test_who_asks_for_nothing_again_and_again_waits(pair, monkeypatch):
+    giver, taker = pair
+    blob_id = await giver.store.put_bytes(DATA)
+    waits = []
+    monkeypatch.setattr(serving, "SMALL_PER_S", 1e-3)
+    monkeypatch.setattr(serving, "SMALL_BURST", 20.0)
+    monkeypatch.setattr(serving.time, "sleep", waits.append)
+    offer = await a_token(giver, taker)
+
+    def ask():
+        with dial_tls(offer, taker.channels._certificate) as sock:
+            asker = wire.Wire(sock, giver.peer, newer=False)
+            for _ in range(30):
+                asker.send(ChunksWanted(blob=blob_id, first=0, count=1))
+                assert asker.receive(ChunksRefused).reason == "no_right"
+
+    await in_thread(ask)
+    await until(lambda: at_rest(giver))
+    assert [wait_s > 0 for wait_s in waits[:30]] == [False] * 20 + [True] * 10
 
 
 async def test_a_right_that_is_withdrawn_ends_the_transfer(pair, monkeypatch):

@@ -164,6 +164,15 @@ async def test_an_undrawn_error_is_looked_into_before_the_unit_fails(node):
     assert {who for who, _, _ in node.accused} == {liar.peer}
 
 
+@pytest.mark.parametrize("verify", ["auto", "sample:0.001"])
+async def test_an_undrawn_error_that_cannot_be_looked_into_fails_the_unit(node, verify):
+    node.runs_itself = False
+    async with open_peers(node, CallsItNaN) as (liar,):
+        node.standings.p[liar.peer] = 0.0
+        (unit,) = await node.run([3], verify=verify)
+        assert unit.state is UnitState.FAILED
+
+
 @pytest.mark.parametrize("kinds", [(Peer, Peer, Peer), (Lies, Peer, Peer, Peer)])
 async def test_a_quorum_takes_as_many_results_as_it_says(node, kinds):
     async with open_peers(node, *kinds):

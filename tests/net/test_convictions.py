@@ -213,6 +213,22 @@ async def test_a_ban_survives_a_restart_with_its_proof_and_lapses(tmp_path):
         assert answer == Accusations()
 
 
+async def test_a_ban_that_has_lapsed_is_no_pardon_after_a_restart(tmp_path):
+    home = tmp_path / "node"
+    async with open_node(home) as node:
+        await node.convictions.convict(a_proof(at_s=NOW_S - BAN_S + 50), by_id())
+        node.now_s += 60
+        await until(lambda: not node.convictions.proofs())
+        assert await node.house.journal.bans() == []
+    async with open_node(home) as node, open_node(tmp_path / "teller") as teller:
+        node.now_s += 100
+        proof = a_proof(at_s=NOW_S + 90)
+        await teller.meets(node)
+        await teller.publishes(proof)
+        await teller.says(node, accuse(proof))
+        await until(node.bans)
+
+
 async def test_a_ban_counts_from_the_award_so_that_it_does_not_go_round_for_ever(tmp_path):
     async with open_nodes(tmp_path, 2) as (first, late):
         await first.convictions.convict(a_proof(), by_id())

@@ -373,6 +373,8 @@ async def test_what_this_machine_is_too_busy_to_judge_is_judged_later(
         async def too_busy(*proof, **kept):
             if len(failed) < failures:
                 failed.append(proof)
+                if len(failed) == 1:
+                    raise StoreError("there is no room", code="quota_exceeded")
                 raise ComputeError("the worker does not start", code="worker_start")
             return await convict(*proof, **kept)
 

@@ -8,8 +8,9 @@ import trio
 from bulk_nodes import LIMIT_BYTES, MIB, open_bulk_node
 
 from shoal.crypto.content import blob_id_of
+from shoal.node.bulk.transfer import Source
 from shoal.node.errors import NetworkError
-from shoal.node.fetching import Source, fetch_from
+from shoal.node.fetching import fetch_from
 from shoal.node.standing import Offence
 
 SIZE_BYTES = 48 * MIB + 5
@@ -42,14 +43,6 @@ async def take(taker, givers):
     assert await taker.store.get_bytes(BLOB) == DATA
 
 
-def falsify(node):
-    """Have a node's file of the blob wrong in every chunk, as it will notice only later."""
-    (path,) = node.home.glob(f"*/{BLOB}")
-    data = bytearray(path.read_bytes())
-    data[:: MIB // 2] = bytes(255 - byte for byte in data[:: MIB // 2])
-    path.write_bytes(data)
-
-
 async def test_all_sources_send_of_a_blob_and_nothing_comes_twice(tmp_path):
     async with swarm(tmp_path) as (givers, taker):
         await take(taker, givers)
@@ -60,7 +53,7 @@ async def test_all_sources_send_of_a_blob_and_nothing_comes_twice(tmp_path):
 
 async def test_a_source_with_wrong_bytes_is_named_and_done_without(tmp_path):
     async with swarm(tmp_path) as (givers, taker):
-        falsify(givers[1])
+        givers[1].falsify(BLOB)
         await take(taker, givers)
         assert [(peer, offence) for peer, offence, _ in taker.broken] == [
             (givers[1].peer, Offence.BAD_BLOB.value)
@@ -71,7 +64,7 @@ async def test_a_source_with_wrong_bytes_is_named_and_done_without(tmp_path):
 async def test_where_all_sources_fail_each_is_named_with_its_reason(tmp_path):
     async with swarm(tmp_path) as (givers, taker):
         for giver in givers[:2]:
-            falsify(giver)
+            giver.falsify(BLOB)
         givers[2].rights.withdraw("a lease")
         with pytest.raises(NetworkError) as caught, trio.fail_after(60):
             await fetch_from(taker.house, BLOB, sources_of(givers), LIMIT_BYTES)

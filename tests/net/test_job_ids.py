@@ -41,7 +41,11 @@ async def test_an_open_job_that_is_submitted_again_is_given_as_far_as_it_is(node
     assert (await node.jobs.submit(spec)).units_total == 2
 
 
-@pytest.mark.parametrize("change", [{"label": "other"}, {"units": ()}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"label": "other"}, {"units": ()}, {"units": ({"x": "0" * 64},)}, {"units": ({},)}],
+    ids=str,
+)
 async def test_another_job_under_an_id_that_is_taken_is_refused_by_name(node, change):
     spec = msgspec.structs.replace(await node.spec(X), id=new_job_id())
     await node.jobs.submit(spec)

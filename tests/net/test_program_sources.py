@@ -9,9 +9,11 @@ import trio
 from bulk_nodes import LIMIT_BYTES, MIB, open_bulk_node
 
 from shoal.crypto.content import blob_id_of
+from shoal.node.bulk.transfer import Source
 from shoal.node.errors import NetworkError
-from shoal.node.fetching import Source, fetch, fetch_from
+from shoal.node.fetching import fetch, fetch_from
 from shoal.node.program_sources import hold_blobs
+from shoal.node.standing import Offence
 from shoal.protocol.blob_messages import WhyNot
 
 BLOBS = [os.urandom(16 * MIB + 3), os.urandom(3 * MIB), os.urandom(24 * MIB), os.urandom(100)]
@@ -85,6 +87,19 @@ async def test_where_a_taker_is_not_to_be_had_the_requester_sends_its_part(tmp_p
         object.__setattr__(node.house, "reach", unreachable)
         with trio.fail_after(60):
             await hold(requester, node)
+
+
+async def test_a_taker_that_lies_is_named_and_nothing_is_held_against_the_requester(tmp_path):
+    async with swarm(tmp_path, 2) as (requester, (liar, node)):
+        award(requester, liar, [])
+        await hold(requester, liar)
+        liar.falsify(MANIFEST.graph)
+        award(requester, node, [liar])
+        with trio.fail_after(60):
+            await hold(requester, node)
+        assert {(peer, what) for peer, what, _ in node.broken} == {
+            (liar.peer, Offence.BAD_BLOB.value)
+        }
 
 
 async def test_nobody_else_gets_a_shared_programs_blobs(tmp_path):

@@ -78,6 +78,21 @@ async def test_what_a_peer_ran_is_found_while_it_can_be_run_again(state):
     assert await state.unfetched_units_by(peer) == [(JOB, 0, peer), (JOB, 2, peer)]
 
 
+async def test_what_was_fetched_or_has_ended_meanwhile_stays_as_it_is(state):
+    await with_units(state, 3)
+    await with_units(state, 1, "0002")
+    await state.end_units(
+        [*(done(make_unit(n)) for n in range(3)), done(make_unit(0, job="0002"))]
+    )
+    await state.note_fetched(JOB, [1])
+    await state.end_job(JobId("0002"), JobState.DONE, 9.0)
+    assert await state.reopen_unit(JOB, 0, unseen=True)
+    assert not await state.reopen_unit(JOB, 1, unseen=True)
+    assert not await state.reopen_unit(JobId("0002"), 0, unseen=True)
+    assert (await state.job(JobId("0002"))).state is JobState.DONE
+    assert await state.reopen_unit(JOB, 1)
+
+
 async def test_what_a_peer_vouched_for_is_found_too(state):
     await with_units(state, 4)
     ends = [done(make_unit(n)) for n in range(4)]

@@ -1,6 +1,7 @@
 """Many units in one message, at a provider: each ends as it would by itself."""
 
 import models
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -12,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from shoal.compute import supervisor
 from shoal.compute.convert import convert
 from shoal.compute.exchanges import exchange_many
+from shoal.compute.in_file import InFile
 from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
@@ -141,6 +143,63 @@ async def test_a_receipt_does_not_wait_long_for_others_to_be_signed_with(node, m
         (again,) = await ask(node, call, quick)
         assert open_receipt(again.receipt).error is None
         await node.provider.answer(FRIEND.peer_id, Cancel(call=call.call, unit="endless"))
+
+
+async def test_a_large_tensor_passes_a_provider_in_pieces(node, monkeypatch):
+    """Neither as an input nor as an output is it in the daemon's memory."""
+    for module in (pipeline, supervisor):
+        monkeypatch.setattr(module, "LARGE_BYTES", 1 << 17)
+    call = await lease_for(node, FOURFOLD)
+    x = to_blob(np.arange(300_000, dtype=np.float32))
+    blob_id = await node.house.store.put_bytes(x)
+    node.house.known.note(FRIEND.peer_id, [blob_id])
+    ran = []
+    write = pipeline.write_receipt
+
+    async def watched(house, side, request, run, room):
+        ran.append(run)
+        return await write(house, side, request, run, room)
+
+    monkeypatch.setattr(pipeline, "write_receipt", watched)
+    (answer,) = await ask(node, call, UnitRequest(call.call, "a", (("x", blob_id),)))
+    ((_, output),) = open_receipt(answer.receipt).outputs
+    y = np.concatenate([np.arange(300_000, dtype=np.float32)] * 4)
+    assert output == blob_id_of(to_blob(y))
+    assert answer.blobs == ()
+    assert await node.house.store.get_bytes(output) == to_blob(y)
+    assert node.house.rights.allows(FRIEND.peer_id, output)
+    (run,) = ran
+    assert {type(each) for each in (*run.inputs.values(), *run.outcome.outputs.values())} == {
+        InFile
+    }
+
+
+async def test_a_large_output_can_be_kept_for_its_requester(node, monkeypatch):
+    monkeypatch.setattr(supervisor, "LARGE_BYTES", 1 << 17)
+    call = await lease_for(node, FOURFOLD)
+    x = to_blob(np.arange(30_000, dtype=np.float32))
+    unit = msgspec.structs.replace(unit_of(call, "a", x), keep=True)
+    (answer,) = await ask(node, call, unit)
+    ((_, output),) = open_receipt(answer.receipt).outputs
+    assert answer.kept == ((output, node.house.store.size_bytes(output)),)
+    assert node.house.kept.keeps(FRIEND.peer_id, output)
+
+
+async def test_a_large_input_that_its_disk_has_lost_is_an_error_of_its_unit(
+    node, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "LARGE_BYTES", 1 << 17)
+    call = await lease_for(node, FOURFOLD)
+    blob_id = await node.house.store.put_bytes(to_blob(np.arange(2_000_000, dtype=np.float32)))
+    node.house.known.note(FRIEND.peer_id, [blob_id])
+    path = next(one for one in tmp_path.rglob("*") if one.stat().st_size > 7_900_000)
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(3 << 20)
+        file.write(b"damaged")
+    (answer,) = await ask(node, call, UnitRequest(call.call, "a", (("x", blob_id),)))
+    assert answer.reason is Reason.NO_ROOM
+    assert not node.house.store.holds(blob_id)
 
 
 async def test_one_unit_that_fails_leaves_the_others_of_its_batch_alone(node):

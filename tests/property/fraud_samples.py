@@ -166,8 +166,8 @@ def an_award(sample, provider=BOB, **changes):
     return ALICE.sign(Statement.AWARD, encode(msgspec.structs.replace(award, **changes)))
 
 
-def a_receipt(sample, award, said, provider=BOB, stages=(), **changes):
-    """``said`` are output ids by name, or the code of an error."""
+def a_receipt(sample, award, said, provider=BOB, stages=(), *, alone=False, **changes):
+    """``said`` are output ids by name, or the code of an error; it is signed with another."""
     receipt = Receipt(
         protocol=OWN,
         exact_spec=SPEC_VERSION,
@@ -189,7 +189,10 @@ def a_receipt(sample, award, said, provider=BOB, stages=(), **changes):
         stages=len(stages),
     )
     changed = msgspec.structs.replace(receipt, **changes)
-    return provider.sign(Statement.RECEIPT, encode(changed))
+    payload = encode(changed)
+    if alone:
+        return provider.sign(Statement.RECEIPT, payload)
+    return provider.sign_many(Statement.RECEIPT, [b"another", payload])[1]
 
 
 def a_root(receipt, leaves, stage=None, provider=BOB, **changes):

@@ -128,7 +128,9 @@ def an_equivocation():
     sample = small()
     award, outputs = an_award(sample), sample.outputs(sample.leaves())
     one = a_receipt(sample, award, outputs)
-    return accusing.equivocation_proof(award, one, a_receipt(sample, award, "nan")), {}
+    return accusing.equivocation_proof(
+        award, one, a_receipt(sample, award, "nan", alone=True)
+    ), {}
 
 
 def a_stage_lie(at="v80"):

@@ -7,6 +7,7 @@ import pytest
 import shoal
 from shoal.node.cli.checkup.bootstrap import Clock, Stage, Visit
 from shoal.node.cli.checkup.findings import failure, ok, summary, warning, without_circle
+from shoal.node.cli.checkup.listening import bulk
 from shoal.node.cli.checkup.patient import Patient
 from shoal.node.cli.checkup.peers import bootstrap, judge_clock, links, views
 from shoal.node.cli.checkup.work import daemon
@@ -135,6 +136,17 @@ def test_a_daemon_of_another_version_is_to_be_restarted():
         "the daemon runs shoal 0.0.1 (protocol 1.0), and this command is of" in version.message
     )
     assert "restart the daemon" in version.hint
+
+
+def test_the_port_of_large_blobs_is_told_and_that_there_is_none():
+    (found,) = bulk(patient(status(bulk=5711, bulk_announced="shoal.example:5712")))
+    assert (found.verdict, found.message) == (
+        "ok",
+        "port 5711, which peers are told to dial at shoal.example:5712",
+    )
+    (found,) = bulk(patient(status(bulk=0)))
+    assert found.verdict == "warning"
+    assert 'bulk = "off"' in found.hint
 
 
 def test_a_daemon_without_links_is_told_by_whether_a_bootstrap_peer_answers():

@@ -32,7 +32,7 @@ async def test_one_peer_is_asked_for_so_many_blobs_at_once_however_many_units_wa
         for field in fields(House)
         if field.default is MISSING and field.default_factory is MISSING
     }
-    nothing.peer_id, nothing.open_stream = PeerId("own"), lambda *_: None
+    nothing.peer_id, nothing.begin_stream = PeerId("own"), lambda *_: None
     nothing.versions = SimpleNamespace(is_newer=lambda _: False)
     node = House(**wanted | {"known": nothing})
     async with trio.open_nursery() as nursery:

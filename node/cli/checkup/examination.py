@@ -34,6 +34,7 @@ _HERE: Final = (
     machine.files,
     work.daemon,
     listening.ports,
+    listening.bulk,
     work.sandbox,
     work.served,
 )

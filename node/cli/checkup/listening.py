@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shoal.node.cli.checkup.patient import Patient
-    from shoal.node.records import Status
 
 _OTHER_PORT = "choose another with `listen` in the settings file or --listen"
 
@@ -26,7 +25,6 @@ def ports(patient: Patient) -> Iterator[Finding]:
     """What the daemon listens on, or whether a daemon could listen where it should."""
     if patient.status is not None:
         yield from _of_the_daemon(patient.status.addresses, patient.status.pid)
-        yield _bulk(patient.status)
         return
     if patient.holder() is not None:
         return  # a daemon that does not answer has them, on which ones it would have to say
@@ -36,6 +34,22 @@ def ports(patient: Patient) -> Iterator[Finding]:
             yield _trial(parse_address(str(text)))
         except ShoalError as error:
             yield failure("port", error.message, error.hint)
+
+
+def bulk(patient: Patient) -> Iterator[Finding]:
+    """Whether large blobs have a port, and where peers are told that it is."""
+    status = patient.status
+    if status is None:
+        return
+    if not status.bulk:
+        yield warning(
+            "bulk",
+            "large blobs have no port of their own, and go at a tenth of the speed",
+            'take `bulk = "off"` out of the settings file, then restart the daemon',
+        )
+        return
+    at = f", which peers are told to dial at {status.bulk_announced}"
+    yield ok("bulk", f"port {status.bulk}{at if status.bulk_announced else ''}")
 
 
 def _of_the_daemon(addresses: tuple[str, ...], pid: int) -> Iterator[Finding]:
@@ -53,18 +67,6 @@ def _of_the_daemon(addresses: tuple[str, ...], pid: int) -> Iterator[Finding]:
             )
         else:
             yield ok("port", f"listening on {text}")
-
-
-def _bulk(status: Status) -> Finding:
-    """Whether large blobs have a port, and that a firewall has to let it through too."""
-    if not status.bulk:
-        return warning(
-            "bulk",
-            "large blobs have no port of their own, and go at a tenth of the speed",
-            'take `bulk = "off"` out of the settings file, then restart the daemon',
-        )
-    at = f", which peers are told to dial at {status.bulk_announced}"
-    return ok("bulk", f"port {status.bulk}{at if status.bulk_announced else ''}")
 
 
 def _trial(address: Address) -> Finding:
