@@ -223,13 +223,14 @@ class Acknowledging:
         self, peer: PeerId, award: BlobId, awards: dict[BlobId, list[BlobId]]
     ) -> None:
         """Find receipts of an award in the journal: owed before a restart, maybe."""
-        found = awards.setdefault(award, [])
+        found = dict.fromkeys(awards.pop(award, ()))
         for envelope in await self._house.journal.receipts_from(peer, RECEIPTS_ASKED_FOR):
+            await trio.lowlevel.checkpoint()  # thousands of signatures: others go on meanwhile
             try:
                 receipt = open_receipt(envelope)
             except VerificationError:  # a row that somebody else wrote
                 continue
-            if receipt.award == award and blob_id_of(envelope) not in found:
-                found.append(blob_id_of(envelope))
-        if not found:
-            del awards[award]
+            if receipt.award == award:
+                found[blob_id_of(envelope)] = None
+        if found:
+            awards[award] = list(found)
