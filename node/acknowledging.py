@@ -223,7 +223,7 @@ class Acknowledging:
         self, peer: PeerId, award: BlobId, awards: dict[BlobId, list[BlobId]]
     ) -> None:
         """Find receipts of an award in the journal: owed before a restart, maybe."""
-        found = dict.fromkeys(awards.pop(award, ()))
+        found = dict.fromkeys(awards.get(award, ()))
         for envelope in await self._house.journal.receipts_from(peer, RECEIPTS_ASKED_FOR):
             await trio.lowlevel.checkpoint()  # thousands of signatures: others go on meanwhile
             try:
