@@ -20,6 +20,14 @@ from shoal.node.cli.output import (
 
 app = App(name="ledger", help="Who did how much for whom; nothing is paid.")
 
+_WHAT_AN_EXPORT_HOLDS = (
+    "A file holds what others have signed, the newest of it. Of work that its node had done: "
+    "the receipt by which each unit ended; `shoal ledger` also counts those of checks and of "
+    "units that another node ended sooner. Of work that its node did: acknowledgements, and "
+    "CREDITS are those of these. Its own acknowledgements are in the files of those who did "
+    "the work."
+)
+
 _DIRECTIONS = {"given": "by this node for it", "taken": "by it for this node"}
 
 
@@ -116,6 +124,8 @@ def verify(file: Path, /, *, here: Here | None = None) -> int:
                 for pair in found.pairs
             ),
         )
+        if found.pairs:
+            note(_WHAT_AN_EXPORT_HOLDS)
         for complaint in found.complaints:
             note(f"error: line {complaint.line}: {complaint.message}")
     return EXIT_FAILED if found.bad else EXIT_OK
