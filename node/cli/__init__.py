@@ -145,6 +145,9 @@ def _usage(error: cyclopts.CycloptsError, tokens: list[str]) -> tuple[str, str]:
             f"`{shlex.join(['shoal', command, *rest])}`",
         )
     if extra := _other_inputs(error):
+        name = extra[0].partition("=")[0]
+        if any(token.startswith(f"{name}=") for token in tokens[: tokens.index(extra[0])]):
+            return f"input {name!r} is given twice", "name one file for each input"
         given = " ".join(f"--input {shlex.quote(token)}" for token in extra)
         return (
             f"each input needs its own --input, and there is none before {extra[0]!r}",

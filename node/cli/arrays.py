@@ -54,7 +54,7 @@ def read_inputs(texts: Iterable[str]) -> dict[str, np.ndarray]:
             raise ConfigError(
                 f"input {twice!r} is given twice",
                 code="usage",
-                hint="one file for each input: put the rows of several into one",
+                hint="name one file for each input",
             )
         inputs |= found
     return inputs

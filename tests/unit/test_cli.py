@@ -114,6 +114,8 @@ def test_a_second_file_after_one_input_is_answered_with_what_to_write(capsys):
     assert code == 2
     assert "each input needs its own --input" in err
     assert "`--input y=b.npy`" in err
+    _, _, err = shoal(capsys, "run", "m.onnx", "--input", "x=a.npy", "x=b.npy")
+    assert err.startswith("error: input 'x' is given twice\n  next: ")
 
 
 def test_units_that_are_no_numbers_are_answered_with_an_example(capsys):
