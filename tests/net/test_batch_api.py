@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+from contextlib import contextmanager
 
 import anyio
 import anyio.lowlevel
@@ -433,11 +434,13 @@ class Losing:
     def __init__(self, http, lost):
         self.http, self.lost = http, lost
 
-    def request(self, method, path, **options):
-        response = self.http.request(method, path, **options)
-        if (method, path) == ("POST", "/v1/jobs") and self.lost is not None:
-            raise self.lost
-        return response
+    @contextmanager
+    def stream(self, method, path, **options):
+        with self.http.stream(method, path, **options) as response:
+            if (method, path) == ("POST", "/v1/jobs") and self.lost is not None:
+                response.read()
+                raise self.lost
+            yield response
 
     def close(self):
         self.http.close()

@@ -144,7 +144,7 @@ def test_a_proof_with_receipts_that_were_signed_together_is_for_those_who_can_re
         (receipts[0], None, (1, 5)),
         (alone, receipts[1], (1, 5)),
     ):
-        proof = FraudProof(1, "unit", alone, receipt, other, None, (), (), ())
+        proof = FraudProof(fraud_proof.VERSION, "unit", alone, receipt, other, None, (), (), ())
         assert readable_since(fraud_proof.encode(proof)) == since
 
 

@@ -159,8 +159,11 @@ async def test_units_that_went_out_with_an_award_are_not_lost_where_it_is_refuse
         async def refused():
             return bool(await node.journal.answers(job.id))
 
+        async def got_the_units():
+            return busy.units == [f"{job.id}/0"]
+
         await until(refused)
-        assert busy.units == [f"{job.id}/0"]
+        await until(got_the_units)
         queue = node.jobs._state.jobs[job.id]
         assert not queue.losses
         assert not queue.leased

@@ -28,10 +28,10 @@ def signed(monkeypatch):
     """What the honest step was given to sign."""
     runs = []
 
-    async def sign(_house, _side, _request, run, _room):
+    async def write(_house, _side, _request, run, _room):
         runs.append(run.outcome.outputs)
 
-    monkeypatch.setattr(liar, "sign_honestly", sign)
+    monkeypatch.setattr(liar, "write_honestly", write)
     return runs
 
 
@@ -51,7 +51,7 @@ def test_a_tensor_without_elements_has_no_bit_to_turn():
 async def test_it_lies_to_others_and_bends_its_trace_to_match(signed, requester, lies):
     house, side = SimpleNamespace(peer_id="own"), SimpleNamespace(requester=requester)
     run = UnitRun({}, outcome=Execution({"y": TRUE}, 0.1, "exact"))
-    await liar.sign(house, side, None, run)
+    await liar.write_receipt(house, side, None, run)
     (given,) = signed
     assert (given["y"] != TRUE) == lies
     true_id, given_id = blob_id_of(TRUE), blob_id_of(given["y"])
