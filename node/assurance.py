@@ -45,6 +45,7 @@ class Assurance(msgspec.Struct, frozen=True):
         verifiers: Those whose own run came to the same.
         differed: Those whose own run came to something else.
         weaker: Whether results are compared by a tolerance, and not bit by bit.
+        run_again_here: Of a peer's unit: this node ran it again and came to the same.
     """
 
     unit: int
@@ -56,6 +57,7 @@ class Assurance(msgspec.Struct, frozen=True):
     verifiers: tuple[PeerId, ...] = ()
     differed: tuple[PeerId, ...] = ()
     weaker: bool = False
+    run_again_here: bool = False
 
 
 def assure(job: Job, unit: Unit, checks: Sequence[Check], own: PeerId) -> Assurance:
@@ -97,6 +99,7 @@ def assure(job: Job, unit: Unit, checks: Sequence[Check], own: PeerId) -> Assura
         verifiers=agreed,
         differed=differed,
         weaker=weaker,
+        run_again_here=unit.provider != own and own in agreed,
     )
 
 
@@ -173,7 +176,7 @@ WEAKER = (
 )
 
 _SUMMED = {
-    Ground.OWN: "run by this node itself",
+    Ground.OWN: "run or run again by this node",
     Ground.QUORUM: "run by several, who gave the same",
     Ground.RE_RUN: "run again by a drawn verifier, who gave the same",
     Ground.RECEIPT: "with a receipt, and not run again",
@@ -271,7 +274,7 @@ def _leaves(ground: Ground, ran: Sequence[PeerId], own: PeerId, *, weaker: bool)
     beyond = f"; {WEAKER}" if weaker else ""
     match ground:
         case Ground.OWN:
-            return f"nothing that another node could do{beyond}"
+            return f"that this machine itself is wrong{beyond}"
         case Ground.QUORUM | Ground.RE_RUN:
             return f"that {names(ran, own)} are in league and lied alike{beyond}"
     if weaker:

@@ -97,7 +97,7 @@ class Rule:
 
 
 RULES: Final = {
-    Deed.DELIVERED: Rule("gave results that nobody checked"),
+    Deed.DELIVERED: Rule("gave results in all, checked or not"),
     Deed.CHECKED_GOOD: Rule("gave results that were checked and found right", good=1.0),
     Deed.CHECKED_OTHERS: Rule("checked others' results, and was right", good=0.5),
     Deed.VOTED_DOWN: Rule("gave results that a vote was against", bad=5.0, ends_row=True),

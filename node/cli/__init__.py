@@ -86,7 +86,7 @@ def make_app(*, whole: bool = False) -> App:
         version=__version__,
         suppress_keyboard_interrupt=False,
         help_epilogue="Exit codes: 0 ok, 1 failed, 2 usage, 3 daemon unreachable, "
-        "4 permission, 5 time-out, 130 interrupted.",
+        "4 permission, 5 time-out, 6 undecided (`shoal proof verify`), 130 interrupted.",
     )
     app["--help"].group = _HELP
     app["--version"].group = _HELP
@@ -144,7 +144,25 @@ def _usage(error: cyclopts.CycloptsError, tokens: list[str]) -> tuple[str, str]:
             f"the command comes first, and {tokens[0]} after it",
             f"`{shlex.join(['shoal', command, *rest])}`",
         )
+    if extra := _other_inputs(error):
+        name = extra[0].partition("=")[0]
+        if any(token.startswith(f"{name}=") for token in tokens[: tokens.index(extra[0])]):
+            return f"input {name!r} is given twice", "name one file for each input"
+        given = " ".join(f"--input {shlex.quote(token)}" for token in extra)
+        return (
+            f"each input needs its own --input, and there is none before {extra[0]!r}",
+            f"write `{given}`",
+        )
     return str(error), f"see `{' '.join(['shoal', *(error.command_chain or ())])} --help`"
+
+
+def _other_inputs(error: cyclopts.CycloptsError) -> list[str]:
+    """Tokens of ``--input a=… b=…`` that nothing takes."""
+    if not isinstance(error, cyclopts.UnusedCliTokensError):
+        return []
+    if (error.command_chain or ())[:1] not in (("run",), ("map",)):
+        return []
+    return [token for token in error.unused_tokens or () if "=" in token]
 
 
 def _sentence(error: OSError) -> str:

@@ -51,7 +51,11 @@ def read_inputs(texts: Iterable[str]) -> dict[str, np.ndarray]:
                 hint="for example --input x=a.npy, or --input all.npz",
             )
         for twice in found.keys() & inputs.keys():
-            raise ConfigError(f"input {twice!r} is given twice", code="usage")
+            raise ConfigError(
+                f"input {twice!r} is given twice",
+                code="usage",
+                hint="name one file for each input",
+            )
         inputs |= found
     return inputs
 

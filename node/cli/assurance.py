@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _WIDTH_LIMIT = 96
 _NAMES = {
-    Ground.OWN: "here",
+    Ground.OWN: "own run",
     Ground.QUORUM: "by quorum",
     Ground.RE_RUN: "by re-run",
     Ground.RECEIPT: "receipt",
@@ -35,7 +35,7 @@ def print_units(units: Sequence[Unit], assured: Sequence[Assurance]) -> None:
                 unit.index,
                 unit.state,
                 unit.provider or "-",
-                _NAMES[each.ground],
+                _checked_text(each),
                 unit.attempts,
                 "-" if unit.seconds is None else duration_text(unit.seconds),
                 unit.receipt or "-",
@@ -45,6 +45,10 @@ def print_units(units: Sequence[Unit], assured: Sequence[Assurance]) -> None:
         ),
         ids=("PROVIDER", "RECEIPT"),
     )
+
+
+def _checked_text(assured: Assurance) -> str:
+    return "re-run here" if assured.run_again_here else _NAMES[assured.ground]
 
 
 def print_unit(unit: Unit, assured: Assurance) -> None:

@@ -97,7 +97,9 @@ def down(
             if error.code != DaemonUnreachableError.code:
                 raise
             raise DaemonUnreachableError(
-                f"no daemon runs: none answers on {client.place.socket}"
+                f"no daemon runs: none answers on {client.place.socket}",
+                hint="there is nothing to end; one with another home is ended by "
+                "`shoal down --home ITS`",
             ) from None
         _wait_for_end(client, pid)
     if daemon.as_json:

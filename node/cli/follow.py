@@ -1,4 +1,4 @@
-"""Following a job until it ends: a progress bar on a terminal, and Ctrl-C lets go.
+"""Following a job until it ends: a progress bar, or lines off a terminal; Ctrl-C lets go.
 
 Where nothing comes of it for some seconds, it says once what `shoal job why` knows.
 """
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from shoal.crypto.errors import ShoalError
-from shoal.node.cli.output import note
+from shoal.node.cli.output import duration_text, note
 from shoal.node.client.flows import failure_of
 from shoal.node.errors import DaemonUnreachableError, WaitTimeoutError
 from shoal.node.records import Job, JobState
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from shoal.node.client import Client
 
 _REFRESH_S = 0.2
-_QUIET_STEP_S = 30.0
+_LINES_STEP_S = 2.0
+
+LINE_INTERVAL_S = 10.0
+"""How often a line tells of progress where stderr is no terminal."""
 
 NO_PROGRESS_S = 5.0
 """After so long without a unit that ends, one wants to know why."""
@@ -46,13 +49,13 @@ def follow(client: Client, job: Job, timeout_s: float | None = None) -> Job:
         WaitTimeoutError: It still runs after ``timeout_s``.
     """
     deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
-    step_s = _REFRESH_S if sys.stderr.isatty() else _QUIET_STEP_S
+    step_s = _REFRESH_S if sys.stderr.isatty() else _LINES_STEP_S
     ended, tell_at = _units_ended(job), time.monotonic() + NO_PROGRESS_S
     try:
         with progress_bar("running", job.units_total) as show:
             while not job.state.final and (now := time.monotonic()) < deadline:
                 job = client.wait(job.id, min(step_s, deadline - now, max(0.0, tell_at - now)))
-                show(_units_ended(job))
+                show(_units_ended(job), job.units_total)
                 if _units_ended(job) > ended:
                     ended, tell_at = _units_ended(job), time.monotonic() + NO_PROGRESS_S
                 elif time.monotonic() >= tell_at and not job.state.final:
@@ -104,10 +107,13 @@ def _tell_why(client: Client, job: Job) -> None:
 
 
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that shows how many of ``total`` are done; silent off a terminal."""
+def progress_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """Give a function that shows how many units are done: a bar, or lines off a terminal.
+
+    It takes how many are done and, where that has changed, of how many.
+    """
     if not sys.stderr.isatty():
-        yield lambda _done: None
+        yield _lines(what, total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -116,4 +122,17 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+        yield lambda done, total=None: progress.update(task, completed=done, total=total)
+
+
+def _lines(what: str, total: int) -> Callable[..., None]:
+    began_s = told_s = time.monotonic()
+
+    def show(done: int, of: int | None = None) -> None:
+        nonlocal told_s, total
+        total, now_s = total if of is None else of, time.monotonic()
+        if now_s - told_s >= LINE_INTERVAL_S:
+            told_s = now_s
+            note(f"{what}: {done} of {total} units after {duration_text(now_s - began_s)}")
+
+    return show

@@ -1,5 +1,6 @@
 """``shoal jobs`` and ``shoal job``: what was submitted, and what became of it."""
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ from shoal.node.cli.output import (
     print_table,
 )
 from shoal.node.cli.timing import print_timing
+from shoal.node.cli.why import why
 from shoal.node.cli.work import Format, Into, deliver
 from shoal.node.errors import ConfigError, JobFailedError
 from shoal.node.records import Job, Unit
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 _UNITS_PER_REQUEST = 1000
 
 app = App(name="job", help="Look at one job, wait for it, fetch its outputs, or end it.")
-app.command("shoal.node.cli.why:why", name="why")
+app.command(why)
 app.command(forget)
 
 
@@ -143,7 +145,7 @@ def again(
     job_id: str,
     /,
     *,
-    units: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (),
+    units: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     verify: str = "sample:1",
     daemon: Daemon | None = None,
 ) -> None:
@@ -151,18 +153,21 @@ def again(
 
     Args:
         job_id: The job.
-        units: Which; left out: those that rest on peers that were convicted later. In the new
-            job they are counted from 0, in this order.
+        units: Which, such as 3 5; left out: those that rest on peers that were convicted later.
+            In the new job they are counted from 0, in this order.
         verify: How their results are checked, as in `shoal map`.
     """
-    daemon = daemon or Daemon()
+    daemon, chosen = daemon or Daemon(), _numbers(job_id, units)
     with daemon.client() as client:
-        named = units or client.assurance(job_id, 0, 0)[0].doubted
+        named = chosen or client.assurance(job_id, 0, 0)[0].doubted
         job = client.again(job_id, named, verify)
     if daemon.as_json:
         print_json({"job": job, "units": named})
         return
-    note(f"units {spans(named)} of job {job_id} run again as job {job.id}, in this order")
+    if len(named) == 1:
+        note(f"unit {named[0]} of job {job_id} runs again as job {job.id}")
+    else:
+        note(f"units {spans(named)} of job {job_id} run again as job {job.id}, in this order")
     note(f"fetch them with `shoal job fetch {job.id} --output DIR`")
 
 
@@ -261,6 +266,22 @@ def cancel(job_id: str, /, *, daemon: Daemon | None = None) -> None:
         _print_job(job)
     if before.state.final:
         note(f"job {job.id} had ended already; nothing was changed")
+
+
+def _numbers(job_id: str, units: tuple[str, ...]) -> tuple[int, ...]:
+    """The units that are named.
+
+    Raises:
+        ConfigError: ``usage``: one is no number.
+    """
+    for unit in units:
+        if not re.fullmatch("[0-9]{1,9}", unit):
+            raise ConfigError(
+                f"--units: {unit[:40]!r} is not the number of a unit",
+                code="usage",
+                hint=f"name each one: `shoal job again {job_id} --units 3 5`",
+            )
+    return tuple(map(int, units))
 
 
 def _follow_all(client: "Client", job: Job) -> Job:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from shoal.node.cli.assurance import print_paragraphs
 from shoal.node.cli.options import Daemon, Here
 from shoal.node.cli.output import (
     EXIT_FAILED,
@@ -19,6 +20,21 @@ from shoal.node.cli.output import (
 )
 
 app = App(name="ledger", help="Who did how much for whom; nothing is paid.")
+
+_WHAT_AN_EXPORT_HOLDS = (
+    (
+        "the file holds the newest of what others have signed: receipts for what its node had "
+        "done, acknowledgements for what its node did"
+    ),
+    (
+        "RECEIPTS are those by which units ended; `shoal ledger` also counts those of checks "
+        "and of units that another node ended sooner"
+    ),
+    (
+        "ACKNOWLEDGED and its CREDITS are 0 where its node is who had the work done: it signed "
+        "those acknowledgements itself, and they are in its providers' files"
+    ),
+)
 
 _DIRECTIONS = {"given": "by this node for it", "taken": "by it for this node"}
 
@@ -116,6 +132,9 @@ def verify(file: Path, /, *, here: Here | None = None) -> int:
                 for pair in found.pairs
             ),
         )
+        if found.pairs:
+            print()
+            print_paragraphs(_WHAT_AN_EXPORT_HOLDS)
         for complaint in found.complaints:
             note(f"error: line {complaint.line}: {complaint.message}")
     return EXIT_FAILED if found.bad else EXIT_OK

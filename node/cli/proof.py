@@ -14,6 +14,7 @@ from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import (
     EXIT_FAILED,
     EXIT_OK,
+    note,
     print_json,
     print_pairs,
     print_table,
@@ -54,8 +55,8 @@ def verify(
     """Judge a fraud proof by the reference of the class exact.
 
     No daemon is needed and none is asked. Exits with 0 where the proof convicts, with 1 where
-    it acquits or is no proof, and with 6 where it cannot be decided here, such as without a
-    blob that it needs.
+    it acquits or the file is no fraud proof, and with 6 where it cannot be decided here, such
+    as without a blob that it needs.
 
     Args:
         file: The proof.
@@ -65,6 +66,7 @@ def verify(
     from shoal.compute.judging import judge
 
     data = _read(file)
+    _examined(file, data)
     directory = blobs if blobs is not None else file.parent
     if not directory.is_dir():
         raise ConfigError(f"there is no directory {directory}", code="file", hint=_WHERE_FROM)
@@ -88,8 +90,14 @@ def show(file: Path, /, *, daemon: Daemon | None = None) -> None:
         file: The proof.
     """
     data = _read(file)
-    proof = fraud_proof.decode(data)
-    case = fraud_proof.examine(proof)
+    case = _examined(file, data)
+    if case is None:
+        raise VerificationError(
+            f"{file} is a fraud proof of a newer protocol than this shoal knows",
+            code="version_unsupported",
+            hint="upgrade shoal to see what it says",
+        )
+    proof = case.proof
     if (daemon or Daemon()).as_json:
         print_json({"id": fraud_proof.proof_id(data), "proof": _fields(case)})
         return
@@ -120,8 +128,11 @@ def list_(*, daemon: Daemon | None = None) -> None:
     if daemon.as_json:
         print_json({"proofs": msgspec.to_builtins(proofs)})
         return
+    if not proofs:
+        note("none: this daemon believes no fraud proof")
+        return
     print_table(
-        ["proof", "accused", "own", "for", "size", "blobs", "verdict"],
+        ("PROOF", "ACCUSED", "OWN", "FOR", "SIZE", "BLOBS", "VERDICT"),
         [
             (
                 proof.id,
@@ -134,7 +145,7 @@ def list_(*, daemon: Daemon | None = None) -> None:
             )
             for proof in proofs
         ],
-        ids=("proof", "accused"),
+        ids=("PROOF", "ACCUSED"),
     )
 
 
@@ -216,6 +227,23 @@ def _place(case: Case, index: int) -> str:
     within = "" if stage is None else f" of stage {stage}"
     count = case.root.leaves if case.root is not None else 0
     return f"{index} of {count}{within}"
+
+
+def _examined(file: Path, data: bytes) -> Case | None:
+    """What a file's proof is about; None where it is of a newer protocol.
+
+    Raises:
+        VerificationError: It is no fraud proof, and nobody is judged by it.
+    """
+    try:
+        return fraud_proof.examine(fraud_proof.decode(data))
+    except VerificationError as error:
+        if error.code == "version_unsupported":
+            return None
+        why = error.message.removeprefix("this is no valid fraud proof: ")
+        raise VerificationError(
+            f"{file} is no valid fraud proof: {why}", code=error.code, hint=_WHERE_FROM
+        ) from None
 
 
 def _read(file: Path) -> bytes:

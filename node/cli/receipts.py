@@ -1,6 +1,7 @@
 """``shoal receipt``: look at receipts and check them, with or without a daemon."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def verify(*files: Path, daemon: Daemon | None = None) -> int:
             print(printable(f"valid  {file}  unit {opened.unit}, signed by {opened.provider}"))
     if daemon.as_json:
         print_json({"receipts": verdicts})
+    if not all(verdict["valid"] for verdict in verdicts):
+        note(f"  next: {_WHERE_FROM}")
     return EXIT_OK if all(verdict["valid"] for verdict in verdicts) else EXIT_FAILED
 
 
@@ -116,6 +119,12 @@ def _read(file: Path) -> bytes:
             return opened.read(ENVELOPE_LIMIT_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}", code="file", hint=_WHERE_FROM) from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{file} is a directory",
+            code="file",
+            hint=f"name the files in it: `shoal receipt verify {shlex.quote(str(file))}/*`",
+        ) from None
 
 
 def _lines(receipt: Receipt) -> list[tuple[str, object]]:

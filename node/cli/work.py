@@ -256,6 +256,10 @@ def map_(
     from shoal.node.client.batching import check_batch
 
     daemon, limits = daemon or Daemon(), limits or Limits()
+    if batch < 1:
+        raise ConfigError(
+            f"--batch: a unit of {batch} rows holds nothing", code="usage", hint="1 or more"
+        )
     check_directory(output)
     arrays = read_inputs(inputs)
     with daemon.client() as client:

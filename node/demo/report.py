@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
+import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,7 +23,6 @@ from shoal.node.records import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from shoal.crypto.content import BlobId
     from shoal.crypto.peer_id import PeerId
@@ -147,10 +149,20 @@ def print_report(report: Report, *, as_json: bool) -> None:
         console.print(
             Text(
                 f"The receipts are in {report.receipts_at}; "
-                f"check them with: shoal receipt verify {report.receipts_at}/*.receipt"
+                f"check them with: {shoal_command()} receipt verify "
+                f"{report.receipts_at}/*.receipt"
             ),
             soft_wrap=True,
         )
+
+
+def shoal_command() -> str:
+    """What to type for ``shoal`` in the shell that started this process."""
+    started = sys.argv[0]
+    if Path(started).name != "shoal":
+        return f"{shlex.quote(sys.executable)} -m shoal.node.cli"
+    found = shutil.which("shoal")
+    return "shoal" if found and Path(found).samefile(started) else shlex.quote(started)
 
 
 def short(peer: str) -> str:

@@ -8,6 +8,7 @@ error says where.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import time
@@ -33,7 +34,15 @@ from shoal.node.demo.conviction import (
 )
 from shoal.node.demo.files import select
 from shoal.node.demo.filetypes import MODEL_INPUT, MODEL_OUTPUT, OpenMagika
-from shoal.node.demo.report import LabelledFile, LeftOut, Report, Totals, short, shown
+from shoal.node.demo.report import (
+    LabelledFile,
+    LeftOut,
+    Report,
+    Totals,
+    shoal_command,
+    short,
+    shown,
+)
 from shoal.node.demo.spread import spread
 from shoal.node.demo.steps import Steps
 from shoal.node.demo.swarm import SwarmError
@@ -179,7 +188,7 @@ def _catch(
         finding=view.verdict,
         proof=str(file),
         verdict=verdict,
-        command=f"shoal proof verify {file}",
+        command=f"{shoal_command()} proof verify {shlex.quote(str(file))}",
     ), scores
 
 

@@ -152,7 +152,7 @@ def test_the_demos_liar_is_caught_and_its_proof_convicts_it_with_no_daemon(demo)
     assert liar["delivered"] == 0
     assert {*liar["checked_by"]} <= nodes
     assert "convicted" in liar["verdict"]
-    assert liar["command"] == f"shoal proof verify {liar['proof']}"
+    assert liar["command"].endswith(f" proof verify {liar['proof']}")
     verdict = report["verified"].json["verdict"]
     assert (verdict["outcome"], verdict["accused"]) == ("convicted", liar["peer"])
 

@@ -2,6 +2,7 @@ import msgspec
 import pytest
 
 from shoal.node.assurance import WEAKER, Ground, JobAssurance, assure
+from shoal.node.cli.assurance import print_unit, print_units
 from shoal.node.records import Check, Job, JobState, Policy, Unit, UnitState
 
 JOB = Job(
@@ -69,7 +70,18 @@ def test_what_this_node_ran_itself_leaves_nothing_to_others():
     ):
         assured = assure(JOB, unit, checks, "own")
         assert assured.ground is Ground.OWN
-        assert assured.leaves == "nothing that another node could do"
+        assert assured.leaves == "that this machine itself is wrong"
+        assert assured.run_again_here is (unit.provider != "own")
+
+
+def test_a_units_own_run_and_a_peers_that_ran_again_here_are_told_apart(capsys):
+    own = msgspec.structs.replace(DONE, provider="own")
+    found = [assure(JOB, own, [], "own"), assure(JOB, DONE, [check("own", level="own")], "own")]
+    print_units([own, DONE], found)
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert (" own run " in first, " re-run here " in second) == (True, True)
+    print_unit(DONE, found[1])
+    assert "It does not rule out that this machine itself is wrong." in capsys.readouterr().out
 
 
 def test_who_gave_another_result_and_who_gave_none_is_told():
@@ -121,7 +133,7 @@ def test_a_unit_without_a_result_has_nothing_to_rely_on(state, provider, words):
 def test_a_job_is_summed_up_by_its_grounds_the_strongest_first():
     counted = JobAssurance({Ground.RECEIPT: 90, Ground.RE_RUN: 9, Ground.OWN: 1}, differed=2)
     own, again, receipt, differed = counted.summary
-    assert own.startswith("1 unit run by this node itself, which rules out every wrong result")
+    assert own.startswith("1 unit run or run again by this node, which rules out every")
     assert again.startswith("9 units run again by a drawn verifier")
     assert receipt.startswith("90 units with a receipt, and not run again")
     assert differed.startswith("of 2 units somebody gave another result")
@@ -147,7 +159,7 @@ def test_a_run_of_this_nodes_own_in_place_of_a_quorum_is_told(provider, agreed, 
 
 def test_the_sum_says_of_how_many_units_this_nodes_run_stands_in_place_of_a_quorum():
     own, told = JobAssurance({Ground.OWN: 4}, quorum=7, below_quorum=3).summary
-    assert own.startswith("4 units run by this node itself")
+    assert own.startswith("4 units run or run again by this node")
     assert told == (
         "3 units were run by fewer than the 7 nodes that quorum:7 asks for: "
         "this node ran them itself, and its own run decides"

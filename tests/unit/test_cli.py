@@ -109,6 +109,33 @@ def test_wrong_usage_exits_with_2_and_says_what_was_wrong(capsys, arguments):
     assert "  next: " in err
 
 
+def test_a_second_file_after_one_input_is_answered_with_what_to_write(capsys):
+    code, _, err = shoal(capsys, "run", "m.onnx", "--input", "x=a.npy", "y=b.npy")
+    assert code == 2
+    assert "each input needs its own --input" in err
+    assert "`--input y=b.npy`" in err
+    _, _, err = shoal(capsys, "run", "m.onnx", "--input", "x=a.npy", "x=b.npy")
+    assert err.startswith("error: input 'x' is given twice\n  next: ")
+
+
+def test_units_that_are_no_numbers_are_answered_with_an_example(capsys):
+    code, _, err = shoal(capsys, "job", "again", "1a20", "--units", "0-3")
+    assert (code, "'0-3' is not the number of a unit" in err) == (2, True)
+    assert "`shoal job again 1a20 --units 3 5`" in err
+
+
+def test_units_without_rows_are_wrong_usage(capsys):
+    code, _, err = shoal(capsys, "map", "m.onnx", "--input", "x=a.npy", "--batch", "0")
+    assert (code, "--batch: a unit of 0 rows" in err) == (2, True)
+
+
+def test_every_command_of_a_job_is_listed_with_a_sentence(capsys):
+    out = shoal(capsys, "job", "--help")[1]
+    (line,) = [row for row in out.splitlines() if row.startswith("│ why ")]
+    assert len(line.split()) > 4
+    assert "6 undecided" in " ".join(out.split())
+
+
 def test_a_typing_error_is_answered_with_a_suggestion(capsys):
     assert 'Did you mean "status"?' in shoal(capsys, "statsu")[2]
 
@@ -129,7 +156,8 @@ def test_with_no_daemon_down_does_not_say_to_start_one(capsys):
     code, out, err = shoal(capsys, "down")
     assert (code, out) == (3, "")
     assert err.startswith("error: no daemon runs")
-    assert "next:" not in err
+    assert "  next: there is nothing to end" in err
+    assert "`shoal up`" not in err
 
 
 def test_a_hint_carries_the_home_and_the_socket_that_the_user_gave(capsys, tmp_path):
@@ -206,6 +234,14 @@ def test_a_home_that_cannot_be_used_exits_with_4(capsys, tmp_path):
     code, _, err = shoal(capsys, "up", "--home", tmp_path / "file" / "home")
     assert code == 4
     assert "cannot be used" in err
+
+
+def test_what_is_no_receipt_and_a_directory_of_some_lead_to_the_next_step(capsys, tmp_path):
+    (tmp_path / "a").write_text("no receipt")
+    code, _, err = shoal(capsys, "receipt", "verify", tmp_path / "a")
+    assert (code, "  next: `shoal receipt fetch JOB" in err) == (1, True)
+    code, _, err = shoal(capsys, "receipt", "verify", tmp_path)
+    assert (code, f"`shoal receipt verify {tmp_path}/*`" in err) == (1, True)
 
 
 def test_a_missing_file_is_named(capsys):
@@ -644,6 +680,14 @@ def test_a_job_that_makes_progress_is_not_explained(capsys, monkeypatch):
     with pytest.raises(WaitTimeoutError):
         follow(Waiting(JOB), JOB, timeout_s=0.05)
     assert capsys.readouterr().err == ""
+
+
+def test_off_a_terminal_a_line_tells_of_progress_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("shoal.node.cli.follow.LINE_INTERVAL_S", 0.0)
+    job = msgspec.structs.replace(JOB, units_done=40, units_failed=2, units_total=250)
+    with pytest.raises(WaitTimeoutError):
+        follow(Waiting(job), JOB, timeout_s=0.01)
+    assert "running: 42 of 250 units after " in capsys.readouterr().err
 
 
 def test_a_failed_job_raises_its_failure():

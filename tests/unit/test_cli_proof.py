@@ -66,7 +66,9 @@ def test_what_is_no_proof_exits_with_1(tmp_path, capsys, data):
     path = tmp_path / "it.proof"
     path.write_bytes(data)
     assert main(["proof", "verify", str(path)]) == 1
-    assert "no valid fraud proof" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert (said.out, f"{path} is no valid fraud proof" in said.err) == ("", True)
+    assert "next: `shoal proof list` shows" in said.err
     assert main(["proof", "show", str(path)]) == 1
 
 

@@ -1,6 +1,7 @@
 """What a person reads at the end of the demo, and what a program does."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,15 @@ from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.node.demo.account import Share
 from shoal.node.demo.conviction import Caught
-from shoal.node.demo.report import LabelledFile, LeftOut, Report, Totals, print_report, short
+from shoal.node.demo.report import (
+    LabelledFile,
+    LeftOut,
+    Report,
+    Totals,
+    print_report,
+    shoal_command,
+    short,
+)
 
 REQUESTER, PROVIDER, KILLED, LIAR = (identity.generate().peer_id for _ in range(4))
 REPORT = Report(
@@ -64,8 +73,21 @@ def test_a_person_reads_who_did_what_and_how_it_was_checked(capsys):
     assert "killed half-way" in out
     assert "no provider was killed" in out
     assert "Python source" in out
-    assert "shoal receipt verify /receipts/*.receipt" in out
+    assert f"{shoal_command()} receipt verify /receipts/*.receipt" in out
     assert "\x1b" not in out  # no terminal, no colours
+
+
+def test_a_command_is_shown_as_it_can_be_typed_again(tmp_path, monkeypatch):
+    script = tmp_path / "bin" / "shoal"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(script), "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shoal_command() == str(script)
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert shoal_command() == "shoal"
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "__main__.py"), "demo"])
+    assert shoal_command() == f"{sys.executable} -m shoal.node.cli"
 
 
 def test_a_person_reads_of_the_liar_and_how_to_see_it_again(capsys):
