@@ -38,7 +38,8 @@ def nobody_bids(job: Job, answers: Sequence[Answer], own: PeerId) -> Failure:
     """
     offering = Neighbour(classes=frozenset({job.numeric_class}))
     known = dict.fromkeys((own, *(answer.peer for answer in answers)), offering)
-    found = explain(job, answers, Surroundings(own, known))
+    ending = msgspec.structs.replace(job, state=JobState.FAILED)
+    found = explain(ending, answers, Surroundings(own, known))
     causes = [cause for cause in found.causes if cause.code not in ("unanswered", "no_peer")]
     wait = "submit it without --fail-fast, and it waits"
     if not causes:

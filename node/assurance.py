@@ -16,6 +16,7 @@ import msgspec
 from shoal.crypto.peer_id import PeerId
 from shoal.node.records import Check, Job, Unit, UnitState
 from shoal.node.wording import count, names, spans
+from shoal.protocol.verification.policy import Verify
 
 
 class Ground(StrEnum):
@@ -80,15 +81,21 @@ def assure(job: Job, unit: Unit, checks: Sequence[Check], own: PeerId) -> Assura
             weaker=weaker,
         )
     agreed = _of(checks, "agrees")
+    ran = (unit.provider, *agreed)
     ground = _ground(unit, [check for check in checks if check.verdict == "agrees"], own)
     differed = _of(checks, "differs")
     return Assurance(
         unit=unit.index,
         ground=ground,
         ran=f"{names([unit.provider], own)} ran it",
-        checked=_checked(ground, unit, checks, agreed, differed, own, weaker=weaker),
+        checked="; ".join(
+            [
+                _checked(ground, unit, checks, agreed, differed, own, weaker=weaker),
+                *_in_place_of_a_quorum(quorum_of(job), ran, own),
+            ]
+        ),
         rules_out=_RULES_OUT[ground, weaker],
-        leaves=_leaves(ground, [unit.provider, *agreed], own, weaker=weaker),
+        leaves=_leaves(ground, ran, own, weaker=weaker),
         verifiers=agreed,
         differed=differed,
         weaker=weaker,
@@ -106,6 +113,8 @@ class JobAssurance(msgspec.Struct, frozen=True):
         doubted: The units that are done and for whose results nobody stands but peers that
             were convicted, the first `DOUBTED_LIMIT` of them.
         doubted_units: How many there are of those.
+        quorum: How many nodes were to run each unit; 0 where no quorum was asked for.
+        below_quorum: How many units fewer nodes ran, since this node did and is trusted.
     """
 
     units: dict[Ground, int]
@@ -113,6 +122,8 @@ class JobAssurance(msgspec.Struct, frozen=True):
     weaker: bool = False
     doubted: tuple[int, ...] = ()
     doubted_units: int = 0
+    quorum: int = 0
+    below_quorum: int = 0
 
     @property
     def summary(self) -> list[str]:
@@ -125,6 +136,8 @@ class JobAssurance(msgspec.Struct, frozen=True):
             if ruled_out := _RULES_OUT[ground, self.weaker]:
                 told += f", which rules out {ruled_out}"
             sentences.append(told)
+        if self.below_quorum:
+            sentences.append(self.own_runs)
         if self.differed:
             sentences.append(
                 f"of {count(self.differed, 'unit')} somebody gave another result, "
@@ -140,6 +153,18 @@ class JobAssurance(msgspec.Struct, frozen=True):
         if self.weaker and self.units.keys() - {Ground.NOTHING}:
             sentences.append(WEAKER)
         return sentences
+
+    @property
+    def own_runs(self) -> str:
+        """A sentence on the units that this node ran in place of a quorum; "" for none."""
+        if not self.below_quorum:
+            return ""
+        one = self.below_quorum == 1
+        return (
+            f"{count(self.below_quorum, 'unit')} {'was' if one else 'were'} run by fewer than "
+            f"the {self.quorum} nodes that quorum:{self.quorum} asks for: this node ran "
+            f"{'it' if one else 'them'} itself, and its own run decides"
+        )
 
 
 DOUBTED_LIMIT = 1000
@@ -182,6 +207,18 @@ def _ground(unit: Unit, good: Sequence[Check], own: PeerId) -> Ground:
     if any(check.level == "quorum" for check in good):
         return Ground.QUORUM
     return Ground.RE_RUN if good else Ground.RECEIPT
+
+
+def quorum_of(job: Job) -> int:
+    """How many nodes are to run each unit of a job; 0 where no quorum was asked for."""
+    verify = Verify.parse(job.verify)
+    return verify.k if verify.level == "quorum" else 0
+
+
+def _in_place_of_a_quorum(quorum: int, ran: Sequence[PeerId], own: PeerId) -> list[str]:
+    if own not in ran or len(ran) >= quorum:
+        return []
+    return [f"its own run stands in place of the {quorum} nodes that quorum:{quorum} asks for"]
 
 
 def _of(checks: Sequence[Check], verdict: str) -> tuple[PeerId, ...]:

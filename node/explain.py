@@ -40,7 +40,7 @@ UNITS_TOLD = 8
 
 
 def explain(job: Job, answers: Sequence[Answer], around: Surroundings) -> Explanation:
-    """Why a job that has not ended stands where it stands."""
+    """Why a job stands where it stands: one that has not ended, or that nobody bid for."""
     latest = _latest(answers)
     causes = [
         *nobody(job, around),
@@ -104,6 +104,16 @@ def _have(number: int) -> str:
 def _unanswered(job: Job, around: Surroundings) -> Cause:
     asked = [p for p, one in around.known.items() if job.numeric_class in one.classes]
     who = "this node alone" if asked == [around.own] else count(len(asked), "node")
+    if job.state.final:
+        verb = "offers" if len(asked) == 1 else "offer"
+        return Cause(
+            "unanswered",
+            f"{who} {verb} the class {job.numeric_class} now, and had not answered when the "
+            "job ended",
+            "submit it again",
+            Remedy.HERE,
+            tuple(asked),
+        )
     return Cause(
         "unanswered",
         f"{who} can be asked, and nothing was answered yet",
@@ -181,21 +191,23 @@ def _cause(
     return Cause(
         "false_result" if verdict in FALSE_RESULTS else verdict,
         f"{who} {says.replace('{class}', job.numeric_class)}",
-        _fill(step, peers, around),
+        _fill(step, job, peers, around),
         remedy,
         peers,
     )
 
 
-def _fill(step: str, peers: Sequence[PeerId], around: Surroundings) -> str:
+def _fill(step: str, job: Job, peers: Sequence[PeerId], around: Surroundings) -> str:
     """A step with the names and figures of this case."""
     if len(peers) > 1:
         step = step.replace("its operator", "their operators")
         step = step.replace("its owner gives", "their owners give")
+    if job.state.final:
+        again = f"another job asks {'it' if len(peers) == 1 else 'them'} anew"
+    else:
+        again = _again(peers, around.outlook, len(peers) == 1)
     return (
-        step.replace("{own}", around.own)
-        .replace("{peer}", peers[0])
-        .replace("{again}", _again(peers, around.outlook, len(peers) == 1))
+        step.replace("{own}", around.own).replace("{peer}", peers[0]).replace("{again}", again)
     )
 
 

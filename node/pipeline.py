@@ -162,6 +162,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
         priority=spec.priority,
         open=spec.open,
         outputs_stay=spec.outputs_stay,
+        verify=spec.verify,
     )
     try:
         await house.journal.add_job(job, spec, taken.units, taken.tensors)

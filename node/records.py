@@ -162,6 +162,8 @@ class Job(msgspec.Struct, frozen=True):
     outputs_stay: bool = False
     fetched: bool = False
     """Whether every result was given out, so that the job may go when room is needed."""
+    verify: ShortText = "auto"
+    """How its results are checked, as `JobSpec.verify` has it."""
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -52,6 +52,12 @@ def job_row(job: Job, spec: JobSpec) -> dict[str, Any]:
     }
 
 
+class _Asked(msgspec.Struct, frozen=True):
+    """What of a spec's JSON a job is told with."""
+
+    verify: str = "auto"
+
+
 def job_of(row: sqlite3.Row) -> Job:
     """Read a job's row."""
     state = JobState(row["state"])
@@ -73,6 +79,7 @@ def job_of(row: sqlite3.Row) -> Job:
         open=bool(row["open"]),
         outputs_stay=bool(row["outputs_stay"]),
         fetched=state.final and row["units_fetched"] >= ended,
+        verify=msgspec.json.decode(row["spec"], type=_Asked).verify,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.node.assurance import DOUBTED_LIMIT, Ground, JobAssurance
+from shoal.node.assurance import DOUBTED_LIMIT, Ground, JobAssurance, quorum_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -27,14 +27,16 @@ SELECT
         ELSE 'receipt'
     END AS ground,
     COUNT(*) AS number,
-    TOTAL(COALESCE(units.state = 'done' AND found.differed, 0)) AS differed
+    TOTAL(COALESCE(units.state = 'done' AND found.differed, 0)) AS differed,
+    TOTAL(1 + COALESCE(found.agreed, 0) < :quorum) AS fewer
 FROM units LEFT JOIN (
     SELECT
         place,
         MAX(verdict = 'agrees' AND verifier = :own) AS own,
         MAX(verdict = 'agrees' AND level = 'quorum') AS quorum,
         MAX(verdict = 'agrees') AS rerun,
-        MAX(verdict = 'differs') AS differed
+        MAX(verdict = 'differs') AS differed,
+        COUNT(DISTINCT CASE WHEN verdict = 'agrees' THEN verifier END) AS agreed
     FROM checks WHERE job = :job GROUP BY place
 ) AS found ON found.place = units.place
 WHERE units.job = :job GROUP BY ground
@@ -67,9 +69,11 @@ async def units_assured(journal: State, job: Job, own: PeerId) -> JobAssurance:
     Raises:
         StoreError: The state cannot be read.
     """
+    quorum = quorum_of(job)
 
     def read(database: sqlite3.Connection) -> JobAssurance:
-        rows = database.execute(_COUNTED, {"job": job.id, "own": own}).fetchall()
+        asked = {"job": job.id, "own": own, "quorum": quorum}
+        rows = database.execute(_COUNTED, asked).fetchall()
         key = {"job": job.id, "own": own, "limit": DOUBTED_LIMIT}
         doubted, number = (), 0
         if database.execute("SELECT 1 FROM bans LIMIT 1").fetchone():
@@ -85,6 +89,8 @@ async def units_assured(journal: State, job: Job, own: PeerId) -> JobAssurance:
             units={Ground(row["ground"]): row["number"] for row in rows},
             differed=int(sum(row["differed"] for row in rows)),
             weaker=job.numeric_class != "exact",
+            quorum=quorum,
+            below_quorum=int(sum(row["fewer"] for row in rows if row["ground"] == Ground.OWN)),
         )
 
     return await journal.transact(read)

@@ -312,6 +312,7 @@ def _print_job(job: Job) -> None:
         ("policy", job.policy),
         ("program", job.program),
         ("class", job.numeric_class),
+        ("verify", job.verify),
         ("units", f"{job.units_done} done, {job.units_failed} failed, of {job.units_total}"),
         ("time", duration_text(ended_at - job.created_at)),
     ]

@@ -83,7 +83,8 @@ class Limits:
         verify: Annotated[
             str,
             Parameter(
-                help="How results are checked: receipt, quorum:K, sample:P or auto.",
+                help="How results are checked: receipt, quorum:K, sample:P or auto. What this "
+                "node runs itself needs no check, and stands in place of a quorum.",
             ),
         ] = "auto",
         proofs: Annotated[
@@ -320,8 +321,17 @@ def deliver(client: "Client", job: Job, into: Into, *, as_json: bool) -> None:
         for name, array in arrays.items():
             print(f"{name}  {array.dtype.name}{list(array.shape)}  {_preview(array)}")
     note(f"job {job.id}: {job.units_done} of {job.units_total} units done")
+    _note_own_runs(client, job)
     if output is None:
         note(f"next: `shoal job fetch {job.id} --output DIR` writes the outputs to files")
+
+
+def _note_own_runs(client: "Client", job: Job) -> None:
+    """Say where this node ran units in place of the quorum that was asked for."""
+    if job.verify.startswith("quorum:"):
+        counted, _ = client.assurance(job.id, 0, 0)
+        if counted.below_quorum:
+            note(f"{counted.own_runs}; `shoal job show {job.id}` tells which")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.records import JobId
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling.state import (
+    BID,
     KINDS_LIMIT,
     SPEEDS_LIMIT,
     Batch,
@@ -204,6 +205,7 @@ def bid_came(state: State, job_id: JobId, peer: PeerId, offer: Offer, now_s: flo
     if (job := state.jobs.get(job_id)) is not None:
         candidate = job.candidate(peer)
         candidate.asked, candidate.offer, candidate.bid_s = False, offer, now_s
+        candidate.why = BID
 
 
 def refused(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import estimates
-from shoal.node.scheduling.state import Candidate
+from shoal.node.scheduling.state import BID, Candidate
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
@@ -190,6 +190,24 @@ def _outrun(draft: Draft, lease: Lease) -> bool:
     return any(
         batch.unwanted and not batch.answered and overdue(state, batch.id, draft.now_s)
         for batch in batches
+    )
+
+
+def nobody_bids(state: State, job: JobQueue) -> bool:
+    """Whether all who may be called have answered, and none of them with a bid that stands.
+
+    A bid stands until the award of it is refused: while the lease is expected, and what went
+    out with the award comes back, and also where it was let go for a better one.
+    """
+    if not job.called or job.leased:
+        return False
+    if any(lease.job == job.id for lease in state.leases.values()):
+        return False
+    if any(c.asked or c.awarding or c.offer for c in job.candidates.values()):
+        return False
+    return all(
+        job.candidates.get(peer, _NEW).why not in ("", BID)
+        for peer in state.offering.get(job.numeric_class, {})
     )
 
 

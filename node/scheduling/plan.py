@@ -74,8 +74,7 @@ def _tend(draft: Draft, job: JobQueue) -> None:
     for index in doomed:
         draft.add(do.GiveUp(job.id, index))
         draft.taken.setdefault(job.id, set()).add(index)
-    pending = any(c.asked or c.awarding or c.offer for c in job.candidates.values())
-    if job.fail_fast and job.called and not job.leased and not pending and job.waiting:
+    if job.fail_fast and job.waiting and placement.nobody_bids(draft.state, job):
         draft.add(do.FailFast(job.id))
 
 

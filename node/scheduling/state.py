@@ -22,6 +22,9 @@ BatchId = NewType("BatchId", int)
 Kind: TypeAlias = tuple[BlobId, str]
 """A program and a numeric class: what a measured speed is of."""
 
+BID = "bid"
+"""What `Candidate.why` says where a peer bid; a refusal's code is another one."""
+
 KINDS_LIMIT = 256
 """Kinds of which speeds are kept, the last used: a day's work of a busy user."""
 
@@ -128,7 +131,7 @@ class Candidate:
         awarding: An award to it is unanswered.
         lease: The open lease with it.
         full: As many of its results wait to be checked as may: it gets nothing more.
-        why: The code of what it answered last.
+        why: The code of what it answered last; "" before it has answered anything.
     """
 
     not_before_s: float = -math.inf

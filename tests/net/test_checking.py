@@ -191,6 +191,17 @@ async def test_a_quorum_of_too_few_takes_this_node_in(node):
     assert {each[2:] for each in found} == {("own", "agrees")}
 
 
+@pytest.mark.parametrize("numeric_class", ["exact", "fp32"])
+async def test_a_run_of_this_node_in_place_of_a_quorum_is_told(node, numeric_class):
+    async with open_peers(node, Peer):
+        units = await node.run(range(4), numeric_class, verify="quorum:7")
+    job = await node.journal.job(units[0].job)
+    counted = await units_assured(node.journal, job, node.peer)
+    assert job.verify == "quorum:7"
+    assert (counted.quorum, counted.below_quorum) == (7, 4)
+    assert "4 units were run by fewer than the 7 nodes" in counted.own_runs
+
+
 async def test_two_receipts_for_one_award_that_differ_go_to_the_disputes_together(node):
     async with open_peers(node, SaysAnotherThingEachTime) as (liar,):
         # Beside another it might be found false as a verifier first, and not be asked again.

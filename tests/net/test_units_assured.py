@@ -57,10 +57,19 @@ async def test_results_are_in_doubt_that_rest_on_convicted_peers_alone(tmp_path)
     assert counted.doubted_units == len(counted.doubted)
 
 
-@pytest.mark.parametrize("numeric_class", ["exact", "fp32"])
-async def test_the_counts_are_those_of_the_units_one_by_one(tmp_path, numeric_class):
+@pytest.mark.parametrize(
+    ("numeric_class", "verify", "below"),
+    [
+        ("exact", "auto", False),
+        ("fp32", "quorum:2", True),
+        ("exact", "quorum:3", True),
+    ],
+)
+async def test_the_counts_are_those_of_the_units_one_by_one(
+    tmp_path, numeric_class, verify, below
+):
     async with open_state(tmp_path / "state.sqlite") as state:
-        job, spec = make_job(numeric_class=numeric_class)
+        job, spec = make_job(numeric_class=numeric_class, verify=verify)
         cases = list(product((PEER, OWN), SETS))
         units = make_units(len(cases) + 2)
         await state.add_job(job, spec, units)
@@ -81,5 +90,8 @@ async def test_the_counts_are_those_of_the_units_one_by_one(tmp_path, numeric_cl
         ]
     assert counted.units == Counter(each.ground for each in assured)
     assert counted.differed == sum(bool(each.differed) for each in assured)
+    in_place = [each for each in assured if "in place of" in each.checked]
+    assert counted.below_quorum == len(in_place)
+    assert bool(in_place) == below
     assert counted.weaker == (numeric_class == "fp32")
     assert len(counted.units) == 5

@@ -103,6 +103,20 @@ def test_a_job_for_which_nobody_even_answered_fails_in_words_too():
     assert "without --fail-fast" in failure.hint
 
 
+def test_a_job_that_failed_since_nobody_bid_is_told_of_as_one_that_has_ended():
+    running = changed(state=JobState.RUNNING, ended_at=None, units_done=0)
+    for answers, words in (
+        ([], "2 nodes offer the class fp32 now, and had not answered when the job ended: "),
+        ([Answer("j", "peer", 2.0, "busy", "")], "another job asks it anew; more peers"),
+    ):
+        failure = nobody_bids(running, answers, "own")
+        job = changed(state=JobState.FAILED, units_done=0, failure=failure)
+        text = told(job, answers, AROUND, []).summary
+        assert words in text
+        for wrong in ("wait some seconds", "can be asked", "asked again"):
+            assert wrong not in text + failure.hint
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

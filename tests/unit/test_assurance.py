@@ -139,6 +139,37 @@ def test_a_job_is_summed_up_by_its_grounds_the_strongest_first():
     assert differed.startswith("of 2 units somebody gave another result")
 
 
+@pytest.mark.parametrize(
+    ("provider", "agreed", "in_place"),
+    [
+        ("own", [], True),
+        ("ann", ["own"], True),
+        ("ann", ["bob", "own"], False),  # three ran it, as was asked
+        ("ann", ["bob"], False),
+    ],
+)
+def test_a_run_of_this_nodes_own_in_place_of_a_quorum_is_told(provider, agreed, in_place):
+    job = msgspec.structs.replace(JOB, verify="quorum:3")
+    unit = msgspec.structs.replace(DONE, provider=provider)
+    checks = [check(peer, level="own" if peer == "own" else "quorum") for peer in agreed]
+    words = "its own run stands in place of the 3 nodes that quorum:3 asks for"
+    assert assure(job, unit, checks, "own").checked.endswith(words) == in_place
+    assert "quorum:" not in assure(JOB, unit, checks, "own").checked
+
+
+def test_the_sum_says_of_how_many_units_this_nodes_run_stands_in_place_of_a_quorum():
+    own, told = JobAssurance({Ground.OWN: 4}, quorum=7, below_quorum=3).summary
+    assert own.startswith("4 units run or run again by this node")
+    assert told == (
+        "3 units were run by fewer than the 7 nodes that quorum:7 asks for: "
+        "this node ran them itself, and its own run decides"
+    )
+    one = JobAssurance({Ground.OWN: 1}, quorum=2, below_quorum=1).own_runs
+    assert one.startswith("1 unit was run by fewer than the 2 nodes")
+    assert "ran it itself" in one
+    assert JobAssurance({Ground.OWN: 1}, quorum=2).own_runs == ""
+
+
 def test_results_that_rest_on_convicted_peers_are_named_in_the_sum():
     counted = JobAssurance({Ground.RECEIPT: 9}, doubted=(3, 5, 6, 7), doubted_units=9)
     *_, doubted = counted.summary
