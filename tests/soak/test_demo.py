@@ -32,6 +32,6 @@ def test_every_file_is_labelled_as_magika_does_and_a_person_is_told_so(tmp_path)
     assert "requester and provider" in out
     assert "Python source" in out
     assert "lied: one bit of each result that it gave was false" in out
-    assert "shoal proof verify " in out
+    assert " proof verify " in out
     assert '"level"' not in out + err  # the daemons log JSON
     assert "\x1b" not in out + err  # no terminal, no colours
