@@ -39,7 +39,7 @@ UNITS = {"magika": 12, "minilm": 36}
 READY_LIMIT_S = 120
 JOB_LIMIT_S = 180
 CONVICTED_LIMIT_S = 120
-ROUNDS = 5
+ROUNDS = 15
 """How many jobs at most until a liar has had its chance to lie."""
 
 
