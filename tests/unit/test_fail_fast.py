@@ -56,6 +56,17 @@ def test_it_fails_when_the_last_one_has_refused():
     assert FAILS in it.begun()
 
 
+@pytest.mark.parametrize("state", ["asked", "awarding"])
+def test_it_goes_on_while_one_that_refused_before_is_with_it_again(state):
+    it = NotToWait("a", "b")
+    it.refuses("a")
+    it.refuses("b")
+    setattr(it.job.candidates["a"], state, True)
+    assert FAILS not in it.begun()
+    setattr(it.job.candidates["a"], state, False)
+    assert FAILS in it.begun()
+
+
 def test_it_fails_where_there_is_nobody_to_call():
     assert FAILS in NotToWait().begun()
 
