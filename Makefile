@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Files that do more in the soak: several times as many examples, and tests marked `soak`.
 THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/property/test_judging.py \
-	tests/net/test_exact_invariance.py tests/e2e/test_chaining.py tests/zoo
+	tests/property/test_traces.py tests/net/test_exact_invariance.py tests/e2e/test_chaining.py tests/zoo
 # Parts of the soak that hold a daemon to times, and so run by themselves.
 TIMED := tests/soak/test_challenges.py tests/soak/test_connections.py tests/soak/test_hostile_network.py \
 	tests/soak/test_joining.py tests/soak/test_lan_flood.py tests/soak/test_shaped.py
@@ -58,7 +58,7 @@ interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) 
 	$(BIN)/python -m pytest tests/interop
 
 soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
-	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak $(THOROUGH) $(ZOO)
+	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak tests/property $(filter-out tests/property/%,$(THOROUGH)) $(ZOO)
 
 soak-short: $(VENV)/.dev-installed  ## the same for one minute
 	SHOAL_SOAK_S=60 $(BIN)/python -m pytest $(TIMED)
