@@ -1,5 +1,6 @@
 """The daemon's life as its operator sees it: up, down, status, peers."""
 
+import gc
 import os
 import re
 import signal
@@ -71,8 +72,11 @@ def up(
         for warning in config.warnings:
             note(f"warning: {warning}")
         return _start_detached(config, given, as_json=here.as_json)
+    gc.disable()  # imports make objects that stay: to look for garbage among them takes long
     from shoal.node import daemon
 
+    gc.freeze()  # nor does any later look halt the daemon to go through them
+    gc.enable()
     return daemon.run(config, reread)
 
 
