@@ -235,6 +235,7 @@ async def test_a_blob_that_a_peer_has_no_right_to_is_refused_held_or_not(pair, v
         with pytest.raises(NetworkError) as refused:
             await ask()
         assert refused.value.code == "no_right"
+        assert {(peer, what) for peer, what, _ in giver.noted} == {(taker.peer, "no_right")}
         await giver.store.put_bytes(os.urandom(5 * MIB))
     giver.rights.grant("a lease", taker.peer, [held])
     with pytest.raises(NetworkError) as refused:
