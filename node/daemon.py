@@ -254,6 +254,7 @@ async def serve(
             shares,
             newer=control.versions.is_newer,
             broke=conduct.broke,
+            noted=conduct.noted,
         )
         channels = await stack.enter_async_context(
             open_channels(
@@ -263,6 +264,8 @@ async def serve(
                 await _bulk_listeners(config),
                 announce=config.bulk_announce,
                 broke=conduct.broke,
+                noted=conduct.noted,
+                called=conduct.called,
             )
         )
         house = House(
@@ -278,6 +281,7 @@ async def serve(
             worker=worker,
             reach=partial(conduct.reach, introductions.reach),
             broke=conduct.broke,
+            noted=conduct.noted,
             terms=lambda: make_terms(
                 settings(),
                 identity,

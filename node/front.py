@@ -112,6 +112,8 @@ if TYPE_CHECKING:
     from shoal.node.reachability import Reachability
     from shoal.node.records import (
         Ban,
+        CallerView,
+        ConductView,
         CutView,
         GivenUnit,
         Job,
@@ -232,6 +234,14 @@ class Daemon:
     def cuts(self) -> list[CutView]:
         """Peers of which no connection is taken for a while."""
         return self.conduct.cuts()
+
+    def conducts(self) -> list[ConductView]:
+        """Peers of which something is held or noted."""
+        return self.conduct.all()
+
+    def callers(self) -> list[CallerView]:
+        """From where strangers called at the bulk port without a good token."""
+        return self.conduct.callers()
 
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""

@@ -230,6 +230,8 @@ class _Api:
                 "peers": self._daemon.peers(),
                 "misfits": self._daemon.misfits(),
                 "cut": self._daemon.cuts(),
+                "conduct": self._daemon.conducts(),
+                "callers": self._daemon.callers(),
                 "banned": self._daemon.bans(),
             }
         )

@@ -7,7 +7,7 @@ comes on it. All of a peer's channels end with its libp2p connection.
 
 What fails before a channel is there, anybody on the way can bring about: the token goes in
 the clear, and whoever copies it can show a wrong certificate in another's name. So that is
-logged and held against nobody; what is said within TLS is.
+noted (`node.notes`) and held against nobody; what is said within TLS is an offence.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from shoal.node.bulk.tokens import (
 from shoal.node.bulk.wire import Wire, begin, shut
 from shoal.node.errors import NetworkError
 from shoal.node.network_statistics import Traffic
+from shoal.node.notes import Seen
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
 from shoal.protocol.errors import RemoteProtocolError, VersionError
@@ -131,15 +132,17 @@ class Channels:
         port: int | None,
         announce: tuple[str, int] | None,
         broke: Callable[[PeerId, Offence, str], None],
+        noted: Callable[[PeerId, Seen, str], None],
+        called: Callable[[str, str], None],
     ) -> None:
         self._network, self._control, self._blobs = network, control, blobs
         self._nursery = nursery
-        self._broke = broke
+        self._broke, self._noted = broke, noted
         self.port = port
         self._announce = announce
         self._certificate = make_certificate()
         self._tokens = Tokens()
-        self.door = Door(self._admit)
+        self.door = Door(self._admit, called)
         self._disk = FairTurns(DISK_READS_AT_ONCE)
         self._serving_threads = trio.CapacityLimiter(CHANNELS_IN_ALL)
         self._taking_threads = trio.CapacityLimiter(CHANNELS_IN_ALL)
@@ -273,7 +276,10 @@ class Channels:
         return answer
 
     async def _dial(self, peer: PeerId, offer: ChannelOffered) -> Wire:
-        tls = context(self._certificate, offer.certificate, server=False)
+        try:
+            tls = context(self._certificate, offer.certificate, server=False)
+        except NetworkError as error:
+            raise self._no_tls(peer, error) from None
         remote = self._network.remote_address(peer)
         if remote is None:
             raise NetworkError(f"{peer} is not connected", code="not_connected")
@@ -286,9 +292,14 @@ class Channels:
         except BaseException as error:
             sock.close()
             if isinstance(error, NetworkError):
-                raise NetworkError(error.message, code="no_channel") from None
+                raise self._no_tls(peer, error) from None
             raise
         return wire
+
+    def _no_tls(self, peer: PeerId, error: NetworkError) -> NetworkError:
+        """Note that no TLS came about with a peer; gives what that means for a blob."""
+        self._noted(peer, seen_in(error), error.message)
+        return NetworkError(error.message, code="no_channel")
 
     async def _take(self, wire: Wire, work: Callable[[], T]) -> T:
         return await self._run(wire, work, self._taking_threads)
@@ -336,6 +347,8 @@ class Channels:
         except RemoteProtocolError as error:
             self._broke(peer, offence_of(error), error.message)
         except ShoalError as error:
+            if error.code in NO_CHANNEL:
+                self._noted(peer, seen_in(error), error.message)
             level = log.debug if error.code == "link_lost" else log.warning
             level("a bulk channel has ended", peer=peer, why=error.message)
         except Exception:  # root of a channel's task: the fault must not end the others
@@ -396,6 +409,15 @@ def offence_of(error: RemoteProtocolError) -> Offence:
     return Offence.BAD_FRAME
 
 
+NO_CHANNEL = frozenset({"no_channel", "bad_certificate"})
+"""How it is said that no TLS came about; the second where it was for a certificate."""
+
+
+def seen_in(error: ShoalError) -> Seen:
+    """What is noted of a channel that did not come about."""
+    return Seen.OTHER_CERTIFICATE if error.code == "bad_certificate" else Seen.NO_TLS
+
+
 @asynccontextmanager
 async def open_channels(
     network: Network,
@@ -405,6 +427,8 @@ async def open_channels(
     *,
     announce: tuple[str, int] | None = None,
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None,
+    noted: Callable[[PeerId, Seen, str], None] = lambda _peer, _what, _detail: None,
+    called: Callable[[str, str], None] = lambda _place, _what: None,
 ) -> AsyncIterator[Channels]:
     """Have bulk channels for as long as the block runs.
 
@@ -416,6 +440,8 @@ async def open_channels(
             then none are asked for either.
         announce: Where peers are told to dial, where that is not where this node listens.
         broke: Told of what breaks the protocol.
+        noted: Told of what a peer may not have done itself.
+        called: Told from where somebody called without a good token.
     """
     listening = list(listeners)
     async with trio.open_nursery() as nursery:
@@ -427,6 +453,8 @@ async def open_channels(
             port=port_of(listening) if listening else None,
             announce=announce,
             broke=broke,
+            noted=noted,
+            called=called,
         )
         if listening:
             nursery.start_soon(trio.serve_listeners, channels.door.answer, listening)

@@ -20,6 +20,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.node.bulk.channels import offence_of
 from shoal.node.bulk.plan import STARVED_S, Plan, Role
 from shoal.node.errors import NetworkError, StoreError
+from shoal.node.notes import Seen
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.errors import RemoteProtocolError
 
@@ -148,7 +149,9 @@ class Transfer:
                 stalled = self.plan.stalled(time.monotonic())
             for peer in stalled:
                 if peer in self._taking:
-                    log.info("a source has stalled", source=peer, blob=self._chunks.blob_id)
+                    blob_id = self._chunks.blob_id
+                    log.info("a source has stalled", source=peer, blob=blob_id)
+                    self._house.noted(peer, Seen.STALLED, f"blob {blob_id[:16]}…")
                     self._taking[peer].cancel()
         for peer, scope in self._taking.items():
             if self.plan.owes(peer):  # else it ends by itself, and its channel can rest
@@ -169,6 +172,8 @@ class Transfer:
                 self._failures.note(source, self._chunks.blob_id, error)
                 given_up = True
             except ShoalError as error:
+                if error.code == "link_lost":
+                    self._house.noted(peer, Seen.BROKE_OFF, error.message)
                 if source.is_taker and error.code in set(WhyNot) and not self._is_starved():
                     pause_s = ASK_TAKER_AGAIN_S  # it has not begun yet, or was not told yet
                 else:

@@ -58,14 +58,17 @@ class Wire:
         """Begin TLS.
 
         Raises:
-            NetworkError: It does not come about: another certificate or version, or silence.
+            NetworkError: It does not come about: ``bad_certificate``: another one than the
+                peer told of; ``no_channel``: another version, or silence.
         """
         self.sock.settimeout(HANDSHAKE_LIMIT_S)
         try:
             self.sock.do_handshake()
         except OSError as error:
+            wrong = isinstance(error, ssl.SSLCertVerificationError)
             raise NetworkError(
-                f"no TLS comes about with {self.peer}: {_reason(error)}", code="no_channel"
+                f"no TLS comes about with {self.peer}: {_reason(error)}",
+                code="bad_certificate" if wrong else "no_channel",
             ) from None
 
     def send(self, message: msgspec.Struct) -> None:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from shoal.node.records import (
         Answer,
         Ban,
+        CallerView,
+        ConductView,
         CutView,
         LogLevelView,
         MisfitView,
@@ -115,6 +117,14 @@ class Client:
     def cuts(self) -> list[CutView]:
         """The peers that are cut for what they did, though no advert of theirs is known."""
         return self._drive(flows.cuts())
+
+    def conducts(self) -> list[ConductView]:
+        """The peers of which something is held or noted, known by an advert or not."""
+        return self._drive(flows.conducts())
+
+    def callers(self) -> list[CallerView]:
+        """From where strangers called at the bulk port without a good token."""
+        return self._drive(flows.callers())
 
     def forgive(self, peer: str) -> None:
         """Let a peer that is cut back in, and forget what it did.

@@ -87,6 +87,12 @@ def test_a_large_tensor_goes_there_and_back_and_the_daemons_stay_well(
     for node, way in ((provider, "received"), (submitter, "received")):
         assert size_bytes < moved(node, way, protocol) < size_bytes + MIB
         assert moved(node, way, other) < MIB
+    with submitter.client() as client:
+        (view,) = client.peers()
+    ways = (view.bulk_received_bytes, view.bulk_sent_bytes)
+    assert view.peer == provider.peer
+    assert all(SIZE_BYTES < count < SIZE_BYTES + MIB for count in ways) == (protocol == "bulk")
+    assert protocol == "bulk" or ways == (0, 0)
     for node in two.nodes:
         status = shoal("status", "--json", node=node).json
         assert (status["bulk"] > 0) == (protocol == "bulk")

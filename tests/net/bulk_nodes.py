@@ -35,7 +35,7 @@ class BulkNode:
         self.home = home
         self.network, self.control, self.store = network, control, store
         self.rights, self.kept, self.shares = Rights(), KeptOutputs(), ProgramShares()
-        self.broken = []
+        self.broken, self.noted, self.callers = [], [], []
         self.book = {}
         self.announce = announce
         self.streams = []
@@ -47,10 +47,17 @@ class BulkNode:
             self.shares,
             newer=control.versions.is_newer,
             broke=self.broke,
+            noted=self.note,
         )
 
     def broke(self, peer, offence, detail):
         self.broken.append((peer, offence.value, detail))
+
+    def note(self, peer, what, detail):
+        self.noted.append((peer, what.value, detail))
+
+    def called(self, place, detail):
+        self.callers.append((place, detail))
 
     async def answer(self, peer, body):
         if isinstance(body, ChannelWanted):
@@ -87,8 +94,10 @@ class BulkNode:
 
 
 @asynccontextmanager
-async def open_bulk_node(home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce=None):
-    key = identity.generate()
+async def open_bulk_node(
+    home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce=None, key=None
+):
+    key = key or identity.generate()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         network = await enter(open_network(key, LOOPBACK))
@@ -106,6 +115,8 @@ async def open_bulk_node(home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce
                 listeners,
                 announce=announce,
                 broke=node.broke,
+                noted=node.note,
+                called=node.called,
             )
         )
         node.house = House(
@@ -122,6 +133,7 @@ async def open_bulk_node(home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce
             reach=node.reach,
             terms=None,
             broke=node.broke,
+            noted=node.note,
         )
         network.handle(BLOB_PROTOCOL, node.serve_stream)
         control.answer_with(node.answer)

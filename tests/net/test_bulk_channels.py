@@ -23,6 +23,7 @@ from shoal.node.bulk.tokens import CHANNELS_PER_PEER
 from shoal.node.errors import NetworkError, StoreError
 from shoal.node.fetching import fetch
 from shoal.node.house import hold
+from shoal.node.network_statistics import Traffic
 from shoal.protocol.limits import CHANNEL_FROM_BYTES
 
 LARGE = 40 * MIB + 17
@@ -95,6 +96,41 @@ async def test_a_channel_stays_for_the_next_blob_and_closes_when_there_is_none(
     await fetch(taker.house, second, giver.peer, LIMIT_BYTES)
     assert not asked
     await until(lambda: at_rest(giver, taker))
+
+
+async def test_bytes_are_counted_for_each_peer_and_in_both_directions(tmp_path):
+    async with (
+        giver_and_taker(tmp_path) as (giver, taker),
+        open_bulk_node(tmp_path / "other") as other,
+    ):
+        await other.network.connect(giver.peer, giver.network.addresses(), 5)
+        for node, size_bytes in ((taker, LARGE), (other, 5 * MIB)):
+            blob_id = await giver.give(node, os.urandom(size_bytes))
+            await fetch(node.house, blob_id, giver.peer, LIMIT_BYTES)
+            got = node.channels.traffic_of(giver.peer)
+            assert size_bytes < got.received < size_bytes + ROOM_FOR_FRAMES
+            assert 0 < got.sent < ROOM_FOR_FRAMES
+            mirrored = Traffic(received=got.sent, sent=got.received)
+            # its thread may not have counted yet what has arrived
+            await until(lambda n=node, m=mirrored: giver.channels.traffic_of(n.peer) == m)
+        assert giver.channels.traffic_of(giver.peer) == Traffic()
+
+
+async def test_of_whoever_was_longest_silent_the_bytes_are_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(channels_module, "PEERS_COUNTED_LIMIT", 1)
+    async with (
+        giver_and_taker(tmp_path) as (giver, taker),
+        open_bulk_node(tmp_path / "other") as other,
+    ):
+        await other.network.connect(giver.peer, giver.network.addresses(), 5)
+        for node in (taker, other):
+            blob_id = await giver.give(node, os.urandom(5 * MIB))
+            await fetch(node.house, blob_id, giver.peer, LIMIT_BYTES)
+            await taker.network.disconnect(giver.peer)
+            await until(lambda node=node: node is other or at_rest(giver))
+        assert giver.channels.traffic_of(taker.peer) == Traffic()
+        assert giver.channels.traffic_of(other.peer).sent > 5 * MIB
+        assert giver.bulk[1] > 10 * MIB  # in all nothing is forgotten
 
 
 async def test_a_channel_that_has_carried_its_share_is_not_used_again(pair, monkeypatch):
@@ -235,6 +271,7 @@ async def test_a_blob_that_a_peer_has_no_right_to_is_refused_held_or_not(pair, v
         with pytest.raises(NetworkError) as refused:
             await ask()
         assert refused.value.code == "no_right"
+        assert {(peer, what) for peer, what, _ in giver.noted} == {(taker.peer, "no_right")}
         await giver.store.put_bytes(os.urandom(5 * MIB))
     giver.rights.grant("a lease", taker.peer, [held])
     with pytest.raises(NetworkError) as refused:
