@@ -7,7 +7,6 @@ socket down from outside (`shut`), and whatever blocks on it fails at once.
 from __future__ import annotations
 
 import socket
-import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from shoal.crypto.peer_id import PeerId
+    from shoal.node.bulk.tls import Tls
 
 HANDSHAKE_LIMIT_S = 10.0
 CHUNK_LIMIT_S = 60.0
@@ -34,19 +34,32 @@ class Wire:
     """One end of a channel, of which one thread at a time makes use.
 
     Args:
-        sock: Connected, and its TLS not begun.
+        tls: Of a connected socket, and not begun.
         peer: Who is at the other end.
         newer: Whether it speaks a newer version (`protocol.versions`).
     """
 
-    def __init__(self, sock: ssl.SSLSocket, peer: PeerId, *, newer: bool) -> None:
+    def __init__(self, tls: Tls, peer: PeerId, *, newer: bool) -> None:
         self.peer = peer
         self.received = self.sent = 0
         self._counted = 0, 0
-        self.sock = sock
+        self.sock = tls.sock
+        self._tls = tls
         self._newer = newer
         self._between = True  # nothing has begun to come that must end
         self._length = bytearray(LENGTH_BYTES)
+
+    def check_same(self, certificate: bytes) -> None:
+        """Check after the handshake that the other side is the one that was meant.
+
+        Raises:
+            NetworkError: ``bad_certificate``.
+        """
+        if self._tls.certificate != certificate:
+            raise NetworkError(
+                "the other end of a bulk channel showed another certificate",
+                code="bad_certificate",
+            )
 
     def take_counts(self) -> tuple[int, int]:
         """The bytes received and sent since this was last asked; from one thread only."""
@@ -62,7 +75,7 @@ class Wire:
         """
         self.sock.settimeout(HANDSHAKE_LIMIT_S)
         try:
-            self.sock.do_handshake()
+            self._tls.shake_hands()
         except OSError as error:
             raise NetworkError(
                 f"no TLS comes about with {self.peer}: {_reason(error)}", code="no_channel"
@@ -87,7 +100,7 @@ class Wire:
         deadline_s = self._begin(CHUNK_LIMIT_S)
         try:
             while data:
-                count = self.sock.send(data[:_SEND_BYTES])
+                count = self._tls.send(data[:_SEND_BYTES])
                 data = data[count:]
                 self.sent += count
                 self._check(deadline_s, "take")
@@ -146,8 +159,8 @@ class Wire:
         """
         self.sock.settimeout(0.0)
         try:
-            some = self.sock.recv(1)
-        except (ssl.SSLWantReadError, BlockingIOError):
+            some = self._tls.recv_into(memoryview(bytearray(1)))
+        except BlockingIOError:
             return False
         except OSError as error:
             raise self._broken(error) from None
@@ -159,7 +172,7 @@ class Wire:
         size, deadline_s = len(buffer), self._begin(limit_s)
         try:
             while buffer:
-                count = self.sock.recv_into(buffer)
+                count = self._tls.recv_into(buffer)
                 if not count:
                     raise self._ended(first=len(buffer) == size)
                 buffer = buffer[count:]
@@ -201,24 +214,10 @@ class Wire:
         )
 
 
-def begin(tls: ssl.SSLContext, sock: socket.socket, *, server: bool) -> ssl.SSLSocket:
-    """Make a connected socket one of TLS; nothing is sent yet.
-
-    An end without TLS's goodbye is an error on it, as of a link that breaks; only whoever
-    holds the channel's keys can end it on purpose.
-    """
-    return tls.wrap_socket(
-        sock, server_side=server, do_handshake_on_connect=False, suppress_ragged_eofs=False
-    )
-
-
 def shut(sock: socket.socket) -> None:
-    """Make whatever blocks on a socket fail; from any thread.
-
-    Not by the method of an `SSLSocket`: after that one its reads would go around TLS.
-    """
+    """Make whatever blocks on a socket fail; from any thread."""
     try:
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        sock.shutdown(socket.SHUT_RDWR)
     except OSError:  # it is over already
         return
 

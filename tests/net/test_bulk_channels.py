@@ -20,8 +20,9 @@ from bulk_nodes import (
 from shoal.node.blob_reception import Reception
 from shoal.node.bulk import channels as channels_module
 from shoal.node.bulk.tokens import CHANNELS_PER_PEER
+from shoal.node.bulk.transfer import Source
 from shoal.node.errors import NetworkError, StoreError
-from shoal.node.fetching import fetch
+from shoal.node.fetching import fetch_from
 from shoal.node.house import hold
 from shoal.protocol.limits import CHANNEL_FROM_BYTES
 
@@ -39,7 +40,7 @@ async def test_a_large_blob_goes_by_channel_and_arrives_whole(pair):
     giver, taker = pair
     data = os.urandom(LARGE)
     blob_id = await giver.give(taker, data)
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert await taker.store.get_bytes(blob_id) == data
     received, _ = taker.bulk
     assert LARGE < received < LARGE + ROOM_FOR_FRAMES
@@ -52,7 +53,7 @@ async def test_a_large_blob_goes_by_channel_and_arrives_whole(pair):
 async def test_a_blob_that_is_no_larger_than_the_bound_goes_by_stream(pair, size):
     giver, taker = pair
     blob_id = await giver.give(taker, os.urandom(size))
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert taker.store.holds(blob_id)
     assert taker.bulk == (0, 0)
 
@@ -65,7 +66,7 @@ async def test_with_bulk_off_on_either_side_the_stream_carries_it(tmp_path, off)
     ):
         await taker.network.connect(giver.peer, giver.network.addresses(), 5)
         blob_id = await giver.give(taker, os.urandom(LARGE))
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         assert taker.store.holds(blob_id)
         assert taker.bulk == (0, 0)
         assert not taker.channels.may_be_had(giver.peer)  # nor asked for with the next blob
@@ -78,7 +79,7 @@ async def test_where_nobody_answers_at_the_announced_port_the_stream_carries_it(
     ):
         await taker.network.connect(giver.peer, giver.network.addresses(), 5)
         blob_id = await giver.give(taker, os.urandom(LARGE))
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         assert taker.store.holds(blob_id)
         assert not taker.broken
 
@@ -88,11 +89,11 @@ async def test_a_channel_stays_for_the_next_blob_and_closes_when_there_is_none(
 ):
     giver, taker = pair
     first, second = [await giver.give(taker, os.urandom(5 * MIB)) for _ in range(2)]
-    await fetch(taker.house, first, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, first, [Source(giver.peer)], LIMIT_BYTES)
     monkeypatch.setattr(channels_module, "IDLE_LIMIT_S", 0.1)
     asked = []
     monkeypatch.setattr(giver.channels, "answer", asked.append)  # none is agreed on any more
-    await fetch(taker.house, second, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, second, [Source(giver.peer)], LIMIT_BYTES)
     assert not asked
     await until(lambda: at_rest(giver, taker))
 
@@ -102,7 +103,7 @@ async def test_a_channel_that_has_carried_its_share_is_not_used_again(pair, monk
     monkeypatch.setattr(channels_module, "RETIRED_AFTER_BYTES", 4 * MIB)
     for _ in range(2):
         blob_id = await giver.give(taker, os.urandom(5 * MIB))
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         assert taker.store.holds(blob_id)
         await until(lambda: at_rest(giver, taker))
     assert taker.bulk[0] > 10 * MIB
@@ -123,7 +124,9 @@ async def test_many_blobs_at_once_share_the_few_channels_that_a_peer_may_have(pa
         watching.start_soon(watch)
         async with trio.open_nursery() as nursery:
             for blob_id in blobs:
-                nursery.start_soon(fetch, taker.house, blob_id, giver.peer, LIMIT_BYTES)
+                nursery.start_soon(
+                    fetch_from, taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES
+                )
         watching.cancel_scope.cancel()
     assert all(map(taker.store.holds, blobs))
     assert 1 < most <= CHANNELS_PER_PEER
@@ -134,12 +137,12 @@ async def test_a_transfer_that_is_cancelled_leaves_no_thread_and_sends_nothing_a
     giver, taker = pair
     blob_id = await giver.give(taker, os.urandom(LARGE))
     with dropping_after(taker, 7) as scope, scope:
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert scope.cancelled_caught
     await until(lambda: at_rest(giver, taker))
     kept, _ = taker.bulk
     assert kept >= 7 * MIB
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert taker.store.holds(blob_id)
     received, _ = taker.bulk
     assert received < LARGE + MIB + ROOM_FOR_FRAMES  # the chunk that was under way
@@ -154,11 +157,11 @@ async def test_a_taker_that_is_started_again_is_sent_what_it_lacks_and_proved_th
             await taker.network.connect(giver.peer, giver.network.addresses(), 5)
             blob_id = await giver.give(taker, data)
             with dropping_after(taker, 20) as scope, scope:
-                await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+                await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         async with open_bulk_node(tmp_path / "taker") as taker:
             await taker.network.connect(giver.peer, giver.network.addresses(), 5)
             giver.rights.grant("again", taker.peer, [blob_id])
-            await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+            await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
             assert await taker.store.get_bytes(blob_id) == data
             received, _ = taker.bulk
             assert received < LARGE - 20 * MIB + ROOM_FOR_FRAMES
@@ -213,7 +216,7 @@ async def test_a_source_that_has_not_got_it_all_yet_is_no_source_for_a_whole_blo
             await reception.begin(chunks)
             await reception.write_chunk(0, data[:MIB])
             with pytest.raises(NetworkError) as refused:
-                await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+                await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         assert refused.value.code == "not_held"
 
 
@@ -281,7 +284,7 @@ async def test_a_blob_over_the_limit_is_refused_before_a_channel_is_asked_for(pa
     giver, taker = pair
     blob_id = await giver.give(taker, os.urandom(LARGE))
     with pytest.raises(StoreError) as refused:
-        await fetch(taker.house, blob_id, giver.peer, LARGE - 1)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LARGE - 1)
     assert refused.value.code == "blob_too_large"
     assert taker.bulk == (0, 0)
 
@@ -308,5 +311,5 @@ async def test_a_transfer_ends_at_once_with_its_peers_connection(pair, monkeypat
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cut)
             with pytest.raises(NetworkError):
-                await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+                await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         await until(lambda: at_rest(giver, taker))
