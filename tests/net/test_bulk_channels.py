@@ -2,6 +2,7 @@
 
 import os
 import threading
+from functools import partial
 
 import pytest
 import trio
@@ -15,15 +16,19 @@ from bulk_nodes import (
     giver_and_taker,
     open_bulk_node,
     until,
+    wire_to,
 )
 
+from shoal.crypto.content import chunk_list_of, decode_chunk_list
 from shoal.node.blob_reception import Reception
 from shoal.node.bulk import channels as channels_module
+from shoal.node.bulk import transfer as transfer_module
 from shoal.node.bulk.tokens import CHANNELS_PER_PEER
 from shoal.node.bulk.transfer import Source
 from shoal.node.errors import NetworkError, StoreError
 from shoal.node.fetching import fetch_from
 from shoal.node.house import hold
+from shoal.protocol.channel_messages import ChannelAnswer, ChunksRefused, ListWanted
 from shoal.protocol.limits import CHANNEL_FROM_BYTES
 
 LARGE = 40 * MIB + 17
@@ -169,6 +174,58 @@ async def test_a_taker_that_is_started_again_is_sent_what_it_lacks_and_proved_th
             assert taker.network.traffic("blob").received < 10_000
 
 
+async def test_a_peer_whose_channels_are_all_taken_is_asked_again(pair, monkeypatch):
+    giver, taker = pair
+    blob_id = await giver.give(taker, os.urandom(LARGE))
+    free = [True, True, False, False]  # in the end as it asks and as it comes
+    monkeypatch.setattr(channels_module, "may_open", lambda *_: free.pop())
+    monkeypatch.setattr(transfer_module, "ASK_BUSY_AGAIN_S", 0.01)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
+    assert not free
+    assert taker.bulk[0] > LARGE
+
+
+async def test_a_peer_whose_channels_stay_taken_gives_the_blob_by_stream(pair, monkeypatch):
+    giver, taker = pair
+    blob_id = await giver.give(taker, os.urandom(5 * MIB))
+    asked = []
+    monkeypatch.setattr(channels_module, "may_open", lambda *_: asked.append(1))
+    monkeypatch.setattr(transfer_module, "ASK_BUSY_AGAIN_S", 0.01)
+    monkeypatch.setattr(transfer_module, "STARVED_S", 0.2)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
+    assert len(asked) > 1
+    assert taker.store.holds(blob_id)
+    assert taker.bulk == (0, 0)
+
+
+async def test_bytes_are_counted_for_each_peer_by_itself(tmp_path, monkeypatch):
+    async with (
+        giver_and_taker(tmp_path) as (giver, taker),
+        open_bulk_node(tmp_path / "other") as other,
+    ):
+        await taker.network.connect(other.peer, other.network.addresses(), 5)
+        sizes = {giver: 5 * MIB, other: 7 * MIB}
+        for source, size in sizes.items():
+            blob_id = await source.give(taker, os.urandom(size))
+            await fetch_from(taker.house, blob_id, [Source(source.peer)], LIMIT_BYTES)
+        for source, size in sizes.items():
+            counted = taker.channels.traffic_of(source.peer)
+            assert size < counted.received < size + ROOM_FOR_FRAMES
+            assert 0 < counted.sent < ROOM_FOR_FRAMES
+            theirs = source.channels.traffic_of(taker.peer)
+            assert (theirs.sent, theirs.received) == (counted.received, counted.sent)
+            nobody = source.channels.traffic_of(source.peer)
+            assert (nobody.sent, nobody.received) == (0, 0)
+        both = [taker.channels.traffic_of(source.peer) for source in sizes]
+        assert sum(one.received for one in both) == taker.bulk[0]
+
+        monkeypatch.setattr(channels_module, "PEERS_COUNTED_LIMIT", 1)
+        blob_id = await other.give(taker, os.urandom(5 * MIB))
+        await fetch_from(taker.house, blob_id, [Source(other.peer)], LIMIT_BYTES)
+        assert taker.channels.traffic_of(other.peer).received > 12 * MIB
+        assert taker.channels.traffic_of(giver.peer).received == 0  # longest silent
+
+
 async def test_what_a_node_is_still_receiving_is_served_as_far_as_it_has_come(
     tmp_path, monkeypatch
 ):
@@ -200,7 +257,6 @@ async def test_what_a_node_is_still_receiving_is_served_as_far_as_it_has_come(
             for index in range(3):
                 await reception.write_chunk(index, await giver.store.read_chunk(blob_id, index))
             async with third.channels.to(between.peer) as channel:
-                assert await channel.list_of(blob_id) == chunks
                 await channel.take(chunks, Want())
         assert (given, lacked) == ([0, 1, 2, 2], [3, 3, 4, 5])
 
@@ -220,8 +276,32 @@ async def test_a_source_that_has_not_got_it_all_yet_is_no_source_for_a_whole_blo
         assert refused.value.code == "not_held"
 
 
-@pytest.mark.parametrize("verb", ["list", "chunks"])
-async def test_a_blob_that_a_peer_has_no_right_to_is_refused_held_or_not(pair, verb):
+def listed(wire, blob_id):
+    """What a peer answers who is asked for a list: that, or why there is none."""
+    wire.send(ListWanted(blob=blob_id))
+    answer = wire.receive(ChannelAnswer)
+    if isinstance(answer, ChunksRefused):
+        return answer.reason.value
+    data = bytearray(answer.list_bytes)
+    wire.receive_into(memoryview(data))
+    return decode_chunk_list(bytes(data), blob_id)
+
+
+async def test_a_list_is_given_by_channel_to_who_has_a_right_to_the_blob(pair):
+    giver, taker = pair
+    data = os.urandom(5 * MIB)
+    blob_id = await giver.store.put_bytes(data)
+    offer = await taker.channels._ask(giver.peer)
+    wire = await trio.to_thread.run_sync(wire_to, giver, offer, taker.channels._certificate)
+    with wire.sock:
+        ask = partial(trio.to_thread.run_sync, listed, wire, blob_id)
+        assert await ask() == "no_right"
+        giver.rights.grant("a lease", taker.peer, [blob_id])
+        assert await ask() == chunk_list_of(data)
+    assert not giver.broken
+
+
+async def test_a_blob_that_a_peer_has_no_right_to_is_refused_held_or_not(pair):
     giver, taker = pair
     held = await giver.store.put_bytes(os.urandom(5 * MIB))
     chunks = await giver.store.chunk_list(held)
@@ -229,10 +309,7 @@ async def test_a_blob_that_a_peer_has_no_right_to_is_refused_held_or_not(pair, v
 
     async def ask():
         async with taker.channels.to(giver.peer) as channel:
-            if verb == "list":
-                await channel.list_of(held)
-            else:
-                await channel.take(chunks, Everything(chunks))
+            await channel.take(chunks, Everything(chunks))
 
     for _ in range(2):
         with pytest.raises(NetworkError) as refused:

@@ -24,6 +24,7 @@ from bulk_nodes import (
     giver_and_taker,
     open_bulk_node,
     until,
+    wire_to,
 )
 from structlog.testing import capture_logs
 
@@ -33,7 +34,6 @@ from shoal.node.bulk import listener, serving, wire
 from shoal.node.bulk import tokens as tokens_module
 from shoal.node.bulk.certificates import context, make_certificate
 from shoal.node.bulk.listener import SILENT_LIMIT
-from shoal.node.bulk.tls import Tls
 from shoal.node.bulk.transfer import CHANNEL_TRIES, Source
 from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StoreError
@@ -307,15 +307,6 @@ def dial_tls(offer, certificate, **versions):
     for name, value in versions.items():
         setattr(tls, name, value)
     return tls.wrap_socket(sock, suppress_ragged_eofs=False)
-
-
-def wire_to(giver, offer, certificate):
-    """Dial as a taker does, and be one."""
-    sock = dial(offer.port, MAGIC + offer.token)
-    tls = Tls(context(certificate, offer.certificate, server=False), sock, server=False)
-    asker = wire.Wire(tls, giver.peer, newer=False)
-    asker.shake_hands()
-    return asker
 
 
 def is_closed(sock):
