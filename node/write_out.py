@@ -40,11 +40,12 @@ class WriteOut:
             os.posix_fadvise(self._handle, *self._behind.popleft(), os.POSIX_FADV_DONTNEED)
 
 
-def _begin(handle: int, offset: int, size_bytes: int) -> None:
+def _begin(handle: int, offset: int, size_bytes: int) -> int:
     """Begin and wait for nothing; where it cannot be done early, the sync does it."""
-    _libc.sync_file_range(
+    done: int = _libc.sync_file_range(
         handle,
         ctypes.c_int64(offset),
         ctypes.c_int64(size_bytes),
         ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
     )
+    return done

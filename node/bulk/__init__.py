@@ -8,7 +8,7 @@ loop only starts them, supervises them and answers for rights.
 
 `transfer` takes a blob from several peers, chunk by chunk as `plan` says, by `channels`,
 which agrees on a channel over the control stream. `listener` takes connections in by their
-`tokens`, `certificates` says whom TLS takes, `tls` is it, `serving` and `taking` are the two
+`tokens`, `certificates` makes the TLS of both sides, `serving` and `taking` are the two
 threads, and `wire` is what they speak through. The words are in
 `protocol.channel_messages`.
 """

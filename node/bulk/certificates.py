@@ -86,6 +86,19 @@ def context(own: Certificate, theirs: bytes, *, server: bool) -> ssl.SSLContext:
     return made
 
 
+def check_same(sock: ssl.SSLSocket, theirs: bytes) -> None:
+    """Check after the handshake that the other side is the one that was meant.
+
+    Raises:
+        NetworkError: ``bad_certificate``.
+    """
+    if sock.getpeercert(binary_form=True) != theirs:
+        raise NetworkError(
+            "the other end of a bulk channel showed another certificate",
+            code="bad_certificate",
+        )
+
+
 def _load_own(made: ssl.SSLContext, own: Certificate) -> None:
     """Give OpenSSL the key by a file that has no name: it reads nothing from memory."""
     handle = os.memfd_create("shoal-bulk", os.MFD_CLOEXEC)

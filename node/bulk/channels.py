@@ -27,12 +27,11 @@ import trio
 from shoal.crypto.errors import ShoalError
 from shoal.node.addresses import parse_address
 from shoal.node.bulk import serving, taking
-from shoal.node.bulk.certificates import context, make_certificate
+from shoal.node.bulk.certificates import check_same, context, make_certificate
 from shoal.node.bulk.dialling import dial, place
 from shoal.node.bulk.fair import FairTurns
 from shoal.node.bulk.listener import Door, port_of
 from shoal.node.bulk.threads import run_on
-from shoal.node.bulk.tls import Tls
 from shoal.node.bulk.tokens import (
     CHANNELS_IN_ALL,
     CHANNELS_PER_PEER,
@@ -41,7 +40,7 @@ from shoal.node.bulk.tokens import (
     Tokens,
     may_open,
 )
-from shoal.node.bulk.wire import Wire, shut
+from shoal.node.bulk.wire import Wire, begin, shut
 from shoal.node.errors import NetworkError
 from shoal.node.network_statistics import Traffic
 from shoal.node.standing import Offence
@@ -194,8 +193,11 @@ class Channels:
         return one.wire
 
     def _lay_down(self, wire: Wire) -> None:
-        # What has been read from the socket already, the socket would not tell of.
-        if not self._is_quiet(wire) or wire.received + wire.sent > RETIRED_AFTER_BYTES:
+        if wire.sock.pending():  # within TLS already, so the socket would not tell
+            self._broke(wire.peer, Offence.BAD_FRAME, "bytes that nobody asked for")
+            wire.sock.close()
+            return
+        if wire.received + wire.sent > RETIRED_AFTER_BYTES:
             wire.sock.close()
             return
         one = _Resting(wire)
@@ -208,7 +210,7 @@ class Channels:
             with one.scope, trio.move_on_after(IDLE_LIMIT_S):
                 await trio.lowlevel.wait_readable(one.wire.sock)
                 if one in self._resting.get(one.wire.peer, ()):  # not woken in this moment
-                    self._is_quiet(one.wire)
+                    self._look_at(one.wire)
         finally:
             resting = self._resting.get(one.wire.peer, [])
             if one in resting:  # else it is in use again
@@ -217,15 +219,13 @@ class Channels:
             if not resting:
                 self._resting.pop(one.wire.peer, None)
 
-    def _is_quiet(self, wire: Wire) -> bool:
+    def _look_at(self, wire: Wire) -> None:
         """See what a peer does with a channel at rest, on which there is nothing to say."""
         try:
-            if not wire.idle_bytes():
-                return True
-            self._broke(wire.peer, Offence.BAD_FRAME, "bytes that nobody asked for")
+            if wire.idle_bytes():
+                self._broke(wire.peer, Offence.BAD_FRAME, "bytes that nobody asked for")
         except NetworkError as error:
             log.debug("a bulk channel at rest has ended", peer=wire.peer, why=error.message)
-        return False
 
     async def _open(self, peer: PeerId) -> Wire:
         if not self.may_be_had(peer):
@@ -269,13 +269,11 @@ class Channels:
         if remote is None:
             raise NetworkError(f"{peer} is not connected", code="not_connected")
         host = await place(peer, offer, parse_address(remote).host)
-        sock = await dial(peer, host, offer)
-        wire = Wire(
-            Tls(tls, sock, server=False), peer, newer=self._control.versions.is_newer(peer)
-        )
+        sock = begin(tls, await dial(peer, host, offer), server=False)
+        wire = Wire(sock, peer, newer=self._control.versions.is_newer(peer))
         try:
             await self._take(wire, wire.shake_hands)
-            wire.check_same(offer.certificate)
+            check_same(sock, offer.certificate)
         except BaseException as error:
             sock.close()
             if isinstance(error, NetworkError):
@@ -320,11 +318,12 @@ class Channels:
         peer = offer.peer
         try:
             tls = context(self._certificate, offer.certificate, server=True)
-            newer = self._control.versions.is_newer(peer)
-            wire = Wire(Tls(tls, sock, server=True), peer, newer=newer)
-            look_up = partial(trio.from_thread.run, self._look_up, wire)
-            work = partial(serving.serve, wire, look_up, self._disk)
-            await self._run(wire, work, self._serving_threads)
+            wrapped = begin(tls, sock, server=True)
+            with wrapped:
+                wire = Wire(wrapped, peer, newer=self._control.versions.is_newer(peer))
+                look_up = partial(trio.from_thread.run, self._look_up, wire)
+                work = partial(serving.serve, wire, look_up, self._disk)
+                await self._run(wire, work, self._serving_threads)
         except RemoteProtocolError as error:
             self._broke(peer, offence_of(error), error.message)
         except ShoalError as error:

@@ -7,7 +7,9 @@ socket down from outside (`shut`), and whatever blocks on it fails at once.
 from __future__ import annotations
 
 import socket
+import ssl
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from shoal.node.errors import NetworkError, StreamClosedError
@@ -17,10 +19,11 @@ from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import msgspec
 
     from shoal.crypto.peer_id import PeerId
-    from shoal.node.bulk.tls import Tls
 
 HANDSHAKE_LIMIT_S = 10.0
 CHUNK_LIMIT_S = 60.0
@@ -34,32 +37,19 @@ class Wire:
     """One end of a channel, of which one thread at a time makes use.
 
     Args:
-        tls: Of a connected socket, and not begun.
+        sock: Connected, and its TLS not begun.
         peer: Who is at the other end.
         newer: Whether it speaks a newer version (`protocol.versions`).
     """
 
-    def __init__(self, tls: Tls, peer: PeerId, *, newer: bool) -> None:
+    def __init__(self, sock: ssl.SSLSocket, peer: PeerId, *, newer: bool) -> None:
         self.peer = peer
         self.received = self.sent = 0
         self._counted = 0, 0
-        self.sock = tls.sock
-        self._tls = tls
+        self.sock = sock
         self._newer = newer
         self._between = True  # nothing has begun to come that must end
         self._length = bytearray(LENGTH_BYTES)
-
-    def check_same(self, certificate: bytes) -> None:
-        """Check after the handshake that the other side is the one that was meant.
-
-        Raises:
-            NetworkError: ``bad_certificate``.
-        """
-        if self._tls.certificate != certificate:
-            raise NetworkError(
-                "the other end of a bulk channel showed another certificate",
-                code="bad_certificate",
-            )
 
     def take_counts(self) -> tuple[int, int]:
         """The bytes received and sent since this was last asked; from one thread only."""
@@ -75,7 +65,7 @@ class Wire:
         """
         self.sock.settimeout(HANDSHAKE_LIMIT_S)
         try:
-            self._tls.shake_hands()
+            self.sock.do_handshake()
         except OSError as error:
             raise NetworkError(
                 f"no TLS comes about with {self.peer}: {_reason(error)}", code="no_channel"
@@ -100,7 +90,7 @@ class Wire:
         deadline_s = self._begin(CHUNK_LIMIT_S)
         try:
             while data:
-                count = self._tls.send(data[:_SEND_BYTES])
+                count = self.sock.send(data[:_SEND_BYTES])
                 data = data[count:]
                 self.sent += count
                 self._check(deadline_s, "take")
@@ -108,6 +98,20 @@ class Wire:
             raise self._too_slow("take") from None
         except OSError as error:
             raise self._broken(error) from None
+
+    @contextmanager
+    def in_full_segments(self) -> Iterator[None]:
+        """Have what is sent within the block go in segments that are full, but for the last.
+
+        TLS gives the kernel 16 KiB at a time, which on a fast link would go one by one.
+        """
+        self._hold_back(1)
+        yield
+        self._hold_back(0)
+
+    def _hold_back(self, on: int) -> None:
+        with suppress(OSError):  # shut; what is sent next says so
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     def receive(self, kind: Any, idle_s: float | None = None) -> Any:
         """Wait for the next message of ``kind``.
@@ -159,8 +163,8 @@ class Wire:
         """
         self.sock.settimeout(0.0)
         try:
-            some = self._tls.recv_into(memoryview(bytearray(1)))
-        except BlockingIOError:
+            some = self.sock.recv(1)
+        except (ssl.SSLWantReadError, BlockingIOError):
             return False
         except OSError as error:
             raise self._broken(error) from None
@@ -172,7 +176,7 @@ class Wire:
         size, deadline_s = len(buffer), self._begin(limit_s)
         try:
             while buffer:
-                count = self._tls.recv_into(buffer)
+                count = self.sock.recv_into(buffer)
                 if not count:
                     raise self._ended(first=len(buffer) == size)
                 buffer = buffer[count:]
@@ -214,10 +218,24 @@ class Wire:
         )
 
 
+def begin(tls: ssl.SSLContext, sock: socket.socket, *, server: bool) -> ssl.SSLSocket:
+    """Make a connected socket one of TLS; nothing is sent yet.
+
+    An end without TLS's goodbye is an error on it, as of a link that breaks; only whoever
+    holds the channel's keys can end it on purpose.
+    """
+    return tls.wrap_socket(
+        sock, server_side=server, do_handshake_on_connect=False, suppress_ragged_eofs=False
+    )
+
+
 def shut(sock: socket.socket) -> None:
-    """Make whatever blocks on a socket fail; from any thread."""
+    """Make whatever blocks on a socket fail; from any thread.
+
+    Not by the method of an `SSLSocket`: after that one its reads would go around TLS.
+    """
     try:
-        sock.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
     except OSError:  # it is over already
         return
 

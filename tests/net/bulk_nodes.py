@@ -16,8 +16,7 @@ from shoal.node.blobs import open_store
 from shoal.node.bulk.certificates import context
 from shoal.node.bulk.channels import open_channels
 from shoal.node.bulk.listener import listen
-from shoal.node.bulk.tls import Tls
-from shoal.node.bulk.wire import Wire
+from shoal.node.bulk.wire import Wire, begin
 from shoal.node.control import open_control
 from shoal.node.house import House
 from shoal.node.kept_outputs import KeptOutputs
@@ -186,8 +185,8 @@ def dial(port, data=b""):
 def wire_to(giver, offer, certificate):
     """Dial as a taker does, and be one."""
     sock = dial(offer.port, MAGIC + offer.token)
-    tls = Tls(context(certificate, offer.certificate, server=False), sock, server=False)
-    asker = Wire(tls, giver.peer, newer=False)
+    tls = context(certificate, offer.certificate, server=False)
+    asker = Wire(begin(tls, sock, server=False), giver.peer, newer=False)
     asker.shake_hands()
     return asker
 
