@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
+    from shoal.compute.manifest import Manifest
     from shoal.crypto.peer_id import PeerId
     from shoal.node.given_units import Taken
     from shoal.node.outlook import Outlook
@@ -152,6 +153,11 @@ class Jobs:
     def pending(self, job_id: JobId) -> list[PendingChecks]:
         """What of a job's results waits to be checked."""
         return self._checking.pending(job_id)
+
+    def manifest(self, job_id: JobId) -> Manifest | None:
+        """Of a running job, the manifest of its program, which is held as long as it runs."""
+        running = self._running.get(job_id)
+        return running and running.need.manifest
 
     async def outlook(self, job_id: JobId) -> Outlook | None:
         """How a job stands, peer by peer; None when it does not run."""
