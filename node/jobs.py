@@ -218,7 +218,8 @@ class Jobs:
         indices = [unit.index for unit in taken.units]
         events.units_came(self._state, job_id, indices, running.cursor + 1)
         self.wake()
-        self._nursery.start_soon(self._show, job_id)
+        if self._views.watched(job_id):
+            self._nursery.start_soon(self._show, job_id)
 
     def _at_hand(self, running: RunningJob, taken: Taken) -> bool:
         """Whether units can go on as they are, without a look into the journal."""
