@@ -324,7 +324,8 @@ class Daemon:
 
     async def add_units(self, job_id: JobId, units: Sequence[GivenUnit], at: int | None) -> Job:
         """Add units to an open job, all of them or none; raises as `pipeline.add_units`."""
-        job, taken = await pipeline.take_units(self.house, job_id, units, at)
+        manifest = self.jobs_running.manifest(job_id)
+        job, taken = await pipeline.take_units(self.house, job_id, units, at, manifest)
         self.jobs_running.units_added(job_id, taken)
         return job
 

@@ -651,6 +651,28 @@ async def test_a_stream_that_was_served_and_that_the_peer_keeps_open_is_swept(
 
 
 @PITFALL
+async def test_small_messages_are_answered_by_a_frame_of_credit_only_now_and_then(
+    patched, monkeypatch
+):
+    if not patched:
+        monkeypatch.delattr(muxing.SafeStream, "_auto_tune_and_send_window_update")
+    async with muxers() as (a, b):
+        sent = await a.open_stream()
+        received = await b.accept_stream()
+        received.credit_step_bytes = muxing.CREDIT_STEP_BYTES
+        window = sent.send_window
+        for _ in range(10):
+            await sent.write(b"small")
+            assert await received.read(5) == b"small"
+        await trio.testing.wait_all_tasks_blocked()
+        assert (sent.send_window == window - 50) == patched
+        with trio.fail_after(5):
+            for _ in range(16):  # in all much more than a window: nobody waits for ever
+                await sent.write(bytes(window // 4))
+                await received.read(window // 4)
+
+
+@PITFALL
 async def test_a_window_grows_for_a_fast_reader_and_to_a_limit(patched, monkeypatch):
     if not patched:
         monkeypatch.delattr(muxing.SafeStream, "_apply_autotune_epoch")
