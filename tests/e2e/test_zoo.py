@@ -45,7 +45,8 @@ def zoo(request):
         failed = request.session.testsfailed
         yield swarm
         if request.session.testsfailed > failed:
-            print(f"logs are kept in {swarm.keep_logs()}")
+            say = request.config.pluginmanager.getplugin("terminalreporter").write_line
+            say(f"the daemons' logs are kept in {swarm.keep_logs()}")
 
 
 def distrusts(node, peer):
