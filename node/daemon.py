@@ -241,6 +241,7 @@ async def serve(
         rights, kept, shares = Rights(), KeptOutputs(), ProgramShares()
         convictions = Convictions(
             judge=partial(judged_by, worker, config.memory_bytes),
+            judge_own=partial(judged_by, worker, config.memory_bytes, own=True),
             read=charge_of,
             links=lambda: membership.links,
             matters=lambda peer: membership.table.get(peer) is not None,

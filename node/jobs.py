@@ -380,7 +380,7 @@ class Jobs:
 
     def _leave(self, running: RunningJob) -> None:
         """Have nothing more to do with peers for a job."""
-        events.job_ended(self._state, running.need.job.id)
+        events.job_ended(self._state, running.need.job.id, trio.current_time())
         self._checking.leave(running)
         for side in running.bids.values():
             self._negotiation.let_go(side)

@@ -105,7 +105,7 @@ class Liar:
             traced = await liar.trace(worker, *arguments, **named)
             return liar.bend(traced)
 
-        async def believe(_worker, _memory_bytes, proof, _blobs):
+        async def believe(_worker, _memory_bytes, proof, _blobs, **_):
             accused = charge_of(proof).accused
             return Verdict(Outcome.CONVICTED, accused, "it is a bad node")
 
