@@ -82,7 +82,7 @@ class Requester(BareRequester):
             to_blob(np.arange(rows, dtype=np.float32)[:, None] * COLUMNS),
             to_blob(np.arange(COLUMNS, dtype=np.float32)[None, :]),
         ]
-        self._memory_bytes = 2 * rows * COLUMNS * 4 + (1 << 30)
+        self._memory_bytes = 4 * rows * COLUMNS * 4 + (1 << 30)
         self.large = None
 
     async def have_it_made(self, daemon):
@@ -91,7 +91,9 @@ class Requester(BareRequester):
             await self.node.store.put_bytes(blob)
         inputs = dict(zip("xz", map(blob_id_of, self._small), strict=True))
         result = await self._run(daemon, MAKES_IT, inputs, keep=True)
-        ((_, self.large),) = open_receipt(result.receipt).outputs
+        receipt = open_receipt(result.receipt)
+        assert receipt.error is None, receipt.error
+        ((_, self.large),) = receipt.outputs
         assert [blob_id for blob_id, _ in result.kept] == [self.large]
 
     async def have_it_shared(self, daemon, taker):
@@ -103,6 +105,7 @@ class Requester(BareRequester):
         sources = tuple((self.large, holder.peer) for holder in holders)
         result = await self._run(taker, LOOKS_AT_IT, {"x": self.large}, sources=sources)
         receipt = open_receipt(result.receipt)
+        assert receipt.error is None, receipt.error
         assert receipt.inputs == (("x", self.large),)
         row = to_blob(np.arange(COLUMNS, dtype=np.float32)[None, :])
         assert receipt.outputs == (("y", blob_id_of(row)),)
