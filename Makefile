@@ -39,6 +39,7 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/wire_batch.py
 	$(BIN)/python tests/bench/wire_bulk.py
 	$(BIN)/python tests/bench/wire_load.py
+	$(BIN)/python tests/bench/large_tensor.py
 	$(BIN)/python tests/bench/skew.py
 	$(BIN)/python tests/bench/private_network.py
 	$(BIN)/python tests/bench/worker.py

@@ -75,8 +75,7 @@ RETIRED_AFTER_BYTES = 128 << 30
 2^24.5 records (RFC 8446, 5.5), which is 388 GiB, and one blob more has up to 64."""
 
 NONE_TO_BE_HAD_S = 60.0
-BUSY_S = 5.0
-"""How long a peer is not asked again after no channel came about, or it was busy."""
+"""How long a peer is not asked again after no channel came about."""
 
 DISK_READS_AT_ONCE = 4
 
@@ -97,12 +96,6 @@ class Channel:
         self.peer = wire.peer
         self._wire = wire
         self._run = run
-
-    async def list_of(self, blob_id: BlobId, requester: PeerId | None = None) -> ChunkList:
-        """A blob's chunk list; raises as `taking.take_list`. Cancelled, the channel ends."""
-        return await self._run(
-            self._wire, partial(taking.take_list, self._wire, blob_id, requester)
-        )
 
     async def take(
         self, chunks: ChunkList, share: taking.Share, requester: PeerId | None = None
@@ -181,7 +174,7 @@ class Channels:
 
         Raises:
             NetworkError: ``no_channel``: none is to be had, and a blob stream is what is
-                left; or the peer is not connected any more.
+                left; ``channels_busy``: none just now; or the peer is not connected any more.
         """
         async with self._takers.take(peer):
             wire = self._wake(peer) or await self._open(peer)
@@ -247,17 +240,16 @@ class Channels:
             return await self._dial(peer, offer)
         except NetworkError as error:
             if error.code == "no_channel":
-                self._none(peer, NONE_TO_BE_HAD_S)
+                self._none(peer)
                 log.info("no bulk channel, so blobs go by stream", peer=peer, why=error.message)
             raise
 
-    def _none(self, peer: PeerId, for_s: float) -> None:
+    def _none(self, peer: PeerId) -> None:
         now_s = trio.current_time()
-        until_s = max(now_s + for_s, self._none_until_s.get(peer, 0.0))
         late = [other for other, at_s in self._none_until_s.items() if at_s < now_s]
         for other in late:
             del self._none_until_s[other]
-        self._none_until_s[peer] = until_s
+        self._none_until_s[peer] = now_s + NONE_TO_BE_HAD_S
 
     async def _ask(self, peer: PeerId) -> ChannelOffered:
         wanted = ChannelWanted(certificate=self._certificate.der)
@@ -267,7 +259,6 @@ class Channels:
             raise NetworkError(error.message, code="no_channel") from None
         if isinstance(answer, NoChannel):
             if answer.reason is WhyNoChannel.BUSY:
-                self._none(peer, BUSY_S)
                 raise NetworkError(f"{peer} has too many bulk channels", code="channels_busy")
             raise NetworkError(f"{peer} offers no bulk channel", code="no_channel")
         if not isinstance(answer, ChannelOffered):

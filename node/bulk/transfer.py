@@ -39,6 +39,9 @@ REACH_LIMIT_S = 10.0
 ASK_TAKER_AGAIN_S = 0.2
 """When a taker is asked again that had nothing of the blob, or knew of no right to it."""
 
+ASK_BUSY_AGAIN_S = 0.5
+"""When a source is asked again for a channel that had none free."""
+
 LOOK_AGAIN_S = 0.1
 """How often a source with nothing to do looks whether there is something again."""
 
@@ -174,8 +177,9 @@ class Transfer:
             except ShoalError as error:
                 if error.code == "link_lost":
                     self._house.noted(peer, Seen.BROKE_OFF, error.message)
-                if source.is_taker and error.code in set(WhyNot) and not self._is_starved():
-                    pause_s = ASK_TAKER_AGAIN_S  # it has not begun yet, or was not told yet
+                wait_s = _not_yet_s(source, error)
+                if wait_s is not None and not self._is_starved():
+                    pause_s = wait_s
                 else:
                     tries -= 1
                     given_up = not tries or error.code in _NOT_AGAIN
@@ -254,6 +258,15 @@ class Transfer:
                 f"{peer} has not got all of the blob, and gets no more of it",
                 code=WhyNot.NOT_HELD.value,
             )
+
+
+def _not_yet_s(source: Source, error: ShoalError) -> float | None:
+    """When to ask again a source that can give nothing yet; none for one that has failed."""
+    if error.code == "channels_busy":
+        return ASK_BUSY_AGAIN_S
+    if source.is_taker and error.code in set(WhyNot):
+        return ASK_TAKER_AGAIN_S  # it has not begun yet, or was not told yet
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from shoal.node.errors import NetworkError, StreamClosedError
@@ -18,6 +19,8 @@ from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import msgspec
 
     from shoal.crypto.peer_id import PeerId
@@ -98,6 +101,20 @@ class Wire:
             raise self._too_slow("take") from None
         except OSError as error:
             raise self._broken(error) from None
+
+    @contextmanager
+    def in_full_segments(self) -> Iterator[None]:
+        """Have what is sent within the block go in segments that are full, but for the last.
+
+        TLS gives the kernel 16 KiB at a time, which on a fast link would go one by one.
+        """
+        self._hold_back(1)
+        yield
+        self._hold_back(0)
+
+    def _hold_back(self, on: int) -> None:
+        with suppress(OSError):  # shut; what is sent next says so
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     def receive(self, kind: Any, idle_s: float | None = None) -> Any:
         """Wait for the next message of ``kind``.

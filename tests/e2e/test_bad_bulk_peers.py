@@ -44,10 +44,11 @@ from shoal.node.bulk import serving
 from shoal.node.bulk.certificates import context, make_certificate
 from shoal.node.bulk.listener import SILENT_LIMIT
 from shoal.node.bulk.plan import STALLED_S
+from shoal.node.bulk.transfer import Source
 from shoal.node.bulk.wire import Wire
 from shoal.node.demo.swarm import Swarm
 from shoal.node.errors import NetworkError
-from shoal.node.fetching import fetch
+from shoal.node.fetching import fetch_from
 from shoal.protocol.channel_messages import MAGIC, ChannelRequest
 from shoal.protocol.messages import ChannelWanted, Refusal, UnitResult
 from shoal.protocol.statements import open_receipt
@@ -120,7 +121,7 @@ class Place:
         node = self.requester.node
         await node.store._shelf.drop(blob_id)
         with trio.fail_after(LIMIT_S):
-            await fetch(node.house, blob_id, self.daemon.peer, LIMIT_BYTES)
+            await fetch_from(node.house, blob_id, [Source(self.daemon.peer)], LIMIT_BYTES)
         assert await node.store.get_bytes(blob_id) == self.data
         assert node.bulk[0] > len(self.data)
 
@@ -252,7 +253,7 @@ async def test_who_asks_for_what_it_has_no_right_to_is_noted_and_gets_nothing(pl
     await place.is_right()
     thief = await place.stranger()
     with pytest.raises(NetworkError) as refused:
-        await fetch(thief.house, place.blob_id, place.daemon.peer, LIMIT_BYTES)
+        await fetch_from(thief.house, place.blob_id, [Source(place.daemon.peer)], LIMIT_BYTES)
     assert refused.value.code == "no_right"
     await place.names(thief.peer, "no_right")
 

@@ -13,13 +13,16 @@ from shoal.node.addresses import parse_address
 from shoal.node.blob_reception import Reception
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
+from shoal.node.bulk.certificates import context
 from shoal.node.bulk.channels import open_channels
 from shoal.node.bulk.listener import listen
+from shoal.node.bulk.wire import Wire, begin
 from shoal.node.control import open_control
 from shoal.node.house import House
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.network import open_network
 from shoal.node.program_shares import ProgramShares
+from shoal.protocol.channel_messages import MAGIC
 from shoal.protocol.messages import ChannelWanted, Problem
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
@@ -189,6 +192,15 @@ def dial(port, data=b""):
     sock = socket.create_connection(("127.0.0.1", port), timeout=5)
     sock.sendall(data)
     return sock
+
+
+def wire_to(giver, offer, certificate):
+    """Dial as a taker does, and be one."""
+    sock = dial(offer.port, MAGIC + offer.token)
+    tls = context(certificate, offer.certificate, server=False)
+    asker = Wire(begin(tls, sock, server=False), giver.peer, newer=False)
+    asker.shake_hands()
+    return asker
 
 
 async def until(condition, limit_s=10.0):

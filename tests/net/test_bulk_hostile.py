@@ -23,6 +23,7 @@ from bulk_nodes import (
     giver_and_taker,
     open_bulk_node,
     until,
+    wire_to,
 )
 from structlog.testing import capture_logs
 
@@ -32,10 +33,10 @@ from shoal.node.bulk import listener, serving, wire
 from shoal.node.bulk import tokens as tokens_module
 from shoal.node.bulk.certificates import context, make_certificate
 from shoal.node.bulk.listener import SILENT_LIMIT
-from shoal.node.bulk.transfer import CHANNEL_TRIES
+from shoal.node.bulk.transfer import CHANNEL_TRIES, Source
 from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StoreError
-from shoal.node.fetching import fetch
+from shoal.node.fetching import fetch_from
 from shoal.protocol.channel_messages import (
     MAGIC,
     ChannelRequest,
@@ -100,7 +101,7 @@ async def test_a_liar_is_cut_at_once_and_named_and_another_peer_sends_the_rest(
         be_honest = lies(lie)
         before = descriptors()
         with pytest.raises(RemoteProtocolError, match=giver.peer):
-            await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+            await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         assert [(peer, what) for peer, what, _ in taker.broken] == [(giver.peer, offence)]
         await until(lambda: at_rest(giver, taker))
         assert descriptors() <= before
@@ -109,7 +110,7 @@ async def test_a_liar_is_cut_at_once_and_named_and_another_peer_sends_the_rest(
         came, _ = taker.bulk
         kept = await chunks_kept(taker, blob_id)
         assert kept >= (3 if gives_some(lie) else 0)
-        await fetch(taker.house, blob_id, honest.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(honest.peer)], LIMIT_BYTES)
         assert await taker.store.get_bytes(blob_id) == DATA
         received, _ = taker.bulk
         assert received - came < len(DATA) - kept * MIB + 5000
@@ -124,7 +125,7 @@ async def test_a_liar_is_in_the_log_and_in_its_standing_that_shoal_peers_shows(p
     blob_id = await giver.give(taker, DATA)
     lies(sends_a_wrong_chunk)
     with capture_logs() as logged, pytest.raises(RemoteProtocolError):
-        await fetch(house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert conduct.standing_of(giver.peer).offences == {"bad_blob": 1}
     [line] = [one for one in logged if one["event"] == "a peer broke the rules"]
     assert (line["peer"], line["offence"]) == (giver.peer, "bad_blob")
@@ -169,7 +170,7 @@ async def test_a_peer_that_closes_at_every_chunk_is_asked_for_the_rest_by_stream
     giver, taker = pair
     blob_id = await giver.give(taker, DATA)
     lies(closes_at_every_chunk)
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert await taker.store.get_bytes(blob_id) == DATA
     received, _ = taker.bulk
     assert received < CHANNEL_TRIES * MIB + 5000
@@ -184,7 +185,7 @@ async def test_a_peer_that_has_listed_a_blob_and_gives_nothing_of_it_is_no_sourc
     blob_id = await giver.give(taker, DATA)
     lies(lambda wire, request, _data: wire.send(ChunksGiven(first=request.first, count=0)))
     with pytest.raises(NetworkError) as failed:
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert failed.value.code == "not_held"
     await until(lambda: at_rest(giver, taker))
 
@@ -194,7 +195,7 @@ async def test_a_peer_that_refuses_on_the_channel_what_it_listed_is_no_source(pa
     blob_id = await giver.give(taker, DATA)
     lies(lambda wire, request, _data: wire.send(ChunksRefused(reason="no_right")))
     with pytest.raises(NetworkError) as failed:
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert failed.value.code == "no_right"
 
 
@@ -239,8 +240,8 @@ async def test_another_peers_certificate_gets_nothing(pair):
     offer = await a_token(giver, taker)
 
     def steal():
-        with dial_tls(offer, make_certificate()) as sock:
-            stolen = wire.Wire(sock, giver.peer, newer=False)
+        stolen = wire_to(giver, offer, make_certificate())
+        with stolen.sock:
             stolen.send(ChunksWanted(blob=blob_id, first=0, count=1))
             stolen.receive(ChunksGiven)
 
@@ -253,7 +254,7 @@ async def test_another_peers_certificate_gets_nothing(pair):
     assert named(giver) == [(taker.peer, "other_certificate")]
     assert not giver.broken
     assert giver.bulk[1] == 0
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert taker.bulk[0] > len(DATA)
 
 
@@ -273,7 +274,7 @@ async def test_an_offer_with_a_certificate_that_is_none_is_given_up_for_a_stream
     giver, taker = pair
     blob_id = await giver.give(taker, DATA)
     giver.channels._certificate = replace(giver.channels._certificate, der=bytes(99))
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert taker.store.holds(blob_id)
     assert taker.bulk == (0, 0)
     assert named(taker) == [(giver.peer, "other_certificate")]
@@ -291,7 +292,7 @@ async def test_a_server_with_another_certificate_is_given_up_for_a_stream(pair, 
 
     monkeypatch.setattr(giver.channels, "answer", answer_and_change)
     with capture_logs() as logged:
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert taker.store.holds(blob_id)
     assert taker.bulk == (0, 0)
     [line] = [one for one in logged if "so blobs go by stream" in one["event"]]
@@ -369,7 +370,7 @@ async def test_a_thousand_who_open_the_port_and_say_nothing_harm_nobody(pair):
             await trio.lowlevel.checkpoint()
         await until(lambda: giver.channels.door.silent == SILENT_LIMIT)
         with trio.fail_after(10):
-            await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+            await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         assert taker.bulk[0] > len(DATA)
         assert descriptors() <= before + len(silent) + SILENT_LIMIT + 8
         most_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most_kib
@@ -405,10 +406,9 @@ async def test_who_asks_and_does_not_read_is_cut(pair, monkeypatch):
     giver, taker = pair
     blob_id = await giver.give(taker, DATA)
     offer = await a_token(giver, taker)
-    sock = await in_thread(dial_tls, offer, taker.channels._certificate)
+    asker = await in_thread(wire_to, giver, offer, taker.channels._certificate)
     monkeypatch.setattr(wire, "CHUNK_LIMIT_S", SHORT_S)
-    with sock:
-        asker = wire.Wire(sock, giver.peer, newer=False)
+    with asker.sock:
         for first in (0, 16):
             asker.send(ChunksWanted(blob=blob_id, first=first, count=5))
         await until(lambda: giver.broken)
@@ -426,8 +426,8 @@ async def test_who_asks_for_nothing_again_and_again_waits(pair, monkeypatch):
     offer = await a_token(giver, taker)
 
     def ask():
-        with dial_tls(offer, taker.channels._certificate) as sock:
-            asker = wire.Wire(sock, giver.peer, newer=False)
+        asker = wire_to(giver, offer, taker.channels._certificate)
+        with asker.sock:
             for _ in range(30):
                 asker.send(ChunksWanted(blob=blob_id, first=0, count=1))
                 assert asker.receive(ChunksRefused).reason == "no_right"
@@ -449,7 +449,7 @@ async def test_a_right_that_is_withdrawn_ends_the_transfer(pair, monkeypatch):
 
     monkeypatch.setattr(giver.blobs, "_allows", allows_once)
     with pytest.raises(NetworkError) as refused:
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert refused.value.code == "no_right"
 
 
@@ -472,12 +472,12 @@ async def test_a_disk_that_fills_ends_the_transfer_by_name_and_keeps_what_came(
     with monkeypatch.context() as full:
         full.setattr(blob_files.os, "pwrite", pwrite)
         with pytest.raises(StoreError) as failed:
-            await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+            await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert failed.value.code == "disk_full"
     assert not taker.broken
     await until(lambda: at_rest(giver, taker))
     came, _ = taker.bulk
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert await taker.store.get_bytes(blob_id) == DATA
     received, _ = taker.bulk
     assert received - came < len(DATA) - 9 * MIB + 5000
@@ -489,6 +489,6 @@ async def test_a_file_that_is_cut_short_at_the_server_is_never_taken_for_the_blo
     path = giver.store._shelf.files._path(blob_id)
     os.truncate(path, 7 * MIB)
     with pytest.raises((NetworkError, RemoteProtocolError)):
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert not taker.store.holds(blob_id)
     await until(lambda: at_rest(giver, taker))
