@@ -6,9 +6,12 @@ For what no daemon says by itself, such as several sources of one input.
 import secrets
 
 import trio
-from attacker import make_award, make_call
+from attacker import make_award, make_call, wall_ms
 
+from shoal.crypto.envelope import Statement
+from shoal.protocol.codec import encode
 from shoal.protocol.messages import (
+    Acknowledge,
     Adverts,
     Bid,
     ChannelWanted,
@@ -16,7 +19,10 @@ from shoal.protocol.messages import (
     Done,
     Lease,
     UnitRequest,
+    UnitResult,
 )
+from shoal.protocol.statements import Acknowledgement, open_receipt, statement_id
+from shoal.protocol.versions import OWN
 
 ANSWER_LIMIT_S = 300.0
 
@@ -42,7 +48,7 @@ class BareRequester:
         return await self.node.control.request(daemon.peer, body, ANSWER_LIMIT_S)
 
     async def run(self, daemon, program, inputs, *, memory_bytes=1 << 30, **how):
-        """Lease, and hand over one unit; gives the answer.
+        """Lease, hand over one unit, and acknowledge its receipt; gives the answer.
 
         Args:
             daemon: Where; it may have just started.
@@ -58,7 +64,22 @@ class BareRequester:
         self._units += 1
         name = f"u{self._units}"
         request = UnitRequest(call=call, unit=name, inputs=tuple(inputs.items()), **how)
-        return await self.ask(daemon, request)
+        answer = await self.ask(daemon, request)
+        if isinstance(answer, UnitResult):
+            await self._acknowledge(daemon, answer)
+        return answer
+
+    async def _acknowledge(self, daemon, result):
+        said = Acknowledgement(
+            protocol=OWN,
+            award=open_receipt(result.receipt).award,
+            receipts=(statement_id(result.receipt),),
+            requester=self.node.peer,
+            provider=daemon.peer,
+            issued_at_ms=wall_ms(),
+        )
+        envelope = self.node.key.sign(Statement.ACKNOWLEDGEMENT, encode(said))
+        assert isinstance(await self.ask(daemon, Acknowledge(envelope)), Done)
 
     async def _lease(self, daemon, program, memory_bytes):
         limits = {"memory_bytes": memory_bytes, "time_limit_s": 120.0}

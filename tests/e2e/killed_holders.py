@@ -73,6 +73,11 @@ def counted(node, way, protocol):
     return int(float(found[1])) if found else 0
 
 
+def memory_bytes(size_bytes):
+    """What a unit may use that makes so much: as a tensor, as a blob, and on its way out."""
+    return 4 * size_bytes + (1 << 30)
+
+
 class Requester(BareRequester):
     """Has daemons make the tensor, keep it, share it and take it."""
 
@@ -82,7 +87,7 @@ class Requester(BareRequester):
             to_blob(np.arange(rows, dtype=np.float32)[:, None] * COLUMNS),
             to_blob(np.arange(COLUMNS, dtype=np.float32)[None, :]),
         ]
-        self._memory_bytes = 2 * rows * COLUMNS * 4 + (1 << 30)
+        self._memory_bytes = memory_bytes(rows * COLUMNS * 4)
         self.large = None
 
     async def have_it_made(self, daemon):
@@ -91,7 +96,9 @@ class Requester(BareRequester):
             await self.node.store.put_bytes(blob)
         inputs = dict(zip("xz", map(blob_id_of, self._small), strict=True))
         result = await self._run(daemon, MAKES_IT, inputs, keep=True)
-        ((_, self.large),) = open_receipt(result.receipt).outputs
+        receipt = open_receipt(result.receipt)
+        assert receipt.error is None, receipt.error
+        ((_, self.large),) = receipt.outputs
         assert [blob_id for blob_id, _ in result.kept] == [self.large]
 
     async def have_it_shared(self, daemon, taker):
@@ -103,6 +110,7 @@ class Requester(BareRequester):
         sources = tuple((self.large, holder.peer) for holder in holders)
         result = await self._run(taker, LOOKS_AT_IT, {"x": self.large}, sources=sources)
         receipt = open_receipt(result.receipt)
+        assert receipt.error is None, receipt.error
         assert receipt.inputs == (("x", self.large),)
         row = to_blob(np.arange(COLUMNS, dtype=np.float32)[None, :])
         assert receipt.outputs == (("y", blob_id_of(row)),)
@@ -119,8 +127,12 @@ async def three_holders(tmp_path, size_bytes):
     """Give a requester, three daemons that keep the tensor, and a fourth that may have it."""
     async with open_bulk_node(tmp_path / "requester", bulk="off") as node:
         requester = Requester(node, size_bytes // 4 // COLUMNS)
-        quota = f"--blob-quota={4 * size_bytes // 10**6 + 1000}MB"
-        with Swarm(4, settings=[quota, f"--allow={node.peer}"]) as swarm:
+        settings = [
+            f"--blob-quota={4 * size_bytes // 10**6 + 1000}MB",
+            f"--memory={memory_bytes(size_bytes) // 10**6 + 1}MB",
+            f"--allow={node.peer}",
+        ]
+        with Swarm(4, settings=settings) as swarm:
             await trio.to_thread.run_sync(swarm.start_all)
             await trio.to_thread.run_sync(swarm.wait_acquainted)
             *holders, taker = swarm.nodes
