@@ -10,6 +10,7 @@ A change of threads and back costs more than a write of a few rows, which goes i
 WAL and waits for no disk. So those are made in the daemon's own thread (`_written_here`)
 while nobody else writes: only where that was quick lately, and not too many in a row, so
 that what can take long, pages that move from the WAL into the file, is left to the thread.
+(Where the WAL then begins anew, once in some hundred units, its header is synced.)
 """
 
 from __future__ import annotations
