@@ -113,7 +113,7 @@ def test_a_requester_that_never_acknowledges_is_refused_and_named(zoo):
     with zoo.liars("never_acknowledges") as (liar,), liar.client() as client:
         honest = [node for node in zoo.nodes if node.running and node is not liar]
         unsettled = []
-        for _ in range(ROUNDS):  # a busy machine takes long for as many messages as are let pass
+        for _ in range(ROUNDS):  # messages that are let pass take long when busy
             run_for(client, "magika", 12.0)
             unsettled = [node for node in honest if Deed.UNSETTLED in deeds_of(node, liar.peer)]
             if unsettled:
