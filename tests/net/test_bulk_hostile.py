@@ -4,10 +4,12 @@ The liars are real nodes whose serving thread does what the test says.
 """
 
 import errno
+import fcntl
 import gc
 import os
 import resource
 import ssl
+import termios
 import time
 from dataclasses import replace
 
@@ -258,6 +260,8 @@ async def test_a_peer_that_closes_at_every_chunk_is_asked_for_the_rest_by_stream
 
     def lie(wire_, request):
         give(wire_, request, 1)
+        while any(fcntl.ioctl(wire_.sock, termios.TIOCOUTQ, bytes(4))):  # not at the peer yet
+            time.sleep(0.001)
         wire.shut(wire_.sock)
 
     lies(lie)
