@@ -227,6 +227,9 @@ def begin(tls: ssl.SSLContext, sock: socket.socket, *, server: bool) -> ssl.SSLS
     An end without TLS's goodbye is an error on it, as of a link that breaks; only whoever
     holds the channel's keys can end it on purpose.
     """
+    # Trio lets the kernel have 16 KiB that are not sent, which is one record: the thread is
+    # woken for each, and within `in_full_segments` it and the next would wait for each other.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)  # the system's default
     return tls.wrap_socket(
         sock, server_side=server, do_handshake_on_connect=False, suppress_ragged_eofs=False
     )

@@ -4,7 +4,9 @@ Each of `LIES` is called in a node's serving thread with the channel's wire, a r
 blob's bytes, once for each request; `honestly` is what they should do.
 """
 
+import fcntl
 import os
+import termios
 import time
 from contextlib import suppress
 
@@ -85,6 +87,8 @@ def sends_a_list(wire, _request, _data):
 
 def closes_at_every_chunk(wire, request, data):
     honestly(wire, request, data, 1)
+    while any(fcntl.ioctl(wire.sock, termios.TIOCOUTQ, bytes(4))):  # not at the peer yet
+        time.sleep(0.001)
     wires.shut(wire.sock)
 
 

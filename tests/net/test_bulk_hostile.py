@@ -4,6 +4,7 @@ The liars are real nodes whose serving thread does what the test says.
 """
 
 import errno
+import fcntl
 import gc
 import os
 import resource
