@@ -33,8 +33,9 @@ OPTIONS = {
     "time_limit_s": 60.0,
 }
 SHAPES = {"magika": {"batch": 2}, "minilm": {"batch": 2, "tokens": 32}}
-UNITS = {"magika": 12, "minilm": 36}
-"""A liar that is new fetches MiniLM's 90 MB first: there has to be work left after that."""
+UNITS = {"magika": 24, "minilm": 36}
+"""A liar that is new fetches MiniLM's 90 MB first: there has to be work left after that. Of
+fewer units those who were measured already leave a new one none, on a machine that is idle."""
 
 READY_LIMIT_S = 120
 JOB_LIMIT_S = 180
@@ -45,7 +46,7 @@ takes half a minute to be had."""
 
 FOUND_OUT = ("a result was false", "a peer signed two results of one unit")
 
-ROUNDS = 15
+ROUNDS = 40
 """How many jobs at most until a liar has had its chance to lie."""
 
 
