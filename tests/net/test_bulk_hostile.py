@@ -4,7 +4,6 @@ The liars are real nodes whose serving thread does what the test says.
 """
 
 import errno
-import fcntl
 import gc
 import os
 import resource
