@@ -242,7 +242,260 @@ def rounding_kernel(
     n = tl.program_id(1).to(tl.int64) * N + tl.arange(0, N)
     inside = (m < rows)[:, None] & (n < columns)[None, :]
     place = (batch * rows + m)[:, None] * columns + n[None, :]
+    whole = tl.load(z + place, inside, 0)
     _finish(
-        *(tl.load(z + place, inside, 0), out, status, a_exponents, b_exponents),
-        *(batch, m, n, rows, columns, BITS, BY_TERM),
+        whole, out, status, a_exponents, b_exponents, batch, m, n, rows, columns, BITS, BY_TERM
     )
+
+
+_LAYOUT = dict.fromkeys(
+    ("rows", "terms", "group", "group_stride", "row_stride", "term_stride"), "i64"
+)
+_SCALE: Final = {
+    (precision.name, fold): Variant(
+        scale_kernel,
+        {"x": "*fp32", "fold": "*i32", "exponents": "*i32", "status": "*i32", **_LAYOUT},
+        {
+            "BITS": precision.bits,
+            "LIMIT": precision.limit,
+            "FOLD": fold,
+            "ROWS": _SCALE_ROWS,
+            "TERMS": _SCALE_TERMS,
+        },
+    )
+    for precision in PRECISIONS.values()
+    for fold in (False, True)
+}
+_WAYS: Final[tuple[Way, ...]] = ("digits", "float64")
+_QUANTISE: Final = {
+    (precision.name, fold, by_term, way): Variant(
+        quantise_kernel,
+        {
+            **{"x": "*fp32", "fold": "*i32", "exponents": "*i32"},
+            **{"out": "*i8" if way == "digits" else "*fp64", **_LAYOUT, "plane": "i64"},
+        },
+        {
+            "BITS": precision.bits,
+            "FOLD": fold,
+            "BY_TERM": by_term,
+            "DIGITS": DIGITS[precision.name] if way == "digits" else 0,
+            "BASE_BITS": _BASE_BITS[precision.name],
+            "ROWS": _SCALE_ROWS,
+            "TERMS": _SCALE_TERMS,
+        },
+    )
+    for precision in PRECISIONS.values()
+    for fold, by_term in ((False, False), (True, False), (False, True))
+    for way in _WAYS
+}
+_RESULT = {"a_exponents": "*i32", "b_exponents": "*i32", "out": "*fp32", "status": "*i32"}
+_SIZES = dict.fromkeys(("rows", "columns", "terms", "a_plane", "b_plane"), "i64")
+
+
+def _digit_product(precision: Precision, by_term: bool, long: bool) -> Variant:
+    m, n, k = _TILE[precision.name]
+    return Variant(
+        digit_product_kernel,
+        {"a": "*i8", "b": "*i8", **_RESULT, **_SIZES},
+        {
+            **{"BITS": precision.bits, "BY_TERM": by_term, "DIGITS": DIGITS[precision.name]},
+            **{"BASE_BITS": _BASE_BITS[precision.name], "LONG": long, "CHUNK": _CHUNK},
+            **{"M": m, "N": n, "K": k},
+        },
+        warps=8,
+        stages=3,
+    )
+
+
+_PRODUCT: Final = {
+    (precision.name, by_term, long): _digit_product(precision, by_term, long)
+    for precision in PRECISIONS.values()
+    for by_term in (False, True)
+    for long in (False, True)
+}
+_ROUNDING: Final = {
+    (precision.name, by_term): Variant(
+        rounding_kernel,
+        {"z": "*i64", **_RESULT, "rows": "i64", "columns": "i64"},
+        {"BITS": precision.bits, "BY_TERM": by_term, "M": _SCALE_ROWS, "N": _SCALE_TERMS},
+    )
+    for precision in PRECISIONS.values()
+    for by_term in (False, True)
+}
+
+
+def variants() -> Iterator[Variant]:
+    """All that this module launches."""
+    yield from _SCALE.values()
+    yield from _QUANTISE.values()
+    yield from _PRODUCT.values()
+    yield from _ROUNDING.values()
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """An operand as integers.
+
+    Attributes:
+        integers: (digits, batch, vectors, terms) int8, the least digit first; or
+            (batch, vectors, terms) float64.
+        exponents: (batch, vectors) int32; (batch, terms) of a right operand of axis "k".
+        precision: What it was quantised to.
+        axis: The axis that carries its scales, of a right operand.
+        way: Which of both forms it has.
+    """
+
+    integers: torch.Tensor
+    exponents: torch.Tensor
+    precision: Precision
+    axis: ScaleAxis
+    way: Way
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N) of a right operand."""
+        vectors, terms = self.integers.shape[-2:]
+        return terms, vectors
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """How the vectors of a batch of matrices lie in memory: see `_values`."""
+
+    batch: int
+    vectors: int
+    terms: int
+    row_stride: int
+    term_stride: int
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """The arguments from ``rows`` to ``term_stride``."""
+        group = max(1, self.vectors)
+        matrix = self.vectors * self.terms
+        rows = self.batch * self.vectors
+        return rows, self.terms, group, matrix, self.row_stride, self.term_stride
+
+    @property
+    def turned(self) -> _Vectors:
+        """The same matrices, cut along the other axis."""
+        return _Vectors(
+            self.batch, self.terms, self.vectors, self.term_stride, self.row_stride
+        )
+
+
+def prepare_batch(
+    card: Card, b: torch.Tensor, precision: Precision, axis: ScaleAxis, way: Way
+) -> Quantised:
+    """Quantise right operands, (batch, K, N)."""
+    batch, terms, columns = b.shape
+    _check_terms(terms)
+    lying = _Vectors(batch, columns, terms, 1, columns)
+    scaled = lying if axis == "column" else lying.turned
+    exponents = _exponents(card, b, None, scaled, precision)
+    return _quantised(card, b, None, exponents, lying, precision, axis, way, axis == "k")
+
+
+def product_batch(card: Card, a: torch.Tensor, b: Quantised) -> torch.Tensor:
+    """(batch, M, K) by right operands of as many matrices -> (batch, M, N)."""
+    batch, rows, terms = a.shape
+    columns = b.shape[1]
+    _check_terms(terms)
+    lying = _Vectors(batch, rows, terms, terms, 1)
+    fold = b.exponents if b.axis == "k" else None
+    exponents = _exponents(card, a, fold, lying, b.precision)
+    card.check("product")
+    out = card.empty(batch, rows, columns)
+    if not terms or not out.numel():
+        return out.zero_()
+    by_term = b.axis == "k"
+    left = _quantised(card, a, fold, exponents, lying, b.precision, b.axis, b.way, False)
+    if b.way == "digits":
+        variant = _PRODUCT[b.precision.name, by_term, terms > _CHUNK]
+        tiles = -(-rows // variant.constants["M"]) * -(-columns // variant.constants["N"])
+        planes = (left.integers[0].numel(), b.integers[0].numel())
+        card.launch(
+            variant,
+            (tiles, 1, batch),
+            *(left.integers, b.integers, exponents, b.exponents, out, card.status),
+            *(rows, columns, terms, *planes),
+        )
+    else:
+        card.launch(
+            _ROUNDING[b.precision.name, by_term],
+            (-(-rows // _SCALE_ROWS), -(-columns // _SCALE_TERMS), batch),
+            *(_float64_sums(left.integers, b.integers), exponents, b.exponents, out),
+            *(card.status, rows, columns),
+        )
+    card.check("product")
+    return out
+
+
+def integer_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(M, K) x (K, N) of int32: within 2^18 K <= 2^40, which float64 sums exactly."""
+    _check_terms(a.shape[1], "integer_product")
+    sums = torch.matmul(a.to(torch.float64), b.to(torch.float64))
+    return sums.to(torch.int64).to(torch.int32)
+
+
+def _exponents(
+    card: Card,
+    x: torch.Tensor,
+    fold: torch.Tensor | None,
+    lying: _Vectors,
+    precision: Precision,
+) -> torch.Tensor:
+    exponents = card.empty(lying.batch, lying.vectors, dtype=torch.int32)
+    card.launch(
+        _SCALE[precision.name, fold is not None],
+        (-(-exponents.numel() // _SCALE_ROWS),),
+        *(x, exponents if fold is None else fold, exponents, card.status, *lying.layout),
+    )
+    return exponents
+
+
+def _quantised(
+    card: Card,
+    x: torch.Tensor,
+    fold: torch.Tensor | None,
+    exponents: torch.Tensor,
+    lying: _Vectors,
+    precision: Precision,
+    axis: ScaleAxis,
+    way: Way,
+    by_term: bool,
+) -> Quantised:
+    shape = (lying.batch, lying.vectors, lying.terms)
+    if way == "digits":
+        integers = card.empty(DIGITS[precision.name], *shape, dtype=torch.int8)
+    else:
+        integers = card.empty(*shape, dtype=torch.float64)
+    rows = lying.batch * lying.vectors
+    card.launch(
+        _QUANTISE[precision.name, fold is not None, by_term, way],
+        (-(-rows // _SCALE_ROWS), -(-lying.terms // _SCALE_TERMS)),
+        *(x, exponents if fold is None else fold, exponents, integers, *lying.layout),
+        rows * lying.terms,
+    )
+    return Quantised(integers, exponents, precision, axis, way)
+
+
+def _float64_sums(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The integer product, (batch, rows, terms) by (batch, columns, terms), int64."""
+    total: torch.Tensor | None = None
+    for left, right in zip(a.split(K_BLOCK, 2), b.split(K_BLOCK, 2), strict=True):
+        sums = torch.matmul(left, right.transpose(1, 2)).to(torch.int64)
+        total = sums if total is None else total + sums
+    assert total is not None
+    return total
+
+
+def _check_terms(terms: int, kernel: str = "product") -> None:
+    if terms > K_LIMIT:
+        raise ExactError.in_kernel("k_limit", kernel)
+
+
+if TYPE_CHECKING:
+
+    def _is_prepared(quantised: Quantised) -> Prepared:
+        return quantised
