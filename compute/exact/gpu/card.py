@@ -28,6 +28,7 @@ class Card:
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+        self._backend = "hip" if torch.version.hip else "cuda"
         self.status = torch.full((1,), FINE, dtype=torch.int32, device=self.device)
         """The greatest status that kernels met since `check`, (1,) int32."""
 
@@ -58,7 +59,7 @@ class Card:
             arguments: The others, in order: tensors and whole numbers.
         """
         if all(grid):
-            variant.kernel[grid](*arguments, **variant.constants, **variant.options)
+            variant.kernel[grid](*arguments, **variant.constants, **variant.options(self._backend))
 
     def check(self, kernel: str) -> None:
         """Raise what the kernels met since the last time, and forget it.

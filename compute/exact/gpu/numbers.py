@@ -132,6 +132,12 @@ def report(statuses, status):
 
 
 @triton.jit
+def sum_scale(exponent):
+    """What makes fixed-point integers of terms below 2^exponent."""
+    return power_of_two((0 - exponent) + SUM_BITS)
+
+
+@triton.jit
 def sum_value(total, exponent):
     """The float64 that a fixed-point sum stands for."""
     return total.to(tl.float64) * power_of_two(exponent - SUM_BITS)

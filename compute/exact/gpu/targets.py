@@ -75,7 +75,7 @@ def compile_for(variant: Variant, target: Target) -> Compiled:
     done = triton.compile(
         source,
         target=GPUTarget(target.backend, target.arch, target.lanes),
-        options=variant.options,
+        options=variant.options(target.backend),
     )
     binary, assembly = ("cubin", "ptx") if target.backend == "cuda" else ("hsaco", "amdgcn")
     return Compiled(done.asm[binary], done.asm[assembly], done.metadata.shared)
