@@ -59,7 +59,9 @@ class Card:
             arguments: The others, in order: tensors and whole numbers.
         """
         if all(grid):
-            variant.kernel[grid](*arguments, **variant.constants, **variant.options(self._backend))
+            variant.kernel[grid](
+                *arguments, **variant.constants, **variant.options(self._backend)
+            )
 
     def check(self, kernel: str) -> None:
         """Raise what the kernels met since the last time, and forget it.

@@ -219,7 +219,7 @@ def minimum(x, y):
 @triton.jit
 def fmod64(x, y):
     """C's fmod of float32 values, exact: by integers, since no quotient holds all of it."""
-    fits = (y == y) & (y != 0.0)
+    fits = absolute(y) > 0.0
     bits = bits_of(absolute(tl.where(x == 0.0, 1.0, x)))
     by = bits_of(absolute(tl.where(fits, y, 1.0)))
     m = ((bits & _MANTISSA_64) | _IMPLICIT_64) >> _BELOW_24

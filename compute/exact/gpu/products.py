@@ -186,9 +186,7 @@ def digit_product_kernel(
             a, b, row_inside, column_inside, 0, terms, a_plane, b_plane, DIGITS, BASE_BITS,
             M, N, K,
         )  # fmt: skip
-    _finish(
-        z, out, status, a_exponents, b_exponents, batch, m, n, rows, columns, BITS, BY_TERM
-    )
+    _finish(z, out, status, a_exponents, b_exponents, batch, m, n, rows, columns, BITS, BY_TERM)
 
 
 @triton.jit
@@ -271,8 +269,12 @@ _QUANTISE: Final = {
     (precision.name, fold, by_term, way): Variant(
         quantise_kernel,
         {
-            **{"x": "*fp32", "fold": "*i32", "exponents": "*i32"},
-            **{"out": "*i8" if way == "digits" else "*fp64", **_LAYOUT, "plane": "i64"},
+            "x": "*fp32",
+            "fold": "*i32",
+            "exponents": "*i32",
+            "out": "*i8" if way == "digits" else "*fp64",
+            **_LAYOUT,
+            "plane": "i64",
         },
         {
             "BITS": precision.bits,
@@ -298,9 +300,15 @@ def _digit_product(precision: Precision, by_term: bool, long: bool) -> Variant:
         digit_product_kernel,
         {"a": "*i8", "b": "*i8", **_RESULT, **_SIZES},
         {
-            **{"BITS": precision.bits, "BY_TERM": by_term, "DIGITS": DIGITS[precision.name]},
-            **{"BASE_BITS": _BASE_BITS[precision.name], "LONG": long, "CHUNK": _CHUNK},
-            **{"M": m, "N": n, "K": k},
+            "BITS": precision.bits,
+            "BY_TERM": by_term,
+            "DIGITS": DIGITS[precision.name],
+            "BASE_BITS": _BASE_BITS[precision.name],
+            "LONG": long,
+            "CHUNK": _CHUNK,
+            "M": m,
+            "N": n,
+            "K": k,
         },
         warps=8,
         stages=3,
@@ -379,9 +387,7 @@ class _Vectors:
     @property
     def turned(self) -> _Vectors:
         """The same matrices, cut along the other axis."""
-        return _Vectors(
-            self.batch, self.terms, self.vectors, self.term_stride, self.row_stride
-        )
+        return _Vectors(self.batch, self.terms, self.vectors, self.term_stride, self.row_stride)
 
 
 def prepare_batch(

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shoal.compute.exact.gpu.functions import exp64, log64, maximum, minimum
+from shoal.compute.exact.gpu.functions import exp64, log64
 from shoal.compute.exact.gpu.numbers import (
     FINE,
     MASKED,
@@ -216,10 +216,7 @@ def softmax_kernel(
         i = start + tl.arange(0, N).to(tl.int64)
         given, inside = _load(x, rows, n, r, start, N, 0.0)
         d = given.to(tl.float64) - largest[:, None]
-        if LOGARITHM:
-            y = d - total[:, None]
-        else:
-            y = exp64(d) / total[:, None]
+        y = d - total[:, None] if LOGARITHM else exp64(d) / total[:, None]
         result = round32(y)
         worst = tl.where(inside & (nothing == 0)[:, None], status_of(result), FINE)
         met = tl.maximum(met, tl.max(worst, axis=1))
@@ -235,17 +232,8 @@ def norm_kernel(
 ):  # fmt: skip
     """Each row of x less its mean over its deviation, or over its root mean square.
 
-    Args:
-        x: (rows, n) float32.
-        w: (w_groups, n) float32; row i takes w[i % w_groups].
-        b: (b_groups, n) likewise.
-        out: (rows, n) float32.
-        status: (1,) int32.
-        rows: How many.
-        n: Values of a row.
-        w_groups: Rows of w.
-        b_groups: Rows of b.
-        eps: (1,) float64.
+    x and out are (rows, n) float32; w is (w_groups, n) and b (b_groups, n), where row i
+    takes row i % groups; eps is (1,) float64.
     """
     r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     centre = tl.zeros((R,), tl.float64)
@@ -320,8 +308,15 @@ _NORM: Final = {
     (centred, weighted, offset, tile): Variant(
         norm_kernel,
         {
-            **{"x": "*fp32", "w": "*fp32", "b": "*fp32", "out": "*fp32", "status": "*i32"},
-            **{**_SIZES, "w_groups": "i64", "b_groups": "i64", "eps": "*fp64"},
+            "x": "*fp32",
+            "w": "*fp32",
+            "b": "*fp32",
+            "out": "*fp32",
+            "status": "*i32",
+            **_SIZES,
+            "w_groups": "i64",
+            "b_groups": "i64",
+            "eps": "*fp64",
         },
         {"CENTRED": centred, "WEIGHTED": weighted, "OFFSET": offset, **_tiled(tile)},
     )

@@ -119,8 +119,13 @@ _ADD: Final = {
 _SETTLE: Final = Variant(
     settle_kernel,
     {
-        **{"data": "*fp32", "counts": "*i64", "peaks": "*i32", "sums": "*i64"},
-        **{"out": "*fp32", "status": "*i32", "size": "i64"},
+        "data": "*fp32",
+        "counts": "*i64",
+        "peaks": "*i32",
+        "sums": "*i64",
+        "out": "*fp32",
+        "status": "*i32",
+        "size": "i64",
     },
     {"BLOCK": _BLOCK},
 )
@@ -128,7 +133,9 @@ _BATCH_NORM: Final = Variant(
     batch_norm_kernel,
     {
         **dict.fromkeys(("x", "scale", "b", "mean", "var"), "*fp32"),
-        **{"eps": "*fp64", "out": "*fp32", "status": "*i32"},
+        "eps": "*fp64",
+        "out": "*fp32",
+        "status": "*i32",
         **dict.fromkeys(("size", "channels", "inner"), "i64"),
     },
     {"BLOCK": _BLOCK},

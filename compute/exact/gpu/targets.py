@@ -26,22 +26,24 @@ class Target:
         backend: Triton's, ``cuda`` or ``hip``.
         arch: How that backend names it.
         lanes: Threads of a warp.
+        shared_bytes: Memory that the threads of one program may share.
     """
 
     name: str
     backend: str
     arch: int | str
     lanes: int
+    shared_bytes: int
 
 
 TARGETS: Final = {
     target.name: target
     for target in (
-        Target("sm_80", "cuda", 80, 32),
-        Target("sm_90", "cuda", 90, 32),
-        Target("gfx90a", "hip", "gfx90a", 64),
-        Target("gfx942", "hip", "gfx942", 64),
-        Target("gfx1100", "hip", "gfx1100", 32),
+        Target("sm_80", "cuda", 80, 32, 163 << 10),
+        Target("sm_90", "cuda", 90, 32, 227 << 10),
+        Target("gfx90a", "hip", "gfx90a", 64, 64 << 10),
+        Target("gfx942", "hip", "gfx942", 64, 64 << 10),
+        Target("gfx1100", "hip", "gfx1100", 32, 64 << 10),
     )
 }
 
