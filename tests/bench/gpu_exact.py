@@ -122,7 +122,8 @@ def model_table(card: Card) -> None:
     ratio = ours / theirs
     judged = verdict(ratio, MINILM_RATIO, least=False)
     print(
-        f"MiniLM x16 256 × 128: {ours:.1f} ms, torch fp32 {theirs:.1f} ms: {ratio:.2f} ({judged})"
+        f"MiniLM x16 256 × 128: {ours:.1f} ms, torch fp32 {theirs:.1f} ms, "
+        f"{ratio:.2f} × ({judged})"
     )
 
 
@@ -140,7 +141,8 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     runtime = torch.version.hip or torch.version.cuda
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, "
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
+        f"triton {triton.__version__}, "
         f"{'ROCm' if torch.version.hip else 'CUDA'} {runtime}"
     )
     card = Card("cuda:0")
