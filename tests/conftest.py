@@ -13,6 +13,10 @@ from itertools import islice
 
 import hypothesis
 
+# Triton reads it when it is first imported, by whatever test: kernels of this process run on
+# the CPU. What compiles them does so in a process of its own; `make test-gpu` sets 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 hypothesis.settings.register_profile(
     "house",
     max_examples=100 if "SHOAL_SOAK_S" in os.environ else 50,

@@ -1,0 +1,88 @@
+"""Compile every kernel of the exact class for cards that need not be here.
+
+``python -m shoal.compute.exact.gpu`` does it for all generations; ``--target gfx942`` for
+one, ``--kernel digit_product`` for some kernels. It needs Triton and no GPU. A kernel that
+does not compile, or takes more shared memory than its cards have, is named, and the exit
+status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from os import sched_getaffinity
+
+from shoal.compute.exact.gpu.kernels import variants
+from shoal.compute.exact.gpu.targets import TARGETS, compile_for
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of compiling one kernel for one target."""
+
+    kernel: str
+    target: str
+    size_bytes: int = 0
+    shared_bytes: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+def compile_one(name: str, target_name: str) -> Row:
+    """Compile one kernel for one target; what fails is said in the row."""
+    (variant,) = (variant for variant in variants() if variant.name == name)
+    target = TARGETS[target_name]
+    began_s = time.perf_counter()
+    try:
+        done = compile_for(variant, target)
+    except Exception as error:  # noqa: BLE001  # a compiler may fail in any way
+        return Row(name, target_name, error=f"{type(error).__name__}: {error!s:.300}")
+    too_much = done.shared_bytes > target.shared_bytes
+    return Row(
+        name,
+        target_name,
+        len(done.binary),
+        done.shared_bytes,
+        time.perf_counter() - began_s,
+        f"it takes {done.shared_bytes} bytes of shared memory, and such a card has "
+        f"{target.shared_bytes}"
+        if too_much
+        else "",
+    )
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shoal.compute.exact.gpu", description=__doc__
+    )
+    parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
+    parser.add_argument("--kernel", default="", help="only those whose name has this in it")
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    asked = parser.parse_args()
+    names = [variant.name for variant in variants() if asked.kernel in variant.name]
+    if not names:
+        parser.error(f"no kernel's name has {asked.kernel!r} in it")
+    work = [(name, target) for target in asked.target or TARGETS for name in names]
+    failed = 0
+    with ProcessPoolExecutor(len(sched_getaffinity(0)), get_context("spawn")) as pool:
+        for row in pool.map(compile_one, *zip(*work, strict=True)):
+            failed += bool(row.error)
+            if asked.json:
+                print(json.dumps(asdict(row)), flush=True)
+            elif row.error:
+                print(f"{row.target:8} {row.kernel}: {row.error}", flush=True)
+            else:
+                sizes = f"{row.size_bytes:>8} B {row.shared_bytes:>7} B shared"
+                print(f"{row.target:8} {sizes} {row.seconds:6.1f} s  {row.kernel}", flush=True)
+    print(f"{len(work) - failed} of {len(work)} compiled", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

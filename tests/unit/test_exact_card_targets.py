@@ -1,0 +1,55 @@
+"""The card's kernels compile for both vendors' cards with no card here.
+
+`make soak` compiles every kernel for every generation; the tests of each day those that
+differ most: one product, one function, one reduction, one scatter.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+FEW = (
+    "digit_product_kernel[BITS=15, BY_TERM=True, DIGITS=2, BASE_BITS=8, LONG=True",
+    "unary_kernel[NAME=gelu,",
+    "softmax_kernel[LOGARITHM=False, R=8",
+    "add_kernel[TARGETED=True",
+)
+TARGETS = {"sm_80", "sm_90", "gfx90a", "gfx942", "gfx1100"}
+
+
+def compiled(cache, *arguments):
+    """The rows that the command gives, and how it ended."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "shoal.compute.exact.gpu", "--json", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()], done
+
+
+@pytest.mark.parametrize("kernel", FEW)
+def test_a_kernel_compiles_for_every_generation(kernel, tmp_path):
+    rows, done = compiled(tmp_path, "--kernel", kernel)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["target"] for row in rows} == TARGETS
+    assert all(row["size_bytes"] > 0 and not row["error"] for row in rows)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_every_kernel_compiles(target, tmp_path):
+    rows, done = compiled(tmp_path, "--target", target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(rows) > 100
+
+
+def test_a_kernel_that_is_not_there_is_named(tmp_path):
+    rows, done = compiled(tmp_path, "--kernel", "no_such_kernel")
+    assert (rows, done.returncode) == ([], 2)
+    assert "no_such_kernel" in done.stderr
