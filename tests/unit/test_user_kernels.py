@@ -54,17 +54,8 @@ def compiled(program, target="sm_80"):
     return compile_kernel(load(program.program_id, program.blobs), target_named(target))
 
 
-@pytest.mark.parametrize(
-    ("name", "target"),
-    [
-        (name, target)
-        if (name, target) in {("softmax", "sm_90"), ("softmax", "gfx942"), ("product", "sm_80")}
-        or name == "add_multiply"
-        else pytest.param(name, target, marks=pytest.mark.soak)
-        for name in GOOD
-        for target in TARGETS
-    ],
-)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", GOOD)
 def test_a_kernel_compiles_for_every_generation(programs, name, target):
     made = compiled(programs[name], target)
     assert made.binary.startswith(ELF)
