@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgpack
@@ -26,9 +27,13 @@ from shoal.crypto.content import BlobId, blob_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from os import PathLike
 
 KERNEL_CLASS: Final = "kernel"
 """The numeric class of kernel jobs' units."""
+
+KERNEL_SUFFIX: Final = ".kernel"
+"""Of files that hold a lowered kernel."""
 
 KERNEL_MANIFEST_LIMIT_BYTES: Final = 512 << 10
 """The most ports and arguments, with the longest names and shapes that anybody writes."""
@@ -74,6 +79,8 @@ FLOATS: Final = {
     "fp64": float.fromhex("0x1.fffffffffffffp1023"),
 }
 """Its floating-point types, and the largest finite number of each."""
+
+_FILE_MAGIC: Final = b"SHOALKRN\x01"
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LIMIT_BYTES)]
 _HexId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
@@ -159,6 +166,22 @@ class KernelProgram:
     manifest: KernelManifest
     blobs: Mapping[BlobId, bytes]
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the kernel to a file, whose name ends with ``.kernel``, for `shoal run`.
+
+        Raises:
+            ProgramError: ``bad_kernel_file``: it has another name.
+            OSError: It cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != KERNEL_SUFFIX:
+            raise ProgramError(
+                f"{path.name[:80]!r} does not end with {KERNEL_SUFFIX}",
+                code="bad_kernel_file",
+                hint=f"save it as {path.with_suffix(KERNEL_SUFFIX).name!r}",
+            )
+        path.write_bytes(_FILE_MAGIC + msgspec.msgpack.encode([*self.blobs.values()]))
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -232,6 +255,36 @@ def program_of(manifest: KernelManifest, ttir: bytes) -> KernelProgram:
     encoded = encode(manifest)
     program_id = blob_id_of(encoded)
     return KernelProgram(program_id, manifest, {program_id: encoded, blob_id_of(ttir): ttir})
+
+
+def is_kernel_file(data: bytes) -> bool:
+    """Whether these bytes are of a file that `KernelProgram.save` wrote."""
+    return data.startswith(_FILE_MAGIC)
+
+
+def from_file(data: bytes) -> KernelProgram:
+    """The kernel that such a file holds.
+
+    Raises:
+        ProgramError: ``bad_kernel_file``, or as `decode`.
+    """
+    bad = ProgramError(
+        "this is no file of a lowered kernel",
+        code="bad_kernel_file",
+        hint="`shoal.kernel.program(…).save(PATH)` writes one",
+    )
+    if not is_kernel_file(data):
+        raise bad
+    try:
+        encoded, text = msgspec.msgpack.decode(
+            data[len(_FILE_MAGIC) :], type=tuple[bytes, bytes]
+        )
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        raise bad from None
+    manifest = decode(encoded)
+    if manifest.kernel != blob_id_of(text):
+        raise bad
+    return program_of(manifest, text)
 
 
 def type_of(dtype: str) -> str:

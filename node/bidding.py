@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from shoal.compute.kernel_manifest import KERNEL_CLASS
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
 from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT, UNITS_IN_FLIGHT_LIMIT
@@ -101,9 +102,8 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
         reason = (Reason.BUSY, "it has just started and still tests its devices")
     elif not terms.executors:
         reason = (Reason.NO_DEVICE, "no executor of this node works")
-    elif call.numeric_class not in terms.executors:
-        offered = ", ".join(sorted(terms.executors))
-        reason = (Reason.CLASS_NOT_OFFERED, f"offered here: {offered}")
+    elif (out := _out_of_class(call.numeric_class, terms, stranger=stranger)) is not None:
+        reason = out
     elif call.memory_bytes > terms.memory_bytes:
         reason = (
             Reason.TOO_LARGE,
@@ -120,6 +120,24 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
         least = f"those of {terms.min_price:.4g} or more are taken here"
         reason = (Reason.PRICE, f"a unit of it is worth {worth(call):.4g} credits, and {least}")
     return Refusal(call=call.call, reason=reason[0], detail=reason[1]) if reason else None
+
+
+def _out_of_class(
+    numeric_class: str, terms: Terms, *, stranger: bool
+) -> tuple[Reason, str] | None:
+    """Why a class is not offered to this requester, with a sentence; None where it is.
+
+    A kernel is a stranger's code on a card whose driver no sandbox covers.
+    """
+    kernel = numeric_class == KERNEL_CLASS
+    if numeric_class not in terms.executors:
+        offered = f"offered here: {', '.join(sorted(terms.executors))}"
+        if kernel:
+            return Reason.NO_DEVICE, f"GPU kernels run on no device of this node; {offered}"
+        return Reason.CLASS_NOT_OFFERED, offered
+    if kernel and stranger:
+        return Reason.UNTRUSTED_REQUESTER, "GPU kernels are taken from its allow list only"
+    return None
 
 
 def closed(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:

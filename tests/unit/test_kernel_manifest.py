@@ -15,11 +15,14 @@ from shoal.compute.kernel_manifest import (
     check_grid,
     decode,
     encode,
+    from_file,
     launch_of,
+    program_of,
     sizes_of,
 )
 from shoal.compute.manifest import Manifest, Port, check_inputs
 from shoal.compute.tensor import TensorSpec
+from shoal.crypto.content import blob_id_of
 
 SOFTMAX = KernelManifest(
     kernel="a" * 64,
@@ -187,3 +190,17 @@ def test_a_kernel_runs_in_its_own_class_and_nothing_else_does():
             programs.check_class(manifest, numeric_class)
         assert refused.value.code == "class_mismatch"
         assert refused.value.hint
+
+
+def test_a_saved_kernel_comes_back_and_any_other_file_is_refused(tmp_path):
+    made = program_of(msgspec.structs.replace(SOFTMAX, kernel=blob_id_of(b"text")), b"text")
+    made.save(tmp_path / "softmax.kernel")
+    data = (tmp_path / "softmax.kernel").read_bytes()
+    assert from_file(data) == made
+    with pytest.raises(ProgramError) as refused:
+        made.save(tmp_path / "softmax.txt")
+    assert refused.value.code == "bad_kernel_file"
+    for bad in (b"", data[:9], data[:-1], data[:-4] + b"tEXT", b"SHOALKRN\x01\xc0"):
+        with pytest.raises(ProgramError) as refused:
+            from_file(bad)
+        assert refused.value.code == "bad_kernel_file"
