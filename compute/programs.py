@@ -27,6 +27,13 @@ def decode(data: bytes) -> AnyManifest:
     return manifest.decode(data)
 
 
+def own_class(program: AnyManifest) -> str:
+    """The numeric class that a program is for, where nobody names another."""
+    if isinstance(program, KernelManifest):
+        return KERNEL_CLASS
+    return "exact" if program.precision else "fp32"
+
+
 def check_class(program: AnyManifest, numeric_class: str) -> None:
     """Check that a program can be run in a numeric class.
 

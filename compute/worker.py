@@ -40,7 +40,8 @@ from shoal.compute.executors.base import Executor, NumericClass, Probe
 from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
 from shoal.compute.judging import judge
 from shoal.compute.loading import load
-from shoal.compute.manifest import Manifest, check_inputs
+from shoal.compute.manifest import check_inputs
+from shoal.compute.programs import AnyManifest, own_class
 from shoal.compute.sandbox import CPU, HardLimits, Meter, lock_in
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.compute.watchdog import Watchdog
@@ -80,7 +81,7 @@ _LINUX_OOM_FIRST: Final = "1000"
 class Held:
     """A prepared program, who runs it, and what its weights and graph take."""
 
-    manifest: Manifest
+    manifest: AnyManifest
     numeric_class: NumericClass
     prepared: object
     size_bytes: int
@@ -155,9 +156,7 @@ class Worker:
         self._make_room(size_bytes)
         with self._within(request.limits):
             loaded = load(BlobId(request.program_id), blobs)
-            numeric_class = (
-                NumericClass.EXACT if loaded.manifest.precision else NumericClass.FP32
-            )
+            numeric_class = NumericClass(own_class(loaded.manifest))
             prepared = self._executor_of(numeric_class).prepare(loaded)
         held = Held(loaded.manifest, numeric_class, prepared, size_bytes)
         self._held[request.program_id] = held
