@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     from triton.backends.compiler import GPUTarget
 
+_HIP_THREADS_LIMIT: Final = 2**32 - 1
+"""HIP counts a launch's threads along an axis in 32 bits."""
+
 _NAME: Final = f"triton {triton.__version__}"
 
 
@@ -48,6 +51,8 @@ class Prepared:
 
     manifest: KernelManifest
     launcher: Any
+    threads_limit: int | None
+    """Of a launch along x, where the card's runtime has one; None where programs have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,8 @@ class Triton:
             ProgramError: As `user_kernels.compiling.compile_kernel`.
         """
         self._ended.clear()
-        compiled = compile_kernel(program, driver.active.get_current_target())
+        target = driver.active.get_current_target()
+        compiled = compile_kernel(program, target)
         self._check()
         launcher = _launcher(program.manifest, compiled)
         try:
@@ -108,7 +114,8 @@ class Triton:
                 code="not_for_this_card",
                 hint="lower it with smaller blocks, fewer stages or fewer warps",
             ) from None
-        return Prepared(program.manifest, launcher)
+        hip = target.backend == "hip"
+        return Prepared(program.manifest, launcher, _HIP_THREADS_LIMIT if hip else None)
 
     def run(self, handle: Prepared, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Launch the grid once, and wait for it. See `Executor.run`.
@@ -122,6 +129,14 @@ class Triton:
         self._ended.clear()
         manifest = handle.manifest
         launch = launch_of(manifest, {n: spec_of_array(array) for n, array in inputs.items()})
+        threads = launch.grid[0] * manifest.warps * handle.launcher.metadata.warp_size
+        if handle.threads_limit is not None and threads > handle.threads_limit:
+            raise ProgramError(
+                f"{threads} threads along x are more than the {handle.threads_limit} that "
+                "this card's runtime launches",
+                code="grid_too_large",
+                hint="use more axes of the grid, or make smaller units",
+            )
         # The card has bytes: it is the kernel that knows what they are.
         tensors = {name: self._on_card(array) for name, array in inputs.items()}
         for name, spec in launch.outputs.items():

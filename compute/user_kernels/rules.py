@@ -101,7 +101,9 @@ _REFUSED: Final = (
     ),
 )
 
-_WORD: Final = re.compile(r"[A-Za-z_$][\w$-]*(?:\.[\w$-]+)+")
+# Nothing here looks at a character more than a few times, however the text is made.
+_WORD: Final = re.compile(r"(?<![\w$])[\w$]++(?:\.[\w$]++)+")
+_NUMBER: Final = re.compile(r"\d+\.\d+(?:e\d*)?\Z")
 _STRING: Final = re.compile(r'"([^"\n]*)"')
 _HEX: Final = re.compile(r"0x[0-9A-Fa-f]*\Z")
 _COMMENT: Final = re.compile(r"^ *\^bb\d+[^\n]*:  // (?:pred|\d+ preds|no predecessors)\b.*$")
@@ -148,7 +150,11 @@ def check_text(ttir: Buffer) -> str:
     if not text.startswith(("module", "#")):
         raise _not_ttir("it does not begin with a module")
     _check_comments(text)
-    check_operations(word[0] for word in _WORD.finditer(text) if word[0] not in _OTHER_WORDS)
+    check_operations(
+        word[0]
+        for word in _WORD.finditer(text)
+        if word[0] not in _OTHER_WORDS and _NUMBER.match(word[0]) is None
+    )
     _check_strings(text)
     if _HEAD.match(text) is None or not text.endswith(_TAIL):
         several = text.count("tt.func") != 1

@@ -52,6 +52,7 @@ class Card:
     def __init__(self):
         self.launched = []
         self.fault = None
+        self.target = GPUTarget("cuda", 80, 32)
         self.utils = SimpleNamespace(
             load_binary=self.load_binary,
             get_device_properties=lambda _: {"max_shared_mem": 160 << 10},
@@ -82,7 +83,7 @@ class Card:
         return 7
 
     def get_current_target(self):
-        return GPUTarget("cuda", 80, 32)
+        return self.target
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,15 @@ def test_a_grid_over_the_cards_limits_is_refused_before_anything_runs(
     b = np.broadcast_to(np.float32(0), (1, 65536 * 32))
     with pytest.raises(ProgramError) as refused:
         triton_executor.run(handle, {"a": a, "b": b})
+    assert (refused.value.code, card.launched) == ("grid_too_large", [])
+
+
+def test_a_launch_that_hip_cannot_count_is_refused(triton_executor, programs, card):
+    card.target = GPUTarget("hip", "gfx90a", 64)
+    handle = prepared(triton_executor, programs, "softmax")
+    rows = np.broadcast_to(np.float32(0), (2**24, 0))
+    with pytest.raises(ProgramError, match="4294967296 threads") as refused:
+        triton_executor.run(handle, {"x": rows})
     assert (refused.value.code, card.launched) == ("grid_too_large", [])
 
 

@@ -160,6 +160,24 @@ def test_what_is_no_kernel_is_refused_by_name(programs, change):
     assert refused.value.code in {"not_ttir", "operation_not_allowed"}
 
 
+@pytest.mark.parametrize(
+    "piece", [b"a", b"a.", b"{}", b'"', b"^bb0:  //\n", b"loc", b"tt.func "]
+)
+def test_a_text_that_is_made_to_take_long_is_refused_all_the_same(piece):
+    text = b"module {\n" + piece * ((TTIR_LIMIT_BYTES - 100) // len(piece)) + b"\n}\n"
+    with pytest.raises(ProgramError):
+        check_text(text)
+
+
+@pytest.mark.parametrize("glued", [b"0", b"0.", b"%x", b"1.5", b"$", b"a."])
+def test_no_glue_hides_an_operation(programs, glued):
+    line = b"    " + glued + b"tt.elementwise_inline_asm\n    tt.return"
+    text = text_of(programs["softmax"]).replace(b"    tt.return", line)
+    with pytest.raises(ProgramError) as refused:
+        check_text(text)
+    assert refused.value.code in {"inline_assembly", "operation_not_allowed"}
+
+
 def test_debug_locations_are_refused(programs):
     text = text_of(programs["softmax"]).replace(
         b"    tt.return\n", b'    tt.return loc("/home/me/secret.py":1:1)\n'
