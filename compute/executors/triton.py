@@ -83,7 +83,7 @@ class Triton:
             handle = self.prepare(load(made.program_id, made.blobs))
             x = np.arange(SIZE, dtype=np.int32)
             right = np.array_equal(self.run(handle, {"x": x})["y"], 4 * x)
-        except ProgramError as error:
+        except (ProgramError, ComputeError) as error:
             raise _failed(error.message) from error
         if not right:
             raise _failed("the canary's result is wrong")
@@ -98,8 +98,8 @@ class Triton:
         """Parse, check and compile a kernel, and load it. See `Executor.prepare`.
 
         Raises:
-            ComputeError: ``triton_version``, or ``terminated``.
-            ProgramError: As `user_kernels.compiling.compile_kernel`.
+            ComputeError: ``terminated``, or as `user_kernels.compiling.compile_kernel`.
+            ProgramError: As that.
         """
         self._ended.clear()
         target = driver.active.get_current_target()
@@ -109,7 +109,7 @@ class Triton:
         try:
             launcher._init_handles()  # noqa: SLF001  # loads it now, and not in a unit's time
         except OutOfResources as error:
-            raise ProgramError(
+            raise ComputeError(
                 f"the kernel does not fit this card: {error!s:.200}",
                 code="not_for_this_card",
                 hint="lower it with smaller blocks, fewer stages or fewer warps",
@@ -189,7 +189,7 @@ def compiles(target: GPUTarget) -> Probe:
     try:
         made = canary()
         compile_kernel(load(made.program_id, made.blobs), target)
-    except ProgramError as error:
+    except (ProgramError, ComputeError) as error:
         raise _failed(error.message) from error
     return Probe(
         runtime=f"{_NAME} for {_target_name(target)}",

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shoal.compute.errors import ProgramError
+from shoal.compute.errors import ComputeError
+from shoal.compute.graph import printable
 from shoal.compute.user_kernels.parsing import LoadedKernel, check_version, parse
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def compile_kernel(
         shared_limit_bytes: What one program may share on such a card, where that is known.
 
     Raises:
-        ComputeError: ``triton_version``.
-        ProgramError: As `parsing.parse`; ``not_for_this_card``: it does not compile for
+        ComputeError: ``triton_version``; ``not_for_this_card``: it does not compile for
             this target, or takes more shared memory than that has.
+        ProgramError: As `parsing.parse`.
     """
     import triton
     from triton.backends.compiler import Language
@@ -77,7 +78,8 @@ def compile_kernel(
             made = stage(made, metadata)
     # A compiler may fail in any way at a stranger's text; a crash ends the worker.
     except Exception as error:
-        raise _not_for(target, f"{type(error).__name__}: {error!s:.200}") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _not_for(target, printable(said, 200)) from error
     compiled = CompiledKernel(bytes(made), backend.binary_ext, metadata)
     if shared_limit_bytes is not None and compiled.shared_bytes > shared_limit_bytes:
         raise _not_for(
@@ -88,9 +90,9 @@ def compile_kernel(
     return compiled
 
 
-def _not_for(target: GPUTarget, why: str) -> ProgramError:
+def _not_for(target: GPUTarget, why: str) -> ComputeError:
     arch = f"sm_{target.arch}" if target.backend == "cuda" else target.arch
-    return ProgramError(
+    return ComputeError(
         f"the kernel does not compile for {arch}: {why}",
         code="not_for_this_card",
         hint="lower it with smaller blocks or fewer stages; another provider's card may take "

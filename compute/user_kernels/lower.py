@@ -45,7 +45,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     # Every vendor's: TF32 is there on NVIDIA's cards alone, and is asked for by name.
     "default_dot_input_precision": "ieee",
     "allowed_dot_input_precisions": ("ieee", "tf32"),
-    "supported_fp8_dtypes": (),
+    "supported_fp8_dtypes": ("fp8e5",),  # the one that every card converts
     "sanitize_overflow": False,
 }
 _ALIGNED_BYTES: Final = 16

@@ -103,7 +103,7 @@ _REFUSED: Final = (
 
 # Nothing here looks at a character more than a few times, however the text is made.
 _WORD: Final = re.compile(r"(?<![\w$])[\w$]++(?:\.[\w$]++)+")
-_NUMBER: Final = re.compile(r"\d+\.\d+(?:e\d*)?\Z")
+_NUMBER: Final = re.compile(r"\d+\.\d+(?:[eE]\d*)?\Z")
 _STRING: Final = re.compile(r'"([^"\n]*)"')
 _HEX: Final = re.compile(r"0x[0-9A-Fa-f]*\Z")
 _COMMENT: Final = re.compile(r"^ *\^bb\d+[^\n]*:  // (?:pred|\d+ preds|no predecessors)\b.*$")
@@ -186,7 +186,7 @@ def check_operations(names: Iterable[str]) -> None:
         raise ProgramError(
             f"the kernel has {name[:80]!r}, which is not among the operations that are taken",
             code="operation_not_allowed",
-            hint="docs/KERNELS.md lists them, and says why others are refused",
+            hint="docs/KERNELS.md lists them; tl.assume and tl.debug_barrier give others",
             operator=name[:64],
         )
 

@@ -66,6 +66,21 @@ def count_up(x, n, limit, BLOCK: tl.constexpr):  # noqa: N803
 
 
 @triton.jit
+def variety(x, y, n, BLOCK: tl.constexpr):  # noqa: N803
+    """What many kernels use and the others here do not."""
+    source = tl.make_block_ptr(x, (n,), (1,), (0,), (BLOCK,), (0,))
+    at = tl.arange(0, BLOCK)
+    for turn in tl.range(0, 4, num_stages=2):
+        value = tl.load(source, boundary_check=(0,))
+        value = tl.sort(value) + tl.rand(turn, at) + tl.cumsum(value, 0)
+        value += tl.sigmoid(value) + tl.erf(value) + tl.math.exp2(value) + tl.floor(value)
+        value = tl.where(tl.max(value, 0) > 1e-10, value, tl.softmax(value))
+        half = value.to(tl.float16).to(tl.bfloat16).to(tl.float32)
+        tl.atomic_add(y + at, tl.join(value, half).sum(1), mask=at < n)
+        source = tl.advance(source, (BLOCK,))
+
+
+@triton.jit
 def assembly(x, y):
     value = tl.load(x)
     looped = tl.inline_asm_elementwise(
@@ -138,6 +153,14 @@ def programs():
             constants={"BLOCK": 64},
             grid=[1],
             warps=1,
+        ),
+        "variety": program(
+            variety,
+            inputs={"x": "float32[n]"},
+            outputs={"y": "float32[n]"},
+            numbers={"n": "n"},
+            constants={"BLOCK": 64},
+            grid=[1],
         ),
     }
 

@@ -175,7 +175,7 @@ def test_a_kernel_that_takes_more_of_a_card_than_it_has_is_not_for_it(
     from triton.compiler import compiler
 
     monkeypatch.setattr(compiler, "max_shared_mem", lambda _device: 1024)
-    with pytest.raises(ProgramError) as refused:
+    with pytest.raises(ComputeError) as refused:
         prepared(triton_executor, programs, "product")
     assert refused.value.code == "not_for_this_card"
 

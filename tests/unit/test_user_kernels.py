@@ -16,7 +16,7 @@ from shoal.compute.user_kernels.parsing import load, parse
 from shoal.compute.user_kernels.rules import TTIR_LIMIT_BYTES, check_text
 from shoal.crypto.content import blob_id_of
 
-GOOD = ["softmax", "add_multiply", "product", "count_up"]
+GOOD = ["softmax", "add_multiply", "product", "count_up", "variety"]
 ELF = b"\x7fELF"
 
 
@@ -235,7 +235,7 @@ def test_another_version_of_triton_is_refused_with_both_versions(programs):
 
 def test_a_kernel_that_takes_more_shared_memory_than_the_card_has_is_not_for_it(programs):
     kernel = load(programs["product"].program_id, programs["product"].blobs)
-    with pytest.raises(ProgramError, match="shared memory") as refused:
+    with pytest.raises(ComputeError, match="shared memory") as refused:
         compile_kernel(kernel, target_named("sm_80"), 1024)
     assert refused.value.code == "not_for_this_card"
 
