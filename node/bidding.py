@@ -131,12 +131,15 @@ def _out_of_class(
     """
     kernel = numeric_class == KERNEL_CLASS
     if numeric_class not in terms.executors:
-        offered = f"offered here: {', '.join(sorted(terms.executors))}"
         if kernel:
-            return Reason.NO_DEVICE, f"GPU kernels run on no device of this node; {offered}"
-        return Reason.CLASS_NOT_OFFERED, offered
+            detail = f"class {numeric_class} takes a GPU, and this node has none that is used"
+            return Reason.NO_DEVICE, detail
+        return Reason.CLASS_NOT_OFFERED, f"offered here: {', '.join(sorted(terms.executors))}"
     if kernel and stranger:
-        return Reason.UNTRUSTED_REQUESTER, "GPU kernels are taken from its allow list only"
+        return (
+            Reason.UNTRUSTED_REQUESTER,
+            "kernels are taken only of peers on this node's allow list",
+        )
     return None
 
 

@@ -234,17 +234,17 @@ REFUSALS = {
 """For each refusal: what it says about the peer, and what would change it."""
 
 NO_CARD = Words(
-    "runs no GPU kernels",
-    "run no GPU kernels",
-    "a kernel runs on a node with a GPU alone: `shoal peers --connect ADDRESS` links this node "
-    "to one",
+    "has no GPU for it",
+    "have no GPU for it",
+    "it runs on a node with a GPU alone: `shoal peers --connect ADDRESS` links this node to "
+    "one",
     Remedy.HERE,
 )
 """`Reason.NO_DEVICE` of a node whose devices work, and are no GPUs."""
 
 KERNELS_OF_FRIENDS = Words(
-    "takes GPU kernels only of nodes that are on its allow list",
-    "take GPU kernels only of nodes that are on their allow lists",
+    "takes kernels only of nodes that are on its allow list",
+    "take kernels only of nodes that are on their allow lists",
     'its operator can add this node there, `allow = ["{own}"]`, then “shoal reload”',
     Remedy.THERE,
     told=False,

@@ -143,7 +143,7 @@ def _refused(job: Job, latest: Mapping[PeerId, Answer], around: Surroundings) ->
 
 
 _UNTRUSTED = {
-    "GPU kernels": KERNELS_OF_FRIENDS,
+    "kernels are taken": KERNELS_OF_FRIENDS,
     "sandbox": NO_SANDBOX,
     "those who serve": IN_DEBT,
     "standing": LOW_STANDING,
@@ -156,7 +156,7 @@ def _words(answer: Answer) -> Words:
         for mark, words in _UNTRUSTED.items():
             if mark in answer.detail:
                 return words
-    if answer.verdict == Reason.NO_DEVICE and "GPU kernels" in answer.detail:
+    if answer.verdict == Reason.NO_DEVICE and "takes a GPU" in answer.detail:
         return NO_CARD
     if answer.verdict in _REASONS:
         return REFUSALS[Reason(answer.verdict)]

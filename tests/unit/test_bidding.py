@@ -189,23 +189,3 @@ def test_a_peer_s_unit_may_ask_for_no_more_time_than_the_owner_gives():
     assert refusal(longer, REQUESTER, hour).reason is Reason.TOO_LARGE
     assert refusal(longer, PROVIDER, hour) is None
     assert refusal(msgspec.structs.replace(CALL, time_limit_s=3600.0), REQUESTER, hour) is None
-
-
-KERNEL_CALL = msgspec.structs.replace(CALL, numeric_class="kernel")
-WITH_CARD = but(executors={"fp32": "torch", "kernel": "triton"}, strangers=True, sandboxed=True)
-
-
-def test_a_node_without_a_gpu_refuses_kernels_and_says_what_it_lacks():
-    answer = refusal(KERNEL_CALL, REQUESTER, TERMS)
-    assert answer.reason is Reason.NO_DEVICE
-    assert answer.detail == "GPU kernels run on no device of this node; offered here: fp32"
-
-
-def test_kernels_are_taken_from_the_allow_list_and_the_owner_alone():
-    assert refusal(KERNEL_CALL, REQUESTER, WITH_CARD) is None
-    assert refusal(KERNEL_CALL, PROVIDER, WITH_CARD) is None
-    stranger = generate().peer_id
-    answer = refusal(KERNEL_CALL, stranger, WITH_CARD)
-    assert answer.reason is Reason.UNTRUSTED_REQUESTER
-    assert "allow list" in answer.detail
-    assert refusal(CALL, stranger, WITH_CARD) is None

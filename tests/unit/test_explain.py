@@ -227,18 +227,18 @@ def test_where_nobody_has_a_gpu_a_kernel_job_is_told_to_find_one_and_no_other_cl
 
 
 def test_a_refusal_for_want_of_a_gpu_is_told_as_such():
-    detail = "GPU kernels run on no device of this node; offered here: fp32"
+    detail = "class kernel takes a GPU, and this node has none that is used"
     place = around(known={"peer": Neighbour(classes=frozenset({"kernel"}))})
     text = line(answer("no_device", detail=detail), job=KERNEL_JOB, place=place)
-    assert text.startswith(f"peer runs no GPU kernels ({detail})")
+    assert text.startswith(f"peer has no GPU for it ({detail})")
     assert "a node with a GPU" in text
 
 
 def test_a_refusal_of_a_strangers_kernel_names_the_allow_list():
-    detail = "GPU kernels are taken from its allow list only"
+    detail = "kernels are taken only of peers on this node's allow list"
     place = around(known={"peer": Neighbour(classes=frozenset({"kernel"}))})
     text = line(answer("untrusted_requester", detail=detail), job=KERNEL_JOB, place=place)
-    assert text.startswith("peer takes GPU kernels only of nodes that are on its allow list")
+    assert text.startswith("peer takes kernels only of nodes that are on its allow list")
     assert '`allow = ["own"]`' in text
 
 
