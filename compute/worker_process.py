@@ -14,6 +14,10 @@ import socket
 import subprocess
 import sys
 from array import array
+from contextlib import suppress
+from shutil import rmtree
+from tempfile import mkdtemp
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,7 +27,8 @@ from shoal.compute.errors import ComputeError
 from shoal.compute.lent_memory import LentMemory, lend, read_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from shoal.compute.in_file import InFile, Tensor
     from shoal.crypto.content import Buffer
@@ -57,6 +62,25 @@ WORKER: Final = ("-m", "shoal.compute.worker")
 def _environment() -> dict[str, str]:
     inherited = {n: os.environ[n] for n in _INHERITED_VARIABLES if n in os.environ}
     return inherited | _SET_VARIABLES
+
+
+def scratch_variables(directory: str) -> dict[str, str]:
+    """Where compilers and drivers put what they write: in one directory.
+
+    Of one process alone: what one requester's process compiled, and may have falsified,
+    is never run for another.
+    """
+    return {
+        "TMPDIR": directory,
+        "XDG_CACHE_HOME": directory,
+        "TRITON_CACHE_DIR": f"{directory}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{directory}/inductor",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # more are processes that outlive a unit
+        "CUDA_CACHE_PATH": f"{directory}/cuda",
+        "AMD_COMGR_CACHE_DIR": f"{directory}/comgr",
+        "MIOPEN_USER_DB_PATH": f"{directory}/miopen",
+        "MIOPEN_CUSTOM_CACHE_DIR": f"{directory}/miopen",
+    }
 
 
 async def compile_kernels() -> None:
@@ -106,9 +130,22 @@ class WorkerProcess:
 
     Spawning blocks for a few milliseconds, on purpose: the kernel kills a worker
     when the *thread* that started it ends, and Trio's helper threads end when idle.
+
+    Args:
+        entry: What Python runs.
+        variables: Further variables of its environment: of a card's, those by which it sees
+            no other card.
+        scratch: Where it gets a directory of its own to write in; None, and it gets none.
     """
 
-    def __init__(self, entry: Sequence[str] = WORKER) -> None:
+    def __init__(
+        self,
+        entry: Sequence[str] = WORKER,
+        variables: Mapping[str, str] = MappingProxyType({}),
+        scratch: Path | None = None,
+    ) -> None:
+        self.scratch = "" if scratch is None else mkdtemp(dir=scratch)
+        own = scratch_variables(self.scratch) if self.scratch else {}
         ours, theirs = socket.socketpair()
         self._stderr, stderr = os.pipe()
         # A worker that says too much loses words; it never waits for a reader.
@@ -122,12 +159,13 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env=_environment(),
+                env={**_environment(), **variables, **own},
                 start_new_session=True,  # a Ctrl-C at the terminal is not for the worker
             )
         except OSError:
             ours.close()
             os.close(self._stderr)
+            self._remove_scratch()
             raise
         finally:
             theirs.close()
@@ -143,8 +181,11 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self._process.poll() is None
+        """Whether the process still runs. It is not reaped: its id stays its own."""
+        if self._process.returncode is not None:
+            return False
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.pid, flags) is None
 
     async def exchange(
         self,
@@ -264,10 +305,14 @@ class WorkerProcess:
             How it ended, for a sentence, with the last line that it wrote.
         """
         self.ended = True
-        self._process.kill()
+        # All that it started is in its session, and a compiler may have hung with it.
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):
             await self._stream.aclose()
             returncode = await trio.to_thread.run_sync(self._process.wait)
+            if self.scratch:
+                await trio.to_thread.run_sync(self._remove_scratch)
         said = _read_what_is_there(self._stderr).decode(errors="replace")
         how = (
             f"was killed by {signal.Signals(-returncode).name}"
@@ -276,6 +321,10 @@ class WorkerProcess:
         )
         last_words = said.strip().splitlines()[-1:]
         return f"{how}, saying: {last_words[0][:300]}" if last_words else how
+
+    def _remove_scratch(self) -> None:
+        if self.scratch:
+            rmtree(self.scratch, ignore_errors=True)
 
 
 def _read_what_is_there(pipe: int) -> bytes:

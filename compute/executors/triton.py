@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 import triton
 from triton.compiler import CompiledKernel as TritonKernel
 from triton.compiler.compiler import make_backend
@@ -124,8 +125,6 @@ class Triton:
             ProgramError: ``grid_too_large``, or as `kernel_manifest.launch_of`.
             ComputeError: ``terminated``.
         """
-        import torch
-
         self._ended.clear()
         manifest = handle.manifest
         launch = launch_of(manifest, {n: spec_of_array(array) for n, array in inputs.items()})
@@ -168,8 +167,6 @@ class Triton:
 
     def _on_card(self, array: np.ndarray) -> Any:
         """A copy of an array's bytes in the card's memory, (bytes,) uint8."""
-        import torch
-
         data = np.frombuffer(bytearray(np.ascontiguousarray(array).tobytes()), dtype=np.uint8)
         if not data.size:
             return torch.zeros(0, dtype=torch.uint8, device=self._device)

@@ -1,19 +1,26 @@
 """A worker that runs users' kernels on a card that there is not.
 
-`shoal.compute.worker` with one executor more: it loads kernels as every worker does, holds
-their texts against the rules, and in place of compiling and launching softmax computes it
-by numpy. The supervisor starts it by ``open_worker(entry=(this file,))``.
+`shoal.compute.worker` with one executor more. It loads kernels as every worker does and
+holds their texts against the rules; where it is a card's worker, it parses and compiles them
+too, locked in as one is. In place of launching softmax it computes it by numpy. The
+supervisor starts it by ``open_worker(entry=(this file,))``.
 """
 
 import numpy as np
+from triton.backends.compiler import GPUTarget
 
 from shoal.compute import worker
+from shoal.compute.exact.gpu.targets import TARGETS
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
 from shoal.compute.kernel_manifest import launch_of
 from shoal.compute.tensor import spec_of_array
+from shoal.compute.user_kernels.compiling import compile_kernel
 
 
 class NoCard:
+    def __init__(self, target):
+        self.target = target
+
     def start_threads(self):
         pass
 
@@ -21,6 +28,8 @@ class NoCard:
         return Probe("triton on no card", NumericClass.KERNEL, Evidence.EXECUTED)
 
     def prepare(self, program):
+        if self.target is not None:
+            assert compile_kernel(program, self.target).binary
         return program.manifest
 
     def run(self, handle, inputs):
@@ -35,8 +44,12 @@ class NoCard:
 class WithKernels(worker.Worker):
     def start(self):
         started = super().start()
-        self._executors[NumericClass.KERNEL] = NoCard()
-        self._runtimes[NumericClass.KERNEL] = NoCard().probe().runtime
+        target = None
+        if self._card is not None:
+            named = TARGETS[self._card.target]
+            target = GPUTarget(named.backend, named.arch, named.lanes)
+        self._executors[NumericClass.KERNEL] = NoCard(target)
+        self._runtimes[NumericClass.KERNEL] = NoCard(None).probe().runtime
         return started
 
 

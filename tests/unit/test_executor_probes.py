@@ -135,8 +135,10 @@ def test_a_worker_whose_canary_fails_offers_nothing_of_that_class():
 def test_kernels_that_would_run_as_plain_python_are_not_used():
     script = (
         "from shoal.compute.errors import ComputeError\n"
-        "from shoal.compute.worker import _exact_executor\n"
-        "try: _exact_executor(1)\n"
+        "from shoal.compute.executors.table import _exact_by_numba as load\n"
+        "from shoal.compute.frames import Start\n"
+        "start = Start(threads=1, cache_bytes=1, memory_bytes=1, exact=True)\n"
+        "try: load(start)\n"
         "except ComputeError as error: print(error.message)"
     )
     said = subprocess.check_output(
