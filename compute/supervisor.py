@@ -10,15 +10,15 @@ a new one. A unit cannot be interrupted from outside, so cancelling a run ends t
 process too. The first process starts when it is needed: a daemon that wants it
 early awaits `Worker.probe` in a task of its own. From then on a spare is kept.
 
-A card that is gone ends the unit that met it by `device_lost`; its worker runs nothing
-more, and `Place.lost` is told.
+A unit that finds its card gone ends by `device_lost`. Where no process can be started on
+the card any more, the worker runs nothing more either, and `Place.lost` is told.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -361,15 +361,27 @@ class Worker:
                         together = False
 
     def _ended(self, tell: Callable[[UnitRun], None], unit: UnitRun) -> None:
-        """Tell of a unit's end; by some of them the device is gone."""
+        """Tell of a unit's end; by some of them the device may be gone."""
         if isinstance(unit.outcome, ComputeError) and unit.outcome.code == LOST:
-            self._lose(unit.outcome)
+            self._nursery.start_soon(self._look_again)
         tell(unit)
+
+    async def _look_again(self) -> None:
+        """See whether a device is there that a unit has found gone.
+
+        What one unit met is no proof: it may have been made to. A fresh process is.
+        """
+        async with self._starting:
+            await self._end_spare()  # it was started before
+            while self._lost is None:
+                with suppress(ComputeError):
+                    await self._ready_spare()
+                    return
 
     def _lose(self, error: ComputeError) -> None:
         """Run nothing more; units that come get this error."""
         if self._lost is None:
-            log.error("a device is lost", error=str(error))
+            log.error("a device is lost", error=error.message)
             self._lost = error
             self._place.lost(error)
             self._nursery.start_soon(self._end_all)

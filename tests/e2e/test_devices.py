@@ -155,7 +155,7 @@ def test_two_cards_and_mig_instances_are_devices_of_their_own(home, libraries):
     assert {small["target"], large["target"]} == {"sm_80"}
     for device in (h100, small, large):
         assert (device["executors"], device["abilities"]) == ([], [])
-        assert lacks(device) == ["no_executor"]
+        assert lacks(device) == ["not_probed"]
         assert device["missing"][0]["hint"]
 
 
@@ -168,7 +168,7 @@ def test_two_amd_cards_are_read_through_amdsmi(home, libraries):
     assert (first["memory_bytes"], first["memory_free_bytes"]) == (206141652992, 206 * 10**9)
     assert second["memory_free_bytes"] == 205 * 10**9
     assert first["uuid"] == "62ff74a1-0000-1000-807d-1a2b3c4d5e6f"
-    assert "no_executor" in lacks(first)
+    assert "not_probed" in lacks(first)
 
 
 def test_an_older_rocm_with_shorter_structures_is_read_as_well(look):
