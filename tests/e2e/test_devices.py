@@ -225,7 +225,9 @@ def test_people_read_what_is_missing_once_with_the_next_step(home, libraries):
     lines = text.splitlines()
     columns = ("DEVICE", "NAME", "MEMORY FREE", "DRIVER", "RUNS", "TAKES WORK")
     assert lines[0].split() == " ".join(columns).split()
-    (unused,) = [n for n, line in enumerate(lines) if "no executor of this node" in line]
+    (unused,) = [
+        n for n, line in enumerate(lines) if "what runs on cards was not looked at" in line
+    ]
     assert lines[unused].startswith("gpu0, gpu1-mig0, gpu1-mig3, gpu2, gpu3: ")
     assert lines[unused + 1].startswith("  next: ")
 
