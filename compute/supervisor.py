@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,7 +42,7 @@ from shoal.compute.unit_runs import (
     Traced,
     UnitRun,
 )
-from shoal.compute.worker_process import WORKER, WorkerProcess, compile_kernels
+from shoal.compute.worker_process import WORKER, Place, WorkerProcess, compile_kernels
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol.verification import fraud_proof
@@ -50,15 +50,11 @@ from shoal.protocol.verification.fraud_proof import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-    from pathlib import Path
 
     from shoal.compute.devices.inventory import Lack
     from shoal.compute.executors.base import NumericClass, Probe
     from shoal.compute.in_file import Tensor
     from shoal.crypto.content import Buffer
-
-START_LIMIT_S: Final = 60.0
-"""Imports take half a second on an idle machine, and much longer on a busy one."""
 
 CACHE_BYTES: Final = 2 << 30
 """Weights of prepared programs that a process keeps at most."""
@@ -88,35 +84,11 @@ _LAST: Final = 3  # what nobody waits for: after strangers' units
 MEMORY_BYTES: Final = 8 << 30
 """What a unit may use at most, where the operator has not said."""
 
-CARD_START_LIMIT_S: Final = 240.0
-"""torch takes seconds to load, a driver to wake a card, and kernels are compiled."""
-
 STARTS_TRIED: Final = 2
 """A card whose worker fails to start so often in a row is gone: once, any process may."""
 
 CONVERT_LIMITS: Final = UnitLimits(time_s=60.0, memory_bytes=8 << 30, output_bytes=4 << 30)
 """For a model that comes by plain HTTP; larger ones are converted by their owner's client."""
-
-
-def _nobody_asks(_: ComputeError) -> None:
-    """A CPU is not lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a worker's processes run, beyond what they are told.
-
-    Attributes:
-        variables: Of their environment: of a card's, those by which they see no other.
-        scratch: Where each gets a directory of its own; None, and they write nowhere.
-        start_limit_s: How long a start may take.
-        lost: Told once, when the device computes nothing more.
-    """
-
-    variables: Mapping[str, str] = field(default_factory=dict)
-    scratch: Path | None = None
-    start_limit_s: float = START_LIMIT_S
-    lost: Callable[[ComputeError], None] = _nobody_asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -664,7 +636,7 @@ class Worker:
     async def _started(self, start: frames.Start) -> _Room:
         """A new process that has settled in."""
         try:
-            process = WorkerProcess(self._entry, self._place.variables, self._place.scratch)
+            process = WorkerProcess(self._entry, self._place)
         except OSError as error:
             raise ComputeError(
                 f"a worker process cannot be started: {error.strerror}", code="worker_start"

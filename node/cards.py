@@ -17,7 +17,8 @@ import structlog
 from shoal.compute import frames
 from shoal.compute.devices.abilities import failed, takes_units
 from shoal.compute.devices.cards import card_of, may_be_used, only
-from shoal.compute.supervisor import CARD_START_LIMIT_S, Place, open_workers
+from shoal.compute.supervisor import open_workers
+from shoal.compute.worker_process import CARD_START_LIMIT_S, Place
 from shoal.crypto.errors import ShoalError
 from shoal.node.offer import unit_memory_bytes
 

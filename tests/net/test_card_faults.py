@@ -19,9 +19,10 @@ from shoal.compute import frames
 from shoal.compute.devices.cards import Card
 from shoal.compute.frames import UnitLimits
 from shoal.compute.sandbox import features, strangers_welcome
-from shoal.compute.supervisor import Place, open_worker, open_workers
+from shoal.compute.supervisor import open_worker, open_workers
 from shoal.compute.tensor import to_blob
 from shoal.compute.unit_runs import Execution, UnitRun
+from shoal.compute.worker_process import Place
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.node import jobs

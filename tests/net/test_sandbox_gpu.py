@@ -133,10 +133,10 @@ def test_what_a_card_s_worker_started_ends_with_it(tmp_path):
 import json, os, sys, time, trio
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from shoal.compute.worker_process import WorkerProcess
+from shoal.compute.worker_process import Place, WorkerProcess
 code = "import os, time; os.fork(); print(flush=True); time.sleep(60)"
 async def main():
-    process = WorkerProcess(("-c", code), {{}}, Path({str(tmp_path)!r}))
+    process = WorkerProcess(("-c", code), Place(scratch=Path({str(tmp_path)!r})))
     def members():
         files = Path("/proc").glob("[0-9]*/stat")
         stats = [file.read_text().rpartition(")")[2].split() for file in files]
