@@ -44,7 +44,8 @@ from shoal.compute.executors.card_faults import ENDS_WORKER, fault_of
 from shoal.compute.executors.table import check_reach, entries, missing_packages
 from shoal.compute.judging import judge
 from shoal.compute.loading import load
-from shoal.compute.manifest import Manifest, check_inputs
+from shoal.compute.manifest import check_inputs
+from shoal.compute.programs import AnyManifest, own_class
 from shoal.compute.sandbox import CPU, GPU, HardLimits, Meter, lock_in, of_card_worker
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.compute.watchdog import Watchdog
@@ -85,7 +86,7 @@ _LINUX_OOM_FIRST: Final = "1000"
 class Held:
     """A prepared program, who runs it, and what its weights and graph take."""
 
-    manifest: Manifest
+    manifest: AnyManifest
     numeric_class: NumericClass
     prepared: object
     size_bytes: int
@@ -362,16 +363,14 @@ def _lack(entry: Entry, error: Exception) -> Lack:
     return failed(text, error.hint if shoals else "")
 
 
-def _class_of(named: str, manifest: Manifest) -> NumericClass:
-    """In which class a program is run."""
+def _class_of(named: str, manifest: AnyManifest) -> NumericClass:
+    """In which class a program is run; where none is named, in its own."""
     try:
-        if named:
-            return NumericClass(named)
+        return NumericClass(named or own_class(manifest))
     except ValueError:
         raise ComputeError(
             f"no executor of the class {named!r} works here", code="no_executor"
         ) from None
-    return NumericClass.EXACT if manifest.precision else NumericClass.FP32
 
 
 def _inputs(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from shoal.compute.kernel_manifest import KERNEL_CLASS
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
 from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT, UNITS_IN_FLIGHT_LIMIT
@@ -44,10 +45,7 @@ OWN, FRIEND, STRANGER, DOUBTED = range(4)
 Withheld: TypeAlias = tuple[Reason, str, str | None]
 """Why a requester gets nothing more: a reason, a sentence, and the award that is meant."""
 
-KERNEL = "kernel"
-"""The class of users' own GPU kernels, which are taken of known peers only."""
-
-ONLY_ON_CARDS = frozenset({KERNEL, "low"})
+ONLY_ON_CARDS = frozenset({KERNEL_CLASS, "low"})
 """Classes that no executor serves on a CPU."""
 
 IN_FLIGHT = 2
@@ -134,8 +132,8 @@ def _not_served(call: Call, offers: Sequence[Terms]) -> Refusal | None:
         )
     elif asked and lost:
         detail = lost[0]
-    elif call.numeric_class in ONLY_ON_CARDS and len(offers) == 1:
-        detail = f"class {call.numeric_class} takes a GPU, and this node has none that is used"
+    elif call.numeric_class in ONLY_ON_CARDS and not any(t.executors for t in offers[1:]):
+        detail = _takes_card(call)
     else:
         executors = sorted({c for terms in offers for c in terms.executors})
         if not executors:
@@ -169,14 +167,21 @@ def _not_there(call: Call, terms: Terms) -> tuple[Reason, str] | None:
         return Reason.BUSY, "it has just started and still tests its devices"
     if not terms.executors:
         return Reason.NO_DEVICE, "no executor of this node works"
+    if call.numeric_class in ONLY_ON_CARDS:
+        return Reason.NO_DEVICE, _takes_card(call)
     offered = ", ".join(sorted(terms.executors))
     return Reason.CLASS_NOT_OFFERED, f"offered here: {offered}"
+
+
+def _takes_card(call: Call) -> str:
+    return f"class {call.numeric_class} takes a GPU, and this node has none that is used"
 
 
 def _not_so(call: Call, requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
     """What of a call is not taken of this requester, or not now, by a device that could."""
     stranger = rank(requester, terms) > FRIEND
-    if call.numeric_class == KERNEL and stranger:
+    if call.numeric_class == KERNEL_CLASS and stranger:
+        # A kernel is a stranger's code on a card whose driver no sandbox covers.
         return (
             Reason.UNTRUSTED_REQUESTER,
             "kernels are taken only of peers on this node's allow list",

@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from shoal.compute.devices import Device, Inventory
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
     from shoal.crypto.identity import Identity
@@ -293,11 +293,11 @@ class Daemon:
             await self.blobs.put_bytes(blob)
         return program.program_id
 
-    async def register_program(self, program: BlobId) -> Manifest:
+    async def register_program(self, program: BlobId) -> AnyManifest:
         """Take up a program whose blobs were uploaded; raises as `program_of`."""
         return await program_of(self.blobs, program)
 
-    async def program(self, program: BlobId) -> Manifest:
+    async def program(self, program: BlobId) -> AnyManifest:
         """The manifest of a program held; raises as `register_program`."""
         return await program_of(self.blobs, program)
 

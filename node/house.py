@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shoal.compute import manifest as manifests
+from shoal.compute import programs
 from shoal.compute.errors import ProgramError
+from shoal.compute.manifest import MANIFEST_LIMIT_BYTES
 from shoal.compute.supervisor import Worker
 from shoal.compute.tensor import TensorSpec, spec_of_blob
 from shoal.crypto.content import BlobId
@@ -227,7 +228,7 @@ def inputs_of(side: ProviderSide, unit: str) -> str:
 # --- programs and blobs ---
 
 
-async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
+async def program_of(store: BlobStore, program: BlobId) -> programs.AnyManifest:
     """The manifest of a program whose blobs are all held, which counts as a use of them.
 
     Whoever asks is about to use the program, and may bring large inputs for it before.
@@ -250,18 +251,18 @@ async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
     return manifest
 
 
-def program_blobs(manifest: manifests.Manifest) -> list[BlobId]:
+def program_blobs(manifest: programs.AnyManifest) -> list[BlobId]:
     """The ids of everything that a program is made of, beside its manifest."""
-    return [manifest.graph, *(weight.blob_id for weight in manifest.tensors)]
+    return list(manifest.blob_ids)
 
 
-async def manifest_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
+async def manifest_of(store: BlobStore, program: BlobId) -> programs.AnyManifest:
     """A manifest that is held; a larger blob that a peer calls one is not read at all."""
-    if store.size_bytes(program) > manifests.MANIFEST_LIMIT_BYTES:
+    if store.size_bytes(program) > MANIFEST_LIMIT_BYTES:
         raise ProgramError(
             f"{program[:16]}… is no program: it is too large", code="bad_manifest"
         )
-    return manifests.decode(await store.get_bytes(program))
+    return programs.decode(await store.get_bytes(program))
 
 
 async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from shoal.compute import manifest as manifests
+from shoal.compute import programs
 from shoal.compute.errors import ProgramError
 from shoal.compute.exact.spec import SPEC_VERSION
 from shoal.compute.in_file import LARGE_BYTES, InFile
@@ -143,7 +144,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     if (before := await submitted_before(house, spec, given)) is not None:
         return before
     manifest = await program_of(house.store, spec.program)
-    manifests.check_class(manifest, spec.numeric_class)
+    programs.check_class(manifest, spec.numeric_class)
     job_id = spec.id or new_job_id()
     taken = await given_units.take(house, manifest, job_id, given, 0)
     running = bool(given) or spec.open
@@ -264,7 +265,7 @@ class Need:
 
     job: Job
     spec: JobSpec
-    manifest: manifests.Manifest
+    manifest: programs.AnyManifest
     program_bytes: int
     input_bytes: int
 
@@ -480,7 +481,7 @@ async def release(house: House, side: RequesterSide, draw: Draw | None = None) -
 # 3. fetch: program and inputs, checked chunk by chunk --------------------------------
 
 
-async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
+async def fetch_program(house: House, side: ProviderSide) -> programs.AnyManifest:
     """Hold every blob of a program; what its requester sent or proved is not sent again.
 
     The blobs stay until the award lets go.
@@ -495,13 +496,13 @@ async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
     limit_bytes = manifests.MANIFEST_LIMIT_BYTES
     await hold(house, side.requester, program, side.award_id, limit_bytes)
     manifest = await manifest_of(store, program)
-    manifests.check_class(manifest, side.call.numeric_class)
+    programs.check_class(manifest, side.call.numeric_class)
     await program_sources.hold_blobs(house, side.requester, program, side.award_id, manifest)
     return manifest
 
 
 async def fetch_inputs(
-    house: House, side: ProviderSide, manifest: manifests.Manifest, request: UnitRequest
+    house: House, side: ProviderSide, manifest: programs.AnyManifest, request: UnitRequest
 ) -> dict[str, bytes | InFile]:
     """The input tensors of one unit, by name: inline ones as they came, others fetched.
 
@@ -554,7 +555,7 @@ def _spec_of(tensor: bytes | InFile) -> TensorSpec:
 async def execute(
     house: House,
     side: ProviderSide,
-    manifest: manifests.Manifest,
+    manifest: programs.AnyManifest,
     units: Sequence[UnitRun],
     ended: Callable[[UnitRun], None],
 ) -> None:
@@ -731,7 +732,7 @@ def _unit_error(outcome: Outcome) -> UnitError | None:
     )
 
 
-def units_per_message(manifest: manifests.Manifest) -> int:
+def units_per_message(manifest: programs.AnyManifest) -> int:
     """How many units of a program one message may carry, so that its answer fits a frame."""
     ports = [(port.name, "") for port in (*manifest.inputs, *manifest.outputs)]
     return min(

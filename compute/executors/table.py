@@ -164,11 +164,7 @@ def _exact_compiles(card: Card) -> Probe:
 
     target = TARGETS.get(card.target)
     if target is None:
-        raise ComputeError(
-            f"no kernel is compiled for {card.target or 'a card of unknown kind'} ahead of "
-            f"time: only for {', '.join(TARGETS)}",
-            code="unknown_target",
-        )
+        raise _unknown_target(card)
     kernels = list(variants())
     for name in _EXACT_CANARY:
         variant = next(each for each in kernels if each.name.startswith(name))
@@ -184,6 +180,35 @@ def _exact_compiles(card: Card) -> Probe:
     )
 
 
+def _unknown_target(card: Card) -> ComputeError:
+    from shoal.compute.exact.gpu.targets import TARGETS
+
+    return ComputeError(
+        f"no kernel is compiled for {card.target or 'a card of unknown kind'} ahead of "
+        f"time: only for {', '.join(TARGETS)}",
+        code="unknown_target",
+    )
+
+
+def _kernels(_: Start) -> Make:
+    from shoal.compute.executors.triton import Triton
+
+    return lambda: Triton(TORCH_DEVICE)
+
+
+def _kernels_compile(card: Card) -> Probe:
+    from triton.backends.compiler import GPUTarget
+
+    from shoal.compute.exact.gpu.targets import TARGETS
+    from shoal.compute.executors.triton import compiles
+
+    target = TARGETS.get(card.target)
+    if target is None:
+        raise _unknown_target(card)
+    return compiles(GPUTarget(target.backend, target.arch, target.lanes))
+
+
 ON_CARDS: Final = (
     Entry("exact", NumericClass.EXACT, ("torch", "triton"), _exact_by_triton, _exact_compiles),
+    Entry("triton", NumericClass.KERNEL, ("torch", "triton"), _kernels, _kernels_compile),
 )
