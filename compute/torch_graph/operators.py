@@ -1,0 +1,48 @@
+"""The table of operators: ONNX operator to what it is in torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from shoal.compute.torch_graph import (
+    activations,
+    attention,
+    casts,
+    control,
+    convolution,
+    elementwise,
+    indexing,
+    layout,
+    normalisation,
+    pooling,
+    products,
+    quantisation,
+    recurrent,
+    reductions,
+    resize,
+    sources,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shoal.compute.torch_graph.node import Operator
+
+OPERATORS: Final[Mapping[str, Operator]] = {
+    **activations.OPERATORS,
+    **attention.OPERATORS,
+    **casts.OPERATORS,
+    **control.OPERATORS,
+    **convolution.OPERATORS,
+    **elementwise.OPERATORS,
+    **indexing.OPERATORS,
+    **layout.OPERATORS,
+    **normalisation.OPERATORS,
+    **pooling.OPERATORS,
+    **products.OPERATORS,
+    **quantisation.OPERATORS,
+    **recurrent.OPERATORS,
+    **reductions.OPERATORS,
+    **resize.OPERATORS,
+    **sources.OPERATORS,
+}
