@@ -113,7 +113,12 @@ def _rotary(node: Node, inputs: Inputs, run: Run) -> Outputs:
     return (y.flatten(2) if flat else y.transpose(1, 2),)
 
 
+def _refuses(node: Node) -> str | None:
+    mode = node.get("qk_matmul_output_mode", 0)
+    return None if _RAW <= mode <= _SOFTMAX else f"scores of the kind {mode}"
+
+
 OPERATORS: Final[dict[str, Operator]] = {
-    "Attention": Operator(_attention, width=Width.PRODUCT),
+    "Attention": Operator(_attention, width=Width.PRODUCT, refuses=_refuses),
     "RotaryEmbedding": Operator(_rotary, width=Width.WIDE),
 }

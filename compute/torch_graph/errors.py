@@ -21,11 +21,13 @@ FAILURES: Final = (
     RuntimeError,
     MemoryError,
     ValueError,
-    IndexError,
+    LookupError,
     TypeError,
     ArithmeticError,
+    AttributeError,
+    AssertionError,
 )
-"""What torch raises where an operator cannot be computed."""
+"""What is raised where an operator cannot be computed: attributes may say anything."""
 
 _OUT_OF_MEMORY: Final = re.compile(
     r"out of memory|out_of_(device|host|resources)|can't allocate memory|"

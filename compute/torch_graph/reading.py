@@ -1,13 +1,13 @@
 """From an ONNX model to nodes with their operators, before anything runs.
 
 Part of *execute*. What the table of operators lacks is refused by node and name; so is what
-is not valid ONNX, by onnx's own checker and its inference of types. Subgraphs are read the
-same way: they see the names of the graph around them.
+is not valid ONNX, by onnx's own checker and by ``dtypes``. Subgraphs are read the same way:
+they see the names of the graph around them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import ChainMap, Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,11 +16,16 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from shoal.compute.errors import ProgramError
 from shoal.compute.graph import STANDARD_DOMAINS, printable
+from shoal.compute.torch_graph.dtypes import (
+    TYPE_OF_CODE,
+    DtypeError,
+    result_types,
+    type_of_port,
+)
 from shoal.compute.torch_graph.node import Node, Operator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from collections.abc import Set as AbstractSet
 
 OPSETS: Final = range(18, 24)
 """Versions of the standard operators whose meaning the table of operators has."""
@@ -72,16 +77,7 @@ def read(model: ModelProto, operators: Mapping[str, Operator]) -> Graph:
             code="unsupported_opset",
             hint="convert the model with shoal before submitting it",
         )
-    graph = _Reader(model, operators, int(versions[0])).graph(model.graph, frozenset())
-    try:
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        lines = [line for line in str(error).split("\n") if line.strip()]
-        raise ProgramError(
-            f"the model is not valid ONNX: {printable(lines[-1].strip(), 300)}",
-            code="invalid_model",
-        ) from None
-    return graph
+    return _Reader(model, operators, int(versions[0])).graph(model.graph, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +86,35 @@ class _Reader:
     operators: Mapping[str, Operator]
     opset: int
 
-    def graph(self, proto: GraphProto, around: AbstractSet[str]) -> Graph:
+    def graph(self, proto: GraphProto, around: Mapping[str, str | None]) -> Graph:
+        """Read a graph; ``around`` has the types of the values around it, by name."""
         for node in proto.node:
             self._check_operator(node)
         initializers = {tensor.name: tensor for tensor in proto.initializer}
         inputs = tuple(v.name for v in proto.input if v.name not in initializers)
-        known = set(inputs) | set(initializers)
+        known = {value.name: type_of_port(value) for value in proto.input}
+        known |= {name: TYPE_OF_CODE.get(t.data_type) for name, t in initializers.items()}
+        seen = ChainMap(known, dict(around))
         nodes, captured = [], set()
         for node in proto.node:
-            read = self._node(node, known | around)
+            read = self._node(node, seen)
+            types = self._types(node, seen)
             nodes.append(read)
             used = {*filter(None, read.inputs)}
             used.update(name for body in read.bodies.values() for name in body.captured)
-            captured |= used - known
-            for name in filter(None, read.outputs):
+            captured |= used - known.keys()
+            for name, found in zip(read.outputs, types, strict=True):
                 if name in known:
                     raise _invalid(node, f"{printable(name)!r} is given twice")
-                known.add(name)
+                if name:
+                    known[name] = found
         outputs = tuple(value.name for value in proto.output)
         for name in outputs:
             if name not in known and name not in around:
                 raise ProgramError(
                     f"nothing gives the output {printable(name)!r}", code="invalid_model"
                 )
-        captured |= set(outputs) - known
+        captured |= set(outputs) - known.keys()
         frees = last_uses(nodes, outputs)
         steps = tuple(
             Step(node, self.operators[node.operator], names)
@@ -129,7 +130,13 @@ class _Reader:
             node, f"the executor torch has no operator {domain}{printable(node.op_type)}"
         )
 
-    def _node(self, proto: NodeProto, known: AbstractSet[str]) -> Node:
+    def _types(self, proto: NodeProto, known: Mapping[str, str | None]) -> list[str | None]:
+        try:
+            return result_types(proto, self.opset, [known.get(name) for name in proto.input])
+        except DtypeError as error:
+            raise _invalid(proto, str(error)) from None
+
+    def _node(self, proto: NodeProto, known: Mapping[str, str | None]) -> Node:
         context = onnx.checker.C.CheckerContext()
         context.ir_version = self.model.ir_version
         context.opset_imports = {o.domain: o.version for o in self.model.opset_import}
