@@ -26,7 +26,17 @@ from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.torch_graph.arrays import to_tensor
 from shoal.compute.torch_graph.control import CONTROL, run_control
 from shoal.compute.torch_graph.errors import FAILURES, translated
-from shoal.compute.torch_graph.node import FLOATS, HOST, HOST_LIMIT, Run, Tensor, Width
+from shoal.compute.torch_graph.node import (
+    FLOATS,
+    HOST,
+    HOST_LIMIT,
+    Node,
+    Run,
+    Tensor,
+    Width,
+    fail,
+    within_limit,
+)
 from shoal.compute.torch_graph.reading import Graph, Step, last_uses
 
 if TYPE_CHECKING:
@@ -121,6 +131,7 @@ def _computed(step: Step, scope: _Scope, run: Run) -> Sequence[Tensor]:
                 ),
             )
         results = step.row.run(node, arrays, run)
+        _check_results(node, results)
     except (ProgramError, ComputeError) as error:
         if not error.node and error.code != "terminated":
             error.node, error.operator = node.name, node.operator
@@ -129,6 +140,14 @@ def _computed(step: Step, scope: _Scope, run: Run) -> Sequence[Tensor]:
     except FAILURES as error:
         raise translated(error, node) from None
     return [_settled_down(result, run) for result in results]
+
+
+def _check_results(node: Node, results: Sequence[Tensor]) -> None:
+    if any(node.outputs[len(results) :]):
+        fail("invalid_model", f"it gives {len(results)} outputs, and more have names")
+    for result in results:
+        if not result.numel():  # loops may run over the sizes of what is empty
+            within_limit(result.shape)
 
 
 def _settled_down(result: Tensor, run: Run) -> Tensor:

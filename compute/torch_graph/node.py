@@ -225,7 +225,8 @@ def within_limit(shape: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(int(size) for size in shape)
     if any(size < 0 for size in sizes):
         fail("shape_mismatch", f"a tensor of shape {list(sizes)} has a negative size")
-    if math.prod(sizes) > ELEMENT_LIMIT:
+    # An empty tensor's other sizes are bounded too: loops run over them.
+    if math.prod(max(size, 1) for size in sizes) > ELEMENT_LIMIT:
         fail("too_large", f"a tensor of {list(sizes)} has more than {ELEMENT_LIMIT} elements")
     return sizes
 

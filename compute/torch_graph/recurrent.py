@@ -92,7 +92,7 @@ class _Kind:
 
 
 def _operator(kind: _Kind) -> Operator:
-    def compute(node: Node, inputs: Inputs, _: Run) -> Outputs:
+    def compute(node: Node, inputs: Inputs, run: Run) -> Outputs:
         x, w, r, bias, lengths, h, c, peephole = given(inputs, 8)
         batch_first = bool(node.get("layout", 0))
         if batch_first:
@@ -116,7 +116,7 @@ def _operator(kind: _Kind) -> Operator:
             backwards = d == 1 or node.get("direction", "forward") == "reverse"
             act = [_FUNCTIONS[name] for name in names[d * each : (d + 1) * each]]
             state: State = tuple(start[d] for start in starts)
-            ys, end = _through(node, kind, x, state, weights, act, lengths, backwards)
+            ys, end = _through(node, run, kind, x, state, weights, act, lengths, backwards)
             outputs.append(ys)
             ends.append(end)
         y = torch.stack(outputs, 1)  # (time, directions, batch, hidden)
@@ -131,6 +131,7 @@ def _operator(kind: _Kind) -> Operator:
 
 def _through(
     node: Node,
+    run: Run,
     kind: _Kind,
     x: Tensor,
     state: State,
@@ -144,6 +145,7 @@ def _through(
     ys: list[Tensor] = [x.new_zeros(x.shape[1], weights.r.shape[-1])] * x.shape[0]
     times = range(x.shape[0])
     for time in reversed(times) if backwards else times:
+        run.before_node()
         new = kind.cell(node, seen[time], state, weights, act)
         ys[time] = new[0]
         if lengths is not None:

@@ -44,7 +44,9 @@ def _constant(node: Node, _: Inputs, __: Run) -> Outputs:
 def _refuses_constant(node: Node) -> str | None:
     known = {"value", *_SCALARS}
     strange = [name for name in node.attributes if name not in known]
-    return f"a {strange[0]}" if strange or not node.attributes else None
+    if not node.attributes:
+        return "no value"
+    return f"a {strange[0]}" if strange else None
 
 
 def _constant_of_shape(node: Node, inputs: Inputs, run: Run) -> Outputs:

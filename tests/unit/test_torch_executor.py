@@ -4,7 +4,10 @@ No card is needed: what a card does is staged, by torch's device ``meta``, which
 and no data, and by errors in the words that torch has for them.
 """
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -132,9 +135,6 @@ def test_the_class_exact_is_not_torchs():
 
 def test_threads_are_started_before_a_worker_locks_itself_in():
     # In a process of its own: another test may have started them here.
-    import subprocess
-    import sys
-
     script = (
         "import threading, os\n"
         "from shoal.compute.executors.base import NumericClass\n"
@@ -151,6 +151,14 @@ def test_threads_are_started_before_a_worker_locks_itself_in():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert said.stdout.split() == ["True", "0"]
+
+
+def test_programs_open_no_file_and_import_nothing_after_the_start():
+    script = Path(__file__).with_name("torch_locked_in.py")
+    said = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines() == ["watched"]
 
 
 # -- refusals --------------------------------------------------------------------------------
@@ -198,6 +206,18 @@ def test_what_is_no_valid_onnx_is_refused_before_anything_runs(text, words):
     error = error_of(ProgramError, read, model(text), operators.OPERATORS)
     assert error.code == "invalid_model"
     assert words in error.message
+
+
+def test_an_output_that_an_operator_does_not_give_in_this_way_is_the_programs_fault():
+    runner = executor()
+    graph = model(
+        "(float[1, 2, 3] x, float[2] s) => (float[1, 2, 3] y, float[2] m)"
+        " { y, m, v = BatchNormalization (x, s, s, s, s) }"
+    )
+    handle = runner.prepare(loaded(graph))
+    inputs = {"x": np.ones((1, 2, 3), np.float32), "s": np.ones(2, np.float32)}
+    error = error_of(ProgramError, runner.run, handle, inputs)
+    assert (error.code, error.operator) == ("invalid_model", "BatchNormalization")
 
 
 def test_an_opset_that_the_table_does_not_mean_is_refused():
