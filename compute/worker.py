@@ -78,6 +78,8 @@ _PROCESSOR_GRACE_S: Final = 10.0
 """What a unit may use of processor time beyond its threads' share of its time limit: the
 supervisor's clock ends it long before, unless the daemon itself stands still."""
 
+PLACED: Final = (ProgramError, ComputeError)
+
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
 
@@ -339,20 +341,35 @@ class Worker:
                 yield
         except MemoryError:
             raise _over_memory(limits) from None
-        except ComputeError as error:
+        except Exception as error:
+            self._raise_fault(error, limits)
+            if not isinstance(error, ComputeError):
+                raise
             if error.code == "memory_limit":
                 raise _over_memory(limits, error) from None
             if error.code == "terminated":
                 raise _over_time(limits) from None
             raise
-        except Exception as error:
-            fault = self._card and fault_of(error, self._card.id, limits.memory_bytes)
-            if not fault:
-                raise
-            self.broken = fault.code in ENDS_WORKER
-            raise fault from None
         finally:
             self._meter.release()
+
+    def _raise_fault(self, error: Exception, limits: frames.UnitLimits) -> None:
+        """Raise what a failure means where it is the card's.
+
+        An executor may have said it in its own words; what it heard is told with the error.
+        """
+        if self._card is None:
+            return
+        heard = error.__context__ if isinstance(error, PLACED) else error
+        fault = heard and fault_of(heard, self._card.id, limits.memory_bytes)
+        if fault is None and isinstance(error, ComputeError) and error.code in ENDS_WORKER:
+            fault = error
+        if fault is None:
+            return
+        if isinstance(error, PLACED):
+            fault.node, fault.operator = error.node, error.operator
+        self.broken = fault.code in ENDS_WORKER
+        raise fault from None
 
 
 def _lack(entry: Entry, error: Exception) -> Lack:

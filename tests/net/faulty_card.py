@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from shoal.compute import worker
-from shoal.compute.errors import ComputeError
+from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
 from shoal.compute.executors.table import Entry
 
-FINE, OUT_OF_MEMORY, HANGS, BROKEN, GONE, DIES = 0.0, 1e3, 2e3, 3e3, 4e3, 5e3
+FINE, OUT_OF_MEMORY, HANGS, BROKEN, GONE, DIES, IN_OTHER_WORDS = (
+    *(0.0, 1e3, 2e3, 3e3, 4e3, 5e3, 6e3),
+)
 
 GONE_IS = Path(os.environ.get("FAULTY_CARD", "/nowhere")).exists()
 """Whether the card is gone; looked at while files may still be opened."""
@@ -51,6 +53,13 @@ class Faulty(OnnxRuntimeCpu):
                 )
             case first if first == GONE:
                 raise AcceleratorError("HIP error: uncorrectable ECC error encountered")
+            case first if first == IN_OTHER_WORDS:
+                try:
+                    raise AcceleratorError("CUDA error: misaligned address")
+                except AcceleratorError:
+                    raise ProgramError(
+                        "the program failed: misaligned address", node="n", operator="Add"
+                    ) from None
             case first if first == DIES:
                 os.abort()
         return super().run(handle, inputs)

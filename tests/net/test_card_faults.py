@@ -131,6 +131,12 @@ async def test_a_broken_context_ends_the_unit_and_its_process_and_the_next_unit_
     assert worker.lost is None
 
 
+async def test_a_fault_that_an_executor_takes_for_the_program_s_is_the_card_s(worker):
+    codes, (failed, _) = await run_all(worker, faulty_card.IN_OTHER_WORDS, FINE)
+    assert codes == ["device_failed", ""]
+    assert (failed.outcome.node, failed.outcome.operator) == ("n", "Add")
+
+
 async def test_a_worker_that_dies_ends_its_unit_and_the_next_one_runs(worker):
     codes, _ = await run_all(worker, FINE, faulty_card.DIES, FINE)
     assert codes == ["", "worker_died", ""]
