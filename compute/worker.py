@@ -213,7 +213,7 @@ class Worker:
         held = Held(loaded.manifest, numeric_class, prepared, size_bytes)
         name = request.held_as or request.program_id
         self._held[name] = held
-        self._leave_room(name)
+        self._leave_room(name, request.limits)
         return frames.Prepared(tuple(self._held))
 
     def run(
@@ -315,13 +315,16 @@ class Worker:
         ):
             self._held.popitem(last=False)
 
-    def _leave_room(self, prepared: str) -> None:
+    def _leave_room(self, prepared: str, limits: frames.UnitLimits) -> None:
         """Let others go where they leave a unit less room than the hard limit promises.
 
-        What a runtime makes of a program's weights counts there, and not in `_make_room`.
+        What a runtime makes of a program's weights counts there, and not in `_make_room`. A
+        card promises nothing beyond what this program's units may ask for: no two programs
+        could stay there otherwise.
         """
+        wanted = _OVERHEAD_BYTES + limits.memory_bytes if self._card else self._unit_bytes
         others = [program_id for program_id in self._held if program_id != prepared]
-        while others and self._meter.memory_left_bytes() < self._unit_bytes:
+        while others and self._meter.memory_left_bytes() < wanted:
             del self._held[others.pop(0)]
 
     @contextmanager
