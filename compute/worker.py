@@ -122,7 +122,11 @@ class Worker:
             ComputeError: None of them works here.
         """
         priority.yield_to_owner(self._niceness)  # threads that start later have it too
-        lock = lock_in(GPU, of_card_worker(self._scratch)) if self._card else lock_in(CPU)
+        lock = (
+            lock_in(GPU, of_card_worker(self._scratch, self._card.pci))
+            if self._card
+            else lock_in(CPU)
+        )
         self._watchdog.start()
         probes = self._probes() if self._reached() else self._compiled()
         if not probes and not self._card:

@@ -1,6 +1,7 @@
 """Cards as values: what a worker is shown of them, what their faults mean."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from shoal.compute.executors import table
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.executors.card_faults import FAILED, LOST, fault_of
 from shoal.compute.executors.table import Entry, check_reach, missing_packages
+from shoal.compute.sandbox import of_card_worker
 
 
 def device(name, kind, uuid="", card="", **more):
@@ -34,7 +36,7 @@ DEVICES = (
     device("gpu0", "nvidia", "GPU-63feeb45-94c6", target="sm_90"),
     device("gpu1-mig0", "nvidia", "MIG-c6d4f1ef-42e4", card="gpu1"),
     device("gpu2", "nvidia"),
-    device("gpu3", "amd", "GPU-a1b2c3d4e5f60710", target="gfx942"),
+    device("gpu3", "amd", "GPU-a1b2c3d4e5f60710", target="gfx942", pci="0001:c0:02.0"),
     device("gpu4", "amd", "62ff74a1-0000-1000-807d-1a2b3c4d5e6f"),
 )
 
@@ -58,7 +60,7 @@ def test_a_worker_sees_its_own_card_alone_and_as_the_first(name, variables):
 
 
 def test_a_worker_is_told_what_its_card_is():
-    assert card_of(DEVICES[4]) == Card("gpu3", "hip", "gfx942", 1 << 36)
+    assert card_of(DEVICES[4]) == Card("gpu3", "hip", "gfx942", 1 << 36, "0001:c0:02.0")
     assert card_of(DEVICES[1]).runtime == "cuda"
 
 
@@ -70,6 +72,26 @@ def test_a_card_that_its_owner_hides_is_left_alone(code, used):
     assert may_be_used(card) is used
     assert may_be_used(DEVICES[4])
     assert not may_be_used(DEVICES[0])
+
+
+def nodes(root, pci):
+    paths = [Path(rule.path) for rule in of_card_worker("", pci, root)]
+    return sorted(p.name for p in paths if root in p.parents)
+
+
+def test_a_worker_opens_the_device_node_of_its_own_card_and_no_other(tmp_path):
+    for name in ("dev/nvidia0", "dev/nvidia1", "dev/nvidiactl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    about = tmp_path / "proc/driver/nvidia/gpus/0000:1b:00.0/information"
+    about.parent.mkdir(parents=True)
+    about.write_text("Model: \t\t NVIDIA H100\nDevice Minor: \t 1\n")
+    (tmp_path / "sys/bus/pci/devices/0001:c0:02.0/drm/renderD129").mkdir(parents=True)
+    (tmp_path / "sys/bus/pci/devices/0001:c0:02.0/drm/card2").mkdir()
+    assert nodes(tmp_path, "0000:1b:00.0") == ["nvidia1"]
+    assert nodes(tmp_path, "0001:c0:02.0") == ["renderD129"]
+    for unknown in ("", "0000:ff:00.0"):
+        assert nodes(tmp_path, unknown) == ["dri", "nvidia0", "nvidia1"]
 
 
 # --- faults ----------------------------------------------------------------------------
