@@ -72,9 +72,9 @@ class CardMeter(Meter):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
     def memory_left_bytes(self) -> int:
-        """How much more of the card a unit could get."""
+        """How much more of the card a unit could get; without one, nothing is held."""
         if self.allocator is None:
-            return 0
+            return 1 << 62
         free, _ = self.allocator.mem_get_info()
         unused = self.allocator.memory_reserved() - self.allocator.memory_allocated()
         return free + unused

@@ -10,16 +10,16 @@ a new one. A unit cannot be interrupted from outside, so cancelling a run ends t
 process too. The first process starts when it is needed: a daemon that wants it
 early awaits `Worker.probe` in a task of its own. From then on a spare is kept.
 
-A card that is gone ends the unit that met it by `device_lost`; its worker runs nothing
-more, and `Place.lost` is told.
+A unit that finds its card gone ends by `device_lost`. Where no process can be started on
+the card any more, the worker runs nothing more either, and `Place.lost` is told.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,7 +42,7 @@ from shoal.compute.unit_runs import (
     Traced,
     UnitRun,
 )
-from shoal.compute.worker_process import WORKER, WorkerProcess, compile_kernels
+from shoal.compute.worker_process import WORKER, Place, WorkerProcess, compile_kernels
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol.verification import fraud_proof
@@ -50,15 +50,11 @@ from shoal.protocol.verification.fraud_proof import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-    from pathlib import Path
 
     from shoal.compute.devices.inventory import Lack
     from shoal.compute.executors.base import NumericClass, Probe
     from shoal.compute.in_file import Tensor
     from shoal.crypto.content import Buffer
-
-START_LIMIT_S: Final = 60.0
-"""Imports take half a second on an idle machine, and much longer on a busy one."""
 
 CACHE_BYTES: Final = 2 << 30
 """Weights of prepared programs that a process keeps at most."""
@@ -88,35 +84,11 @@ _LAST: Final = 3  # what nobody waits for: after strangers' units
 MEMORY_BYTES: Final = 8 << 30
 """What a unit may use at most, where the operator has not said."""
 
-CARD_START_LIMIT_S: Final = 240.0
-"""torch takes seconds to load, a driver to wake a card, and kernels are compiled."""
-
 STARTS_TRIED: Final = 2
 """A card whose worker fails to start so often in a row is gone: once, any process may."""
 
 CONVERT_LIMITS: Final = UnitLimits(time_s=60.0, memory_bytes=8 << 30, output_bytes=4 << 30)
 """For a model that comes by plain HTTP; larger ones are converted by their owner's client."""
-
-
-def _nobody_asks(_: ComputeError) -> None:
-    """A CPU is not lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a worker's processes run, beyond what they are told.
-
-    Attributes:
-        variables: Of their environment: of a card's, those by which they see no other.
-        scratch: Where each gets a directory of its own; None, and they write nowhere.
-        start_limit_s: How long a start may take.
-        lost: Told once, when the device computes nothing more.
-    """
-
-    variables: Mapping[str, str] = field(default_factory=dict)
-    scratch: Path | None = None
-    start_limit_s: float = START_LIMIT_S
-    lost: Callable[[ComputeError], None] = _nobody_asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,15 +333,27 @@ class Worker:
                         together = False
 
     def _ended(self, tell: Callable[[UnitRun], None], unit: UnitRun) -> None:
-        """Tell of a unit's end; by some of them the device is gone."""
+        """Tell of a unit's end; by some of them the device may be gone."""
         if isinstance(unit.outcome, ComputeError) and unit.outcome.code == LOST:
-            self._lose(unit.outcome)
+            self._nursery.start_soon(self._look_again)
         tell(unit)
+
+    async def _look_again(self) -> None:
+        """See whether a device is there that a unit has found gone.
+
+        What one unit met is no proof: it may have been made to. A fresh process is.
+        """
+        async with self._starting:
+            await self._end_spare()  # it was started before
+            while self._lost is None:
+                with suppress(ComputeError):
+                    await self._ready_spare()
+                    return
 
     def _lose(self, error: ComputeError) -> None:
         """Run nothing more; units that come get this error."""
         if self._lost is None:
-            log.error("a device is lost", error=str(error))
+            log.error("a device is lost", error=error.message)
             self._lost = error
             self._place.lost(error)
             self._nursery.start_soon(self._end_all)
@@ -652,7 +636,7 @@ class Worker:
     async def _started(self, start: frames.Start) -> _Room:
         """A new process that has settled in."""
         try:
-            process = WorkerProcess(self._entry, self._place.variables, self._place.scratch)
+            process = WorkerProcess(self._entry, self._place)
         except OSError as error:
             raise ComputeError(
                 f"a worker process cannot be started: {error.strerror}", code="worker_start"

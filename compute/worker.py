@@ -78,6 +78,8 @@ _PROCESSOR_GRACE_S: Final = 10.0
 """What a unit may use of processor time beyond its threads' share of its time limit: the
 supervisor's clock ends it long before, unless the daemon itself stands still."""
 
+PLACED: Final = (ProgramError, ComputeError)
+
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
 
@@ -120,7 +122,11 @@ class Worker:
             ComputeError: None of them works here.
         """
         priority.yield_to_owner(self._niceness)  # threads that start later have it too
-        lock = lock_in(GPU, of_card_worker(self._scratch)) if self._card else lock_in(CPU)
+        lock = (
+            lock_in(GPU, of_card_worker(self._scratch, self._card.pci))
+            if self._card
+            else lock_in(CPU)
+        )
         self._watchdog.start()
         probes = self._probes() if self._reached() else self._compiled()
         if not probes and not self._card:
@@ -211,7 +217,7 @@ class Worker:
         held = Held(loaded.manifest, numeric_class, prepared, size_bytes)
         name = request.held_as or request.program_id
         self._held[name] = held
-        self._leave_room(name)
+        self._leave_room(name, request.limits)
         return frames.Prepared(tuple(self._held))
 
     def run(
@@ -313,13 +319,16 @@ class Worker:
         ):
             self._held.popitem(last=False)
 
-    def _leave_room(self, prepared: str) -> None:
+    def _leave_room(self, prepared: str, limits: frames.UnitLimits) -> None:
         """Let others go where they leave a unit less room than the hard limit promises.
 
-        What a runtime makes of a program's weights counts there, and not in `_make_room`.
+        What a runtime makes of a program's weights counts there, and not in `_make_room`. A
+        card promises nothing beyond what this program's units may ask for: no two programs
+        could stay there otherwise.
         """
+        wanted = _OVERHEAD_BYTES + limits.memory_bytes if self._card else self._unit_bytes
         others = [program_id for program_id in self._held if program_id != prepared]
-        while others and self._meter.memory_left_bytes() < self._unit_bytes:
+        while others and self._meter.memory_left_bytes() < wanted:
             del self._held[others.pop(0)]
 
     @contextmanager
@@ -339,20 +348,35 @@ class Worker:
                 yield
         except MemoryError:
             raise _over_memory(limits) from None
-        except ComputeError as error:
+        except Exception as error:
+            self._raise_fault(error, limits)
+            if not isinstance(error, ComputeError):
+                raise
             if error.code == "memory_limit":
                 raise _over_memory(limits, error) from None
             if error.code == "terminated":
                 raise _over_time(limits) from None
             raise
-        except Exception as error:
-            fault = self._card and fault_of(error, self._card.id, limits.memory_bytes)
-            if not fault:
-                raise
-            self.broken = fault.code in ENDS_WORKER
-            raise fault from None
         finally:
             self._meter.release()
+
+    def _raise_fault(self, error: Exception, limits: frames.UnitLimits) -> None:
+        """Raise what a failure means where it is the card's.
+
+        An executor may have said it in its own words; what it heard is told with the error.
+        """
+        if self._card is None:
+            return
+        heard = error.__context__ if isinstance(error, PLACED) else error
+        fault = heard and fault_of(heard, self._card.id, limits.memory_bytes)
+        if fault is None and isinstance(error, ComputeError) and error.code in ENDS_WORKER:
+            fault = error
+        if fault is None:
+            return
+        if isinstance(error, PLACED):
+            fault.node, fault.operator = error.node, error.operator
+        self.broken = fault.code in ENDS_WORKER
+        raise fault from None
 
 
 def _lack(entry: Entry, error: Exception) -> Lack:

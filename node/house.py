@@ -131,6 +131,12 @@ class House:
     reach: Callable[[PeerId], Awaitable[None]]
     """Connect to a peer known by its advert; `NetworkError` where that fails."""
     terms: Callable[[], bidding.Terms]
+    """What this node offers on its CPU at this moment."""
+    cards: Callable[[], Sequence[bidding.Terms]] = tuple
+    """The same of each of its cards."""
+    card_workers: Mapping[str, Worker] = field(default_factory=dict)
+    """Whose units run on cards, by device; ``worker`` is the CPU's, which also converts
+    models and judges proofs."""
     known: KnownBlobs = field(default_factory=KnownBlobs)
     """What peers are known to have; this node's own user needs no entry."""
     kept: KeptOutputs = field(default_factory=KeptOutputs)
@@ -170,6 +176,21 @@ class House:
     def peer_id(self) -> PeerId:
         """This node."""
         return self.identity.peer_id
+
+    def offers(self) -> list[bidding.Terms]:
+        """What this node offers on each device, the CPU first."""
+        return [self.terms(), *self.cards()]
+
+    def terms_on(self, device: str) -> bidding.Terms:
+        """What it offers on one device, whose name it has bid with."""
+        cpu = self.terms()
+        if device == cpu.device:
+            return cpu
+        return next(terms for terms in self.cards() if terms.device == device)
+
+    def worker_on(self, device: str) -> Worker:
+        """Who runs the units of a lease on that device."""
+        return self.card_workers.get(device, self.worker)
 
     def ban_of(self, peer: PeerId) -> Ban | None:
         """The ban of a peer that nothing is asked of or given to now."""

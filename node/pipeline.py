@@ -559,7 +559,7 @@ async def execute(
     units: Sequence[UnitRun],
     ended: Callable[[UnitRun], None],
 ) -> None:
-    """Run units of one lease in the worker; says ``ended`` of each that has its outcome.
+    """Run units of one lease by its device's worker; says ``ended`` as each has its outcome.
 
     An error of a unit is an outcome like any other. One that is cancelled has none.
 
@@ -578,9 +578,13 @@ async def execute(
         memory_bytes=call.memory_bytes,
         output_bytes=call.memory_bytes,
     )
+    assert side.bid is not None
+    device = side.bid.device
     rank = bidding.rank(side.requester, house.terms())
-    await house.worker.run_many(
-        side.requester, BlobId(call.program), blobs, units, limits, ended, rank
+    # A CPU's executor is known by the program; a card's serve one program in several classes.
+    numeric_class = call.numeric_class if device in house.card_workers else ""
+    await house.worker_on(device).run_many(
+        side.requester, BlobId(call.program), blobs, units, limits, ended, rank, numeric_class
     )
 
 

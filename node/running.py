@@ -116,6 +116,11 @@ class Conversation:
     _manifest: AnyManifest | None = None
     _fetching: trio.Lock = field(default_factory=trio.Lock)
 
+    @property
+    def device(self) -> str:
+        """The device that this node has bid with; "" before it has."""
+        return self.side.bid.device if self.side.bid is not None else ""
+
     async def program(self, house: House) -> AnyManifest:
         """The program's manifest, when all of its blobs are held: fetched once."""
         async with self._fetching:

@@ -37,17 +37,21 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         runtime: By which it computes.
         target: What kernels are compiled for, such as ``gfx942``; "" where not known.
         memory_bytes: All of its memory; 0 where the driver does not say.
+        pci: Its place on the PCI bus; "" where not known.
     """
 
     id: _Word
     runtime: Runtime
     target: _Word
     memory_bytes: int
+    pci: _Word = ""
 
 
 def card_of(device: Device) -> Card:
     """What a worker is told of a device that is no CPU."""
-    return Card(device.id, RUNTIMES[device.kind], device.target, device.memory_bytes)
+    return Card(
+        device.id, RUNTIMES[device.kind], device.target, device.memory_bytes, device.pci
+    )
 
 
 def may_be_used(device: Device) -> bool:

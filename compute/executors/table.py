@@ -208,7 +208,18 @@ def _kernels_compile(card: Card) -> Probe:
     return compiles(GPUTarget(target.backend, target.arch, target.lanes))
 
 
+def _torch(numeric_class: NumericClass) -> Callable[[Start], Make]:
+    def load(_: Start) -> Make:
+        from shoal.compute.executors.torch import TorchExecutor
+
+        return lambda: TorchExecutor(TORCH_DEVICE, numeric_class)
+
+    return load
+
+
 ON_CARDS: Final = (
     Entry("exact", NumericClass.EXACT, ("torch", "triton"), _exact_by_triton, _exact_compiles),
+    Entry("torch", NumericClass.FP32, ("torch",), _torch(NumericClass.FP32)),
+    Entry("torch", NumericClass.LOW, ("torch",), _torch(NumericClass.LOW)),
     Entry("triton", NumericClass.KERNEL, ("torch", "triton"), _kernels, _kernels_compile),
 )

@@ -1,17 +1,19 @@
 """Which files a card's worker may still use: the rules of Landlock for the profile ``GPU``.
 
-It reads what this machine's programs are made of and runs compilers from there, uses the
-cards' device nodes, and writes in one directory, which is its own. Neither the daemon's
+It reads what this machine's programs are made of and runs compilers from there, uses its
+card's device nodes, and writes in one directory, which is its own. Neither the daemon's
 home, with the key in it, nor any other user's files are among these.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from shoal.compute.devices.kernel import read_text
 from shoal.compute.sandbox.landlock import EXECUTE, OWN, READ, USE_DEVICE, Rule
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ _DEVICES: Final = (
     "/dev/zero",
     "/dev/urandom",
     "/dev/kfd",
-    "/dev/dri",
     "/dev/dxg",
     "/dev/nvidiactl",
     "/dev/nvidia-uvm",
@@ -50,21 +51,38 @@ _DEVICES: Final = (
 )
 
 
-def of_card_worker(scratch: str, root: Path = Path("/")) -> tuple[Rule, ...]:
+def of_card_worker(scratch: str, pci: str = "", root: Path = Path("/")) -> tuple[Rule, ...]:
     """What the worker of a card may use.
 
     Args:
         scratch: Its own directory; "" where it has none.
-        root: Where /dev and /opt are.
+        pci: Where its card is on the PCI bus; "" where that is not known.
+        root: Where /dev, /opt, /proc and /sys are.
     """
     toolkits = (str(place) for kind in _TOOLKITS for place in sorted(root.glob(kind)))
-    cards = (str(node) for node in sorted(root.glob("dev/nvidia[0-9]*")))
     return (
         *(Rule(path, READ | EXECUTE) for path in (*_PROGRAMS, *toolkits, *_of_python())),
         *(Rule(path, READ) for path in _READ),
-        *(Rule(path, USE_DEVICE) for path in (*_DEVICES, *cards)),
+        *(Rule(path, USE_DEVICE) for path in (*_DEVICES, *_nodes(pci, root))),
         *([Rule(scratch, OWN)] if scratch else []),
     )
+
+
+def _nodes(pci: str, root: Path) -> Iterator[str]:
+    """The device nodes of a card: those of all where the kernel does not say which.
+
+    Of AMD's the one that renders: kfd, which all share, computes on a card for who has that.
+    """
+    about = read_text(root / f"proc/driver/nvidia/gpus/{pci}/information") if pci else ""
+    minor = re.search(r"Device Minor:\s*(\d+)", about)
+    render = list((root / f"sys/bus/pci/devices/{pci}/drm").glob("renderD*")) if pci else []
+    if minor:
+        yield str(root / f"dev/nvidia{minor[1]}")
+    elif render:
+        yield from (str(root / "dev/dri" / node.name) for node in render)
+    else:
+        yield from map(str, sorted(root.glob("dev/nvidia[0-9]*")))
+        yield str(root / "dev/dri")
 
 
 def _of_python() -> Iterator[str]:

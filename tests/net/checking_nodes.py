@@ -100,7 +100,7 @@ class MadeUpWorker:
         self.ran = 0
         self.fails = False
 
-    async def run_many(self, _requester, _program, _blobs, units, _limits, ended, _rank):
+    async def run_many(self, _requester, _program, _blobs, units, _limits, ended, *_):
         for unit in units:
             await trio.lowlevel.checkpoint()
             self.ran += 1
