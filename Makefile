@@ -15,7 +15,7 @@ TIMED := tests/soak/test_challenges.py tests/soak/test_connections.py tests/soak
 ZOO := tests/e2e/test_zoo.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint bench simulate interop soak soak-short docs clean
+.PHONY: demo test test-gpu lint bench dry-run-amd simulate interop soak soak-short docs clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is killed, and one that lies is caught
 	@$(BIN)/shoal demo
@@ -54,6 +54,9 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/judging.py
 	$(BIN)/python tests/bench/challenge.py
 	$(BIN)/python tests/bench/advert_sizes.py
+
+dry-run-amd: $(VENV)/.dev-installed  ## a node with two AMD cards from a stub library: adverts, bids, refusals; needs gcc
+	$(BIN)/python tests/stubs/two_amd_cards.py
 
 simulate: $(VENV)/.dev-installed  ## 200 nodes, 40 of them liars, in virtual time: the tables of docs/verification.md
 	$(BIN)/python tests/zoo/simulator.py --jobs $$(nproc)

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from shoal.compute import manifest as manifests
+from shoal.compute import programs
 from shoal.compute.errors import ProgramError
 from shoal.compute.exact.spec import SPEC_VERSION
 from shoal.compute.in_file import LARGE_BYTES, InFile
@@ -143,7 +144,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     if (before := await submitted_before(house, spec, given)) is not None:
         return before
     manifest = await program_of(house.store, spec.program)
-    manifests.check_class(manifest, spec.numeric_class)
+    programs.check_class(manifest, spec.numeric_class)
     job_id = spec.id or new_job_id()
     taken = await given_units.take(house, manifest, job_id, given, 0)
     running = bool(given) or spec.open
@@ -270,7 +271,7 @@ class Need:
 
     job: Job
     spec: JobSpec
-    manifest: manifests.Manifest
+    manifest: programs.AnyManifest
     program_bytes: int
     input_bytes: int
 
@@ -486,7 +487,7 @@ async def release(house: House, side: RequesterSide, draw: Draw | None = None) -
 # 3. fetch: program and inputs, checked chunk by chunk --------------------------------
 
 
-async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
+async def fetch_program(house: House, side: ProviderSide) -> programs.AnyManifest:
     """Hold every blob of a program; what its requester sent or proved is not sent again.
 
     The blobs stay until the award lets go.
@@ -501,13 +502,13 @@ async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
     limit_bytes = manifests.MANIFEST_LIMIT_BYTES
     await hold(house, side.requester, program, side.award_id, limit_bytes)
     manifest = await manifest_of(store, program)
-    manifests.check_class(manifest, side.call.numeric_class)
+    programs.check_class(manifest, side.call.numeric_class)
     await program_sources.hold_blobs(house, side.requester, program, side.award_id, manifest)
     return manifest
 
 
 async def fetch_inputs(
-    house: House, side: ProviderSide, manifest: manifests.Manifest, request: UnitRequest
+    house: House, side: ProviderSide, manifest: programs.AnyManifest, request: UnitRequest
 ) -> dict[str, bytes | InFile]:
     """The input tensors of one unit, by name: inline ones as they came, others fetched.
 
@@ -560,11 +561,11 @@ def _spec_of(tensor: bytes | InFile) -> TensorSpec:
 async def execute(
     house: House,
     side: ProviderSide,
-    manifest: manifests.Manifest,
+    manifest: programs.AnyManifest,
     units: Sequence[UnitRun],
     ended: Callable[[UnitRun], None],
 ) -> None:
-    """Run units of one lease in the worker; says ``ended`` of each that has its outcome.
+    """Run units of one lease by its device's worker; says ``ended`` as each has its outcome.
 
     An error of a unit is an outcome like any other. One that is cancelled has none.
 
@@ -583,9 +584,13 @@ async def execute(
         memory_bytes=call.memory_bytes,
         output_bytes=call.memory_bytes,
     )
+    assert side.bid is not None
+    device = side.bid.device
     rank = bidding.rank(side.requester, house.terms())
-    await house.worker.run_many(
-        side.requester, BlobId(call.program), blobs, units, limits, ended, rank
+    # A CPU's executor is known by the program; a card's serve one program in several classes.
+    numeric_class = call.numeric_class if device in house.card_workers else ""
+    await house.worker_on(device).run_many(
+        side.requester, BlobId(call.program), blobs, units, limits, ended, rank, numeric_class
     )
 
 
@@ -733,7 +738,7 @@ def _unit_error(outcome: Outcome) -> UnitError | None:
     )
 
 
-def units_per_message(manifest: manifests.Manifest) -> int:
+def units_per_message(manifest: programs.AnyManifest) -> int:
     """How many units of a program one message may carry, so that its answer fits a frame."""
     ports = [(port.name, "") for port in (*manifest.inputs, *manifest.outputs)]
     return min(
