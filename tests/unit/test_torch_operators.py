@@ -1,5 +1,7 @@
 """The executor ``torch`` on a CPU beside ONNX Runtime: each operator, and whole models."""
 
+from pathlib import Path
+
 import cases
 import numpy as np
 import onnx
@@ -237,3 +239,10 @@ def test_bfloat16_goes_in_and_comes_out():
 
 def test_every_operator_of_the_table_is_one_that_programs_may_have():
     assert set(OPERATORS) <= ACCEPTED[""]
+
+
+def test_docs_programs_lists_what_torch_lacks_and_nothing_else():
+    text = (Path(__file__).parents[2] / "docs" / "PROGRAMS.md").read_text(encoding="utf-8")
+    section = text.partition("\n## What the executors lack\n")[2]
+    listed = section.partition("```text\n")[2].partition("```")[0].split()
+    assert listed == sorted(ACCEPTED[""] - OPERATORS.keys())
