@@ -130,6 +130,14 @@ def test_low_keeps_sums_and_softmax_in_float32():
     np.testing.assert_allclose(found["shares"], 1 / 4096, rtol=1e-6)
 
 
+def test_low_casts_like_the_declared_dtype_not_the_one_it_carries():
+    data = text_model(
+        "float[2] y) { p = MatMul(a, a) y = CastLike(i, p) }", "float[2, 2] a, int64[2] i"
+    )
+    inputs = {"a": np.ones((2, 2), np.float32), "i": np.array([257, 65537])}
+    assert by_torch(data, inputs, "low")["y"].tolist() == [257, 65537]
+
+
 BEYOND_THE_CASES = {
     "If": (
         ("float[n] y) { s = ReduceSum<keepdims = 0>(x) zero = Constant<value_float = 0.0>()"
