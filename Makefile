@@ -6,7 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Files that do more in the soak: several times as many examples, and tests marked `soak`.
 THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/property/test_judging.py \
-	tests/net/test_exact_invariance.py tests/e2e/test_chaining.py tests/zoo tests/unit/test_exact_card_targets.py
+	tests/property/test_traces.py tests/net/test_exact_invariance.py tests/e2e/test_chaining.py tests/zoo \
+	tests/unit/test_exact_card_targets.py
 # Parts of the soak that hold a daemon to times, and so run by themselves.
 TIMED := tests/soak/test_challenges.py tests/soak/test_connections.py tests/soak/test_hostile_network.py \
 	tests/soak/test_joining.py tests/soak/test_lan_flood.py tests/soak/test_shaped.py
@@ -14,7 +15,7 @@ TIMED := tests/soak/test_challenges.py tests/soak/test_connections.py tests/soak
 ZOO := tests/e2e/test_zoo.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench dry-run-amd simulate interop soak soak-short docs clean
+.PHONY: demo test test-gpu lint bench dry-run-amd simulate interop soak soak-short docs clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is killed, and one that lies is caught
 	@$(BIN)/shoal demo
@@ -22,6 +23,9 @@ demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is ki
 test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
 	$(BIN)/python -m shoal.compute.exact.cpu  # once per machine: some tens of seconds
 	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=4 --dist=loadfile --no-loadscope-reorder  # much of it waits
+
+test-gpu: $(VENV)/.dev-installed  ## what needs a card; PyTorch must be the build for it
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
 
 lint: $(VENV)/.dev-installed  ## style, types and layering
 	$(BIN)/ruff check
@@ -39,6 +43,7 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/wire_batch.py
 	$(BIN)/python tests/bench/wire_bulk.py
 	$(BIN)/python tests/bench/wire_load.py
+	$(BIN)/python tests/bench/large_tensor.py
 	$(BIN)/python tests/bench/skew.py
 	$(BIN)/python tests/bench/private_network.py
 	$(BIN)/python tests/bench/worker.py
@@ -61,7 +66,7 @@ interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) 
 	$(BIN)/python -m pytest tests/interop
 
 soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
-	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak $(THOROUGH) $(ZOO)
+	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak tests/property $(filter-out tests/property/%,$(THOROUGH)) $(ZOO)
 
 soak-short: $(VENV)/.dev-installed  ## the same for one minute
 	SHOAL_SOAK_S=60 $(BIN)/python -m pytest $(TIMED)

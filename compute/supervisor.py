@@ -138,7 +138,7 @@ class Worker:
         self._nursery = nursery
         self._turnstile = Turnstile()
         self._starting = trio.Lock()
-        self._judging = trio.Lock()
+        self._judging, self._judging_own = trio.Lock(), trio.Lock()
         self._rooms: dict[str, _Room] = {}  # the least recently used first
         self._spare: _Room | None = None
         self._missing: tuple[Lack, ...] = ()
@@ -492,6 +492,8 @@ class Worker:
         blobs: Mapping[BlobId, Buffer],
         limits: UnitLimits,
         processor_s: float,
+        *,
+        own: bool = False,
     ) -> Verdict:
         """Judge a fraud proof by the reference: one after another, beside units that run.
 
@@ -499,19 +501,24 @@ class Worker:
         take long holds up no unit. It is ended afterwards: whoever breaks into it by one
         proof decides on no other, and reads nothing. Cancelling ends it too.
 
+        This node's own proof has the priority of a unit, and waits for none of others': its
+        unit ran here already, and until it is judged a liar goes on lying to everybody.
+
         Args:
             proof: The proof.
             blobs: What it needs, by id.
             limits: What judging may take of wall time and memory. On a machine that has
                 much else to do it gets a thirtieth of a core.
             processor_s: What it may take of a processor.
+            own: It is of this node's own disputes.
 
         Raises:
             ComputeError: A limit was met, or the worker failed: nothing is decided.
         """
         request = frames.Judge(tuple(blobs), limits, processor_s)
-        start = msgspec.structs.replace(self._start, niceness=priority.LOWEST, exact=False)
-        async with self._judging:
+        niceness = self._start.niceness if own else priority.LOWEST
+        start = msgspec.structs.replace(self._start, niceness=niceness, exact=False)
+        async with self._judging_own if own else self._judging:
             spent_s, began_s = None, trio.current_time()
             room = await self._started(start)
             try:
@@ -523,7 +530,8 @@ class Worker:
                 raise nonsense(str(error)) from None
             finally:
                 took_s = trio.current_time() - began_s
-                self.judging_s += min(took_s, processor_s) if spent_s is None else spent_s
+                if not own:
+                    self.judging_s += min(took_s, processor_s) if spent_s is None else spent_s
                 if not room.process.ended:
                     await room.process.end()
         accused = None if answer.accused is None else PeerId(answer.accused)

@@ -75,6 +75,11 @@ class _Owed:
     def count(self) -> int:
         return sum(map(len, self.awards.values()))
 
+    def forget_price(self, award: BlobId) -> None:
+        """Forget the price of an award of which nothing is owed any more."""
+        if award not in self.awards:
+            self.prices.pop(award, None)
+
 
 class Acknowledging:
     """Acknowledges the receipts that this node took; part of `node.settling.Settling`.
@@ -169,6 +174,7 @@ class Acknowledging:
                     awards[award] = rest
                 else:
                     del awards[award]
+                    owed.forget_price(award)
         except ShoalError as error:
             log.debug("an acknowledgement was not taken", provider=peer, error=str(error))
             if error.code in {"unknown_message", "not_served", "peer_too_old"}:
@@ -214,8 +220,6 @@ class Acknowledging:
 
     def _count_told(self, peer: PeerId, award: BlobId, count: int, owed: _Owed) -> None:
         price = owed.prices.get(award)
-        if award not in owed.awards:
-            owed.prices.pop(award, None)
         if price is not None:  # else it was counted before this node was restarted, or told
             self._told(peer, count, price)
 

@@ -38,15 +38,11 @@ from shoal.crypto.content import (
 )
 from shoal.crypto.errors import VerificationError
 from shoal.node.errors import StoreError
+from shoal.node.write_out import WriteOut
 
 _LIST_SUFFIX = ".chunks"
 _SIZE_FIELD_BYTES = 8
 _serial = itertools.count()
-
-WRITE_BACK_CHUNKS = 8
-"""After so many the kernel is told that a transfer does not need them again soon. It begins
-to write them out then, and does not drop them, since they are not clean; so the sync at the
-end finds little to do: 512 MiB were safe on disk in 0.77 s in place of 1.01 s."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -120,6 +116,7 @@ class PartialFile:
         self.path = path
         self.chunks = chunks
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._write_out = WriteOut(self._handle)
         if os.fstat(self._handle).st_size > chunks.size_bytes:
             os.ftruncate(self._handle, chunks.size_bytes)
 
@@ -152,14 +149,7 @@ class PartialFile:
         """
         self.chunks.check_chunk(index, chunk)
         _write_all(self._handle, chunk, index * CHUNK_SIZE_BYTES)
-        if (index + 1) % WRITE_BACK_CHUNKS == 0:
-            first = index + 1 - WRITE_BACK_CHUNKS
-            os.posix_fadvise(
-                self._handle,
-                first * CHUNK_SIZE_BYTES,
-                WRITE_BACK_CHUNKS * CHUNK_SIZE_BYTES,
-                os.POSIX_FADV_DONTNEED,
-            )
+        self._write_out.wrote(index * CHUNK_SIZE_BYTES, self.chunks.chunk_size_bytes(index))
 
     def share(self, missing: Container[int]) -> OpenBlob:
         """Open it once more, for others to have what is here of it."""

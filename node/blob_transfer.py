@@ -33,6 +33,7 @@ from shoal.node.blob_proofs import ANSWER_TIME_LIMIT_S, give_proof, hashing_limi
 from shoal.node.errors import NetworkError, StoreError, StreamClosedError
 from shoal.node.frames import receive_frame, send_frame, within
 from shoal.node.kept_outputs import KeptOutputs
+from shoal.node.notes import Seen
 from shoal.node.program_shares import ProgramShares
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
@@ -117,6 +118,7 @@ class BlobServer:
         shares: Which requesters' programs are shared with whom, likewise.
         newer: Whether a peer speaks a newer version (`protocol.versions`).
         broke: Told of what breaks the protocol.
+        noted: Told who asks for what it has no right to.
     """
 
     def __init__(
@@ -129,9 +131,10 @@ class BlobServer:
         *,
         newer: Callable[[PeerId], bool] = lambda _peer: False,
         broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None,
+        noted: Callable[[PeerId, Seen, str], None] = lambda _peer, _what, _detail: None,
     ) -> None:
         self._own = own
-        self._broke = broke
+        self._broke, self._noted = broke, noted
         self._sending: Turns[PeerId] = Turns(SERVED_LIMIT)
         self._store = store
         self._rights = rights
@@ -209,11 +212,15 @@ class BlobServer:
 
     def _allows(self, peer: PeerId, blob_id: BlobId, requester: str | None) -> bool:
         for_whom = None if requester is None else PeerId(requester)
-        return (
+        allowed = (
             self._kept.allows(peer, blob_id, for_whom, trio.current_time())
             or self._shares.allows(peer, blob_id, for_whom)
             or (for_whom is None and self._rights.allows(peer, blob_id))
         )
+        # One that gets the same program may ask before this node has heard of it.
+        if not allowed and (for_whom is None or not self._shares.serves(for_whom)):
+            self._noted(peer, Seen.NO_RIGHT, f"blob {blob_id[:16]}…")
+        return allowed
 
     async def _first_chunk(self, stream: ByteStream, chunks: ChunkList) -> int:
         """From where to send; past the end, where the peer wants nothing more."""

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from shoal.crypto.peer_id import PeerId
 from shoal.node.admission import Breach
 from shoal.node.errors import PeerError
-from shoal.node.records import CutView, StandingView
+from shoal.node.notes import SENTENCES, Note, Notes, Seen
+from shoal.node.records import CallerView, ConductView, CutView, NoteView, StandingView
 from shoal.node.standing import FULL, Offence, Standing
 from shoal.node.why_not import peer_cut
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from shoal.crypto.peer_id import PeerId
     from shoal.node.network import Network
 
 SWEEP_INTERVAL_S = 1.0
@@ -67,6 +68,7 @@ class Conduct:
         self._seeds = frozenset(seeds)
         self._own = own
         self._standing = Standing({*friends, *seeds})
+        self._notes, self._callers = Notes(), Notes()
         self._cut = trio.Event()
 
     def befriend(self, friends: Collection[PeerId]) -> None:
@@ -114,6 +116,28 @@ class Conduct:
         )
         self._cut.set()
 
+    def noted(self, peer: PeerId, what: Seen, detail: str = "") -> None:
+        """Note what was seen of a peer and is held against nobody: see `node.notes`.
+
+        It does not block and never raises, as `broke`.
+        """
+        if peer == self._own:
+            return
+        note = self._notes.note(peer, what, detail, trio.current_time())
+        if note is not None:
+            log.info("noted of a peer", peer=peer, **_told(note))
+
+    def called(self, place: str, detail: str) -> None:
+        """Note that somebody called at the bulk port without a good token; as `noted`.
+
+        Args:
+            place: From where, as `admission.place_of` gives it.
+            detail: What they said.
+        """
+        note = self._callers.note(place, Seen.UNKNOWN_CALLER, detail, trio.current_time())
+        if note is not None:
+            log.info("noted of a caller", place=place, **_told(note))
+
     def refused(self, peer: PeerId) -> str | None:
         """Why no connection of a peer is taken or opened now; None where one may be."""
         return self._standing.cut_for(peer, trio.current_time())
@@ -134,12 +158,13 @@ class Conduct:
         await reach(peer)
 
     def forgive(self, peer: PeerId) -> None:
-        """Put a peer back into full standing.
+        """Put a peer back into full standing, and forget what was noted of it.
 
         Raises:
             PeerError: ``no_such_offender``: nothing bad is known of it.
         """
-        if not self._standing.forgive(peer):
+        noted = self._notes.forget(peer)
+        if not self._standing.forgive(peer) and not noted:
             raise PeerError(
                 f"nothing is held against {peer[:64]}",
                 code="no_such_offender",
@@ -157,6 +182,27 @@ class Conduct:
             why=record.why,
             offences={offence.value: count for offence, count in record.offences},
         )
+
+    def all(self) -> list[ConductView]:
+        """Everybody of whom anything is held or noted, whether its advert is known or not."""
+        lowered = [record.peer for record in self._standing.records(trio.current_time())]
+        peers = dict.fromkeys([*map(PeerId, self._notes), *lowered])
+        return [
+            ConductView(
+                peer=peer,
+                standing=self.standing_of(peer),
+                notes=tuple(map(_note_view, self._notes.of(peer))),
+            )
+            for peer in peers
+        ]
+
+    def callers(self) -> list[CallerView]:
+        """From where somebody called at the bulk port without a good token."""
+        return [
+            CallerView(place=place, note=_note_view(note))
+            for place in self._callers
+            for note in self._callers.of(place)
+        ]
 
     def cuts(self) -> list[CutView]:
         """Who is cut now, the newest last."""
@@ -195,6 +241,21 @@ class Conduct:
                 with trio.move_on_after(SWEEP_INTERVAL_S):
                     await self._cut.wait()
                 self._cut = trio.Event()
+
+
+def _note_view(note: Note) -> NoteView:
+    return NoteView(
+        what=note.what.value,
+        sentence=SENTENCES[note.what],
+        times=note.times,
+        last=time.time() + note.last_s - trio.current_time(),
+        detail=note.detail,
+    )
+
+
+def _told(note: Note) -> dict[str, object]:
+    """A note in the log, beside whom it is about."""
+    return {"what": SENTENCES[note.what], "times": note.times, "detail": note.detail}
 
 
 @asynccontextmanager

@@ -104,7 +104,11 @@ class Control:
     def answer_with(self, answer: Answering) -> None:
         """Begin to serve the control protocol, with ``answer`` for every request."""
         self._answers.answer = answer
-        self._network.handle(CONTROL_PROTOCOL, self._answers.serve)
+        self._network.handle(CONTROL_PROTOCOL, self._serve)
+
+    async def _serve(self, stream: ByteStream) -> None:
+        stream.carries_small_messages()
+        await self._answers.serve(stream)
 
     async def request(self, peer: PeerId, body: RequestBody, timeout_s: float) -> ResponseBody:
         """Ask a connected peer and wait for its answer.
@@ -193,6 +197,7 @@ class Control:
         self, line: _Line, opening: Callable[[PeerId, str], Awaitable[ByteStream]]
     ) -> None:
         stream = await opening(line.peer, CONTROL_PROTOCOL)
+        stream.carries_small_messages()
         line.stream, line.failure = stream, None
         self._nursery.start_soon(self._read_answers, line, stream)
         try:

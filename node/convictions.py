@@ -102,13 +102,15 @@ class Convictions:
 
     Args:
         judge: Judges a proof in the worker, at its lowest priority; raises ComputeError.
+        judge_own: The same at the priority of a unit, for what this node itself found out;
+            ``judge`` where it is None.
         read: Reads a proof.
         links: The peers that are told, and heard.
         matters: Whether a peer is one that this node might deal with; of others no proof
             is looked into, since anybody can make two keys and convict one of them.
         convicted: Told of each new conviction: who, and what the proof shows.
         accused_falsely: Told of whoever sent a proof that is false, and why it is.
-        judging_s: What judging has taken of a processor so far, in seconds.
+        judging_s: What ``judge`` has taken of a processor so far, in seconds.
 
     Attributes:
         house: The modules of this node, which has to be set before anything else is done.
@@ -123,6 +125,7 @@ class Convictions:
     matters: Callable[[PeerId], bool] = lambda _peer: True
     convicted: Callable[[PeerId, str], None] = lambda _peer, _why: None
     accused_falsely: Callable[[PeerId, str], None] = lambda _peer, _why: None
+    judge_own: Judge | None = None
     judging_s: Callable[[], float] = trio.current_time
     wall_s: Callable[[], float] = time.time
     house: House = field(init=False)
@@ -194,7 +197,7 @@ class Convictions:
             StoreError: It could not be written down.
         """
         charge = self.read(proof)
-        verdict = await self.judge(proof, blobs)
+        verdict = await (self.judge_own or self.judge)(proof, blobs)
         if verdict.outcome is not Outcome.CONVICTED:
             log.error(
                 "a proof of this node's own does not hold",

@@ -248,6 +248,7 @@ async def serve(
         rights, kept, shares = Rights(), KeptOutputs(), ProgramShares()
         convictions = Convictions(
             judge=partial(judged_by, worker, config.memory_bytes),
+            judge_own=partial(judged_by, worker, config.memory_bytes, own=True),
             read=charge_of,
             links=lambda: membership.links,
             matters=lambda peer: membership.table.get(peer) is not None,
@@ -261,6 +262,7 @@ async def serve(
             shares,
             newer=control.versions.is_newer,
             broke=conduct.broke,
+            noted=conduct.noted,
         )
         channels = await stack.enter_async_context(
             open_channels(
@@ -270,6 +272,8 @@ async def serve(
                 await _bulk_listeners(config),
                 announce=config.bulk_announce,
                 broke=conduct.broke,
+                noted=conduct.noted,
+                called=conduct.called,
             )
         )
 
@@ -302,6 +306,7 @@ async def serve(
             terms=partial(terms, CPU),
             cards=lambda: [terms(d.id) for d in capacity.devices if d.kind != "cpu"],
             card_workers=cards.workers,
+            noted=conduct.noted,
             proven=partial(is_proven, membership, book),
             convictions=convictions,
             standings=standings,

@@ -59,7 +59,7 @@ PAUSE_S: Final = 2.0
 OF_THE_MOMENT: Final = frozenset(
     {"worker_start", "time_limit", "no_memory", "disk_full", "quota_exceeded"}
 )
-AGAIN_S: Final = (60.0, 600.0, 3600.0)
+AGAIN_S: Final = (10.0, 60.0, 600.0, 3600.0)
 """Errors of this machine that say nothing of a proof, as where its owner uses all of it, and
 when what ended by one is tried again."""
 

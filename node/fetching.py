@@ -28,17 +28,6 @@ if TYPE_CHECKING:
     from shoal.node.house import House
 
 
-async def fetch(
-    house: House,
-    blob_id: BlobId,
-    source: PeerId,
-    limit_bytes: int,
-    requester: PeerId | None = None,
-) -> None:
-    """Fetch a blob from one peer, for itself or for ``requester``; as `fetch_from`."""
-    await fetch_from(house, blob_id, [Source(source, requester)], limit_bytes)
-
-
 async def fetch_from(
     house: House, blob_id: BlobId, sources: Sequence[Source], limit_bytes: int
 ) -> None:

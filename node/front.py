@@ -111,6 +111,8 @@ if TYPE_CHECKING:
     from shoal.node.reachability import Reachability
     from shoal.node.records import (
         Ban,
+        CallerView,
+        ConductView,
         CutView,
         GivenUnit,
         Job,
@@ -232,6 +234,14 @@ class Daemon:
         """Peers of which no connection is taken for a while."""
         return self.conduct.cuts()
 
+    def conducts(self) -> list[ConductView]:
+        """Peers of which something is held or noted."""
+        return self.conduct.all()
+
+    def callers(self) -> list[CallerView]:
+        """From where strangers called at the bulk port without a good token."""
+        return self.conduct.callers()
+
     def forgive(self, peer: str) -> None:
         """Let a peer back in; raises PeerError ``no_such_offender``."""
         self.conduct.forgive(PeerId(peer))
@@ -313,7 +323,8 @@ class Daemon:
 
     async def add_units(self, job_id: JobId, units: Sequence[GivenUnit], at: int | None) -> Job:
         """Add units to an open job, all of them or none; raises as `pipeline.add_units`."""
-        job, taken = await pipeline.take_units(self.house, job_id, units, at)
+        manifest = self.jobs_running.manifest(job_id)
+        job, taken = await pipeline.take_units(self.house, job_id, units, at, manifest)
         self.jobs_running.units_added(job_id, taken)
         return job
 

@@ -27,6 +27,7 @@ from shoal.node.fetching import fetch_beside, fetch_from
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.known_blobs import KnownBlobs
 from shoal.node.lineage import Lineage
+from shoal.node.notes import Seen
 from shoal.node.program_shares import Awarded, ProgramShares
 from shoal.node.records import JobId, Unit
 from shoal.node.result_standing import StandingNow
@@ -153,6 +154,8 @@ class House:
     """Whoever adds units to a job: their indices follow one another."""
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None
     """Report what a peer did against the rules: see `node.conduct`."""
+    noted: Callable[[PeerId, Seen, str], None] = lambda _peer, _what, _detail: None
+    """Note what was seen of a peer and is held against nobody: see `node.notes`."""
     channels: Channels | None = None
     """For large blobs; without them, those go by stream too."""
     convictions: Convictions | None = None

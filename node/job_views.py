@@ -70,6 +70,10 @@ class JobViews:
             view.send.close()
             view.receive.close()
 
+    def watched(self, job_id: JobId) -> bool:
+        """Whether anybody watches a job now."""
+        return job_id in self._views
+
     def close(self, job_id: JobId) -> None:
         """Show nothing more of a job."""
         for view in self._views.get(job_id, ()):

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
+    from shoal.compute.manifest import Manifest
     from shoal.crypto.peer_id import PeerId
     from shoal.node.given_units import Taken
     from shoal.node.outlook import Outlook
@@ -153,6 +154,11 @@ class Jobs:
         """What of a job's results waits to be checked."""
         return self._checking.pending(job_id)
 
+    def manifest(self, job_id: JobId) -> Manifest | None:
+        """Of a running job, the manifest of its program, which is held as long as it runs."""
+        running = self._running.get(job_id)
+        return running and running.need.manifest
+
     async def outlook(self, job_id: JobId) -> Outlook | None:
         """How a job stands, peer by peer; None when it does not run."""
         if job_id not in self._running:
@@ -212,7 +218,8 @@ class Jobs:
         indices = [unit.index for unit in taken.units]
         events.units_came(self._state, job_id, indices, running.cursor + 1)
         self.wake()
-        self._nursery.start_soon(self._show, job_id)
+        if self._views.watched(job_id):
+            self._nursery.start_soon(self._show, job_id)
 
     def _at_hand(self, running: RunningJob, taken: Taken) -> bool:
         """Whether units can go on as they are, without a look into the journal."""
@@ -373,7 +380,7 @@ class Jobs:
 
     def _leave(self, running: RunningJob) -> None:
         """Have nothing more to do with peers for a job."""
-        events.job_ended(self._state, running.need.job.id)
+        events.job_ended(self._state, running.need.job.id, trio.current_time())
         self._checking.leave(running)
         for side in running.bids.values():
             self._negotiation.let_go(side)

@@ -75,13 +75,33 @@ def note_read(database: sqlite3.Connection, job_id: JobId, until: int, order: Or
 
     Each order has an index of what was not fetched, so that a page costs what is in it.
     """
-    index, column = _UNFETCHED[order]
+    index, unread = _unread(order)
     fetched = database.execute(
-        f"UPDATE units INDEXED BY {index} SET fetched = 1 WHERE job = ? AND {column} <= ?"  # noqa: S608  # ours
-        " AND ended IS NOT NULL AND NOT fetched AND state IN ('done', 'failed')",
+        f"UPDATE units INDEXED BY {index} SET fetched = 1 WHERE {unread}",  # noqa: S608  # ours
         (job_id, until),
     ).rowcount
     return _count_fetched(database, job_id, fetched)
+
+
+def count_unread(
+    database: sqlite3.Connection, job_id: JobId, until: int, order: Order, limit: int
+) -> int:
+    """How many units `note_read` would note; counts no further than ``limit``."""
+    index, unread = _unread(order)
+    (count,) = database.execute(
+        f"SELECT count(*) FROM (SELECT 1 FROM units INDEXED BY {index} WHERE {unread} LIMIT ?)",  # noqa: S608  # ours
+        (job_id, until, limit),
+    ).fetchone()
+    return int(count)
+
+
+def _unread(order: Order) -> tuple[str, str]:
+    """The index by which what was not given out is found, and the condition for it."""
+    index, column = _UNFETCHED[order]
+    return index, (
+        f"job = ? AND {column} <= ?"
+        " AND ended IS NOT NULL AND NOT fetched AND state IN ('done', 'failed')"
+    )
 
 
 def _count_fetched(database: sqlite3.Connection, job_id: JobId, fetched: int) -> Job:

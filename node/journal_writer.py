@@ -5,11 +5,19 @@ While one runs in the thread, the writes of other tasks gather; then one of thos
 takes all of them into the next. Each has a savepoint: its error is its own. Where the
 disk fills up, what had gone before in the transaction is lost with it, and so each write
 is done again by itself: those fail for which there is no room, and no others.
+
+A change of threads and back costs more than a write of a few rows, which goes into the
+WAL and waits for no disk. So those are made in the daemon's own thread (`_written_here`)
+while nobody else writes: only where that was quick lately, and not too many in a row, so
+that what can take long, pages that move from the WAL into the file, is left to the thread.
+(Where the WAL then begins anew, once in some hundred units, its header is synced.)
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +26,18 @@ from typing import Any, Generic, TypeVar
 import outcome
 import trio
 
-from shoal.node.state_file import reporting, transaction
+from shoal.node.state_file import at_once, ending, reporting, transaction
 
 GROUP_LIMIT = 256
 """Writes in one transaction: none waits long for the others of its group."""
+
+HERE_IN_A_ROW = 128
+"""Small writes in the daemon's own thread before one goes through the other, which then moves
+the pages of all into the file: some 1,000 of `state_file.CHECKPOINT_PAGES`."""
+
+SLOW_S, SLOW_FOR_S = 0.01, 5.0
+"""A small write that took longer held the loop up: the disk is busy, and for so long all writes
+go through the thread."""
 
 T = TypeVar("T")
 
@@ -49,13 +65,16 @@ class JournalWriter:
         self._thread = trio.CapacityLimiter(1)
         self._waiting: list[_Write[Any]] = []
         self._busy = False
+        self._here_in_a_row = 0
+        self._slow_until_s = -math.inf
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, work: Callable[[sqlite3.Connection], T], *, small: bool = False) -> T:
         """Run ``work`` in a transaction; it is on disk when this returns.
 
         Args:
             work: Called in a thread; again from the start where a transaction has to be
                 repeated, and so without effects elsewhere.
+            small: Whether it writes a few rows, so that it may be called in this thread.
 
         Cancelled before its transaction has begun, it leaves nothing; later, it is
         waited for, and ends as it ends.
@@ -66,6 +85,9 @@ class JournalWriter:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         mine = _Write(work)
+        if small and self._written_here(mine):
+            assert mine.ended is not None
+            return mine.ended.unwrap()
         self._waiting.append(mine)
         if self._busy:
             await self._wait_for_turn(mine)
@@ -88,12 +110,37 @@ class JournalWriter:
 
         They take some 20 µs, from pages that were just written, and a change of threads and
         back ten times that. A page that has to come from the disk holds the loop up meanwhile.
+        No other task gets a turn before it is done, nor afterwards.
         """
-        await trio.lowlevel.checkpoint()
-        if self._busy or self._thread.borrowed_tokens:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._in_use:
             return await self.read(work)
         with reporting(self._path):
             return work(self._database)
+
+    @property
+    def _in_use(self) -> bool:
+        """Whether the thread has the database, or somebody waits for it there."""
+        return self._busy or bool(self._thread.borrowed_tokens)
+
+    def _written_here(self, mine: _Write[Any]) -> bool:
+        """Write in this thread; False where the other one is to do it."""
+        began_s = time.monotonic()
+        here = not self._in_use and self._here_in_a_row < HERE_IN_A_ROW
+        if not here or began_s < self._slow_until_s:
+            self._here_in_a_row = 0
+            return False
+        with at_once(self._database):
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error:  # another process has it, or what the thread will meet too
+                return False
+            with _outcome_of(mine), reporting(self._path), ending(self._database):
+                mine.ended = outcome.Value(mine.work(self._database))
+        self._here_in_a_row += 1
+        if time.monotonic() - began_s > SLOW_S:
+            self._slow_until_s = began_s + SLOW_FOR_S
+        return True
 
     async def _wait_for_turn(self, mine: _Write[Any]) -> None:
         """Until somebody else has done it, or this task is to lead the next group."""

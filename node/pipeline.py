@@ -225,7 +225,11 @@ async def add_units(
 
 
 async def take_units(
-    house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
+    house: House,
+    job_id: JobId,
+    given: Sequence[GivenUnit],
+    at: int | None = None,
+    manifest: manifests.Manifest | None = None,
 ) -> tuple[Job, given_units.Taken]:
     """Check units whole and add them to an open job: all of them or none.
 
@@ -234,6 +238,7 @@ async def take_units(
         job_id: The job.
         given: The units.
         at: The index that the first is to have; None for whatever comes next.
+        manifest: Of its program, where that is at hand and the program held.
 
     Raises:
         JobError: ``no_such_job``, ``job_sealed``, ``job_ended``, ``wrong_place``, or as
@@ -249,7 +254,8 @@ async def take_units(
                 code="wrong_place",
                 hint=f"go on with unit {job.units_total}",
             )
-        manifest = await program_of(house.store, job.program)
+        if manifest is None:
+            manifest = await program_of(house.store, job.program)
         taken = await given_units.take(house, manifest, job_id, given, job.units_total)
         added = await house.journal.add_units(job_id, taken.units, taken.tensors)
         house.timings.added(job_id, job.units_total, len(taken.units), began_s)

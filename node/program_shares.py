@@ -118,6 +118,10 @@ class ProgramShares:
             if not self._arriving[requester, blob_id]:
                 del self._arriving[requester, blob_id]
 
+    def serves(self, requester: PeerId) -> bool:
+        """Whether there are leases of a requester's."""
+        return any(whose == requester for whose, _ in self._programs)
+
     def allows(self, peer: PeerId, blob_id: BlobId, requester: PeerId | None) -> bool:
         """Whether a peer may have a blob in a requester's name."""
         if requester is None:

@@ -334,6 +334,48 @@ class StandingView(msgspec.Struct, frozen=True):
     offences: dict[str, int]
 
 
+class NoteView(msgspec.Struct, frozen=True):
+    """What was seen of a peer or of a stranger, and is held against nobody.
+
+    Attributes:
+        what: By `node.notes.Seen`.
+        sentence: The same for a person, after the name of whom.
+        times: How often.
+        last: When last, in seconds since the epoch.
+        detail: The last one more exactly.
+    """
+
+    what: str
+    sentence: str
+    times: int
+    last: float
+    detail: str = ""
+
+
+class ConductView(msgspec.Struct, frozen=True):
+    """A peer of which something is held or noted, whether its advert is known or not.
+
+    Attributes:
+        standing: None for a peer that kept to the rules.
+        notes: What was seen, with no effect on anything.
+    """
+
+    peer: PeerId
+    standing: StandingView | None
+    notes: tuple[NoteView, ...] = ()
+
+
+class CallerView(msgspec.Struct, frozen=True):
+    """From where somebody called who is no known peer.
+
+    Attributes:
+        place: An IPv4 address, or a network of IPv6.
+    """
+
+    place: str
+    note: NoteView
+
+
 class CutView(msgspec.Struct, frozen=True):
     """A peer of which no connection is taken for a while.
 

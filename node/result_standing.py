@@ -103,7 +103,7 @@ RULES: Final = {
     Deed.VOTED_DOWN: Rule("gave results that a vote was against", bad=5.0, ends_row=True),
     Deed.CONVICTED: Rule("was convicted by a fraud proof", bad=50.0, ends_row=True),
     Deed.WITHHELD: Rule("gave nothing of what a dispute asked for", bad=20.0, ends_row=True),
-    Deed.SLOW: Rule("was far slower than it had been measured", bad=0.5),
+    Deed.SLOW: Rule("was far slower than others or than before", bad=0.5),
     Deed.NO_ANSWER: Rule("took units and gave no answer, or no outputs", bad=0.5),
     Deed.UNSETTLED: Rule(
         "had units run and did not acknowledge the receipts", bad=1.0, unasked=True

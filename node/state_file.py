@@ -79,6 +79,13 @@ def connect(path: Path) -> sqlite3.Connection:
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
     """All of the block, or nothing of it."""
     database.execute("BEGIN IMMEDIATE")
+    with ending(database):
+        yield
+
+
+@contextmanager
+def ending(database: sqlite3.Connection) -> Iterator[None]:
+    """As `transaction`, of one that has begun."""
     try:
         yield
         database.execute("COMMIT")
@@ -86,6 +93,18 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         if database.in_transaction:  # a full disk may have ended it already
             database.execute("ROLLBACK")
         raise
+
+
+@contextmanager
+def at_once(database: sqlite3.Connection) -> Iterator[None]:
+    """Let a transaction wait for no other process, and move no pages into the file."""
+    database.execute("PRAGMA busy_timeout = 0")
+    database.execute("PRAGMA wal_autocheckpoint = 0")
+    try:
+        yield
+    finally:
+        database.execute(f"PRAGMA busy_timeout = {int(BUSY_LIMIT_S * 1000)}")
+        database.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import trio
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import NetworkError, StreamClosedError
-from shoal.node.libp2p_compat.muxing import MAX_FRAME_PAYLOAD_BYTES
+from shoal.node.libp2p_compat.muxing import CREDIT_STEP_BYTES, MAX_FRAME_PAYLOAD_BYTES
 from shoal.node.libp2p_compat.streams import (
     TRANSPORT_ERRORS,
     LazyChoice,
@@ -62,6 +62,10 @@ class ByteStream:
     def agreed(self) -> bool:
         """Whether the peer is known to speak the stream's protocol."""
         return self._choice is None
+
+    def carries_small_messages(self) -> None:
+        """Do not answer each message that is read by a frame of the muxer's own."""
+        self._stream.muxed_stream.credit_step_bytes = CREDIT_STEP_BYTES
 
     async def agree(self) -> None:
         """Wait until the peer has agreed to speak the stream's protocol.

@@ -42,20 +42,26 @@ def charge_of(proof: bytes) -> Charge:
 
 
 async def judged_by(
-    worker: Worker, memory_bytes: int, proof: bytes, blobs: Mapping[BlobId, bytes]
+    worker: Worker,
+    memory_bytes: int,
+    proof: bytes,
+    blobs: Mapping[BlobId, bytes],
+    *,
+    own: bool = False,
 ) -> Verdict:
-    """Judge a proof in the worker, after everything else that waits for it.
+    """Judge a proof in the worker: others' behind everything else that this machine does.
 
     Args:
         worker: This node's.
         memory_bytes: What judging may use.
         proof: The proof.
         blobs: What it needs, as far as it is at hand.
+        own: It is of this node's own disputes.
 
     Raises:
         ComputeError: A limit was met, or the worker failed.
     """
     limits = UnitLimits(JUDGING_LIMIT_S, memory_bytes, ANSWER_LIMIT_BYTES)
-    found = await worker.judge(proof, blobs, limits, JUDGING_PROCESSOR_S)
+    found = await worker.judge(proof, blobs, limits, JUDGING_PROCESSOR_S, own=own)
     accused = None if found.accused is None else PeerId(found.accused)
     return Verdict(Outcome(found.outcome), accused, found.sentence)

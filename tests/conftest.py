@@ -7,6 +7,7 @@ that takes a minute while three of them have nothing left to do; and not all fou
 daemons that run and wait for each other at once.
 """
 
+import gc
 import os
 from itertools import islice
 
@@ -18,16 +19,22 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 hypothesis.settings.register_profile(
     "house",
+    max_examples=100 if "SHOAL_SOAK_S" in os.environ else 50,
     deadline=None,  # machines are noisy: how fast drawing goes says nothing
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("house")
+
+# Every process of `make test` imports all test files and makes thousands of items, none of
+# which is garbage: looking for some takes a third of that time.
+gc.disable()
 
 LONG = (
     "soak/",
     "e2e/test_owner.py",
     "e2e/test_lifecycle.py",
     "e2e/test_doctor.py",
+    "e2e/test_bulk.py",
     "e2e/test_why.py",
     "e2e/test_data_path.py",
     "e2e/test_chaos.py",
@@ -35,6 +42,11 @@ LONG = (
     "e2e/test_demo.py",
     "e2e/test_notebook.py",
     "e2e/test_zoo.py",
+    "e2e/test_malicious_provider.py",
+    "e2e/test_private_network.py",
+    "e2e/test_reachability.py",
+    "e2e/test_those_who_serve.py",
+    "e2e/test_shared_programs.py",
     "e2e/",
     "property/test_exact_cpu.py",
     "zoo/test_simulator.py",
@@ -65,6 +77,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:  # within a file nothing moves
         files.setdefault(item.path.relative_to(tests).as_posix(), []).append(item)
     items[:] = [item for file in in_turns(sorted(files, key=place)) for item in files[file]]
+
+
+def pytest_collection_finish():
+    """From now on there is garbage; what was collected until now is never looked at again."""
+    gc.freeze()
+    gc.enable()
 
 
 def place(file):

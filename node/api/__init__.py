@@ -12,6 +12,7 @@ within bounds, streams bytes in and out, and turns every `ShoalError` into JSON:
 - `queries`: what a request says beside its body;
 - `events`: a job's changes as they happen;
 - `answers`: JSON bodies, errors and their HTTP statuses;
+- `shortcut`: one unit and its result in one request, past the HTTP server;
 - `server`: the socket and the HTTP server on it.
 """
 

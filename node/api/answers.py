@@ -67,7 +67,7 @@ def status_of(error: ShoalError) -> int:
     return next((_STATUS_OF_CODE[code] for code in codes if code in _STATUS_OF_CODE), 500)
 
 
-def refuse(_request: Request, error: ShoalError) -> Response:
+def refuse(_request: Request | None, error: ShoalError) -> Response:
     """The answer that an error becomes."""
     return _refusal(Failure(error.code, error.message, error.hint), status_of(error))
 
@@ -84,7 +84,7 @@ def refuse_route(request: Request, error: HTTPException) -> Response:
     )
 
 
-def confess(_request: Request, _error: Exception) -> Response:
+def confess(_request: Request | None, _error: Exception) -> Response:
     """The answer to a bug of ours; the server logs its traceback."""
     return _refusal(
         Failure("internal_error", "the daemon failed at this request", "see the daemon's log"),

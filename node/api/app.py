@@ -40,7 +40,8 @@ from shoal.node.api.queries import (
     seconds,
     whole_number,
 )
-from shoal.node.api.results import MSGPACK, ResultsQuery, note_before, results_of
+from shoal.node.api.results import MSGPACK, ResultsQuery, note_later, results_of
+from shoal.node.api.shortcut import UNITS_PER_ANSWER_LIMIT, Shortcut
 from shoal.node.api.units import UnitReader, add_stream, check_ids, submit_stream, writes
 from shoal.node.errors import JobError, RequestError
 from shoal.node.metrics import CONTENT_TYPE
@@ -75,7 +76,6 @@ INDEX_LIMIT = (1 << 62) - 1
 PAUSE_LIMIT_S = 10 * 366 * 86_400.0
 """Longer than any device lives; without it a pause lasts until it is resumed."""
 
-UNITS_PER_ANSWER_LIMIT = 1000
 JOBS_PER_ANSWER_LIMIT = 1000
 
 
@@ -138,7 +138,7 @@ class _End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def make_app(daemon: DaemonFacade) -> Starlette:
-    """The local API in front of ``daemon``."""
+    """The local API in front of ``daemon``; its ``state.shortcut`` is for `serve_on`."""
     api = _Api(daemon)
     routes = (
         ("GET", "/v1/status", api.status),
@@ -188,7 +188,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
         ("GET", "/v1/receipts/{id}", api.receipt),
     )
-    return Starlette(
+    app = Starlette(
         routes=[Route(path, handler, methods=[method]) for method, path, handler in routes],
         exception_handlers={
             ShoalError: refuse,
@@ -197,6 +197,8 @@ def make_app(daemon: DaemonFacade) -> Starlette:
             Exception: confess,
         },  # type: ignore[arg-type]  # each takes its own kind of exception
     )
+    app.state.shortcut = Shortcut(daemon)
+    return app
 
 
 def make_metrics_app(daemon: DaemonFacade) -> Starlette:
@@ -230,6 +232,8 @@ class _Api:
                 "peers": self._daemon.peers(),
                 "misfits": self._daemon.misfits(),
                 "cut": self._daemon.cuts(),
+                "conduct": self._daemon.conducts(),
+                "callers": self._daemon.callers(),
                 "banned": self._daemon.bans(),
             }
         )
@@ -375,14 +379,9 @@ class _Api:
             wait_s=seconds(request, "wait_s", 0.0),
         )
         body = await results_of(self._daemon, job_id, query, request.receive)
-
-        async def note() -> None:  # else a short unit's write would wait for it
-            try:
-                await note_before(self._daemon, job_id, query)
-            except ShoalError as error:  # it is given out again, and then noted
-                log.warning("what was read is not noted", job=job_id, why=error.message)
-
-        later = BackgroundTask(note) if query.wait_s else None
+        later = None
+        if query.wait_s:
+            later = BackgroundTask(note_later, self._daemon, job_id, query)
         return Response(body, status, media_type=MSGPACK, background=later)
 
     async def jobs(self, request: Request) -> Response:

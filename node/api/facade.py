@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from shoal.node.ledger import LedgerPage
     from shoal.node.records import (
         Ban,
+        CallerView,
+        ConductView,
         CutView,
         GivenUnit,
         Job,
@@ -102,6 +104,14 @@ class DaemonFacade(Protocol):
 
     def cuts(self) -> list[CutView]:
         """Peers of which no connection is taken for a while."""
+        ...
+
+    def conducts(self) -> list[ConductView]:
+        """Peers of which something is held or noted, known by an advert or not."""
+        ...
+
+    def callers(self) -> list[CallerView]:
+        """From where strangers called at the bulk port without a good token."""
         ...
 
     def forgive(self, peer: str) -> None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import msgpack
 import msgspec
+import structlog
 import trio
 
+from shoal.crypto.errors import ShoalError
 from shoal.node.api.events import cancel_when_gone
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ MSGPACK = "application/msgpack"
 
 ANSWER_LIMIT_BYTES = 4 << 20
 """Inline outputs in one answer; the units after them are for the next one."""
+
+log = structlog.get_logger(__name__)
 
 _PAGE_UNITS = 128
 """Read at once: with outputs of `SMALL_TENSOR_LIMIT_BYTES`, some 8 MiB for each of them."""
@@ -52,9 +56,11 @@ class ResultsQuery:
 
 
 async def results_of(
-    daemon: DaemonFacade, job_id: JobId, query: ResultsQuery, receive: Receive
+    daemon: DaemonFacade, job_id: JobId, query: ResultsQuery, receive: Receive | None = None
 ) -> bytes:
     """The body of an answer; empty but for its last map where nothing has ended in time.
+
+    It ends early when the client leaves, by what ``receive`` gives, where that is given.
 
     That whoever asks has what came before is noted, but not before the answer to one who waits
     for a job that goes on: see `note_before`.
@@ -65,14 +71,19 @@ async def results_of(
     job = await daemon.job(job_id)  # before the units: they may end meanwhile
     if not query.wait_s or job.state.final:
         await note_before(daemon, job_id, query)
-    found = await _page(daemon, job_id, query, query.after, query.limit)
-    if not found[0] and not job.state.final and query.wait_s:
-        found = await _wait(daemon, job_id, query, receive) or found
-        if not found[0]:
+    found: _Page | None = None
+    if not job.state.final and query.wait_s:
+        found = await _wait(daemon, job_id, query, receive)
+        if not found or not found[0]:
             job = await daemon.job(job_id)
-            found = await _page(daemon, job_id, query, query.after, query.limit)
+    if not found or not found[0]:
+        found = await _page(daemon, job_id, query, query.after, query.limit)
     units, small, after, size_bytes = [*found[0]], {**found[1]}, found[2], found[3]
-    while found[0] and len(units) < query.limit and size_bytes < ANSWER_LIMIT_BYTES:
+    while (
+        len(found[0]) >= _PAGE_UNITS
+        and len(units) < query.limit
+        and size_bytes < ANSWER_LIMIT_BYTES
+    ):
         found = await _page(daemon, job_id, query, after, query.limit - len(units))
         units += found[0]
         small |= found[1]
@@ -87,27 +98,44 @@ async def note_before(daemon: DaemonFacade, job_id: JobId, query: ResultsQuery) 
         await daemon.note_read(job_id, query.after, query.order)
 
 
+async def note_later(daemon: DaemonFacade, job_id: JobId, query: ResultsQuery) -> None:
+    """As `note_before`, after the answer: else a short unit's write would wait for it."""
+    try:
+        await note_before(daemon, job_id, query)
+    except ShoalError as error:  # it is given out again, and then noted
+        log.warning("what was read is not noted", job=job_id, why=error.message)
+
+
 _Page = tuple[list["Unit"], dict["BlobId", bytes], int, int]
 """Units, their small outputs, where to go on, and how many bytes those outputs have."""
 
 
 async def _wait(
-    daemon: DaemonFacade, job_id: JobId, query: ResultsQuery, receive: Receive
+    daemon: DaemonFacade, job_id: JobId, query: ResultsQuery, receive: Receive | None
 ) -> _Page | None:
+    if receive is None:
+        return await _next_page(daemon, job_id, query)
     found: _Page | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
-        with trio.move_on_after(query.wait_s):
-            async with daemon.watch(job_id) as changes:
-                before: Job | None = None
-                async for job in changes:
-                    more, before = before and _only_more(before, job), job
-                    if more:
-                        continue
-                    found = await _page(daemon, job_id, query, query.after, query.limit)
-                    if found[0] or job.state.final:
-                        break
+        found = await _next_page(daemon, job_id, query)
         nursery.cancel_scope.cancel()
+    return found
+
+
+async def _next_page(daemon: DaemonFacade, job_id: JobId, query: ResultsQuery) -> _Page | None:
+    """The first page with a unit, once there is one; what there is at the end of its time."""
+    found: _Page | None = None
+    with trio.move_on_after(query.wait_s):
+        async with daemon.watch(job_id) as changes:
+            before: Job | None = None
+            async for job in changes:
+                more, before = before and _only_more(before, job), job
+                if more:
+                    continue
+                found = await _page(daemon, job_id, query, query.after, query.limit)
+                if found[0] or job.state.final:
+                    break
     return found
 
 

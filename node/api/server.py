@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
 
+    from shoal.node.api.shortcut import Shortcut
+
 CONNECTIONS_LIMIT = 256
 """Open at once; one more is closed at once, and its client may come back."""
 
@@ -46,6 +48,7 @@ SEND_LIMIT_S = 120.0
 KEEP_ALIVE_S = 60.0
 """How long a connection may be idle between two requests."""
 
+_PIECE_BYTES = 64 << 10
 _BACKLOG = 128
 _log = structlog.get_logger(__name__)
 
@@ -81,7 +84,8 @@ async def serve_on(
     """Serve the API on a socket that is listening already, until cancelled."""
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
     open_now: set[trio.SocketStream] = set()
-    handle = partial(_serve_connection, ASGIWrapper(app), _settings(), open_now)
+    shortcut = getattr(app.state, "shortcut", None)
+    handle = partial(_serve_connection, ASGIWrapper(app), shortcut, _settings(), open_now)
     async with trio.open_nursery() as connections:
         try:
             task_status.started()
@@ -248,9 +252,12 @@ class _Connection:
         self.send_eof = stream.send_eof
         self.aclose = stream.aclose
         self._send_all = stream.send_all
+        self.unread = b""
 
     async def receive_some(self, limit: int) -> bytes:
-        data = b""
+        data, self.unread = self.unread, b""
+        if data:
+            return data
         try:
             data = bytes(await self._receive_some(limit))
         finally:
@@ -268,6 +275,7 @@ class _Connection:
 
 async def _serve_connection(
     app: ASGIWrapper,
+    shortcut: Shortcut | None,
     settings: HypercornConfig,
     open_now: set[trio.SocketStream],
     stream: trio.SocketStream,
@@ -277,15 +285,22 @@ async def _serve_connection(
         return
     open_now.add(stream)
     context = WorkerContext(None)
+    connection = _Connection(stream, context)
     try:
+        if shortcut is not None:
+            connection.unread = await _serve_quick(shortcut, connection)
+            if not connection.unread:
+                return
         server = TCPServer(
             app,
             settings,
             context,
             ConnectionState({}),
-            _Connection(stream, context),  # type: ignore[arg-type]  # what it uses of one
+            connection,  # type: ignore[arg-type]  # what it uses of one
         )
         await server.run()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # the client has left
     except Exception:  # noqa: BLE001
         # The root of a connection's task: whatever a client's bytes do to the
         # HTTP libraries ends this connection and never the daemon.
@@ -293,6 +308,16 @@ async def _serve_connection(
     finally:
         open_now.discard(stream)
         stream.socket.close()
+
+
+async def _serve_quick(shortcut: Shortcut, connection: _Connection) -> bytes:
+    """Answer quick requests, and give the first bytes that are none; b"" at the end."""
+    while True:
+        data = b""
+        with trio.move_on_after(KEEP_ALIVE_S):
+            data = await connection.receive_some(_PIECE_BYTES)
+        if not data or not await shortcut(data, connection.send_all):
+            return data
 
 
 def _settings() -> HypercornConfig:

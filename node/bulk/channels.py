@@ -7,7 +7,7 @@ comes on it. All of a peer's channels end with its libp2p connection.
 
 What fails before a channel is there, anybody on the way can bring about: the token goes in
 the clear, and whoever copies it can show a wrong certificate in another's name. So that is
-logged and held against nobody; what is said within TLS is.
+noted (`node.notes`) and held against nobody; what is said within TLS is an offence.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from shoal.node.bulk.tokens import (
 from shoal.node.bulk.wire import Wire, begin, shut
 from shoal.node.errors import NetworkError
 from shoal.node.network_statistics import Traffic
+from shoal.node.notes import Seen
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
 from shoal.protocol.errors import RemoteProtocolError, VersionError
@@ -74,8 +75,7 @@ RETIRED_AFTER_BYTES = 128 << 30
 2^24.5 records (RFC 8446, 5.5), which is 388 GiB, and one blob more has up to 64."""
 
 NONE_TO_BE_HAD_S = 60.0
-BUSY_S = 5.0
-"""How long a peer is not asked again after no channel came about, or it was busy."""
+"""How long a peer is not asked again after no channel came about."""
 
 DISK_READS_AT_ONCE = 4
 
@@ -96,12 +96,6 @@ class Channel:
         self.peer = wire.peer
         self._wire = wire
         self._run = run
-
-    async def list_of(self, blob_id: BlobId, requester: PeerId | None = None) -> ChunkList:
-        """A blob's chunk list; raises as `taking.take_list`. Cancelled, the channel ends."""
-        return await self._run(
-            self._wire, partial(taking.take_list, self._wire, blob_id, requester)
-        )
 
     async def take(
         self, chunks: ChunkList, share: taking.Share, requester: PeerId | None = None
@@ -131,15 +125,17 @@ class Channels:
         port: int | None,
         announce: tuple[str, int] | None,
         broke: Callable[[PeerId, Offence, str], None],
+        noted: Callable[[PeerId, Seen, str], None],
+        called: Callable[[str, str], None],
     ) -> None:
         self._network, self._control, self._blobs = network, control, blobs
         self._nursery = nursery
-        self._broke = broke
+        self._broke, self._noted = broke, noted
         self.port = port
         self._announce = announce
         self._certificate = make_certificate()
         self._tokens = Tokens()
-        self.door = Door(self._admit)
+        self.door = Door(self._admit, called)
         self._disk = FairTurns(DISK_READS_AT_ONCE)
         self._serving_threads = trio.CapacityLimiter(CHANNELS_IN_ALL)
         self._taking_threads = trio.CapacityLimiter(CHANNELS_IN_ALL)
@@ -178,7 +174,7 @@ class Channels:
 
         Raises:
             NetworkError: ``no_channel``: none is to be had, and a blob stream is what is
-                left; or the peer is not connected any more.
+                left; ``channels_busy``: none just now; or the peer is not connected any more.
         """
         async with self._takers.take(peer):
             wire = self._wake(peer) or await self._open(peer)
@@ -244,17 +240,16 @@ class Channels:
             return await self._dial(peer, offer)
         except NetworkError as error:
             if error.code == "no_channel":
-                self._none(peer, NONE_TO_BE_HAD_S)
+                self._none(peer)
                 log.info("no bulk channel, so blobs go by stream", peer=peer, why=error.message)
             raise
 
-    def _none(self, peer: PeerId, for_s: float) -> None:
+    def _none(self, peer: PeerId) -> None:
         now_s = trio.current_time()
-        until_s = max(now_s + for_s, self._none_until_s.get(peer, 0.0))
         late = [other for other, at_s in self._none_until_s.items() if at_s < now_s]
         for other in late:
             del self._none_until_s[other]
-        self._none_until_s[peer] = until_s
+        self._none_until_s[peer] = now_s + NONE_TO_BE_HAD_S
 
     async def _ask(self, peer: PeerId) -> ChannelOffered:
         wanted = ChannelWanted(certificate=self._certificate.der)
@@ -264,7 +259,6 @@ class Channels:
             raise NetworkError(error.message, code="no_channel") from None
         if isinstance(answer, NoChannel):
             if answer.reason is WhyNoChannel.BUSY:
-                self._none(peer, BUSY_S)
                 raise NetworkError(f"{peer} has too many bulk channels", code="channels_busy")
             raise NetworkError(f"{peer} offers no bulk channel", code="no_channel")
         if not isinstance(answer, ChannelOffered):
@@ -273,7 +267,10 @@ class Channels:
         return answer
 
     async def _dial(self, peer: PeerId, offer: ChannelOffered) -> Wire:
-        tls = context(self._certificate, offer.certificate, server=False)
+        try:
+            tls = context(self._certificate, offer.certificate, server=False)
+        except NetworkError as error:
+            raise self._no_tls(peer, error) from None
         remote = self._network.remote_address(peer)
         if remote is None:
             raise NetworkError(f"{peer} is not connected", code="not_connected")
@@ -286,9 +283,14 @@ class Channels:
         except BaseException as error:
             sock.close()
             if isinstance(error, NetworkError):
-                raise NetworkError(error.message, code="no_channel") from None
+                raise self._no_tls(peer, error) from None
             raise
         return wire
+
+    def _no_tls(self, peer: PeerId, error: NetworkError) -> NetworkError:
+        """Note that no TLS came about with a peer; gives what that means for a blob."""
+        self._noted(peer, seen_in(error), error.message)
+        return NetworkError(error.message, code="no_channel")
 
     async def _take(self, wire: Wire, work: Callable[[], T]) -> T:
         return await self._run(wire, work, self._taking_threads)
@@ -336,6 +338,8 @@ class Channels:
         except RemoteProtocolError as error:
             self._broke(peer, offence_of(error), error.message)
         except ShoalError as error:
+            if error.code in NO_CHANNEL:
+                self._noted(peer, seen_in(error), error.message)
             level = log.debug if error.code == "link_lost" else log.warning
             level("a bulk channel has ended", peer=peer, why=error.message)
         except Exception:  # root of a channel's task: the fault must not end the others
@@ -396,6 +400,15 @@ def offence_of(error: RemoteProtocolError) -> Offence:
     return Offence.BAD_FRAME
 
 
+NO_CHANNEL = frozenset({"no_channel", "bad_certificate"})
+"""How it is said that no TLS came about; the second where it was for a certificate."""
+
+
+def seen_in(error: ShoalError) -> Seen:
+    """What is noted of a channel that did not come about."""
+    return Seen.OTHER_CERTIFICATE if error.code == "bad_certificate" else Seen.NO_TLS
+
+
 @asynccontextmanager
 async def open_channels(
     network: Network,
@@ -405,6 +418,8 @@ async def open_channels(
     *,
     announce: tuple[str, int] | None = None,
     broke: Callable[[PeerId, Offence, str], None] = lambda _peer, _offence, _detail: None,
+    noted: Callable[[PeerId, Seen, str], None] = lambda _peer, _what, _detail: None,
+    called: Callable[[str, str], None] = lambda _place, _what: None,
 ) -> AsyncIterator[Channels]:
     """Have bulk channels for as long as the block runs.
 
@@ -416,6 +431,8 @@ async def open_channels(
             then none are asked for either.
         announce: Where peers are told to dial, where that is not where this node listens.
         broke: Told of what breaks the protocol.
+        noted: Told of what a peer may not have done itself.
+        called: Told from where somebody called without a good token.
     """
     listening = list(listeners)
     async with trio.open_nursery() as nursery:
@@ -427,6 +444,8 @@ async def open_channels(
             port=port_of(listening) if listening else None,
             announce=announce,
             broke=broke,
+            noted=noted,
+            called=called,
         )
         if listening:
             nursery.start_soon(trio.serve_listeners, channels.door.answer, listening)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from shoal.node.admission import place_of
 from shoal.node.errors import NetworkError
 from shoal.node.listening import bind
 from shoal.protocol.channel_messages import MAGIC
@@ -55,12 +56,16 @@ class Door:
 
     Args:
         admit: Given a token, gives who serves its connection, or none for no good one.
+        called: Told of each who has shown none: from where, and what there was instead.
     """
 
     def __init__(
-        self, admit: Callable[[bytes], Callable[[socket.socket], Awaitable[None]] | None]
+        self,
+        admit: Callable[[bytes], Callable[[socket.socket], Awaitable[None]] | None],
+        called: Callable[[str, str], None] = lambda _place, _what: None,
     ) -> None:
         self._admit = admit
+        self._called = called
         self._silent: dict[_Caller, None] = {}  # an ordered set, the oldest first
 
     @property
@@ -96,24 +101,34 @@ class Door:
         size = len(MAGIC) + CHANNEL_TOKEN_BYTES
         try:
             with caller.scope, trio.move_on_after(TOKEN_LIMIT_S):
-                while len(said) < size:
+                while len(said) < size and MAGIC.startswith(said[: len(MAGIC)]):
                     some = await sock.recv(size - len(said))
+                    if not some:
+                        break
                     said += some
-                    if not some or not MAGIC.startswith(said[: len(MAGIC)]):
-                        return None
         except OSError:
-            return None
+            said.clear()
         finally:
             del self._silent[caller]
-        if len(said) < size:
-            return None
-        return self._admit(bytes(said[len(MAGIC) :]))
+        admitted = self._admit(bytes(said[len(MAGIC) :])) if len(said) == size else None
+        if admitted is None:
+            self._called(place_of(caller.ip), _what(bytes(said), size))
+        return admitted
 
     def _make_room(self) -> None:
         waiting = [one for one in self._silent if not one.scope.cancel_called]
         if len(waiting) >= SILENT_LIMIT:
             [(ip, _)] = Counter(one.ip for one in waiting).most_common(1)
             next(one for one in waiting if one.ip == ip).scope.cancel()
+
+
+def _what(said: bytes, size: int) -> str:
+    """What a caller said in place of a good token, for its note."""
+    if not said:
+        return "it said nothing"
+    if not MAGIC.startswith(said[: len(MAGIC)]):
+        return "it spoke another protocol"
+    return "its token was unknown, used or late" if len(said) == size else "it broke off"
 
 
 async def listen(setting: str | int, addresses: Sequence[Address]) -> list[trio.SocketListener]:

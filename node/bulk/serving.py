@@ -73,7 +73,8 @@ def serve(wire: Wire, look_up: LookUp, disk: FairTurns) -> None:
                 if isinstance(found, WhyNot):
                     wire.send(ChunksRefused(reason=found))
                 elif isinstance(request, ChunksWanted):
-                    _give_chunks(wire, found, request, disk, buffer)
+                    with wire.in_full_segments():
+                        _give_chunks(wire, found, request, disk, buffer)
                 else:
                     listed = found.chunks.encode()
                     wire.send(ListGiven(list_bytes=len(listed)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from shoal.crypto.content import CHUNK_SIZE_BYTES, BlobId, ChunkList, decode_chunk_list
+from shoal.crypto.content import CHUNK_SIZE_BYTES, ChunkList
 from shoal.crypto.errors import VerificationError
 from shoal.node.errors import NetworkError
 from shoal.protocol.channel_messages import (
@@ -18,8 +18,6 @@ from shoal.protocol.channel_messages import (
     ChunksGiven,
     ChunksRefused,
     ChunksWanted,
-    ListGiven,
-    ListWanted,
 )
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import CHANNEL_AHEAD_LIMIT
@@ -92,36 +90,20 @@ def take(wire: Wire, chunks: ChunkList, share: Share, requester: PeerId | None =
             share.lacking(wanted[len(given) :])
 
 
-def take_list(wire: Wire, blob_id: BlobId, requester: PeerId | None = None) -> ChunkList:
-    """Ask for a blob's chunk list; raises as `take`, ``bad_chunk_list`` for a wrong one."""
-    wire.send(ListWanted(blob=blob_id, requester=requester))
-    answer = wire.receive(ChannelAnswer)
-    if not isinstance(answer, ListGiven):
-        raise _refusal(wire.peer, blob_id, answer)
-    listed = bytearray(answer.list_bytes)
-    wire.receive_into(memoryview(listed))
-    try:
-        return decode_chunk_list(bytes(listed), blob_id)
-    except VerificationError as error:
-        raise _wrong(wire.peer, error) from None
-
-
 def _given(wire: Wire, wanted: range) -> int:
     """How many of the chunks that were wanted come next."""
     answer = wire.receive(ChannelAnswer)
     match answer:
         case ChunksGiven() if answer.first == wanted.start and answer.count <= len(wanted):
             return answer.count
-    raise _refusal(wire.peer, None, answer)
+    raise _refusal(wire.peer, answer)
 
 
-def _refusal(
-    peer: PeerId, blob_id: BlobId | None, answer: ChannelAnswer
-) -> NetworkError | RemoteProtocolError:
+def _refusal(peer: PeerId, answer: ChannelAnswer) -> NetworkError | RemoteProtocolError:
     if isinstance(answer, ChunksRefused):
-        which = f"blob {blob_id[:16]}…" if blob_id else "a blob, or not any more"
         return NetworkError(
-            f"{peer} does not serve {which} on its bulk channel: {answer.reason}",
+            f"{peer} does not serve a blob on its bulk channel, or not any more: "
+            f"{answer.reason}",
             code=answer.reason.value,
         )
     return RemoteProtocolError(

@@ -20,6 +20,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.node.bulk.channels import offence_of
 from shoal.node.bulk.plan import STARVED_S, Plan, Role
 from shoal.node.errors import NetworkError, StoreError
+from shoal.node.notes import Seen
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.errors import RemoteProtocolError
 
@@ -37,6 +38,9 @@ REACH_LIMIT_S = 10.0
 
 ASK_TAKER_AGAIN_S = 0.2
 """When a taker is asked again that had nothing of the blob, or knew of no right to it."""
+
+ASK_BUSY_AGAIN_S = 0.5
+"""When a source is asked again for a channel that had none free."""
 
 LOOK_AGAIN_S = 0.1
 """How often a source with nothing to do looks whether there is something again."""
@@ -148,7 +152,9 @@ class Transfer:
                 stalled = self.plan.stalled(time.monotonic())
             for peer in stalled:
                 if peer in self._taking:
-                    log.info("a source has stalled", source=peer, blob=self._chunks.blob_id)
+                    blob_id = self._chunks.blob_id
+                    log.info("a source has stalled", source=peer, blob=blob_id)
+                    self._house.noted(peer, Seen.STALLED, f"blob {blob_id[:16]}…")
                     self._taking[peer].cancel()
         for peer, scope in self._taking.items():
             if self.plan.owes(peer):  # else it ends by itself, and its channel can rest
@@ -169,8 +175,11 @@ class Transfer:
                 self._failures.note(source, self._chunks.blob_id, error)
                 given_up = True
             except ShoalError as error:
-                if source.is_taker and error.code in set(WhyNot) and not self._is_starved():
-                    pause_s = ASK_TAKER_AGAIN_S  # it has not begun yet, or was not told yet
+                if error.code == "link_lost":
+                    self._house.noted(peer, Seen.BROKE_OFF, error.message)
+                wait_s = _not_yet_s(source, error)
+                if wait_s is not None and not self._is_starved():
+                    pause_s = wait_s
                 else:
                     tries -= 1
                     given_up = not tries or error.code in _NOT_AGAIN
@@ -249,6 +258,15 @@ class Transfer:
                 f"{peer} has not got all of the blob, and gets no more of it",
                 code=WhyNot.NOT_HELD.value,
             )
+
+
+def _not_yet_s(source: Source, error: ShoalError) -> float | None:
+    """When to ask again a source that can give nothing yet; none for one that has failed."""
+    if error.code == "channels_busy":
+        return ASK_BUSY_AGAIN_S
+    if source.is_taker and error.code in set(WhyNot):
+        return ASK_TAKER_AGAIN_S  # it has not begun yet, or was not told yet
+    return None
 
 
 @dataclass(frozen=True, slots=True)

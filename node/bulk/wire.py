@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from shoal.node.errors import NetworkError, StreamClosedError
@@ -18,6 +19,8 @@ from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import msgspec
 
     from shoal.crypto.peer_id import PeerId
@@ -58,14 +61,17 @@ class Wire:
         """Begin TLS.
 
         Raises:
-            NetworkError: It does not come about: another certificate or version, or silence.
+            NetworkError: It does not come about: ``bad_certificate``: another one than the
+                peer told of; ``no_channel``: another version, or silence.
         """
         self.sock.settimeout(HANDSHAKE_LIMIT_S)
         try:
             self.sock.do_handshake()
         except OSError as error:
+            wrong = isinstance(error, ssl.SSLCertVerificationError)
             raise NetworkError(
-                f"no TLS comes about with {self.peer}: {_reason(error)}", code="no_channel"
+                f"no TLS comes about with {self.peer}: {_reason(error)}",
+                code="bad_certificate" if wrong else "no_channel",
             ) from None
 
     def send(self, message: msgspec.Struct) -> None:
@@ -95,6 +101,20 @@ class Wire:
             raise self._too_slow("take") from None
         except OSError as error:
             raise self._broken(error) from None
+
+    @contextmanager
+    def in_full_segments(self) -> Iterator[None]:
+        """Have what is sent within the block go in segments that are full, but for the last.
+
+        TLS gives the kernel 16 KiB at a time, which on a fast link would go one by one.
+        """
+        self._hold_back(1)
+        yield
+        self._hold_back(0)
+
+    def _hold_back(self, on: int) -> None:
+        with suppress(OSError):  # shut; what is sent next says so
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     def receive(self, kind: Any, idle_s: float | None = None) -> Any:
         """Wait for the next message of ``kind``.
@@ -207,6 +227,9 @@ def begin(tls: ssl.SSLContext, sock: socket.socket, *, server: bool) -> ssl.SSLS
     An end without TLS's goodbye is an error on it, as of a link that breaks; only whoever
     holds the channel's keys can end it on purpose.
     """
+    # Trio lets the kernel have 16 KiB that are not sent, which is one record: the thread is
+    # woken for each, and within `in_full_segments` it and the next would wait for each other.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)  # the system's default
     return tls.wrap_socket(
         sock, server_side=server, do_handshake_on_connect=False, suppress_ragged_eofs=False
     )

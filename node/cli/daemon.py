@@ -1,5 +1,6 @@
 """The daemon's life as its operator sees it: up, down, status, peers."""
 
+import gc
 import os
 import re
 import signal
@@ -33,7 +34,14 @@ from shoal.node.errors import (
     WaitTimeoutError,
 )
 from shoal.node.home import holder_of, home_in_use, open_home
-from shoal.node.records import CutView, JoiningView, PeerView, Status
+from shoal.node.records import (
+    CallerView,
+    ConductView,
+    CutView,
+    JoiningView,
+    PeerView,
+    Status,
+)
 from shoal.protocol.statements import DeviceOffer
 
 if TYPE_CHECKING:
@@ -71,8 +79,11 @@ def up(
         for warning in config.warnings:
             note(f"warning: {warning}")
         return _start_detached(config, given, as_json=here.as_json)
+    gc.disable()  # imports make objects that stay: to look for garbage among them takes long
     from shoal.node import daemon
 
+    gc.freeze()  # nor does any later look halt the daemon to go through them
+    gc.enable()
     return daemon.run(config, reread)
 
 
@@ -127,6 +138,8 @@ def peers(
     Peers that are connected and cannot be talked to follow, each with the reason, such
     as which of the two to upgrade. Then those that broke the rules of the wire, with
     what they did; of one that is cut no connection is taken until the time that is shown.
+    What was only seen, and may be nobody's or somebody else's doing, is listed as noted, and
+    from where strangers called at the bulk port: that is held against nobody.
     Last come those that a fraud proof has convicted: they get no work and none of theirs
     is taken. `shoal proof list` tells more.
 
@@ -144,10 +157,19 @@ def peers(
         if connect is not None:
             client.connect(connect)
         found, misfits, cut = client.peers(), client.misfits(), client.cuts()
-        banned = client.bans()
+        banned, conducts, callers = client.bans(), client.conducts(), client.callers()
         joining = None if found else client.status().joining
     if daemon.as_json:
-        print_json({"peers": found, "misfits": misfits, "cut": cut, "banned": banned})
+        print_json(
+            {
+                "peers": found,
+                "misfits": misfits,
+                "cut": cut,
+                "conduct": conducts,
+                "callers": callers,
+                "banned": banned,
+            }
+        )
         return
     if found:
         _print_peers(found)
@@ -156,7 +178,8 @@ def peers(
         note(f"no peers yet; {sentence or 'nodes to join through are set as `bootstrap`'}")
     for misfit in misfits:
         note(f"{misfit.peer} is connected and {misfit.why}")
-    _print_offenders([view for view in found if view.standing is not None], cut)
+    _print_offenders(conducts, cut)
+    _print_notes(conducts, callers)
     if banned:
         print()
         print_table(
@@ -165,10 +188,28 @@ def peers(
         )
 
 
-def _print_offenders(offenders: Sequence[PeerView], cut: Sequence[CutView]) -> None:
+def _print_notes(conducts: Sequence[ConductView], callers: Sequence[CallerView]) -> None:
+    """What was seen and is held against nobody."""
+    noted = [(view.peer, note) for view in conducts for note in view.notes]
+    for title, seen in (
+        ("NOTED", noted),
+        ("CALLERS", [(view.place, view.note) for view in callers]),
+    ):
+        if seen:
+            print()
+            print_table(
+                (title, "TIMES", "LAST", "IT"),
+                (
+                    (whom, note.times, _clock_text(note.last), note.sentence)
+                    for whom, note in seen
+                ),
+            )
+
+
+def _print_offenders(conducts: Sequence[ConductView], cut: Sequence[CutView]) -> None:
     """Who broke the rules, and who is cut for it."""
     cut_peers = {view.peer for view in cut}
-    lowered = [view for view in offenders if view.standing and view.peer not in cut_peers]
+    lowered = [view for view in conducts if view.standing and view.peer not in cut_peers]
     if lowered:
         print()
         print_table(

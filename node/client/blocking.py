@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 
+from shoal.node import quick_request
 from shoal.node.client import fetching, flows, submitting
 from shoal.node.client.exchange import (
     CONNECT_LIMIT_S,
@@ -25,6 +26,7 @@ from shoal.node.client.exchange import (
     unreachable,
 )
 from shoal.node.client.flows import Options, Prepared
+from shoal.node.client.lines import Lines
 from shoal.node.client.progress import Progress
 from shoal.node.client.tensors import As, Inputs, Outputs, check_as, named_arrays
 from shoal.node.daemon_place import find_daemon
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from shoal.node.records import (
         Answer,
         Ban,
+        CallerView,
+        ConductView,
         CutView,
         LogLevelView,
         MisfitView,
@@ -80,6 +84,7 @@ class Client:
             transport=httpx.HTTPTransport(uds=str(self.place.socket), verify=no_authorities()),
             base_url="http://shoal",
         )
+        self._lines = Lines(self.place.socket)
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +100,7 @@ class Client:
     def close(self) -> None:
         """Close the connections to the daemon; jobs go on."""
         self._http.close()
+        self._lines.close()
 
     def status(self) -> Status:
         """How the daemon is."""
@@ -115,6 +121,14 @@ class Client:
     def cuts(self) -> list[CutView]:
         """The peers that are cut for what they did, though no advert of theirs is known."""
         return self._drive(flows.cuts())
+
+    def conducts(self) -> list[ConductView]:
+        """The peers of which something is held or noted, known by an advert or not."""
+        return self._drive(flows.conducts())
+
+    def callers(self) -> list[CallerView]:
+        """From where strangers called at the bulk port without a good token."""
+        return self._drive(flows.callers())
 
     def forgive(self, peer: str) -> None:
         """Let a peer that is cut back in, and forget what it did.
@@ -490,6 +504,9 @@ class Client:
             flow.close()
 
     def _exchange(self, request: Request) -> Buffer | None:
+        body = request.body
+        if request.quick and not callable(body) and len(body) <= quick_request.BODY_LIMIT_BYTES:
+            return self._exchange_quickly(request, body)
         try:
             with self._http.stream(
                 request.method,
@@ -502,15 +519,25 @@ class Client:
                     connect=CONNECT_LIMIT_S,
                 ),
             ) as response:
-                body: bytes | bytearray
+                answer: bytes | bytearray
                 if request.large:
-                    body = bytearray()
+                    answer = bytearray()
                     for piece in response.iter_bytes():
-                        body += piece
+                        answer += piece
                 else:
-                    body = response.read()
+                    answer = response.read()
         except httpx.TimeoutException:
             raise too_slow(request) from None
         except httpx.TransportError:
             raise unreachable(self.place) from None
-        return body_of(request, response.status_code, body)
+        return body_of(request, response.status_code, answer)
+
+    def _exchange_quickly(self, request: Request, body: bytes) -> Buffer | None:
+        try:
+            whole = quick_request.encode(request.path, request.query, body)
+            answer = self._lines.ask(whole, request.answer_limit_s)
+        except TimeoutError:
+            raise too_slow(request) from None
+        except OSError:
+            raise unreachable(self.place) from None
+        return body_of(request, *answer)

@@ -56,6 +56,7 @@ class Request:
             then carried out all the same, within `PARTING_LIMIT_S`.
         large: Whether the answer may fill much of the memory: then it comes as a bytearray
             that it was gathered in, and is never there twice.
+        quick: Whether it is a `node.quick_request`, its body bytes.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Request:
     content_type: str = ""
     parting: bool = False
     large: bool = False
+    quick: bool = False
 
     @property
     def headers(self) -> dict[str, str]:

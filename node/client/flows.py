@@ -30,6 +30,8 @@ from shoal.node.ledger import LedgerPage
 from shoal.node.records import (
     Answer,
     Ban,
+    CallerView,
+    ConductView,
     CutView,
     Failure,
     Job,
@@ -153,6 +155,16 @@ def misfits() -> Flow[list[MisfitView]]:
 def cuts() -> Flow[list[CutView]]:
     """The peers that are cut for what they did."""
     return (yield from _get("/v1/peers", "cut", list[CutView]))
+
+
+def conducts() -> Flow[list[ConductView]]:
+    """The peers of which something is held or noted."""
+    return (yield from _get("/v1/peers", "conduct", list[ConductView]))
+
+
+def callers() -> Flow[list[CallerView]]:
+    """From where strangers called at the bulk port."""
+    return (yield from _get("/v1/peers", "callers", list[CallerView]))
 
 
 def forgive(peer: str) -> Flow[None]:

@@ -114,7 +114,9 @@ class Gathering:
         self._patience_s = patience_s
         self._lines: dict[str, _Line] = {}
         self._jobs: list[_OpenJob] = []
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._wanting = threading.Condition(lock)  # else each unit would wake the readers too
         self._sender: threading.Thread | None = None
         self._sending: list[Submitted] = []
         _LIVE.add(self)
@@ -343,7 +345,7 @@ class Gathering:
         """Have the results of a job read by its reader; to the end, where no more comes."""
         with self._changed:
             job.wanted, job.ending = True, job.ending or ending
-            self._changed.notify_all()
+            self._wanting.notify_all()
 
     def _seal(self, line: _Line) -> None:
         job, line.job = line.job, None
@@ -397,7 +399,7 @@ class Gathering:
             if not job.units and not job.ending:
                 job.wanted = False
             job.resting = True
-            self._changed.wait_for(lambda: job.wanted)
+            self._wanting.wait_for(lambda: job.wanted)
             job.resting = False
 
     def _end_unit(self, job: _OpenJob, told: Told) -> None:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from shoal.node.records import (
         Answer,
         Ban,
+        CallerView,
+        ConductView,
         CutView,
         LogLevelView,
         MisfitView,
@@ -120,6 +122,14 @@ class AsyncClient:
     async def cuts(self) -> list[CutView]:
         """The peers that are cut for what they did, though no advert of theirs is known."""
         return await self._drive(flows.cuts())
+
+    async def conducts(self) -> list[ConductView]:
+        """The peers of which something is held or noted; see `Client.conducts`."""
+        return await self._drive(flows.conducts())
+
+    async def callers(self) -> list[CallerView]:
+        """From where strangers called at the bulk port without a good token."""
+        return await self._drive(flows.callers())
 
     async def forgive(self, peer: str) -> None:
         """Let a peer that is cut back in, and forget what it did.

@@ -260,6 +260,7 @@ def add_and_read(job_id: str, at: int, more: Gathered, after: int, wait_s: float
         body=more.body,
         content_type=_MSGPACK,
         answer_limit_s=UPLOAD_LIMIT_S,
+        quick=True,
     )
     return page_of((yield request))
 

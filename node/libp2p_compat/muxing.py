@@ -55,6 +55,10 @@ MAX_FRAME_PAYLOAD_BYTES = 65519 - HEADER_SIZE
 FRAME_LIMIT_S = 10.0
 """A frame that is not taken by then never will be; its connection is cut. As in go-yamux."""
 
+CREDIT_STEP_BYTES = 32 << 10
+"""For a stream of small messages: an eighth of the window that it begins with, so that a
+large one among them has to wait no longer than elsewhere."""
+
 _TURN_FRAMES = 64
 """Frames read before other tasks get a turn: about a millisecond."""
 
@@ -71,11 +75,15 @@ class SafeStream(YamuxStream):
     """A stream that waits for credit by an event, and grows its window to a limit.
 
     Attributes:
+        credit_step_bytes: How much has to be read before the peer gets credit for it. The
+            base class gives it at each read, by a frame that goes out before what was read
+            is given out: for small messages that come one by one, see `CREDIT_STEP_BYTES`.
         abandoned_since_s: Since when nobody here reads or writes it any more, while
             the peer has not closed its side.
     """
 
     abandoned_since_s: float | None = None
+    credit_step_bytes: int = 0
     _credit_came: trio.Event | None = None
 
     async def write(self, data: bytes) -> None:
@@ -112,6 +120,11 @@ class SafeStream(YamuxStream):
         if self._credit_came is not None:
             self._credit_came.set()
             self._credit_came = None
+
+    async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
+        there = self.recv_window + len(self.conn.stream_buffers.get(self.stream_id, b""))
+        if self.target_recv_window - there >= self.credit_step_bytes:
+            await super()._auto_tune_and_send_window_update(bytes_read=bytes_read)
 
     def _apply_autotune_epoch(self, buffered: int) -> int:
         if 2 * self.target_recv_window > admission.STREAM_WINDOW_LIMIT_BYTES:

@@ -37,6 +37,10 @@ worth running twice on the mere suspicion."""
 COLD_PEER_S = 10.0
 """The same at one peer, where others were measured: its worker starts and compiles."""
 
+CLAIM_LIMIT = 10.0
+"""By how much slower a peer may say it is, and get the time for that: from a new graphics card
+to an old laptop it is more, but that one is given nothing beside the other."""
+
 HANG_FACTOR = 10.0
 HANG_GRACE_S = 60.0
 """A provider that takes so much longer than measured hangs, whether or not another one could
@@ -82,14 +86,17 @@ def unit_s(state: State, job: JobQueue, peer: PeerId) -> float | None:
     typical = typical_s(state, job)
     if typical is None:
         return None
+    return typical * min(2.0, max(0.5, _slower_by_claim(state, job, peer)))
+
+
+def _slower_by_claim(state: State, job: JobQueue, peer: PeerId) -> float:
+    """How many times slower a peer says it is than those that were measured; 1 of no claims."""
     rate = state.facts(job, peer).rate
     if not rate:
-        return typical
+        return 1.0
     claims = [state.facts(job, p).rate for p in state.speeds[job.kind]]
     rates = [claim for claim in claims if claim]
-    if not rates:
-        return typical
-    return typical * min(2.0, max(0.5, median_low(rates) / rate))
+    return median_low(rates) / rate if rates else 1.0
 
 
 def batch_s(state: State, batch: Batch) -> float:
@@ -128,22 +135,41 @@ def due_s(state: State, batch: Batch) -> float:
 
     Only where no other peer was measured its own earlier speed counts, and before
     anything was measured its bytes.
+
+    What a peer gets beyond the time that units run, for a cold worker, the program and a link
+    that hiccups, it gets once until it ends a unit, and not for each unit anew that others
+    end before it (`State.in_vain`): else who never answers could not be told from who is new.
+    """
+    job = state.jobs[batch.job]
+    limit_s = run_limit_s(state, batch)
+    if limit_s is None:
+        return batch.handed_s + COLD_S + fetch_s(job, batch.units, program=True)
+    beyond_s = LATE_GRACE_S
+    if measured_s(state, job, batch.peer) is None:
+        beyond_s += COLD_PEER_S + fetch_s(job, units=0, program=True)
+    return batch.handed_s + limit_s + max(0.0, beyond_s - in_vain_s(state, batch.peer))
+
+
+def run_limit_s(state: State, batch: Batch) -> float | None:
+    """What units and their bytes may take, of a batch at a peer that has all else it needs.
+
+    None before anything was measured.
     """
     job = state.jobs[batch.job]
     typical = typical_s(state, job, but=batch.peer)
     if typical is None and batch.expected_s is None:
-        allowed_s = COLD_S + fetch_s(job, batch.units, program=True)
-    else:
-        cold = measured_s(state, job, batch.peer) is None
-        run_s = (batch.expected_s or 0.0) if typical is None else batch.units * typical
-        ahead_s = max(0.0, (batch.expected_s or 0.0) - run_s)
-        allowed_s = (
-            LATE_FACTOR * (run_s + ahead_s)
-            + LATE_GRACE_S
-            + fetch_s(job, batch.units, program=cold)
-            + (COLD_PEER_S if cold else 0.0)
-        )
-    return batch.handed_s + allowed_s
+        return None
+    run_s = (batch.expected_s or 0.0) if typical is None else batch.units * typical
+    if measured_s(state, job, batch.peer) is None:
+        run_s *= min(CLAIM_LIMIT, max(1.0, _slower_by_claim(state, job, batch.peer)))
+    ahead_s = max(0.0, (batch.expected_s or 0.0) - run_s)
+    return LATE_FACTOR * (run_s + ahead_s) + fetch_s(job, batch.units)
+
+
+def in_vain_s(state: State, peer: PeerId) -> float:
+    """How long a peer has had units that others ended before it, since it last ended one."""
+    noted = state.in_vain.get(peer)
+    return noted.seconds if noted is not None else 0.0
 
 
 def hung_s(state: State, batch: Batch) -> float:

@@ -14,14 +14,17 @@ from types import MappingProxyType
 from shoal.crypto.peer_id import PeerId
 from shoal.node.records import JobId
 from shoal.node.scheduling import actions as do
+from shoal.node.scheduling import estimates
 from shoal.node.scheduling.state import (
     BID,
+    IN_VAIN_LIMIT,
     KINDS_LIMIT,
     SPEEDS_LIMIT,
     Batch,
     BatchId,
     Candidate,
     Facts,
+    InVain,
     JobQueue,
     Lease,
     LeaseId,
@@ -62,12 +65,14 @@ def apply(state: State, action: do.Action, now_s: float) -> None:  # noqa: C901 
             _handed_over(state, job, action, now_s)
         case do.Cancel():
             batch = state.batches[action.batch]
+            _had_in_vain(state, batch, now_s)
             for index in action.units:
                 batch.unwanted.pop(index, None)
                 batch.open.pop(index, None)
         case do.Release():
             _forget_lease(state, job, action.lease)
         case do.Drop():
+            state.in_vain.pop(state.leases[action.lease].peer, None)  # it is held against it
             lease_broken(state, action.lease)
         case do.ReadOn():
             job.reading, job.unread = True, False
@@ -88,15 +93,16 @@ def job_started(state: State, job: JobQueue) -> None:
     state.jobs[job.id] = job
 
 
-def job_ended(state: State, job_id: JobId) -> None:
+def job_ended(state: State, job_id: JobId, now_s: float) -> None:
     """A job is over, whatever was out of it."""
-    job = state.jobs.pop(job_id, None)
-    if job is None:
+    if job_id not in state.jobs:
         return
     for lease in [lease for lease in state.leases.values() if lease.job == job_id]:
         for batch_id in list(lease.batches):
+            _had_in_vain(state, state.batches[batch_id], now_s)
             _forget_batch(state, state.batches[batch_id])
         del state.leases[lease.id]
+    del state.jobs[job_id]
 
 
 def units_ready(state: State, job_id: JobId, units: int | None = None) -> None:
@@ -360,10 +366,30 @@ def came_back(
     line.answered_s = now_s
     job = state.jobs[batch.job]
     if ran:
+        state.in_vain.pop(batch.peer, None)
         _measure(state, job, batch.peer, max(took_s, 1e-6) / ran)
     if cost_s is not None:
         job.virtual_s += (took_s - cost_s) / job.weight
     state.leases[batch.lease].used_s = now_s
+
+
+def _had_in_vain(state: State, batch: Batch, now_s: float) -> None:
+    """Note how long a peer had a batch of which others have ended all that was left.
+
+    Who had it for no longer than it may run was only beaten by a faster one.
+    """
+    if batch.answered or not batch.unwanted or batch.open.keys() - batch.unwanted.keys():
+        return
+    limit_s = estimates.run_limit_s(state, batch)
+    if limit_s is None or now_s - batch.handed_s < limit_s:
+        return
+    noted = state.in_vain.pop(batch.peer, None) or InVain()
+    since_s = max(batch.handed_s, state.line(batch.peer).answered_s, noted.until_s)
+    noted.seconds += max(0.0, now_s - since_s)
+    noted.until_s = now_s
+    state.in_vain[batch.peer] = noted  # the last noted is last
+    if len(state.in_vain) > IN_VAIN_LIMIT:
+        del state.in_vain[next(iter(state.in_vain))]
 
 
 def _measure(state: State, job: JobQueue, peer: PeerId, unit_s: float) -> None:

@@ -38,7 +38,8 @@ SHORT_S = 0.1
 
 COPIES_SHARE, COPIES_FEW = 0.2, 4
 """What is run again, at most: a fifth of a job's units, the work of one more peer where there
-are five, and a few more, so that a job of one unit can be saved too."""
+are five, and a few more, so that a job of one unit can be saved too. As many again of units
+that are overdue: what was copied for mere speed must not be lacking where a peer hangs."""
 
 COPIES_OUT = 2
 """Batches in which one unit may be at once: the third one would help only where two fail."""
@@ -168,8 +169,8 @@ def _by_nearness(job: JobQueue, peer: PeerId) -> Iterator[int]:
 # --- second copies --------------------------------------------------------------------------
 
 
-def _copies_left(draft: Draft, job: JobQueue) -> int:
-    limit = int(COPIES_SHARE * max(job.units, job.ended + len(job.out))) + COPIES_FEW
+def _copies_left(draft: Draft, job: JobQueue, few: int = COPIES_FEW) -> int:
+    limit = int(COPIES_SHARE * max(job.units, job.ended + len(job.out))) + few
     return limit - job.copies - draft.copied[job.id]
 
 
@@ -195,7 +196,7 @@ def _late(draft: Draft, job: JobQueue, peer: PeerId) -> list[int]:
                 draft.wake(estimates.due_s(state, state.batches[batch_id]))
         if late[batch_id]:
             units.append(index)
-    return units[: max(0, _copies_left(draft, job))]
+    return units[: max(0, _copies_left(draft, job, 2 * COPIES_FEW))]
 
 
 def _speculate(draft: Draft, job: JobQueue, lease: Lease) -> bool:

@@ -12,7 +12,7 @@ from shoal.node.scheduling.state import BID, Candidate
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.scheduling.drafts import Draft
-    from shoal.node.scheduling.state import BatchId, JobQueue, Lease, State
+    from shoal.node.scheduling.state import Batch, BatchId, JobQueue, Lease, State
 
 CALLED_LIMIT = 32
 """Peers called for bids at once: those that are best for the job come first."""
@@ -24,6 +24,9 @@ trips between distant continents, and the work of a bid."""
 SETBACKS_LIMIT = 3
 """Refusals and broken links in a row after which a peer is not counted on to try a unit
 again that another one failed."""
+
+WATCHED_AFTER_S = estimates.LATE_GRACE_S
+"""In vain for so long, without one answer between: more than one hiccup of a link."""
 
 LEASES_AT_PEER = 16
 """Leases that all jobs of this node together hold at one peer: half of what a device serves."""
@@ -78,6 +81,19 @@ def wanted(state: State, job: JobQueue, now_s: float) -> int:
 def overdue(state: State, batch_id: BatchId, now_s: float) -> bool:
     """Whether others would have done this batch long ago."""
     return estimates.due_s(state, state.batches[batch_id]) <= now_s
+
+
+def watched(state: State, batch: Batch) -> bool:
+    """Whether a batch is left with its provider until it is overdue, though others ended it.
+
+    So it is where nothing was measured of the provider, or where it ended nothing for a while
+    of what it had: whether it is slow shows only where it is let finish.
+    """
+    job = state.jobs[batch.job]
+    return (
+        estimates.measured_s(state, job, batch.peer) is None
+        or estimates.in_vain_s(state, batch.peer) >= WATCHED_AFTER_S
+    )
 
 
 def takeable(job: JobQueue, peer: PeerId) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.node.scheduling import actions as do
-from shoal.node.scheduling import feeding, placement
+from shoal.node.scheduling import estimates, feeding, placement
 from shoal.node.scheduling.drafts import Draft
 
 if TYPE_CHECKING:
@@ -92,8 +92,15 @@ def _doomed(state: State, job: JobQueue) -> list[int]:
 
 
 def _cancel(draft: Draft) -> None:
-    """Call off copies of units that have ended, but not under leases that go anyway."""
+    """Call off copies of units that have ended, but not under leases that go anyway.
+
+    Nor where it is to be seen how long a provider takes: see `placement.watched`.
+    """
     dropped = {action.lease for action in draft.actions if isinstance(action, do.Drop)}
     for batch in draft.state.batches.values():
-        if batch.unwanted and batch.lease not in dropped:
+        if not batch.unwanted or batch.lease in dropped:
+            continue
+        if not batch.answered and placement.watched(draft.state, batch):
+            draft.wake(estimates.due_s(draft.state, batch))  # then its lease is dropped
+        else:
             draft.add(do.Cancel(batch.job, batch.id, tuple(batch.unwanted)))

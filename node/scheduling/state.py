@@ -31,6 +31,9 @@ KINDS_LIMIT = 256
 SPEEDS_LIMIT = 1024
 """Peers of which a speed is kept for each of them, those that were measured last."""
 
+IN_VAIN_LIMIT = 1024
+"""Peers of which it is kept how long they have had units in vain."""
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -235,6 +238,19 @@ class Line:
 
 
 @dataclass(slots=True)
+class InVain:
+    """Units that one peer had for longer than they may run, and that others ended before it.
+
+    Attributes:
+        seconds: How long it had any of those, since it last ended a unit itself.
+        until_s: Up to when that is counted.
+    """
+
+    seconds: float = 0.0
+    until_s: float = -math.inf
+
+
+@dataclass(slots=True)
 class State:
     """All that `plan` goes by.
 
@@ -243,6 +259,8 @@ class State:
             known of them.
         ranked: The measured seconds per unit of each kind, least first, with whose they are:
             made of `speeds` where it is asked for (`estimates.typical_s`).
+        in_vain: Peers of which others ended what they had had for too long, since their last
+            result, and how long they had it, over all jobs; those of whom it was noted last.
         virtual_s: Where fair queuing stands: what a job that begins now starts from.
         draining: Nothing is begun any more.
     """
@@ -254,6 +272,7 @@ class State:
     offering: dict[str, dict[PeerId, Facts]] = field(default_factory=dict)
     speeds: dict[Kind, dict[PeerId, Speed]] = field(default_factory=dict)
     ranked: dict[Kind, list[tuple[float, PeerId]]] = field(default_factory=dict)
+    in_vain: dict[PeerId, InVain] = field(default_factory=dict)
     virtual_s: float = 0.0
     next_lease: int = 0
     next_batch: int = 0

@@ -24,13 +24,13 @@ class Pair:
 
 
 @contextmanager
-def two_daemons(root, settings=()):
+def two_daemons(root, settings=(), quota="5GiB"):
     """Have two daemons with homes in a new directory under ``root``.
 
     The asker's own device is paused, so that its units go to the other one.
     """
     with tempfile.TemporaryDirectory(prefix="shoal-wire-", dir=root) as place:
-        flags = ["--cores=1", "--blob-quota=5GiB", *settings]
+        flags = ["--cores=1", f"--blob-quota={quota}", *settings]
         with Swarm(2, settings=flags, root=Path(place)) as swarm:
             swarm.start_all()
             swarm.wait_acquainted(timeout_s=ACQUAINTED_LIMIT_S)

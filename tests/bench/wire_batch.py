@@ -12,7 +12,6 @@ take turns, so that what else the machine does weighs on each alike. Prints a ta
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -22,6 +21,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import psutil
+from contestants import asked
 
 ROUNDS = 4
 UNITS = 4000
@@ -247,17 +247,9 @@ def main(names, rounds, units, peers_python):
 
 
 if __name__ == "__main__":
-    given = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    given.add_argument("--rounds", type=int, default=ROUNDS)
-    given.add_argument("--units", type=int, default=UNITS)
-    given.add_argument("--only", choices=CONTESTANTS, action="append")
-    given.add_argument(
-        "--peers-python", default=sys.executable, help="an interpreter that has ray and dask"
-    )
-    given.add_argument("--inside", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    asked = given.parse_args()
-    if asked.inside:
-        inside(asked.inside)
+    given = asked(__doc__, CONTESTANTS, ROUNDS, units=UNITS)
+    if given.inside:
+        inside(given.inside)
     else:
-        chosen = asked.only or list(CONTESTANTS)
-        sys.exit(not main(chosen, asked.rounds, asked.units, asked.peers_python))
+        chosen = given.only or list(CONTESTANTS)
+        sys.exit(not main(chosen, given.rounds, given.units, given.peers_python))

@@ -14,7 +14,6 @@ executor's calls went, as `shoal job show JOB --unit N --timing` tells it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -25,6 +24,7 @@ from collections import deque
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
+from contestants import asked
 
 ROUNDS = 6
 CALLS = 100
@@ -264,17 +264,9 @@ def tell(medians, total_s, call_s):
 
 
 if __name__ == "__main__":
-    given = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    given.add_argument("--rounds", type=int, default=ROUNDS)
-    given.add_argument("--calls", type=int, default=CALLS)
-    given.add_argument("--only", choices=CONTESTANTS, action="append")
-    given.add_argument(
-        "--peers-python", default=sys.executable, help="an interpreter that has ray and dask"
-    )
-    given.add_argument("--inside", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    asked = given.parse_args()
-    if asked.inside:
-        inside(asked.inside)
+    given = asked(__doc__, CONTESTANTS, ROUNDS, calls=CALLS)
+    if given.inside:
+        inside(given.inside)
     else:
-        chosen = asked.only or list(CONTESTANTS)
-        sys.exit(not main(chosen, asked.rounds, asked.calls, asked.peers_python))
+        chosen = given.only or list(CONTESTANTS)
+        sys.exit(not main(chosen, given.rounds, given.calls, given.peers_python))

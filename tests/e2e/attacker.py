@@ -32,7 +32,7 @@ from shoal.protocol.messages import (
 from shoal.protocol.statements import Advert, Award, Receipt, open_award, statement_id
 
 HELLO = Hello(protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR), agent="attacker/1")
-STREAM_LIMIT_S = 5.0
+STREAM_LIMIT_S = 20.0
 
 _request_ids = count(1)
 

@@ -70,6 +70,30 @@ def gather(table=(0.5, 1.5, 2.5)):
     )
 
 
+def outer_sum():
+    """y = x + z, a column and a row: much comes of little."""
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1]),
+        helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, "m"]),
+    ]
+    return _model(
+        [helper.make_node("Add", ["x", "z"], ["y"])],
+        inputs=inputs,
+        outputs=[helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "m"])],
+    )
+
+
+def first_row():
+    """y = the first row of x."""
+    both = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", "m"]) for n in "xy"]
+    return _model(
+        [helper.make_node("Gather", ["x", "first"], ["y"])],
+        inputs=both[:1],
+        outputs=[helper.make_tensor_value_info("y", TensorProto.FLOAT, ["k", "m"])],
+        initializers=[numpy_helper.from_array(np.array([0]), "first")],
+    )
+
+
 def with_custom_domain():
     """A model that needs an operator of somebody's own."""
     return _model(

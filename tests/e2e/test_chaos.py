@@ -1,28 +1,26 @@
-"""The faults of `tests/soak/test_chaos.py` for half a minute, by seeds that stay the same."""
+"""The faults of `tests/soak/test_chaos.py` for less than half a minute, by one seed."""
 
 import os
 
 from chaos import NODES, run_chaos, whose
 from faults import COMMON, RARE, plan_faults
 
-LENGTH_S = 35.0
-FIXED_SEED = 1022
+LENGTH_S = 25.0
+FIXED_SEED = 5697
 """By it so short a time has every kind of fault but one, and every daemon is hurt."""
 
 SEED = int(os.environ.get("SHOAL_SOAK_SEED", FIXED_SEED))
 
 
 def test_every_unit_is_delivered_once_and_right_whatever_happens_to_daemons():
-    run_chaos(
-        SEED, LENGTH_S, units_wanted=1200, units_per_job=100, jobs_limit_s=120, rest_s=1.5
-    )
+    run_chaos(SEED, LENGTH_S, units_wanted=800, units_per_job=100, jobs_limit_s=120, rest_s=1.5)
 
 
-def test_half_a_minute_has_all_faults_but_a_clock_that_goes_back_and_hurts_every_daemon():
+def test_so_short_a_time_has_all_faults_but_a_clock_that_goes_back_and_hurts_every_daemon():
     plan = plan_faults(FIXED_SEED, LENGTH_S, NODES, *whose(FIXED_SEED))
     assert {fault.kind for fault in plan} == {*COMMON, *RARE} - {"behind"}
     assert {fault.node for fault in plan} == set(range(1, NODES + 1))
-    assert len(plan) >= 12
+    assert len(plan) >= 8
 
 
 def test_a_seed_gives_its_faults_again_and_another_one_others():

@@ -18,7 +18,7 @@ from shoal.node.network import open_network
 from shoal.node.provider import SWEEP_INTERVAL_S
 from shoal.protocol.messages import Digest, Problem, Reason, Refusal
 
-STREAM_LIMIT_S = 5.0
+STREAM_LIMIT_S = 20.0
 
 
 class BrokenPartError(Exception):

@@ -55,7 +55,7 @@ from shoal.protocol.messages import (
 )
 
 STATUS_LIMIT_S = 2.0
-STREAM_LIMIT_S = 5.0
+STREAM_LIMIT_S = 20.0
 RANDOM_FRAMES = 100
 """On each protocol id; the soak sends more."""
 RANDOM_FRAMES_LIMIT_S = 120.0

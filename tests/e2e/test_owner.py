@@ -208,7 +208,9 @@ def test_a_node_steps_back_while_its_owner_is_busy_and_returns_after(swarm, tmp_
         eventually(lambda: not stance_of(owners).peers, STEP_BACK_LIMIT_S, "stepping back")
         assert time.monotonic() - began <= STEP_BACK_LIMIT_S
         assert stance_of(owners).cause == "stepping_back"
-        assert "stepping back" in shoal("status", node=owners).stdout
+        eventually(  # it may be back and away again where the loops get no core for a moment
+            lambda: "stepping back" in shoal("status", node=owners).stdout, 60, "status says so"
+        )
         eventually(lambda: answer() == "paused", 60, "nothing new is taken")
         say("quiet")
         eventually(lambda: stance_of(owners).peers, 60, "back")
@@ -242,12 +244,11 @@ def providers(wishes, root, *common):
 
 
 def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_path):
+    """Of the price and of those who serve friends alone `test_why` tells."""
     allow = f"--allow={stranger.peer}"
     wishes = {
         "denied": [allow, f"--deny={stranger.peer}"],
-        "friends": ["--serve=friends"],
         "anyone": [],
-        "price": [allow, "--min-price=50"],
         "hours": [allow, f"--schedule={closed_now()}"],
     }
     common = ("--listen=/ip4/127.0.0.1/tcp/0", f"--bootstrap={stranger.address}")
@@ -260,23 +261,17 @@ def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_pa
         eventually(ready, 60, "known with what they offer")
         client.pause("cpu")  # so that its own node cannot do it
         job_id = submit(stranger, models.rows(1), models.slow(1_000_000_000))
-        eventually(lambda: len(verdicts(stranger, job_id)[0]) >= 5, 60, "all have answered")
+        eventually(lambda: len(verdicts(stranger, job_id)[0]) >= 3, 60, "all have answered")
         found, summary = verdicts(stranger, job_id)  # of a job that runs
         client.cancel(job_id)
         assert {name: found.get(node.peer) for name, node in nodes.items()} == {
             "denied": "denied",
-            "friends": "untrusted_requester",
             "anyone": "awarded",
-            "price": "price",
             "hours": None,  # its advert says so, and it was not asked
         }
-        for name, words in {
-            "denied": ("deny list", f"{stranger.peer} out of `deny` there"),
-            "friends": ("not on its allow list", f'`allow = ["{stranger.peer}"]`'),
-            "price": ("worth 50 credits or more", "--batch", "`min_price = 1"),
-        }.items():
-            line = next(line for line in summary.splitlines() if nodes[name].peer in line)
-            assert all(word in line for word in words), line
+        line = next(line for line in summary.splitlines() if nodes["denied"].peer in line)
+        assert "deny list" in line
+        assert f"{stranger.peer} out of `deny` there" in line
         assert "by the schedule, until" in shoal("status", node=nodes["hours"]).stdout
         assert "1 denied" in shoal("doctor", node=nodes["denied"]).stdout
 

@@ -263,6 +263,7 @@ def test_price(nodes):
     job_id = submit(nodes)
     line = line_of(nodes.asker, job_id, nodes.giver.peer)
     assert "takes only units worth 50 credits or more, and one of this job is worth 1" in line
+    assert "--batch" in line
     assert "“shoal reload”" in line
     name, value = re.search(
         r"its operator can set `(min_price) = ([\d.]+)` there", line

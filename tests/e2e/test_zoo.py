@@ -11,14 +11,16 @@ from daemons import eventually
 from kinds import GANGS, PLAYED, PROVIDERS, Fate
 from whole_models import is_installed
 from zoo import (
+    ROUNDS,
+    SPREAD_LIMIT_S,
     Zoo,
     assert_convicted,
+    found_out,
     lies_told,
     proof_against,
     run_for,
     run_map,
     run_until,
-    said_otherwise,
 )
 
 from shoal.node.result_standing import NEW, Deed
@@ -32,15 +34,19 @@ DISTRUSTED = ["invented_work", "withholder"]
 RIGHT_AT_FIRST = {"honest_then_cheat", "late_equivocator"}
 """What they gave before they lied may well be delivered."""
 
-LONGER_THAN_COLD_S = 16.0
-"""In so many seconds a worker has started, however cold, and has answered or is too slow."""
+SHORT_JOB_S = 4.0
+"""Less than a peer gets that is new: who answers nothing must not begin anew with each job."""
 
 
 @pytest.fixture(scope="module")
-def zoo():
+def zoo(request):
     with Zoo(4) as swarm:
         swarm.start_all()
+        failed = request.session.testsfailed
         yield swarm
+        if request.session.testsfailed > failed:
+            say = request.config.pluginmanager.getplugin("terminalreporter").write_line
+            say(f"the daemons' logs are kept in {swarm.keep_logs()}")
 
 
 def distrusts(node, peer):
@@ -67,6 +73,11 @@ def has_lied(liar):
     return any(lie != "none" for lie in lies_told(liar))
 
 
+def any_lied_and_all_are_found_out(zoo, liars):
+    lied = [liar for liar in liars if has_lied(liar)]
+    return lied and all(found_out(zoo.requester, liar.peer) for liar in lied)
+
+
 def test_who_turns_one_bit_is_convicted_and_nothing_of_it_is_delivered(zoo, tmp_path):
     check_convicted(zoo, "one_bit", "magika", tmp_path)
 
@@ -89,8 +100,11 @@ def test_a_kind_that_gives_nothing_false_loses_standing_and_is_not_convicted(zoo
 @pytest.mark.soak
 def test_who_answers_just_before_its_time_is_up_is_overtaken_and_loses_standing(zoo):
     with zoo.liars("slow_roller") as (liar,), zoo.requester.client() as client:
-        run_for(client, "magika", LONGER_THAN_COLD_S)
-        assert has_lost_standing(client, liar.peer)
+        for _ in range(ROUNDS):
+            run_for(client, "magika", SHORT_JOB_S)
+            if has_lost_standing(client, liar.peer):
+                break
+        assert Deed.SLOW in deeds_of(zoo.requester, liar.peer)
         assert proof_against(zoo.requester, liar.peer) is None
 
 
@@ -98,8 +112,12 @@ def test_who_answers_just_before_its_time_is_up_is_overtaken_and_loses_standing(
 def test_a_requester_that_never_acknowledges_is_refused_and_named(zoo):
     with zoo.liars("never_acknowledges") as (liar,), liar.client() as client:
         honest = [node for node in zoo.nodes if node.running and node is not liar]
-        run_for(client, "magika", 12.0)
-        unsettled = [node for node in honest if Deed.UNSETTLED in deeds_of(node, liar.peer)]
+        unsettled = []
+        for _ in range(ROUNDS):  # messages that are let pass take long when busy
+            run_for(client, "magika", 12.0)
+            unsettled = [node for node in honest if Deed.UNSETTLED in deeds_of(node, liar.peer)]
+            if unsettled:
+                break
         assert unsettled, "it is refused nowhere"
         (job, *_) = client.jobs(1)
         answers, _ = client.why(job.id)
@@ -121,7 +139,9 @@ def test_who_accuses_the_innocent_is_believed_by_nobody_and_loses_standing(zoo):
         assert '"accused"' in liar.log_path.read_text()
         honest = [node for node in zoo.nodes if node.running and node is not liar]
         eventually(
-            lambda: any(distrusts(node, liar.peer) for node in honest), 120, "it costs standing"
+            lambda: any(distrusts(node, liar.peer) for node in honest),
+            SPREAD_LIMIT_S,
+            "it costs standing",
         )
         assert [node for node in honest if bans_of(node) & {each.peer for each in honest}] == []
 
@@ -130,9 +150,9 @@ def test_who_accuses_the_innocent_is_believed_by_nobody_and_loses_standing(zoo):
 @pytest.mark.parametrize("gang", GANGS)
 def test_who_lies_together_is_convicted_and_nothing_of_it_is_delivered(zoo, gang, tmp_path):
     with zoo.liars(gang) as liars, zoo.requester.client() as client:
-        run_until(client, "magika", lambda: any(map(has_lied, liars)))
+        run_until(client, "magika", lambda: any_lied_and_all_are_found_out(zoo, liars))
         for number, liar in enumerate(liars):
-            if has_lied(liar):
+            if found_out(zoo.requester, liar.peer):
                 assert_convicted(zoo, liar, tmp_path / str(number))
 
 
@@ -144,7 +164,7 @@ def test_a_banned_node_that_comes_back_under_another_key_is_convicted_again(zoo,
 
 def check_convicted(zoo, kind, model, directory):
     with zoo.liars(kind) as (liar,), zoo.requester.client() as client:
-        done = run_until(client, model, lambda: has_lied(liar) or said_otherwise(liar))
+        done = run_until(client, model, lambda: found_out(zoo.requester, liar.peer))
         proof = assert_convicted(zoo, liar, directory)
         if kind not in RIGHT_AT_FIRST:
             assert liar.peer not in {unit.provider for unit in done}

@@ -13,13 +13,16 @@ from shoal.node.addresses import parse_address
 from shoal.node.blob_reception import Reception
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer, Rights
 from shoal.node.blobs import open_store
+from shoal.node.bulk.certificates import context
 from shoal.node.bulk.channels import open_channels
 from shoal.node.bulk.listener import listen
+from shoal.node.bulk.wire import Wire, begin
 from shoal.node.control import open_control
 from shoal.node.house import House
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.network import open_network
 from shoal.node.program_shares import ProgramShares
+from shoal.protocol.channel_messages import MAGIC
 from shoal.protocol.messages import ChannelWanted, Problem
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
@@ -35,7 +38,7 @@ class BulkNode:
         self.home = home
         self.network, self.control, self.store = network, control, store
         self.rights, self.kept, self.shares = Rights(), KeptOutputs(), ProgramShares()
-        self.broken = []
+        self.broken, self.noted, self.callers = [], [], []
         self.book = {}
         self.announce = announce
         self.streams = []
@@ -47,10 +50,17 @@ class BulkNode:
             self.shares,
             newer=control.versions.is_newer,
             broke=self.broke,
+            noted=self.note,
         )
 
     def broke(self, peer, offence, detail):
         self.broken.append((peer, offence.value, detail))
+
+    def note(self, peer, what, detail):
+        self.noted.append((peer, what.value, detail))
+
+    def called(self, place, detail):
+        self.callers.append((place, detail))
 
     async def answer(self, peer, body):
         if isinstance(body, ChannelWanted):
@@ -87,8 +97,10 @@ class BulkNode:
 
 
 @asynccontextmanager
-async def open_bulk_node(home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce=None):
-    key = identity.generate()
+async def open_bulk_node(
+    home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce=None, key=None
+):
+    key = key or identity.generate()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         network = await enter(open_network(key, LOOPBACK))
@@ -106,6 +118,8 @@ async def open_bulk_node(home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce
                 listeners,
                 announce=announce,
                 broke=node.broke,
+                noted=node.note,
+                called=node.called,
             )
         )
         node.house = House(
@@ -122,6 +136,7 @@ async def open_bulk_node(home, *, bulk="auto", quota_bytes=LIMIT_BYTES, announce
             reach=node.reach,
             terms=None,
             broke=node.broke,
+            noted=node.note,
         )
         network.handle(BLOB_PROTOCOL, node.serve_stream)
         control.answer_with(node.answer)
@@ -177,6 +192,15 @@ def dial(port, data=b""):
     sock = socket.create_connection(("127.0.0.1", port), timeout=5)
     sock.sendall(data)
     return sock
+
+
+def wire_to(giver, offer, certificate):
+    """Dial as a taker does, and be one."""
+    sock = dial(offer.port, MAGIC + offer.token)
+    tls = context(certificate, offer.certificate, server=False)
+    asker = Wire(begin(tls, sock, server=False), giver.peer, newer=False)
+    asker.shake_hands()
+    return asker
 
 
 async def until(condition, limit_s=10.0):

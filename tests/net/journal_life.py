@@ -5,14 +5,17 @@ killed and lived again. Two things stand in for the rest of the daemon: a unit "
 pure function of its inputs, so that one run twice gives the same; and what a client has
 been given is a line of stdout.
 
-Run as a script it takes lines ``STATE KILL_AT WHEN``, and lives a life for each, every one
-in a process of its own: a fork, since the imports take longer than the life. ``KILL_AT``
-counts that process's commits from 1 (0 for no kill), ``WHEN`` is ``before`` or ``after`` the
-commit. It is counted in the connection that SQLite is used through here, and in nothing
-that a daemon runs. What a life told is then in ``STATE.told``, and how it ended a line of
-stdout.
+Run as a script with ``grouped``, all writes go through the writer's thread, those of several
+callers together; with ``small``, those of few rows are made where they are asked for. Either
+way a life has as many commits however busy the machine is. It takes lines ``STATE KILL_AT
+WHEN``, and lives a life for each, every one in a process of its own: a fork, since the
+imports take longer than the life. ``KILL_AT`` counts that process's commits from 1 (0 for no
+kill), ``WHEN`` is ``before`` or ``after`` the commit. It is counted in the connection that
+SQLite is used through here, and in nothing that a daemon runs. What a life told is then in
+``STATE.told``, and how it ended a line of stdout.
 """
 
+import math
 import os
 import signal
 import sqlite3
@@ -37,7 +40,7 @@ from journal_samples import (
 )
 
 from shoal.crypto.content import blob_id_of
-from shoal.node import journal_forgetting, state_file
+from shoal.node import journal_forgetting, journal_writer, state_file
 from shoal.node.errors import JobError
 from shoal.node.journal_forgetting import delete_piece, forgotten
 from shoal.node.records import Answer, Check, Failure, JobId, JobState
@@ -233,6 +236,8 @@ def live_in_a_fork(path, kill_at, when):
 
 
 if __name__ == "__main__":
+    journal_writer.SLOW_S = math.inf
+    journal_writer.HERE_IN_A_ROW = {"grouped": 0, "small": math.inf}[sys.argv[1]]
     for line in sys.stdin:
         where, kill_at, when = line.split()
         tell(where, live_in_a_fork(Path(where), int(kill_at), when))

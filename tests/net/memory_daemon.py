@@ -27,6 +27,8 @@ from shoal.node.ledger_file import write_lines
 from shoal.node.records import (
     Answer,
     Ban,
+    CallerView,
+    ConductView,
     CutView,
     Failure,
     Job,
@@ -35,6 +37,7 @@ from shoal.node.records import (
     JobState,
     LogLevelView,
     MisfitView,
+    NoteView,
     OwnerView,
     PeerView,
     ProofView,
@@ -171,6 +174,13 @@ class MemoryDaemon:
 
     def cuts(self):
         return [CutView(PEER, since=10.0, until=130.0, why="sent nonsense")]
+
+    def conducts(self):
+        note = NoteView("no_right", "asked for a blob that it has no right to", 3, 10.0)
+        return [ConductView(PEER, None, (note,))]
+
+    def callers(self):
+        return [CallerView("192.0.2.7", NoteView("unknown_caller", "called", 1000, 10.0))]
 
     def forgive(self, peer):
         if peer != PEER:

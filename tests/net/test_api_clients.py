@@ -68,6 +68,8 @@ async def test_a_client_sees_who_is_cut_and_lets_one_back_in(daemon, socket_path
     def work():
         with Client(socket_path) as client:
             assert client.cuts() == daemon.cuts()
+            assert client.conducts() == daemon.conducts()
+            assert client.callers() == daemon.callers()
             client.forgive(PEER)
             assert daemon.forgiven == PEER
             with pytest.raises(DaemonError) as caught:

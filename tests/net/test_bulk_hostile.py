@@ -8,12 +8,12 @@ import gc
 import os
 import resource
 import ssl
-import time
 from dataclasses import replace
 
 import pytest
 import trio
 import trio.lowlevel
+from bulk_lies import LIES, SHORT_S, closes_at_every_chunk, honestly, sends_a_wrong_chunk
 from bulk_nodes import (
     LIMIT_BYTES,
     MIB,
@@ -23,6 +23,7 @@ from bulk_nodes import (
     giver_and_taker,
     open_bulk_node,
     until,
+    wire_to,
 )
 from structlog.testing import capture_logs
 
@@ -32,24 +33,22 @@ from shoal.node.bulk import listener, serving, wire
 from shoal.node.bulk import tokens as tokens_module
 from shoal.node.bulk.certificates import context, make_certificate
 from shoal.node.bulk.listener import SILENT_LIMIT
-from shoal.node.bulk.transfer import CHANNEL_TRIES
+from shoal.node.bulk.transfer import CHANNEL_TRIES, Source
 from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StoreError
-from shoal.node.fetching import fetch
+from shoal.node.fetching import fetch_from
 from shoal.protocol.channel_messages import (
     MAGIC,
     ChannelRequest,
     ChunksGiven,
     ChunksRefused,
     ChunksWanted,
-    ListGiven,
 )
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.messages import ChannelWanted
 
 DATA = os.urandom(20 * MIB + 5)
 CHUNKS = chunk_list_of(DATA)
-TIME_LIMIT_S = 0.5
 
 
 @pytest.fixture
@@ -60,89 +59,20 @@ async def pair(tmp_path):
 
 @pytest.fixture
 def lies():
-    """Lets every server do ``lie(wire, request)`` with each request; gives how to end that."""
+    """Lets servers do ``lie(wire, request, DATA)`` with each request; gives how to end that."""
     patch = pytest.MonkeyPatch()
 
     def let(lie):
         def serve(wire, _look_up, _disk):
             wire.shake_hands()
             while True:
-                lie(wire, wire.receive(ChannelRequest, idle_s=30))
+                lie(wire, wire.receive(ChannelRequest, idle_s=30), DATA)
 
         patch.setattr(serving, "serve", serve)
         return patch.undo
 
     yield let
     patch.undo()
-
-
-def chunk_of(index):
-    return DATA[index * MIB : (index + 1) * MIB]
-
-
-def give(wire, request, until=None):
-    """Answer a request for chunks as an honest server would, up to a chunk."""
-    wire.send(ChunksGiven(first=request.first, count=request.count))
-    for index in range(request.first, request.first + request.count)[:until]:
-        wire.send_bytes(memoryview(chunk_of(index)))
-
-
-# --- what a server can do wrong ---------------------------------------------------------
-
-
-def sends_a_wrong_chunk(wire, request):
-    give(wire, request, 3)
-    wire.send_bytes(memoryview(bytes(MIB)))
-    give(wire, request)
-
-
-def sends_too_many_bytes(wire, request):
-    give(wire, request)
-    wire.send_bytes(memoryview(bytes(100)))
-
-
-def sends_too_few_and_the_next_answer(wire, request):
-    give(wire, request, 3)
-    wire.send_bytes(memoryview(chunk_of(request.first + 3)[:-100]))
-    give(wire, request)
-
-
-def sends_too_few_and_says_goodbye(wire, request):
-    give(wire, request, 3)
-    wire.send_bytes(memoryview(chunk_of(request.first + 3)[:-100]))
-    wire.sock.unwrap()
-
-
-def sends_too_few_and_no_more(wire, request):
-    give(wire, request, 3)
-    time.sleep(3 * TIME_LIMIT_S)
-
-
-def sends_nothing(_wire, _request):
-    time.sleep(3 * TIME_LIMIT_S)
-
-
-def sends_a_byte_now_and_then(wire, request):
-    wire.send(ChunksGiven(first=request.first, count=request.count))
-    for _ in range(100):
-        wire.send_bytes(memoryview(b"x"))
-        time.sleep(TIME_LIMIT_S / 10)
-
-
-def sends_garbage(wire, _request):
-    wire.send_bytes(memoryview(os.urandom(400)))
-
-
-def sends_a_message_that_is_none(wire, _request):
-    wire.send_bytes(memoryview(b"\0\0\0\3abc"))
-
-
-def sends_other_chunks(wire, request):
-    wire.send(ChunksGiven(first=request.first + 1, count=1))
-
-
-def sends_a_list(wire, _request):
-    wire.send(ListGiven(list_bytes=8))
 
 
 def gives_some(lie):
@@ -158,22 +88,7 @@ async def chunks_kept(taker, blob_id):
         return len(CHUNKS.digests) - len(reception.missing_chunks())
 
 
-@pytest.mark.parametrize(
-    ("lie", "offence"),
-    [
-        (sends_a_wrong_chunk, "bad_blob"),
-        (sends_too_many_bytes, "bad_frame"),
-        (sends_too_few_and_the_next_answer, "bad_blob"),
-        (sends_too_few_and_says_goodbye, "bad_frame"),
-        (sends_too_few_and_no_more, "slow_frame"),
-        (sends_nothing, "slow_frame"),
-        (sends_a_byte_now_and_then, "slow_frame"),
-        (sends_garbage, "bad_frame"),
-        (sends_a_message_that_is_none, "bad_frame"),
-        (sends_other_chunks, "bad_frame"),
-        (sends_a_list, "bad_frame"),
-    ],
-)
+@pytest.mark.parametrize(("lie", "offence"), LIES)
 async def test_a_liar_is_cut_at_once_and_named_and_another_peer_sends_the_rest(
     pair, tmp_path, lies, lie, offence, monkeypatch
 ):
@@ -182,11 +97,11 @@ async def test_a_liar_is_cut_at_once_and_named_and_another_peer_sends_the_rest(
         await taker.network.connect(honest.peer, honest.network.addresses(), 5)
         await honest.give(taker, DATA)
         blob_id = await giver.give(taker, DATA)
-        monkeypatch.setattr(wire, "CHUNK_LIMIT_S", TIME_LIMIT_S)
+        monkeypatch.setattr(wire, "CHUNK_LIMIT_S", SHORT_S)
         be_honest = lies(lie)
         before = descriptors()
         with pytest.raises(RemoteProtocolError, match=giver.peer):
-            await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+            await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         assert [(peer, what) for peer, what, _ in taker.broken] == [(giver.peer, offence)]
         await until(lambda: at_rest(giver, taker))
         assert descriptors() <= before
@@ -195,7 +110,7 @@ async def test_a_liar_is_cut_at_once_and_named_and_another_peer_sends_the_rest(
         came, _ = taker.bulk
         kept = await chunks_kept(taker, blob_id)
         assert kept >= (3 if gives_some(lie) else 0)
-        await fetch(taker.house, blob_id, honest.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(honest.peer)], LIMIT_BYTES)
         assert await taker.store.get_bytes(blob_id) == DATA
         received, _ = taker.bulk
         assert received - came < len(DATA) - kept * MIB + 5000
@@ -210,7 +125,7 @@ async def test_a_liar_is_in_the_log_and_in_its_standing_that_shoal_peers_shows(p
     blob_id = await giver.give(taker, DATA)
     lies(sends_a_wrong_chunk)
     with capture_logs() as logged, pytest.raises(RemoteProtocolError):
-        await fetch(house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert conduct.standing_of(giver.peer).offences == {"bad_blob": 1}
     [line] = [one for one in logged if one["event"] == "a peer broke the rules"]
     assert (line["peer"], line["offence"]) == (giver.peer, "bad_blob")
@@ -220,8 +135,8 @@ async def test_bytes_after_what_was_asked_for_are_held_against_the_peer(pair, li
     giver, taker = pair
     await giver.give(taker, DATA)
 
-    def lie(wire, request):
-        give(wire, request)
+    def lie(wire, request, data):
+        honestly(wire, request, data)
         if request.first + request.count == len(CHUNKS.digests):
             wire.send_bytes(memoryview(b"more"))
 
@@ -254,16 +169,12 @@ class Checked:
 async def test_a_peer_that_closes_at_every_chunk_is_asked_for_the_rest_by_stream(pair, lies):
     giver, taker = pair
     blob_id = await giver.give(taker, DATA)
-
-    def lie(wire_, request):
-        give(wire_, request, 1)
-        wire.shut(wire_.sock)
-
-    lies(lie)
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    lies(closes_at_every_chunk)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert await taker.store.get_bytes(blob_id) == DATA
     received, _ = taker.bulk
     assert received < CHANNEL_TRIES * MIB + 5000
+    assert named(taker) == [(giver.peer, "broke_off")] * CHANNEL_TRIES
     by_stream = taker.network.traffic("blob").received
     assert by_stream < len(DATA) - CHANNEL_TRIES * MIB + 5000  # nothing was sent again
     await until(lambda: at_rest(giver, taker))
@@ -272,9 +183,9 @@ async def test_a_peer_that_closes_at_every_chunk_is_asked_for_the_rest_by_stream
 async def test_a_peer_that_has_listed_a_blob_and_gives_nothing_of_it_is_no_source(pair, lies):
     giver, taker = pair
     blob_id = await giver.give(taker, DATA)
-    lies(lambda wire, request: wire.send(ChunksGiven(first=request.first, count=0)))
+    lies(lambda wire, request, _data: wire.send(ChunksGiven(first=request.first, count=0)))
     with pytest.raises(NetworkError) as failed:
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert failed.value.code == "not_held"
     await until(lambda: at_rest(giver, taker))
 
@@ -282,9 +193,9 @@ async def test_a_peer_that_has_listed_a_blob_and_gives_nothing_of_it_is_no_sourc
 async def test_a_peer_that_refuses_on_the_channel_what_it_listed_is_no_source(pair, lies):
     giver, taker = pair
     blob_id = await giver.give(taker, DATA)
-    lies(lambda wire, request: wire.send(ChunksRefused(reason="no_right")))
+    lies(lambda wire, request, _data: wire.send(ChunksRefused(reason="no_right")))
     with pytest.raises(NetworkError) as failed:
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert failed.value.code == "no_right"
 
 
@@ -314,6 +225,11 @@ def is_closed(sock):
         sock.close()
 
 
+def named(node):
+    """Of whom a node has noted what."""
+    return [(peer, what) for peer, what, _ in node.noted]
+
+
 async def in_thread(work, *args):
     return await trio.to_thread.run_sync(work, *args)
 
@@ -324,8 +240,8 @@ async def test_another_peers_certificate_gets_nothing(pair):
     offer = await a_token(giver, taker)
 
     def steal():
-        with dial_tls(offer, make_certificate()) as sock:
-            stolen = wire.Wire(sock, giver.peer, newer=False)
+        stolen = wire_to(giver, offer, make_certificate())
+        with stolen.sock:
             stolen.send(ChunksWanted(blob=blob_id, first=0, count=1))
             stolen.receive(ChunksGiven)
 
@@ -335,8 +251,10 @@ async def test_another_peers_certificate_gets_nothing(pair):
         await until(lambda: at_rest(giver))
     [line] = [one for one in logged if one["event"] == "a bulk channel has ended"]
     assert line["peer"] == taker.peer  # whose token it was
+    assert named(giver) == [(taker.peer, "other_certificate")]
+    assert not giver.broken
     assert giver.bulk[1] == 0
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert taker.bulk[0] > len(DATA)
 
 
@@ -349,6 +267,17 @@ async def test_a_certificate_that_is_none_opens_nothing(pair):
     [line] = [one for one in logged if one["event"] == "a bulk channel has ended"]
     assert line["peer"] == taker.peer
     assert "certificate cannot be read" in line["why"]
+    assert named(giver) == [(taker.peer, "other_certificate")]
+
+
+async def test_an_offer_with_a_certificate_that_is_none_is_given_up_for_a_stream(pair):
+    giver, taker = pair
+    blob_id = await giver.give(taker, DATA)
+    giver.channels._certificate = replace(giver.channels._certificate, der=bytes(99))
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
+    assert taker.store.holds(blob_id)
+    assert taker.bulk == (0, 0)
+    assert named(taker) == [(giver.peer, "other_certificate")]
 
 
 async def test_a_server_with_another_certificate_is_given_up_for_a_stream(pair, monkeypatch):
@@ -363,12 +292,13 @@ async def test_a_server_with_another_certificate_is_given_up_for_a_stream(pair, 
 
     monkeypatch.setattr(giver.channels, "answer", answer_and_change)
     with capture_logs() as logged:
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert taker.store.holds(blob_id)
     assert taker.bulk == (0, 0)
     [line] = [one for one in logged if "so blobs go by stream" in one["event"]]
     assert line["peer"] == giver.peer
     assert "certificate verify failed" in line["why"]
+    assert named(taker) == [(giver.peer, "other_certificate")]
 
 
 async def test_tls_1_2_gets_nothing(pair):
@@ -388,6 +318,8 @@ async def test_tls_1_2_gets_nothing(pair):
     [line] = [one for one in logged if one["event"] == "a bulk channel has ended"]
     assert line["peer"] == taker.peer
     assert "unsupported protocol" in line["why"]
+    assert named(giver) == [(taker.peer, "no_tls")]
+    assert not giver.broken
 
 
 async def test_a_token_opens_one_channel_and_no_second(pair):
@@ -405,18 +337,25 @@ async def test_a_token_that_is_late_opens_nothing(pair, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "said", [b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\x00", MAGIC + bytes(24)]
+    ("said", "what"),
+    [
+        (b"GET / HTTP/1.1\r\n", "it spoke another protocol"),
+        (b"\x16\x03\x01\x02\x00", "it spoke another protocol"),
+        (MAGIC + bytes(24), "its token was unknown, used or late"),
+    ],
 )
-async def test_what_is_no_good_token_is_closed_at_once(pair, said):
+async def test_what_is_no_good_token_is_closed_at_once_and_its_address_noted(pair, said, what):
     giver, _ = pair
     assert await in_thread(is_closed, dial(giver.channels.port, said))
     await until(lambda: giver.channels.door.silent == 0)
+    assert giver.callers == [("127.0.0.1", what)]
 
 
 async def test_who_says_nothing_is_closed_after_a_while(pair, monkeypatch):
     giver, _ = pair
     monkeypatch.setattr(listener, "TOKEN_LIMIT_S", 0.1)
     assert await in_thread(is_closed, dial(giver.channels.port, MAGIC[:3]))
+    assert giver.callers == [("127.0.0.1", "it broke off")]
 
 
 async def test_a_thousand_who_open_the_port_and_say_nothing_harm_nobody(pair):
@@ -431,7 +370,7 @@ async def test_a_thousand_who_open_the_port_and_say_nothing_harm_nobody(pair):
             await trio.lowlevel.checkpoint()
         await until(lambda: giver.channels.door.silent == SILENT_LIMIT)
         with trio.fail_after(10):
-            await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+            await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
         assert taker.bulk[0] > len(DATA)
         assert descriptors() <= before + len(silent) + SILENT_LIMIT + 8
         most_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most_kib
@@ -440,6 +379,8 @@ async def test_a_thousand_who_open_the_port_and_say_nothing_harm_nobody(pair):
         for sock in silent:
             sock.close()
     await until(lambda: giver.channels.door.silent == 0)
+    await until(lambda: len(giver.callers) == len(silent))
+    assert set(giver.callers) == {("127.0.0.1", "it said nothing")}
 
 
 @pytest.mark.parametrize(
@@ -452,7 +393,7 @@ async def test_a_thousand_who_open_the_port_and_say_nothing_harm_nobody(pair):
 )
 async def test_who_sends_garbage_on_a_channel_is_named(pair, said, offence, monkeypatch):
     giver, taker = pair
-    monkeypatch.setattr(wire, "CHUNK_LIMIT_S", TIME_LIMIT_S)
+    monkeypatch.setattr(wire, "CHUNK_LIMIT_S", SHORT_S)
     offer = await a_token(giver, taker)
     with await in_thread(dial_tls, offer, taker.channels._certificate) as sock:
         sock.send(said)
@@ -465,10 +406,9 @@ async def test_who_asks_and_does_not_read_is_cut(pair, monkeypatch):
     giver, taker = pair
     blob_id = await giver.give(taker, DATA)
     offer = await a_token(giver, taker)
-    sock = await in_thread(dial_tls, offer, taker.channels._certificate)
-    monkeypatch.setattr(wire, "CHUNK_LIMIT_S", TIME_LIMIT_S)
-    with sock:
-        asker = wire.Wire(sock, giver.peer, newer=False)
+    asker = await in_thread(wire_to, giver, offer, taker.channels._certificate)
+    monkeypatch.setattr(wire, "CHUNK_LIMIT_S", SHORT_S)
+    with asker.sock:
         for first in (0, 16):
             asker.send(ChunksWanted(blob=blob_id, first=first, count=5))
         await until(lambda: giver.broken)
@@ -486,8 +426,8 @@ async def test_who_asks_for_nothing_again_and_again_waits(pair, monkeypatch):
     offer = await a_token(giver, taker)
 
     def ask():
-        with dial_tls(offer, taker.channels._certificate) as sock:
-            asker = wire.Wire(sock, giver.peer, newer=False)
+        asker = wire_to(giver, offer, taker.channels._certificate)
+        with asker.sock:
             for _ in range(30):
                 asker.send(ChunksWanted(blob=blob_id, first=0, count=1))
                 assert asker.receive(ChunksRefused).reason == "no_right"
@@ -509,7 +449,7 @@ async def test_a_right_that_is_withdrawn_ends_the_transfer(pair, monkeypatch):
 
     monkeypatch.setattr(giver.blobs, "_allows", allows_once)
     with pytest.raises(NetworkError) as refused:
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert refused.value.code == "no_right"
 
 
@@ -532,12 +472,12 @@ async def test_a_disk_that_fills_ends_the_transfer_by_name_and_keeps_what_came(
     with monkeypatch.context() as full:
         full.setattr(blob_files.os, "pwrite", pwrite)
         with pytest.raises(StoreError) as failed:
-            await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+            await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert failed.value.code == "disk_full"
     assert not taker.broken
     await until(lambda: at_rest(giver, taker))
     came, _ = taker.bulk
-    await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+    await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert await taker.store.get_bytes(blob_id) == DATA
     received, _ = taker.bulk
     assert received - came < len(DATA) - 9 * MIB + 5000
@@ -549,6 +489,6 @@ async def test_a_file_that_is_cut_short_at_the_server_is_never_taken_for_the_blo
     path = giver.store._shelf.files._path(blob_id)
     os.truncate(path, 7 * MIB)
     with pytest.raises((NetworkError, RemoteProtocolError)):
-        await fetch(taker.house, blob_id, giver.peer, LIMIT_BYTES)
+        await fetch_from(taker.house, blob_id, [Source(giver.peer)], LIMIT_BYTES)
     assert not taker.store.holds(blob_id)
     await until(lambda: at_rest(giver, taker))

@@ -4,11 +4,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from shoal.crypto.identity import generate
 from shoal.node.conduct import SWEEP_INTERVAL_S, Conduct, open_conduct
 from shoal.node.errors import NetworkError, PeerError
 from shoal.node.network import open_network
+from shoal.node.notes import LOGGED_AGAIN_S, Seen
 from shoal.node.standing import FIRST_CUT_S, Offence
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
@@ -57,6 +59,41 @@ async def test_a_peer_that_only_lost_standing_keeps_its_connection():
         assert view.offences == {"bad_frame": 1}
         assert 0.5 < view.standing < 1.0
         assert conduct.cuts() == []
+
+
+async def test_what_is_noted_is_shown_and_has_no_effect(autojump_clock):
+    own, peer, place = generate().peer_id, generate().peer_id, "192.0.2.7"
+    conduct = Conduct(own)
+    with capture_logs() as logged:
+        for _ in range(1000):
+            conduct.noted(peer, Seen.OTHER_CERTIFICATE, "certificate verify failed")
+            conduct.called(place, "it said nothing")
+        await trio.sleep(LOGGED_AGAIN_S)
+        conduct.noted(peer, Seen.OTHER_CERTIFICATE, "again")
+        conduct.noted(own, Seen.NO_TLS)
+    assert conduct.standing_of(peer) is None
+    assert conduct.refused(peer) is None
+    assert conduct.cuts() == []
+    (view,) = conduct.all()
+    assert (view.peer, view.standing) == (peer, None)
+    (note,) = view.notes
+    assert (note.what, note.times, note.detail) == ("other_certificate", 1001, "again")
+    (caller,) = conduct.callers()
+    assert (caller.place, caller.note.times) == (place, 1000)
+    assert [one["times"] for one in logged if one.get("peer") == peer] == [1, 1001]
+    assert [one["times"] for one in logged if one.get("place") == place] == [1]
+    conduct.forgive(peer)
+    assert conduct.all() == []
+
+
+async def test_all_that_is_held_or_noted_is_told_of_peers_without_an_advert():
+    conduct, noted, offender = Conduct(generate().peer_id), *(generate().peer_id for _ in "ab")
+    conduct.noted(noted, Seen.STALLED)
+    conduct.broke(offender, Offence.BAD_BLOB, "wrong bytes")
+    views = {view.peer: view for view in conduct.all()}
+    assert views.keys() == {noted, offender}
+    assert views[offender].standing.offences == {"bad_blob": 1}
+    assert views[offender].notes == ()
 
 
 async def test_nobody_is_reached_that_is_cut_and_the_error_says_how_to_change_it(

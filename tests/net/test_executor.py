@@ -344,6 +344,7 @@ def test_shutdown_can_cancel_what_nobody_runs(served):
     assert all(future.cancelled() for future in futures)
     served.daemon.hold = False
     served.finish()
+    executor.shutdown()  # else its threads may look for the daemon in the next test still
 
 
 def test_an_executor_that_is_dropped_ends_its_threads(served):

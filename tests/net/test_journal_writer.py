@@ -1,5 +1,6 @@
 """Group commit: writes of many tasks in few transactions, and each as if it were alone."""
 
+import math
 import sqlite3
 import threading
 from contextlib import contextmanager
@@ -8,8 +9,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from shoal.node import journal_writer
 from shoal.node.errors import StoreError
-from shoal.node.journal_writer import JournalWriter
+from shoal.node.journal_writer import HERE_IN_A_ROW, JournalWriter
 from shoal.node.state_file import connect
 
 
@@ -23,7 +25,8 @@ def database(tmp_path):
 
 
 @pytest.fixture
-def writer(database, tmp_path):
+def writer(database, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_writer, "SLOW_S", math.inf)  # this machine may have much to do
     return JournalWriter(database, tmp_path / "some.sqlite")
 
 
@@ -192,3 +195,107 @@ async def test_one_in_a_group_that_runs_is_waited_for_too_and_the_next_group_fol
         second.set()
     assert ended == [5]
     assert there(database) == [0, 4, 5, 6]
+
+
+# --- small writes, in the daemon's own thread ---
+
+
+def threads(writer):
+    """A function that makes a small write, and a list of whether this thread did it."""
+    here = []
+
+    async def small(work):
+        def noted(database):
+            here.append(threading.current_thread() is threading.main_thread())
+            return work(database)
+
+        return await writer.write(noted, small=True)
+
+    return small, here
+
+
+async def test_a_small_write_is_made_in_this_thread_and_on_disk_when_it_returns(
+    writer, database, tmp_path
+):
+    small, here = threads(writer)
+    assert await small(put(1)) == 1
+    assert here == [True]
+    other = connect(tmp_path / "some.sqlite")
+    assert there(other) == [1]
+    other.close()
+
+
+async def test_while_others_write_a_small_write_waits_for_the_thread(writer, database):
+    small, here = threads(writer)
+    held = Held()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.write, held)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(small, put(1))
+        await wait_all_tasks_blocked()
+        held.go_on.set()
+    assert here == [False]
+    assert there(database) == [0, 1]
+
+
+async def test_an_error_of_a_small_write_is_the_callers_and_undoes_it(writer, database):
+    def half(database):
+        put(7)(database)
+        raise LookupError("and then not")
+
+    def dangling(database):
+        database.execute("PRAGMA defer_foreign_keys = ON")
+        database.execute("INSERT INTO parts VALUES (99)")  # found out at the commit
+
+    small, here = threads(writer)
+    for work, error in ((half, LookupError), (dangling, sqlite3.IntegrityError)):
+        with pytest.raises(error):
+            await small(work)
+    assert await small(put(1)) == 1
+    assert here == [True] * 3
+    assert there(database) == [1]
+
+
+async def test_a_full_disk_is_told_of_by_a_small_write_too(writer, database):
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    database.execute(f"PRAGMA max_page_count = {pages + 3}")
+    small, _ = threads(writer)
+    with pytest.raises(StoreError) as raised:
+        await small(put(2, "x" * 100_000))
+    assert raised.value.code == "disk_full"
+    assert await small(put(3)) == 3
+
+
+async def test_while_another_process_writes_the_thread_waits_and_not_the_loop(
+    writer, database, tmp_path
+):
+    other = connect(tmp_path / "some.sqlite")
+    other.execute("BEGIN IMMEDIATE")
+    small, here = threads(writer)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(small, put(1))
+        await wait_all_tasks_blocked()  # the loop goes on
+        other.execute("COMMIT")
+        other.close()
+    assert here == [False]
+    assert there(database) == [1]
+
+
+async def test_now_and_then_one_goes_through_the_thread_which_moves_the_pages(writer, database):
+    small, here = threads(writer)
+    for number in range(2 * HERE_IN_A_ROW + 2):
+        await small(put(number))
+    in_a_row = [True] * HERE_IN_A_ROW + [False]
+    assert here == in_a_row * 2
+
+
+async def test_where_one_was_slow_the_thread_has_the_next_ones(writer, database, monkeypatch):
+    monkeypatch.setattr(journal_writer, "SLOW_S", -1.0)
+    small, here = threads(writer)
+    await small(put(1))
+    await small(put(2))
+    monkeypatch.setattr(journal_writer, "SLOW_S", math.inf)
+    writer._slow_until_s = 0.0
+    await small(put(3))
+    await small(put(4))
+    assert here == [True, False, True, True]

@@ -11,7 +11,7 @@ from bulk_nodes import LIMIT_BYTES, MIB, open_bulk_node
 from shoal.crypto.content import blob_id_of
 from shoal.node.bulk.transfer import Source
 from shoal.node.errors import NetworkError
-from shoal.node.fetching import fetch, fetch_from
+from shoal.node.fetching import fetch_from
 from shoal.node.program_sources import hold_blobs
 from shoal.node.standing import Offence
 from shoal.protocol.blob_messages import WhyNot
@@ -109,7 +109,9 @@ async def test_nobody_else_gets_a_shared_programs_blobs(tmp_path):
         await stranger.reach(node.peer)
         for whom in (None, requester.peer, stranger.peer):
             with pytest.raises(NetworkError) as caught:
-                await fetch(stranger.house, MANIFEST.graph, node.peer, LIMIT_BYTES, whom)
+                await fetch_from(
+                    stranger.house, MANIFEST.graph, [Source(node.peer, whom)], LIMIT_BYTES
+                )
             assert caught.value.code == WhyNot.NO_RIGHT
 
 
@@ -135,5 +137,7 @@ async def test_sharing_ends_with_the_lease(tmp_path):
         node.shares.end("an award")
         await other.reach(node.peer)
         with pytest.raises(NetworkError) as caught:
-            await fetch(other.house, MANIFEST.graph, node.peer, LIMIT_BYTES, requester.peer)
+            await fetch_from(
+                other.house, MANIFEST.graph, [Source(node.peer, requester.peer)], LIMIT_BYTES
+            )
         assert caught.value.code == WhyNot.NO_RIGHT

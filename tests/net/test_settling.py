@@ -169,6 +169,8 @@ async def test_no_message_has_more_receipts_than_fit_and_many_go_at_once(pair):
     await until(lambda: theirs.row(requester.key.peer_id, "given").acknowledged_units == 320)
     assert trio.current_time() - started_s < WAITS_S
     assert len(requester.control.said) == 2
+    own = requester.settling.ledger
+    await until(lambda: own.row(provider.key.peer_id, "taken").acknowledged_units == 320)
 
 
 async def test_who_never_acknowledges_gets_no_more_after_a_grace_and_loses_standing(pair):

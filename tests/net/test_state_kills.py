@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import trio
 from journal_life import EARLIER, OTHER, UNITS
 from journal_samples import check_sound
@@ -31,10 +32,10 @@ def lines_of(path):
     return Path(f"{path}.told").read_text().splitlines()
 
 
-async def live(lives):
+async def live(lives, writes):
     """Live from (state, kill at, when), each in a process; gives by state how that went."""
     ended = await trio.run_process(
-        [sys.executable, str(LIFE)],
+        [sys.executable, str(LIFE), writes],
         stdin="".join(f"{path} {kill_at} {when}\n" for path, kill_at, when in lives).encode(),
         capture_stdout=True,
         capture_stderr=True,
@@ -85,11 +86,12 @@ async def look(path):
     return jobs
 
 
+@pytest.mark.parametrize("writes", ["grouped", "small"])
 async def test_a_job_whose_daemon_is_killed_at_any_write_is_delivered_as_if_it_were_not(
-    tmp_path,
+    tmp_path, writes
 ):
     path = tmp_path / "undisturbed.sqlite"
-    undisturbed = (await live([(path, 0, "-")]))[path].lines
+    undisturbed = (await live([(path, 0, "-")], writes))[path].lines
     given, forgotten = given_by(undisturbed), dict(undisturbed["forget"])
     assert len(given) == UNITS
     assert sum(what[0] == "failed" for what in given.values()) == 2  # one, and who awaits it
@@ -101,12 +103,12 @@ async def test_a_job_whose_daemon_is_killed_at_any_write_is_delivered_as_if_it_w
         for when in ("before", "after")
     ]
     with trio.fail_after(300):
-        first = await live(kills)
+        first = await live(kills, writes)
         assert {told.code for told in first.values()} == {-signal.SIGKILL}
         assert len(first) == len(kills)
         for path in first:
             await look(path)
-        second = await live([(path, 0, "-") for path in first])
+        second = await live([(path, 0, "-") for path in first], writes)
         for path, (code, lines) in second.items():
             assert code == 0
             assert set(await look(path)) == {OTHER}
@@ -121,7 +123,8 @@ async def test_a_daemon_may_be_killed_again_and_again(tmp_path):
     given = {}
     with trio.fail_after(120):
         for turn in range(60):
-            told = (await live([(path, 3 + turn % 7, "after")]))[path]
+            writes = ("grouped", "small")[turn % 2]
+            told = (await live([(path, 3 + turn % 7, "after")], writes))[path]
             given |= given_by(told.lines)
             check_sound(path)
             if told.code == 0:

@@ -125,7 +125,7 @@ async def test_a_peer_of_this_minor_or_an_older_one_may_not(said, version):
         stream = await peer.open_stream(node.peer_id, CONTROL_PROTOCOL, 5)
         await say_hello(stream, version)
         await say(stream, said)
-        with trio.fail_after(5), pytest.raises(NetworkError):
+        with trio.fail_after(9), pytest.raises(NetworkError):
             await stream.receive_exactly(1)
 
 

@@ -110,6 +110,28 @@ async def test_what_judging_takes_of_a_processor_is_counted(worker):
     assert 0 < worker.judging_s <= trio.current_time() - began_s
 
 
+async def test_a_nodes_own_proof_waits_for_no_others_and_is_judged_like_a_unit_runs(
+    worker, monkeypatch
+):
+    niceness, started = [], worker._started
+
+    async def noted(start):
+        niceness.append(start.niceness)
+        return await started(start)
+
+    monkeypatch.setattr(worker, "_started", noted)
+    sample = long_unit()
+    proof = unit_proof(sample, {"y": blob_id_of(b"y")})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(worker.judge, proof, sample.blobs, LIMITS, PROCESSOR_S)
+        await trio.testing.wait_all_tasks_blocked()
+        verdict = await worker.judge(b"no proof", {}, LIMITS, PROCESSOR_S, own=True)
+        assert verdict.outcome == "acquitted"
+        assert worker.judging_s == 0, "others' is judged still, and one's own is not counted"
+        nursery.cancel_scope.cancel()
+    assert niceness == [priority.LOWEST, priority.STARTING]
+
+
 async def test_judging_is_cancelled_with_its_process(worker):
     sample = long_unit()
     proof = unit_proof(sample, {"y": blob_id_of(b"y")})

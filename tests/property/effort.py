@@ -6,6 +6,6 @@ THOROUGH = "SHOAL_SOAK_S" in os.environ
 """As in `make soak`; `make test` is for while one waits."""
 
 
-def examples(thorough):
-    """How many examples to draw where the soak draws ``thorough``."""
-    return thorough if THOROUGH else max(20, thorough // 4)
+def examples(thorough, least=10):
+    """How many examples to draw where the soak draws ``thorough``; some in any case."""
+    return thorough if THOROUGH else max(least, thorough // 8)

@@ -1,7 +1,8 @@
 """Peers of given speeds in virtual time, for the scheduler of one node.
 
 `Simulation` does what `node.jobs` does with the plan's actions, and what providers do:
-each runs one unit at a time, in the order in which they came, and answers a batch whole.
+each runs one unit at a time, in the order in which they came, stops at a unit that is
+cancelled, and answers a batch whole.
 """
 
 import heapq
@@ -28,9 +29,11 @@ class Peer:
     cold_s: float = 0.0
     batch_max: int = 64
     in_flight_max: int = 128
+    rate: float | None = None
     up: bool = True
     hung: bool = False
     runs: int = 0
+    turn: int = 0
     line: list = field(default_factory=list)
     working: bool = False
     generation: int = 0
@@ -46,7 +49,7 @@ class Simulation:
         self.ended_s, self.journal, self.results = {}, {}, {}
         self.cursors, self.batches = {}, {}
         self.units_run = 0
-        self.failed = []
+        self.failed, self.dropped = [], []
         self._queue, self._order = [], count()
         self._wake_s = math.inf
 
@@ -102,7 +105,8 @@ class Simulation:
     # -- the node --
 
     def _settle(self):
-        offering = {name: Facts(rtt_s=p.rtt_s) for name, p in self.peers.items() if p.up}
+        up = {name: peer for name, peer in self.peers.items() if peer.up}
+        offering = {name: Facts(rtt_s=p.rtt_s, rate=p.rate) for name, p in up.items()}
         events.peers_known(self.state, {CLASS: offering})
         if self._wake_s <= self.now_s:
             self._wake_s = math.inf
@@ -110,6 +114,8 @@ class Simulation:
             decided = plan(self.state, self.now_s)
             assert plan(self.state, self.now_s) == decided
             for action in decided.actions:
+                if isinstance(action, do.Drop):
+                    self._drop(action)
                 events.apply(self.state, action, self.now_s)
                 self._begin(action)
             if decided.actions:
@@ -153,7 +159,10 @@ class Simulation:
                 self.batches[action.batch] = entry
                 self.at(self.now_s + peer.rtt_s / 2, self._arrive, peer, peer.generation, entry)
             case do.Cancel():
-                self.batches[action.batch]["gone"].update(action.units)
+                peer = self.peers[self.state.batches[action.batch].peer]
+                entry = self.batches[action.batch]
+                entry["gone"].update(action.units)
+                self.at(self.now_s + peer.rtt_s / 2, self._stop, peer, peer.generation, entry)
             case do.ReadOn():
                 self.at(self.now_s, self._read, action.job)
             case do.Check():
@@ -165,6 +174,11 @@ class Simulation:
                 self.at(self.now_s, self._over, action.job)
             case do.Drop():
                 pass
+
+    def _drop(self, action):
+        name = self.state.leases[action.lease].peer
+        self.dropped.append(name)
+        events.refused(self.state, action.job, name, "no_answer", self.now_s + REST_S)
 
     def _bid(self, job_id, name):
         peer = self.peers[name]
@@ -197,7 +211,7 @@ class Simulation:
 
     def _over(self, job_id):
         self.ended_s[job_id] = self.now_s
-        events.job_ended(self.state, job_id)
+        events.job_ended(self.state, job_id, self.now_s)
 
     def _ends(self, job_id, index):
         assert index in self.journal[job_id], "a unit ended twice"
@@ -224,13 +238,22 @@ class Simulation:
                 peer.working = True
                 peer.runs += 1
                 self.units_run += 1
-                self.at(self.now_s + seconds, self._ran, peer, peer.generation, entry)
+                peer.turn += 1
+                at_s = self.now_s + seconds
+                self.at(at_s, self._ran, peer, peer.generation, peer.turn, entry)
                 return
             peer.line.pop(0)
             self.at(self.now_s + peer.rtt_s / 2, self._answered, peer, peer.generation, entry)
 
-    def _ran(self, peer, generation, entry):
-        if peer.generation == generation and not peer.hung:
+    def _stop(self, peer, generation, entry):
+        runs = peer.working and peer.line[0] is entry and entry["left"][0] in entry["gone"]
+        if runs and peer.generation == generation and not peer.hung:
+            peer.working = False
+            peer.turn += 1
+            self._work(peer)
+
+    def _ran(self, peer, generation, turn, entry):
+        if (peer.generation, peer.turn) == (generation, turn) and not peer.hung:
             peer.working = False
             entry["ran"].append(entry["left"].pop(0))
             self._work(peer)

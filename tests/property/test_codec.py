@@ -3,6 +3,7 @@ from contextlib import suppress
 import msgpack
 import msgspec
 import pytest
+from effort import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import frames, odd_values, one_byte_changed, structs_of
@@ -31,7 +32,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60, least=30), deadline=None)
 @given(data=st.data())
 def test_whatever_fits_the_types_comes_back_as_it_was(kind, data):
     message = data.draw(structs_of(kind))
@@ -57,7 +58,7 @@ def test_random_msgpack_raises_nothing_else(value, kind):
     decodes_or_is_refused(msgpack.packb(value), kind)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200, least=100), deadline=None)
 @given(st.data(), frames())
 def test_a_message_with_one_byte_changed_raises_nothing_else(data, frame):
     decodes_or_is_refused(data.draw(one_byte_changed(encode(frame))))
@@ -70,7 +71,7 @@ def test_a_message_cut_short_is_refused(data, frame):
         decode(whole[: data.draw(st.integers(0, len(whole) - 1))], Frame)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200, least=100), deadline=None)
 @given(st.data(), frames(), odd_values)
 def test_any_value_in_the_place_of_any_other_raises_nothing_else(data, frame, odd):
     tree = msgspec.to_builtins(frame, builtin_types=(bytes,))

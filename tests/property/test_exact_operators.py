@@ -67,7 +67,9 @@ def test_all_ways_of_computing_agree_with_each_other_and_with_onnx(operator):
 
     @given(programs(operator))
     @settings(
-        max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=examples(80, least=20),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
     )
     def check(program):
         expected = program.run(REFERENCE)

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from statistics import median_low
 
 import pytest
@@ -135,6 +136,45 @@ def test_a_cold_peer_is_not_taken_for_a_slow_one_for_long():
     assert simulation.run() <= 3.0 + 1.1 * 600 * 0.1 / 3
 
 
+def short_jobs(simulation, count, units=12):
+    for number in range(count):
+        simulation.job(f"j{number}", units, at_s=2.0 * number)
+    simulation.run()
+
+
+def test_who_ends_no_unit_before_others_do_is_given_up_however_short_the_jobs_are():
+    simulation = Simulation(*even(3, 0.05), Peer("slow_roller", 57.0))
+    short_jobs(simulation, 60)
+    assert set(simulation.dropped) == {"slow_roller"}
+    held_s = sum(simulation.ended_s[f"j{number}"] - 2.0 * number for number in range(60))
+    assert len(simulation.dropped) <= 1 + held_s / estimates.COLD_PEER_S
+
+
+def test_who_was_fast_and_is_overtaken_again_and_again_is_given_up():
+    simulation = Simulation(*even(3, 0.05), Peer("turns", 0.05))
+    simulation.at(9.9, lambda: setattr(simulation.peers["turns"], "unit_s", 57.0))
+    short_jobs(simulation, 20)
+    assert set(simulation.dropped) == {"turns"}
+
+
+@pytest.mark.parametrize("units", [12, 60])
+@pytest.mark.parametrize(
+    "honest",
+    [
+        Peer("as slow as it says", 0.5, rate=1e8),
+        Peer("as fast as it says", 0.05, rate=1e9),
+        Peer("cold", 0.05, cold_s=8.0),
+    ],
+    ids=lambda peer: peer.name,
+)
+def test_who_takes_what_it_says_is_not_given_up_though_others_overtake_it(honest, units):
+    simulation = Simulation(*even(3, 0.05, rate=1e9), replace(honest))
+    short_jobs(simulation, 60, units)
+    assert simulation.dropped == []
+    if units > 12:
+        assert honest.name in simulation.state.speeds["p", CLASS], "it was let end a unit"
+
+
 # --- churn -----------------------------------------------------------------------------------
 
 
@@ -177,12 +217,12 @@ def test_a_unit_that_kills_every_provider_fails_and_spares_the_others_of_its_bat
     poison = 7
     ran = simulation._ran
 
-    def killing(peer, generation, entry):
+    def killing(peer, generation, turn, entry):
         if peer.generation == generation and entry["left"][0] == poison:
             simulation.down(peer.name)
             simulation.at(simulation.now_s + 0.5, simulation.comes_up, peer.name)
         else:
-            ran(peer, generation, entry)
+            ran(peer, generation, turn, entry)
 
     simulation._ran = killing
     assert simulation.run() < 1000

@@ -99,7 +99,7 @@ async def test_whoever_is_slow_loses_a_little_and_the_reason_is_told(standings):
     assert not page.may_verify  # half of its work was slow
     (slow,) = (reason for reason in page.reasons if reason.code == "slow")
     assert (slow.count, slow.detail) == (20, "in job 1a20")
-    assert slow.sentence == "was far slower than it had been measured"
+    assert slow.sentence == "was far slower than others or than before"
     assert standings.refusal(PEER) is None  # its own units are run as before
 
 

@@ -29,11 +29,11 @@ from shoal.compute.unit_runs import Execution
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.node import daemon, pipeline
+from shoal.node.acknowledging import Acknowledging
 from shoal.node.blob_transfer import BlobServer
 from shoal.node.front import Daemon
 from shoal.node.house import manifest_of, program_blobs, small_inputs
 from shoal.node.provider import Provider
-from shoal.node.settling import Settling
 from shoal.node.trials import charge_of
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.codec import encode
@@ -105,7 +105,7 @@ class Liar:
             traced = await liar.trace(worker, *arguments, **named)
             return liar.bend(traced)
 
-        async def believe(_worker, _memory_bytes, proof, _blobs):
+        async def believe(_worker, _memory_bytes, proof, _blobs, **_):
             accused = charge_of(proof).accused
             return Verdict(Outcome.CONVICTED, accused, "it is a bad node")
 
@@ -119,7 +119,9 @@ class Liar:
         if not self.kind.serves_blobs():
             BlobServer._look_up = self.refuse_blob
         if not self.kind.acknowledges():
-            Settling._owe = Settling.asked_for = lambda *_: None
+            for name in ("owe", "asked_for"):
+                getattr(Acknowledging, name)  # a step that is gone would be one it is honest at
+                setattr(Acknowledging, name, lambda *_: None)
 
     def otherwise(self, effects):
         """What is answered from memory, said otherwise than the first time."""

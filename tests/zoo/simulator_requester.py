@@ -94,7 +94,7 @@ class Requester:
         elif states[ENDING]:
             self.world.after(0.5, self._ends, job)
         else:
-            events.job_ended(self.state, job)
+            events.job_ended(self.state, job, self.world.now_s)
             for unit in self.journal:
                 self.checking.fetched(unit)
             self.job = None

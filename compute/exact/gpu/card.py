@@ -32,10 +32,8 @@ class Card:
         self.status = torch.full((1,), FINE, dtype=torch.int32, device=self.device)
         """The greatest status that kernels met since `check`, (1,) int32."""
 
-    def take(self, array: NDArray[Any] | torch.Tensor) -> torch.Tensor:
+    def take(self, array: NDArray[Any]) -> torch.Tensor:
         """An array on this card, C-contiguous."""
-        if isinstance(array, torch.Tensor):
-            return array.contiguous()
         array = np.ascontiguousarray(array)
         if not array.flags.writeable:  # torch has no read-only tensors, and would warn
             array = array.copy()

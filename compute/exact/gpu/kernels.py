@@ -1,7 +1,7 @@
 """`Kernels` on a card: one class over the modules of this package.
 
-Part of *execute*. Numpy arrays go in and come out; a right operand that is prepared stays
-on the card.
+Part of *execute*. Numpy arrays or `CardArray`s go in, and `CardArray`s come out: what one
+kernel gives another stays on the card.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shoal.compute.exact.gpu import elementwise, products, rows, scatter
+from shoal.compute.exact.gpu.arrays import CardArray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,9 +67,10 @@ class CardKernels:
         self, a: Floats, b: Floats | Prepared, precision: Precision, axis: ScaleAxis
     ) -> Floats:
         """See `Kernels.product`."""
-        right = self.prepare(b, precision, axis) if isinstance(b, np.ndarray) else b
-        assert isinstance(right, products.Quantised), "prepared by another backend"
-        return self._give(products.product_batch(self._card, self._take(a)[None], right)[0])
+        if isinstance(b, np.ndarray | CardArray):
+            b = self.prepare(b, precision, axis)
+        assert isinstance(b, products.Quantised), "prepared by another backend"
+        return self._give(products.product_batch(self._card, self._take(a)[None], b)[0])
 
     def products(self, a: Floats, b: Floats, precision: Precision, axis: ScaleAxis) -> Floats:
         """See `Kernels.products`."""
@@ -78,7 +80,7 @@ class CardKernels:
 
     def integer_product(self, a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int32]:
         """See `Kernels.integer_product`."""
-        return self._give(products.integer_product(self._take(a), self._take(b)))
+        return self._card.give(products.integer_product(self._take(a), self._take(b)))
 
     def unary(self, name: UnaryName, x: Floats) -> Floats:
         """See `Kernels.unary`."""
@@ -138,11 +140,13 @@ class CardKernels:
         given = rows.norm_rows(self._card, taken, gain, offset, eps, centred=centred)
         return self._give(given)
 
-    def _take(self, array: NDArray[Any]) -> torch.Tensor:
+    def _take(self, array: NDArray[Any] | CardArray) -> torch.Tensor:
+        if isinstance(array, CardArray):
+            return array.tensor.contiguous()
         return self._card.take(array)
 
     def _give(self, tensor: torch.Tensor) -> Any:
-        return self._card.give(tensor)
+        return CardArray(tensor, self._card)
 
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ def _convolved(
     if depth * math.prod(kernel) > K_LIMIT:
         fail("k_limit", f"a window of {depth * math.prod(kernel)} elements is over {K_LIMIT}")
     windows = windows_of(node, x.shape[2:], kernel)
-    y = np.zeros(within_limit([x.shape[0], w.shape[0], *windows.out]), dtype)
+    y = np.zeros(within_limit([x.shape[0], w.shape[0], *windows.out]), dtype, like=x)
     seen = windows.view(windows.padded(x))
     rank = len(kernel)
     # (N, C, *out, *kernel) -> (N, *out, C, *kernel): a row reads as the filters lie

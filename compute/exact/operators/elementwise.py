@@ -27,6 +27,7 @@ from shoal.compute.exact.operators.node import (
     Node,
     Operator,
     Outputs,
+    as_array,
     broadcast_shape,
     dense,
     fail,
@@ -102,14 +103,14 @@ def compare(test: Arithmetic, dtypes: frozenset[str]) -> Operator:
     def run(_: Node, inputs: Inputs, __: Kernels) -> Outputs:
         x, y = inputs
         broadcast_shape(x, y)
-        return (np.asarray(test(x, y)),)
+        return (as_array(test(x, y)),)
 
     return Operator(run, dtypes)
 
 
 def bitwise_not(_: Node, inputs: Inputs, __: Kernels) -> Outputs:
     """Not, on bools and on bits."""
-    return (np.asarray(np.invert(inputs[0])),)
+    return (as_array(np.invert(inputs[0])),)
 
 
 def bit_shift(node: Node, inputs: Inputs, _: Kernels) -> Outputs:
@@ -117,7 +118,7 @@ def bit_shift(node: Node, inputs: Inputs, _: Kernels) -> Outputs:
     x, y = inputs
     broadcast_shape(x, y)
     shift = np.left_shift if node.get("direction") == "LEFT" else np.right_shift
-    return (np.asarray(shift(x, y)),)
+    return (as_array(shift(x, y)),)
 
 
 def mean(_: Node, inputs: Inputs, kernels: Kernels) -> Outputs:
@@ -129,7 +130,7 @@ def mean(_: Node, inputs: Inputs, kernels: Kernels) -> Outputs:
 def where(_: Node, inputs: Inputs, __: Kernels) -> Outputs:
     """Where: a choice, so -inf may enter."""
     broadcast_shape(*inputs)
-    return (np.asarray(np.where(*inputs)),)
+    return (np.where(*inputs),)
 
 
 def clip(_: Node, inputs: Inputs, kernels: Kernels) -> Outputs:
@@ -193,7 +194,7 @@ def is_inf(node: Node, inputs: Inputs, _: Kernels) -> Outputs:
     (x,) = inputs
     if not node.get("detect_negative", 1):
         return (np.zeros(x.shape, np.bool_),)
-    return (np.asarray(np.isneginf(x)),)
+    return (as_array(np.isneginf(x)),)
 
 
 # -- activations composed of kernels ----------------------------------------------------
@@ -207,15 +208,13 @@ class _Steps:
         self._kernels = kernels
 
     def __call__(self, name: BinaryName, x: Array | float, y: Array | float) -> Array:
-        x, y = (
-            dense(v) if isinstance(v, np.ndarray) else np.asarray(v, np.float32) for v in (x, y)
-        )
+        x, y = (float32(v) if isinstance(v, float | int) else dense(v) for v in (x, y))
         return self._kernels.binary(name, x, y)
 
 
 def _activation(formula: Callable[[Node, Array, _Steps], Array]) -> Operator:
     def run(node: Node, inputs: Inputs, kernels: Kernels) -> Outputs:
-        return (np.asarray(formula(node, dense(inputs[0]), _Steps(kernels))),)
+        return (formula(node, dense(inputs[0]), _Steps(kernels)),)
 
     return Operator(run, FLOAT)
 
@@ -226,7 +225,7 @@ def _leaky_relu(node: Node, x: Array, do: _Steps) -> Array:
 
 def _prelu(_: Node, inputs: Inputs, kernels: Kernels) -> Outputs:
     x, slope = inputs
-    return (np.asarray(np.where(x < 0, combined("mul", None, slope, x, kernels), x)),)
+    return (np.where(x < 0, combined("mul", None, slope, x, kernels), x),)
 
 
 def _hard_sigmoid_of(x: Array, alpha: float, beta: float, do: _Steps) -> Array:

@@ -20,6 +20,7 @@ from shoal.compute.exact.operators.node import (
     Node,
     Operator,
     Outputs,
+    as_array,
     axis_of,
     dense,
     fail,
@@ -46,7 +47,7 @@ def gather(node: Node, inputs: Inputs, _: Kernels) -> Outputs:
     x, indices = inputs
     axis = axis_of(node.get("axis", 0), x.ndim)
     within_limit([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
-    return (np.asarray(np.take(x, _checked(indices, x.shape[axis]), axis)),)
+    return (as_array(np.take(x, _checked(indices, x.shape[axis]), axis)),)
 
 
 def gather_elements(node: Node, inputs: Inputs, _: Kernels) -> Outputs:

@@ -182,7 +182,12 @@ def integers_of(array: Array) -> list[int]:
 
 def dense(array: Array) -> Array:
     """The array in C order, as kernels take it; scalars stay scalars."""
-    return np.asarray(array, order="C")
+    return np.asarray(array, order="C", like=array)
+
+
+def as_array(value: Any) -> Array:
+    """What numpy gives of arrays: a scalar becomes an array, and anything else stays."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def finite(array: Array) -> Array:
