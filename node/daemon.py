@@ -456,8 +456,8 @@ async def _probe_all(daemon: Daemon, cards: Cards) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_probe_cards, daemon, cards)
         await _probe_cpu(daemon)
+        daemon.measured.settled.set()  # of the CPU: a card's driver may keep others waiting
     capacity.starting = False
-    daemon.measured.settled.set()
 
 
 async def _probe_cards(daemon: Daemon, cards: Cards) -> None:

@@ -223,7 +223,7 @@ async def test_a_daemon_offers_the_cards_that_it_may_use_until_they_are_gone(car
         await cards.look(lost)
         ((start, place),) = made_up.starts  # none for the card that is hidden
         assert (start.card.id, start.card.target) == ("gpu0", "gfx942")
-        assert start.memory_bytes == int((1 << 36) * 0.9)
+        assert start.memory_bytes == min(int((1 << 36) * 0.9), settings.memory_bytes)
         assert place.variables["ROCR_VISIBLE_DEVICES"] == "GPU-gpu0"
         assert capacity.units_run_on() == ("cpu", "gpu0")
         assert capacity.executors("gpu0") == {"fp32": "onnxruntime"}  # by which it is made up
