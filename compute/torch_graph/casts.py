@@ -38,8 +38,11 @@ def _cast(node: Node, inputs: Inputs, _: Run) -> Outputs:
     return (converted(inputs[0], dtype_of_code(node.get("to"))),)
 
 
-def _cast_like(_: Node, inputs: Inputs, __: Run) -> Outputs:
-    return (converted(inputs[0], inputs[1].dtype),)
+def _cast_like(_: Node, inputs: Inputs, run: Run) -> Outputs:
+    dtype = inputs[1].dtype
+    if run.low and dtype == torch.bfloat16:  # that may be a float32 as a product gave it
+        dtype = torch.float32
+    return (converted(inputs[0], dtype),)
 
 
 def _refuses(node: Node) -> str | None:

@@ -193,25 +193,19 @@ def _reverse_sequence(node: Node, inputs: Inputs, _: Run) -> Outputs:
 
 def _unique(node: Node, inputs: Inputs, _: Run) -> Outputs:
     (x,) = inputs
-    if node.get("axis") is not None and x.ndim > 1:
-        fail("unsupported_operator", "Unique along an axis is not implemented")
-    values, inverse, counts = torch.unique(
-        x.reshape(-1), sorted=True, return_inverse=True, return_counts=True
-    )
+    if node.get("axis") is None:
+        x, axis = x.reshape(-1), 0
+    else:
+        axis = axis_of(node.get("axis"), x.ndim)
+    values, inverse, counts = torch.unique(x, True, True, True, dim=axis)  # sorted
     places = torch.arange(inverse.numel(), device=x.device)
     first = torch.full_like(counts, inverse.numel())
     first = first.scatter_reduce(0, inverse, places, "amin")
-    if not node.get("sorted", 1):
+    if not node.get("sorted", 1):  # in the order in which they come
         order = first.argsort()
-        rank = torch.empty_like(order).scatter(
-            0, order, torch.arange(order.numel(), device=x.device)
-        )
-        values, first, counts, inverse = (
-            values[order],
-            first[order],
-            counts[order],
-            rank[inverse],
-        )
+        ranks = torch.arange(order.numel(), device=x.device)
+        inverse = torch.empty_like(order).scatter(0, order, ranks)[inverse]
+        values, first, counts = values.index_select(axis, order), first[order], counts[order]
     return values, first, inverse, counts
 
 

@@ -133,8 +133,8 @@ def _split(node: Node, inputs: Inputs, _: Run) -> Outputs:
         sizes = integers_of(asked)
     else:
         parts = node.get("num_outputs", len(node.outputs))
-        if parts < 1:
-            fail("shape_mismatch", f"nothing can be split into {parts} parts")
+        if parts != len(node.outputs):
+            fail("shape_mismatch", f"{parts} parts do not fit {len(node.outputs)} outputs")
         size = -(-length // parts)
         sizes = [min(size, length - size * i) for i in range(parts)]
     if sum(sizes) != length or any(size < 0 for size in sizes):

@@ -1,5 +1,7 @@
 """The executor ``torch`` on a CPU beside ONNX Runtime: each operator, and whole models."""
 
+from pathlib import Path
+
 import cases
 import numpy as np
 import onnx
@@ -128,6 +130,14 @@ def test_low_keeps_sums_and_softmax_in_float32():
     np.testing.assert_allclose(found["shares"], 1 / 4096, rtol=1e-6)
 
 
+def test_low_casts_like_the_declared_dtype_not_the_one_it_carries():
+    data = text_model(
+        "float[2] y) { p = MatMul(a, a) y = CastLike(i, p) }", "float[2, 2] a, int64[2] i"
+    )
+    inputs = {"a": np.ones((2, 2), np.float32), "i": np.array([257, 65537])}
+    assert by_torch(data, inputs, "low")["y"].tolist() == [257, 65537]
+
+
 BEYOND_THE_CASES = {
     "If": (
         ("float[n] y) { s = ReduceSum<keepdims = 0>(x) zero = Constant<value_float = 0.0>()"
@@ -237,3 +247,10 @@ def test_bfloat16_goes_in_and_comes_out():
 
 def test_every_operator_of_the_table_is_one_that_programs_may_have():
     assert set(OPERATORS) <= ACCEPTED[""]
+
+
+def test_docs_programs_lists_what_torch_lacks_and_nothing_else():
+    text = (Path(__file__).parents[2] / "docs" / "PROGRAMS.md").read_text(encoding="utf-8")
+    section = text.partition("\n## What the executors lack\n")[2]
+    listed = section.partition("```text\n")[2].partition("```")[0].split()
+    assert listed == sorted(ACCEPTED[""] - OPERATORS.keys())
