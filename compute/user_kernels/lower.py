@@ -18,6 +18,7 @@ from triton.compiler.compiler import make_backend
 from shoal.compute.errors import ProgramError
 from shoal.compute.graph import printable
 from shoal.compute.kernel_manifest import (
+    FLOATS,
     INTEGERS,
     Argument,
     Extent,
@@ -157,15 +158,23 @@ def _is_aligned(argument: Argument) -> bool:
 
 
 def _typed(number: Number | tuple[str, Number]) -> tuple[str, Number]:
-    """A number with its type; a float's is written as one."""
-    if isinstance(number, tuple):
-        kind, value = number
-    elif isinstance(number, float):
-        kind, value = "fp32", number
-    else:
-        value = number
+    """A number with its type; a float's is written as one.
+
+    Raises:
+        ProgramError: ``wrong_parameters``: it is no number.
+    """
+    kind, value = number if isinstance(number, tuple) else ("", number)
+    if hasattr(value, "item"):  # numpy's, or torch's
+        value = value.item()
+    if isinstance(value, bool):
+        value = int(value)
+    if not isinstance(value, int | float | str):
+        raise _wrong(f"{type(value).__name__} is no number and no symbol")
+    if not kind and isinstance(value, float):
+        kind = "fp32"
+    elif not kind:
         kind = "i32" if isinstance(value, str) or value in INTEGERS["i32"] else "i64"
-    return kind, float(value) if "fp" in kind or kind == "bf16" else value
+    return kind, float(value) if kind in FLOATS and not isinstance(value, str) else value
 
 
 def _check_parameters(

@@ -3,14 +3,18 @@
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import user_kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
 
+from shoal import kernel
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.gpu.targets import TARGETS
-from shoal.compute.kernel_manifest import Argument, encode, program_of
+from shoal.compute.kernel_manifest import Argument, Extent, encode, program_of
+from shoal.compute.manifest import Port
+from shoal.compute.user_kernels import lower
 from shoal.compute.user_kernels.compiling import compile_kernel
 from shoal.compute.user_kernels.parsing import load, parse
 from shoal.compute.user_kernels.rules import TTIR_LIMIT_BYTES, check_text
@@ -238,6 +242,58 @@ def test_a_kernel_that_takes_more_shared_memory_than_the_card_has_is_not_for_it(
     with pytest.raises(ComputeError, match="shared memory") as refused:
         compile_kernel(kernel, target_named("sm_80"), 1024)
     assert refused.value.code == "not_for_this_card"
+
+
+@pytest.mark.parametrize(
+    ("number", "typed"),
+    [
+        (3, ("i32", 3)),
+        (1 << 31, ("i64", 1 << 31)),
+        (2.5, ("fp32", 2.5)),
+        ("n", ("i32", "n")),
+        (("i64", "n"), ("i64", "n")),
+        (("fp16", 2), ("fp16", 2.0)),
+        (True, ("i32", 1)),
+        (np.float32(1.5), ("fp32", 1.5)),
+        (np.int64(7), ("i32", 7)),
+    ],
+)
+def test_a_number_gets_its_type_and_one_form(number, typed):
+    found = lower._typed(number)
+    assert found == typed
+    assert type(found[1]) is type(typed[1])
+
+
+@pytest.mark.parametrize("number", [None, [3], ("i32", None)])
+def test_what_is_no_number_is_refused(number):
+    with pytest.raises(ProgramError) as refused:
+        lower._typed(number)
+    assert refused.value.code == "wrong_parameters"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "float32", "float32[n", "[n]", "float32[n;m]", "float32[-1]"]
+)
+def test_a_shape_that_says_nothing_is_refused(text):
+    with pytest.raises(ProgramError) as refused:
+        kernel._port("x", text)
+    assert refused.value.code == "bad_port"
+
+
+def test_shapes_and_grids_are_read_as_they_are_written():
+    assert kernel._port("x", "float32[rows, 128]") == Port("x", "float32", ("rows", 128))
+    assert kernel._port("x", " int8 [] ") == Port("x", "int8", ())
+    assert kernel._extent(3) == Extent(3)
+    assert kernel._extent(("n", 64)) == Extent("n", 64)
+    with pytest.raises(ProgramError) as refused:
+        kernel._extent(lambda meta: meta["n"])
+    assert refused.value.code == "bad_grid"
+
+
+def test_under_the_interpreter_lowering_says_so():
+    with pytest.raises(ProgramError, match="TRITON_INTERPRET") as refused:
+        user_kernels.programs()
+    assert refused.value.code == "not_a_kernel"
 
 
 def test_a_blob_that_is_not_there_is_named(programs):

@@ -83,9 +83,9 @@ def program(
         ``kernel``.
 
     Raises:
-        ProgramError: ``not_a_kernel``, ``wrong_parameters``, ``bad_port``, ``not_lowered``,
-            or the code of the rule that the kernel breaks, such as ``inline_assembly`` or
-            ``external_call``.
+        ProgramError: ``not_a_kernel``, ``wrong_parameters``, ``bad_port``, ``bad_grid``,
+            ``not_lowered``, or the code of the rule that the kernel breaks, such as
+            ``inline_assembly`` or ``external_call``.
     """
     return lower(
         function,
@@ -93,10 +93,21 @@ def program(
         _ports(outputs),
         numbers or {},
         constants or {},
-        [Extent(*one) if isinstance(one, tuple) else Extent(one) for one in grid],
+        [_extent(one) for one in grid],
         warps,
         stages,
     )
+
+
+def _extent(programs: Programs) -> Extent:
+    size, per = programs if isinstance(programs, tuple) else (programs, 1)
+    if not isinstance(size, int | str) or not isinstance(per, int):
+        raise ProgramError(
+            f"{programs!r:.80} says no number of programs",
+            code="bad_grid",
+            hint='write a number, a symbol such as "n", or ("n", 64): n divided by 64',
+        )
+    return Extent(size, per)
 
 
 def _ports(texts: Mapping[str, str]) -> list[Port]:
