@@ -303,10 +303,10 @@ async def serve(
             worker=worker,
             reach=partial(conduct.reach, introductions.reach),
             broke=conduct.broke,
-            noted=conduct.noted,
             terms=partial(terms, CPU),
             cards=lambda: [terms(d.id) for d in capacity.devices if d.kind != "cpu"],
             card_workers=cards.workers,
+            noted=conduct.noted,
             proven=partial(is_proven, membership, book),
             convictions=convictions,
             standings=standings,
@@ -456,8 +456,8 @@ async def _probe_all(daemon: Daemon, cards: Cards) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_probe_cards, daemon, cards)
         await _probe_cpu(daemon)
+        daemon.measured.settled.set()  # of the CPU: a card's driver may keep others waiting
     capacity.starting = False
-    daemon.measured.settled.set()
 
 
 async def _probe_cards(daemon: Daemon, cards: Cards) -> None:

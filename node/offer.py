@@ -199,5 +199,10 @@ def make_terms(
 
 
 def unit_memory_bytes(card: Device, config: Config) -> int:
-    """What a unit may ask for on a card; where its driver does not say, as on the CPU."""
-    return int(card.memory_bytes * UNIT_SHARE) or config.memory_bytes
+    """What a unit may ask for on a card; where its driver does not say, as on the CPU.
+
+    No more than there either: what it takes in and gives passes through this machine's
+    memory, and may be as much.
+    """
+    on_card = int(card.memory_bytes * UNIT_SHARE) or config.memory_bytes
+    return min(on_card, config.memory_bytes)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shoal.compute.devices.kernel import read_text
-from shoal.compute.sandbox.landlock import EXECUTE, OWN, READ, USE_DEVICE, Rule
+from shoal.compute.sandbox.landlock import EXECUTE, OWN, READ, READ_DIR, USE_DEVICE, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +63,7 @@ def of_card_worker(scratch: str, pci: str = "", root: Path = Path("/")) -> tuple
     return (
         *(Rule(path, READ | EXECUTE) for path in (*_PROGRAMS, *toolkits, *_of_python())),
         *(Rule(path, READ) for path in _READ),
+        Rule("/dev", READ_DIR),  # libraries look for their nodes there
         *(Rule(path, USE_DEVICE) for path in (*_DEVICES, *_nodes(pci, root))),
         *([Rule(scratch, OWN)] if scratch else []),
     )

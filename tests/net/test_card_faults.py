@@ -17,6 +17,7 @@ from job_nodes import DENSE, LIMIT_S, LOOPBACK, Node, until
 
 from shoal.compute import frames
 from shoal.compute.devices.cards import Card
+from shoal.compute.devices.inventory import Device, Lack
 from shoal.compute.frames import UnitLimits
 from shoal.compute.sandbox import features, strangers_welcome
 from shoal.compute.supervisor import open_worker, open_workers
@@ -25,10 +26,12 @@ from shoal.compute.unit_runs import Execution, UnitRun
 from shoal.compute.worker_process import Place
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
-from shoal.node import jobs
+from shoal.node import config, jobs
 from shoal.node.blobs import open_store
+from shoal.node.cards import Cards
 from shoal.node.control import open_control
 from shoal.node.network import open_network
+from shoal.node.offer import Capacity
 from shoal.node.provider import open_provider
 from shoal.node.records import JobSpec, Policy, UnitState
 from shoal.node.state import open_state
@@ -173,6 +176,82 @@ async def test_a_card_s_process_leaves_nothing_behind(card):
         await run_all(worker, FINE)
         assert list(card.scratch.iterdir())
     assert list(card.scratch.iterdir()) == []
+
+
+# --- what a daemon makes of its cards ----------------------------------------------------
+
+
+class MadeUpWorkers:
+    """Whose workers are of made-up cards."""
+
+    def __init__(self, workers, card):
+        self._workers, self._card, self.starts = workers, card, []
+
+    def add(self, start, place):
+        self.starts.append((start, place))
+        variables = {**place.variables, **self._card.place.variables}
+        return self._workers.add(start, replace(place, variables=variables), ENTRY)
+
+
+def device(name, *missing):
+    return Device(
+        id=name,
+        kind="amd",
+        name="AMD Instinct MI300X",
+        memory_bytes=1 << 36,
+        memory_free_bytes=1 << 36,
+        target="gfx942",
+        uuid=f"GPU-{name}",
+        missing=missing,
+    )
+
+
+async def test_a_daemon_offers_the_cards_that_it_may_use_until_they_are_gone(card, tmp_path):
+    capacity = Capacity(
+        devices=(device("gpu0"), device("gpu1", Lack("hidden", "a variable hides it")))
+    )
+    settings = config.load({"home": str(tmp_path / "home")}, {})
+    told = []
+
+    def lost(name, error):
+        capacity.lose(name, error)
+        told.append(name)
+
+    async with open_workers() as workers:
+        made_up = MadeUpWorkers(workers, card)
+        cards = Cards(settings, capacity, made_up, card.scratch)
+        await cards.look(lost)
+        ((start, place),) = made_up.starts  # none for the card that is hidden
+        assert (start.card.id, start.card.target) == ("gpu0", "gfx942")
+        assert start.memory_bytes == min(int((1 << 36) * 0.9), settings.memory_bytes)
+        assert place.variables["ROCR_VISIBLE_DEVICES"] == "GPU-gpu0"
+        assert capacity.units_run_on() == ("cpu", "gpu0")
+        assert capacity.executors("gpu0") == {"fp32": "onnxruntime"}  # by which it is made up
+        assert capacity.canaries["gpu0"].sandbox.startswith("profile gpu (looser): ")
+
+        card.take_away()
+        codes, _ = await run_all(cards.workers["gpu0"], faulty_card.GONE)
+        assert codes == ["device_lost"]
+        with trio.fail_after(LIMIT_S):
+            while not told:  # noqa: ASYNC110  # it is looked for in a task of the worker's
+                await trio.sleep(0.01)
+    assert told == ["gpu0"]
+    assert capacity.units_run_on() == ("cpu",)
+    (lack,) = capacity.canaries["gpu0"].lacks
+    assert lack.code == "device_lost"
+    assert "restart the daemon" in lack.hint
+
+
+async def test_a_card_that_is_gone_from_the_start_is_listed_with_the_reason(card, tmp_path):
+    capacity = Capacity(devices=(device("gpu0"),))
+    settings = config.load({"home": str(tmp_path / "home")}, {})
+    card.take_away()
+    async with open_workers() as workers:
+        cards = Cards(settings, capacity, MadeUpWorkers(workers, card), card.scratch)
+        await cards.look(lambda *_: None)
+        assert cards.workers == {}
+    assert capacity.units_run_on() == ("cpu",)
+    assert [lack.code for lack in capacity.canaries["gpu0"].lacks] == ["gone"]
 
 
 # --- a whole node ----------------------------------------------------------------------
