@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from shoal.compute import kernel_manifest
 from shoal.compute.manifest import PORT_COUNT_LIMIT
 from shoal.compute.tolerance import KERNEL_TOLERANCE
@@ -55,6 +57,7 @@ def test_the_page_tells_the_limits():
 
 
 def test_the_pages_example_is_lowered(tmp_path):
+    pytest.importorskip("triton", reason="Triton lowers kernels: pip install 'shoal[gpu]'")
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     lowering, _, running = example.partition("with shoal.Client()")
     assert running
