@@ -42,7 +42,11 @@ class Limits:
         self,
         *,
         numeric_class: Annotated[
-            str, Parameter(name="--class", help="Numeric class of the results: fp32 or exact.")
+            str,
+            Parameter(
+                name="--class",
+                help="Numeric class of the results: fp32, exact, or low (GPUs only).",
+            ),
         ] = "fp32",
         precision: Annotated[
             str | None, Parameter(help="Of the class exact: x20 (the default), x16 or x8.")
