@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from shoal.node import bidding, pipeline, probation
+from shoal.node import arrivals, bidding, probation
 from shoal.node.candidates import Candidates
 from shoal.node.checked import Checked, Deliveries, JobChecks, Opinion, right_end, said
 from shoal.node.checks import AUDITED_WHILE, OF_THE_PROGRAM, Stage, UnitCheck, audited
@@ -466,4 +466,4 @@ class Checking:
         """Keep outputs no longer that were only here to be compared."""
         checked.gone = True
         pinned = [each.pinned for each in checked.opinions.values() if each.pinned]
-        pipeline.let_go(self._house, pinned)
+        arrivals.let_go(self._house, pinned)

@@ -15,7 +15,7 @@ import trio
 
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError, VerificationError
-from shoal.node import chaining, pipeline, repeating
+from shoal.node import arrivals, chaining, pipeline, repeating
 from shoal.node.checks import of_the_program, wanted
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import unit_name
@@ -75,7 +75,7 @@ async def hand_over(
     """Take one batch to its provider and its answers back.
 
     Outputs are held for the caller, who writes the ends down and then lets go of them by
-    `pipeline.let_go`.
+    `arrivals.let_go`.
 
     Raises:
         ShoalError: The lease is broken, and nothing of the batch came back.
@@ -108,7 +108,7 @@ async def hand_over(
     try:
         await _take_in(house, state, running, held, batch, units, answers, outcome)
     except BaseException:
-        pipeline.let_go(house, [*outcome.ends, *(end for end, _ in outcome.drawn)])
+        arrivals.let_go(house, [*outcome.ends, *(end for end, _ in outcome.drawn)])
         raise
     return outcome
 

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import chaining, handing_over, pipeline, probation
+from shoal.node import arrivals, chaining, handing_over, pipeline, probation
 from shoal.node.account import nobody_bids
 from shoal.node.checking import FOUND_FALSE, Checking
 from shoal.node.errors import JobError, NetworkError, StoreError
@@ -623,7 +623,7 @@ class Jobs:
                 self._forget(running, index)
                 kept.append(end)
             else:  # another peer has ended it meanwhile
-                pipeline.let_go(self._house, [end])
+                arrivals.let_go(self._house, [end])
         return kept
 
     async def deliver_checked(self, running: RunningJob, ends: Sequence[Ended]) -> None:

@@ -31,8 +31,8 @@ from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import root_over
 from shoal.crypto.peer_id import PeerId
-from shoal.node import bidding, given_units, input_sources, program_sources
-from shoal.node.errors import JobError, StoreError, job_id_taken
+from shoal.node import arrivals, bidding, given_units, input_sources, program_sources
+from shoal.node.errors import JobError, job_id_taken
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
     House,
@@ -47,14 +47,12 @@ from shoal.node.house import (
     program_of,
     small_inputs,
     tell,
-    tensor_spec_of,
     unit_name,
     wall_ms,
 )
 from shoal.node.input_sources import hold_input
 from shoal.node.kept_outputs import keep_outputs
 from shoal.node.records import (
-    SMALL_TENSOR_LIMIT_BYTES,
     Ended,
     GivenUnit,
     Job,
@@ -816,7 +814,7 @@ async def take_outputs(
 ) -> Ended:
     """Have the outputs of one unit here, the small ones in hand and others in the store.
 
-    The latter stay until `let_go`, which is to be called after the end was written.
+    The latter stay until `arrivals.let_go`, which is to be called after the end was written.
 
     Raises:
         VerificationError: Bytes came that no output of the receipt names, or an
@@ -825,31 +823,7 @@ async def take_outputs(
         StoreError: There is no room for the outputs.
     """
     outputs = {name: BlobId(blob_id) for name, blob_id in receipt.outputs or ()}
-    inline = {blob_id_of(blob): blob for blob in result.blobs}
-    if not inline.keys() <= set(outputs.values()):
-        raise VerificationError(
-            f"{side.provider} sent an output that its receipt does not name",
-            code="wrong_output_id",
-        )
-    note_known(house, side.provider, inline)
-    left = _left(need, side.provider, outputs, result)
-    tensors: dict[BlobId, bytes] = {}
-    try:
-        for port in need.manifest.outputs:
-            blob_id = outputs[port.name]
-            if blob_id in left:
-                continue
-            blob = inline.get(blob_id)
-            if blob is None or len(blob) > SMALL_TENSOR_LIMIT_BYTES:
-                house.store.pin(blob_id, arriving(unit, side.provider))
-                if blob is not None:
-                    await house.store.put_bytes(blob)
-            small = await _take_output(house, need, side.provider, port, blob_id, blob, unit)
-            if small is not None:
-                tensors[blob_id] = small
-    except BaseException:
-        house.store.unpin(arriving(unit, side.provider))
-        raise
+    tensors, left = await arrivals.take(house, need, side.provider, unit, outputs, result)
     done = Unit(
         job=unit.job,
         index=unit.index,
@@ -880,79 +854,4 @@ async def deliver(house: House, ends: Sequence[Ended]) -> Written:
                     house.store.pin(blob_id, outputs_of(end.unit.job))
         return written
     finally:
-        let_go(house, ends)
-
-
-def let_go(house: House, ends: Sequence[Ended]) -> None:
-    """Keep outputs no longer on account of being about to be written down."""
-    for end in ends:
-        house.store.unpin(arriving(end.unit, end.unit.provider))
-
-
-def arriving(unit: Unit, provider: PeerId | None) -> str:
-    """Under which name outputs are pinned that have come and are not written down.
-
-    Two providers may have run the same unit: one that fails lets go of nothing of the other.
-    """
-    return f"{outputs_of(unit.job)}/{unit.index}/{provider}"
-
-
-def _left(
-    need: Need, provider: PeerId, outputs: Mapping[str, BlobId], result: UnitResult
-) -> dict[BlobId, int]:
-    """The outputs that stay with their provider, and their sizes in bytes, by its word."""
-    left = {BlobId(blob_id): size_bytes for blob_id, size_bytes in result.kept}
-    if left and not need.spec.outputs_stay:
-        raise VerificationError(
-            f"{provider} keeps outputs that are wanted here", code="wrong_output"
-        )
-    for blob_id, size_bytes in left.items():
-        if blob_id not in outputs.values():
-            raise VerificationError(
-                f"{provider} keeps an output that its receipt does not name",
-                code="wrong_output_id",
-            )
-        if size_bytes > need.spec.memory_limit_bytes:
-            raise VerificationError(
-                f"{provider} says that an output has {size_bytes} bytes, and a unit has no "
-                f"more than {need.spec.memory_limit_bytes}",
-                code="wrong_output",
-            )
-    return left
-
-
-async def _take_output(
-    house: House,
-    need: Need,
-    provider: PeerId,
-    port: manifests.Port,
-    blob_id: BlobId,
-    blob: bytes | None,
-    unit: Unit,
-) -> bytes | None:
-    """Have one output, and give it where it is small.
-
-    Where it does not fit the program, it is the provider's lie, and no fault here.
-    """
-    limit_bytes = need.spec.memory_limit_bytes
-    try:
-        if blob is None:
-            await hold(house, provider, blob_id, arriving(unit, provider), limit_bytes)
-            if house.store.size_bytes(blob_id) <= SMALL_TENSOR_LIMIT_BYTES:
-                blob = await house.store.get_bytes(blob_id)
-        if blob is None:
-            spec = await tensor_spec_of(house.store, blob_id)
-        else:
-            spec = spec_of_blob(blob, len(blob))
-    except (ProgramError, StoreError) as error:
-        if error.code not in {"bad_tensor", "blob_too_large"}:
-            raise
-        raise VerificationError(
-            f"output {port.name!r} of {provider}: {error.message}", code="wrong_output"
-        ) from None
-    if spec.dtype != port.dtype:
-        raise VerificationError(
-            f"output {port.name!r} of {provider} is a {spec}, and {port} is wanted",
-            code="wrong_output",
-        )
-    return blob if blob is not None and len(blob) <= SMALL_TENSOR_LIMIT_BYTES else None
+        arrivals.let_go(house, ends)
