@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import pipeline, program_sources
+from shoal.node import pipeline, program_sources, unit_messages
 from shoal.node.errors import StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S
 from shoal.node.records import Answer
@@ -87,7 +87,7 @@ class Negotiation:
         bid = answer.bid
         assert bid is not None
         running.bids[peer] = answer
-        each = pipeline.units_per_message(running.need.manifest)
+        each = unit_messages.units_per_message(running.need.manifest)
         offer = Offer(
             price=bid.price,
             units_max=bid.units_max,

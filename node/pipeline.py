@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -31,21 +31,26 @@ from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import root_over
 from shoal.crypto.peer_id import PeerId
-from shoal.node import arrivals, bidding, given_units, input_sources, program_sources
+from shoal.node import (
+    arrivals,
+    bidding,
+    given_units,
+    input_sources,
+    program_sources,
+    unit_messages,
+)
 from shoal.node.errors import JobError, job_id_taken
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
     House,
     fitting,
     hold,
-    inline_blobs,
     inputs_of,
     manifest_of,
     note_known,
     outputs_of,
     program_blobs,
     program_of,
-    small_inputs,
     tell,
     unit_name,
     wall_ms,
@@ -68,12 +73,7 @@ from shoal.protocol import vocabulary
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import LocalProtocolError
 from shoal.protocol.limits import (
-    BATCH_PORTS_LIMIT_BYTES,
-    BATCH_SOURCES_LIMIT,
-    BATCH_UNITS_LIMIT,
     INLINE_LIMIT_BYTES,
-    SOURCE_BYTES,
-    SOURCES_LIMIT,
 )
 from shoal.protocol.messages import (
     AwardOffer,
@@ -84,12 +84,9 @@ from shoal.protocol.messages import (
     Refusal,
     Release,
     Reveal,
-    UnitRefusal,
     UnitRequest,
     UnitResult,
-    UnitsRequest,
     UnitsResult,
-    ports_bytes,
 )
 from shoal.protocol.negotiation import Deliver, RequesterSide, State
 from shoal.protocol.statements import (
@@ -379,27 +376,23 @@ async def await_lease(house: House, side: RequesterSide, offer: AwardOffer) -> R
     return answer if isinstance(answer, Refusal) else None
 
 
-Sources: TypeAlias = Sequence[tuple[BlobId, PeerId]]
-"""Which inputs a provider may fetch from which peers: see `node.chaining.supply`."""
-
-
 async def hand_over(
     house: House,
     need: Need,
     side: RequesterSide,
     units: Sequence[Unit],
-    sources: Mapping[int, Sources] = MappingProxyType({}),
+    sources: Mapping[int, unit_messages.Sources] = MappingProxyType({}),
     *,
     trace: bool = False,
     answered: trio.Event | None = None,
 ) -> dict[int, UnitResult | Refusal]:
     """Give units to the provider in one message and wait until all of them have ended.
 
-    No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
-    allow. Inputs that do not fit into the message go by blob stream; ``sources`` says, by
-    the index of a unit, which of them come from other peers. With ``trace`` the receipts
-    commit to the stages of what ran. ``answered`` is set once the award has been answered,
-    where units may go out before.
+    No more of them than `side.room`, `side.bid.batch_max` and
+    `unit_messages.units_per_message` allow. Inputs that do not fit into the message go by
+    blob stream; ``sources`` says, by the index of a unit, which of them come from other
+    peers. With ``trace`` the receipts commit to the stages of what ran. ``answered`` is set
+    once the award has been answered, where units may go out before.
 
     Cancelling it tells the provider that nobody waits any more for those that are out;
     one alone is cancelled by `Cancel`, and the others' answers come all the same.
@@ -414,23 +407,11 @@ async def hand_over(
     assert side.call is not None
     assert side.award_id is not None
     house.check_ban(side.provider)
-    call, keep = side.call.call, need.spec.outputs_stay
     names = {unit_name(unit): unit for unit in units}
-    requests = []
-    named_bytes = sum(ports_bytes(unit.inputs.items()) for unit in units)
-    named_bytes += SOURCE_BYTES * sum(map(len, sources.values()))
-    room = min(INLINE_LIMIT_BYTES, side.room_bytes - named_bytes)
-    small = await small_inputs(house, units)
-    for name, unit in names.items():
-        house.rights.grant(side.award_id, side.provider, unit.inputs.values())
-        blobs = await inline_blobs(house, unit, small, room)
-        room -= sum(map(len, blobs))
-        inputs = tuple(sorted(unit.inputs.items()))
-        named = tuple(sources.get(unit.index, ()))[:SOURCES_LIMIT]
-        requests.append(UnitRequest(call, name, inputs, blobs, keep, named, trace))
-    # Alone it goes as itself, which peers before 1.3 know too.
-    message = requests[0] if len(requests) == 1 else UnitsRequest(call, tuple(requests))
-    fits = (UnitResult if len(requests) == 1 else UnitsResult) | Refusal
+    message = await unit_messages.write_request(
+        house, side, units, sources, keep=need.spec.outputs_stay, trace=trace
+    )
+    fits = (UnitResult if isinstance(message, UnitRequest) else UnitsResult) | Refusal
     side.send(message, trio.current_time())
     timeout_s = need.spec.time_limit_s * len(side.units) + HAND_OVER_GRACE_S
     try:
@@ -729,45 +710,6 @@ def _unit_error(outcome: Outcome) -> UnitError | None:
         node=outcome.node[:256],
         operator=outcome.operator[:64],
     )
-
-
-def units_per_message(manifest: manifests.Manifest) -> int:
-    """How many units of a program one message may carry, so that its answer fits a frame."""
-    ports = [(port.name, "") for port in (*manifest.inputs, *manifest.outputs)]
-    return min(
-        BATCH_UNITS_LIMIT,
-        BATCH_PORTS_LIMIT_BYTES // max(1, ports_bytes(ports)),
-        BATCH_SOURCES_LIMIT // max(1, len(manifest.inputs)),
-    )
-
-
-async def answer_together(
-    house: House,
-    side: ProviderSide,
-    units: Sequence[UnitRequest],
-    answers: Sequence[UnitResult | Refusal],
-) -> UnitsResult:
-    """The answers to the units of one message as one; outputs that it has no room for stay."""
-    assert side.call is not None
-    assert side.award_id is not None
-    together: list[UnitResult | UnitRefusal] = []
-    room = INLINE_LIMIT_BYTES
-    for unit, answer in zip(units, answers, strict=True):
-        if isinstance(answer, Refusal):
-            together.append(
-                UnitRefusal(unit.unit, answer.reason, answer.detail, answer.missing)
-            )
-            continue
-        size_bytes = sum(map(len, answer.blobs))
-        if size_bytes <= room:
-            together.append(answer)
-            room -= size_bytes
-            continue
-        for blob in answer.blobs:
-            await house.store.put_bytes(blob)
-        house.rights.grant(side.award_id, side.requester, map(blob_id_of, answer.blobs))
-        together.append(msgspec.structs.replace(answer, blobs=()))
-    return UnitsResult(call=side.call.call, answers=tuple(together))
 
 
 # --- and back at the requester -----------------------------------------------------

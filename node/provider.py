@@ -20,7 +20,7 @@ import trio
 from shoal.compute.errors import ProgramError
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
-from shoal.node import bidding, kept_outputs, pipeline
+from shoal.node import bidding, kept_outputs, unit_messages
 from shoal.node.errors import StoreError
 from shoal.node.house import House, manifest_of, program_blobs, usable
 from shoal.node.running import Batch, Conversation, Running
@@ -195,7 +195,7 @@ class Provider:
                 return answer
             case UnitsRequest(units=units):
                 answers = await self._units(conversation, effects)
-                return await pipeline.answer_together(
+                return await unit_messages.answer_together(
                     self._house, conversation.side, units, answers
                 )
         self._abandon(conversation, message, effects)

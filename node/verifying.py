@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from shoal.node import chaining, pipeline
+from shoal.node import chaining, pipeline, unit_messages
 from shoal.node.errors import JobError, NetworkError
 from shoal.node.records import JobId, Unit, UnitState, new_job_id
 from shoal.node.scheduling import estimates
@@ -58,7 +58,7 @@ class VerifierLease:
         """How many units it takes in one more message."""
         bid = self.side.bid
         assert bid is not None
-        each = pipeline.units_per_message(self.need.manifest)
+        each = unit_messages.units_per_message(self.need.manifest)
         return min(self.side.room, bid.batch_max, each)
 
     def size(self, guess_s: float) -> int:

@@ -18,7 +18,7 @@ from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.envelope import is_signed_together, signature_of
-from shoal.node import house, pipeline, running
+from shoal.node import house, pipeline, running, unit_messages
 from shoal.node.errors import StoreError
 from shoal.node.running import HELD_BATCHES_LIMIT
 from shoal.protocol.errors import RemoteProtocolError
@@ -315,9 +315,9 @@ async def test_the_program_is_fetched_once_for_a_lease_and_again_when_it_is_lost
 async def test_a_program_whose_receipts_are_long_runs_in_smaller_batches(node, monkeypatch):
     call = await lease_for(node)
     manifest = await house.manifest_of(node.blobs, DENSE.program_id)
-    assert pipeline.units_per_message(manifest) == BATCH_UNITS_LIMIT
-    monkeypatch.setattr(pipeline, "BATCH_PORTS_LIMIT_BYTES", 2 * 2 * (PORT_BYTES + 1))
-    assert pipeline.units_per_message(manifest) == 2
+    assert unit_messages.units_per_message(manifest) == BATCH_UNITS_LIMIT
+    monkeypatch.setattr(unit_messages, "BATCH_PORTS_LIMIT_BYTES", 2 * 2 * (PORT_BYTES + 1))
+    assert unit_messages.units_per_message(manifest) == 2
     answers = await ask(node, call, *(unit_of(call, name) for name in "abc"))
     assert [getattr(answer, "reason", None) for answer in answers] == [
         None,

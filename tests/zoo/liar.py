@@ -32,9 +32,10 @@ from shoal.node import daemon, pipeline
 from shoal.node.acknowledging import Acknowledging
 from shoal.node.blob_transfer import BlobServer
 from shoal.node.front import Daemon
-from shoal.node.house import manifest_of, program_blobs, small_inputs
+from shoal.node.house import manifest_of, program_blobs
 from shoal.node.provider import Provider
 from shoal.node.trials import charge_of
+from shoal.node.unit_messages import small_inputs
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.codec import encode
 from shoal.protocol.messages import (
