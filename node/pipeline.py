@@ -36,6 +36,7 @@ from shoal.node import (
     bidding,
     given_units,
     input_sources,
+    made_outputs,
     program_sources,
     unit_messages,
 )
@@ -47,7 +48,6 @@ from shoal.node.house import (
     hold,
     inputs_of,
     manifest_of,
-    note_known,
     outputs_of,
     program_blobs,
     program_of,
@@ -56,7 +56,6 @@ from shoal.node.house import (
     wall_ms,
 )
 from shoal.node.input_sources import hold_input
-from shoal.node.kept_outputs import keep_outputs
 from shoal.node.records import (
     Ended,
     GivenUnit,
@@ -102,8 +101,6 @@ from shoal.protocol.versions import OWN
 from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE, knows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from shoal.node.checks import Draw
     from shoal.protocol.negotiation import ProviderSide
 
@@ -612,7 +609,7 @@ async def write_receipt(
     assert run.outcome is not None
     outcome = run.outcome if isinstance(run.outcome, Execution) else None
     pin_by = inputs_of(side, request.unit)
-    outputs = await _ids_of(house, pin_by, outcome.outputs) if outcome else {}
+    outputs = await made_outputs.ids_of(house, pin_by, outcome.outputs) if outcome else {}
     stages = outcome.stages if outcome else ()
     receipt = Receipt(
         protocol=OWN,
@@ -634,47 +631,13 @@ async def write_receipt(
         runtime=outcome.runtime[:256] if outcome else "",
         stages=len(stages),
     )
-    inline: list[bytes] = []
-    kept: dict[BlobId, int] = {}
+    inline: tuple[bytes, ...] = ()
+    kept: Mapping[BlobId, int] = {}
     if outcome:
-        if request.keep:
-            made = {outputs[name]: tensor for name, tensor in outcome.outputs.items()}
-            kept = await keep_outputs(house, side.requester, made)
-        for name, tensor in outcome.outputs.items():
-            if outputs[name] in kept:
-                continue
-            if isinstance(tensor, InFile):
-                house.rights.grant(side.award_id, side.requester, [outputs[name]])
-            elif len(tensor) <= room:
-                inline.append(tensor)
-                room -= len(tensor)
-            else:
-                await house.store.put_bytes(tensor)
-                house.rights.grant(side.award_id, side.requester, [outputs[name]])
-        note_known(house, side.requester, outputs.values())
-    return Unsigned(request, run, receipt, tuple(inline), kept)
-
-
-async def _ids_of(
-    house: House, pin_by: str, outputs: Mapping[str, bytes | InFile]
-) -> dict[str, BlobId]:
-    """The ids of outputs; those that are not in memory are in the store from now on.
-
-    The worker can still write to these: an id is that of the bytes that were stored.
-    """
-    ids = {}
-    for name, tensor in outputs.items():
-        if isinstance(tensor, InFile):
-            ids[name] = (await house.store.put(_pieces_of(tensor))).blob_id
-            house.store.pin(ids[name], pin_by)
-        else:
-            ids[name] = blob_id_of(tensor)
-    return ids
-
-
-async def _pieces_of(tensor: InFile) -> AsyncIterator[bytes]:
-    for piece in tensor.pieces():
-        yield piece
+        inline, kept = await made_outputs.place(
+            house, side, outputs, outcome.outputs, room, keep=request.keep
+        )
+    return Unsigned(request, run, receipt, inline, kept)
 
 
 def sign(house: House, side: ProviderSide, unsigned: Sequence[Unsigned]) -> list[UnitResult]:
