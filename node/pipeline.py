@@ -20,11 +20,9 @@ import msgspec
 import trio
 
 from shoal.compute import manifest as manifests
-from shoal.compute.errors import ProgramError
 from shoal.compute.exact.spec import SPEC_VERSION
-from shoal.compute.in_file import LARGE_BYTES, InFile
+from shoal.compute.in_file import InFile
 from shoal.compute.supervisor import UnitLimits
-from shoal.compute.tensor import HEADER_LIMIT_BYTES, TensorSpec, spec_of_blob
 from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
@@ -55,7 +53,6 @@ from shoal.node.house import (
     unit_name,
     wall_ms,
 )
-from shoal.node.input_sources import hold_input
 from shoal.node.records import (
     Ended,
     GivenUnit,
@@ -498,36 +495,10 @@ async def fetch_inputs(
         ProgramError: An input is missing, unknown, or of another dtype or shape,
             or all of them are too large.
     """
-    assert side.call is not None
-    inline = {blob_id_of(blob): blob for blob in request.blobs}
-    sources = input_sources.Sources(side.requester, request.sources)
-    room = side.call.memory_bytes
-    tensors: dict[str, bytes | InFile] = {}
-    for name, text in request.inputs:
-        blob_id = BlobId(text)
-        if blob_id not in inline:
-            await hold_input(house, sources, blob_id, inputs_of(side, request.unit), room)
-            room -= house.store.size_bytes(blob_id)
-        if room < 0:
-            raise ProgramError(
-                f"the inputs of unit {request.unit} have more than the "
-                f"{side.call.memory_bytes} bytes of memory that it may use",
-                code="inputs_too_large",
-            )
-        if blob_id in inline:
-            tensors[name] = inline[blob_id]
-        elif house.store.size_bytes(blob_id) < LARGE_BYTES:
-            tensors[name] = await house.store.get_bytes(blob_id)
-        else:
-            tensors[name] = await house.store.in_file(blob_id)
-    specs = {name: _spec_of(tensor) for name, tensor in tensors.items()}
+    tensors = await input_sources.take(house, side, request)
+    specs = {name: input_sources.spec_of(tensor) for name, tensor in tensors.items()}
     manifests.check_inputs(manifest, specs)
     return tensors
-
-
-def _spec_of(tensor: bytes | InFile) -> TensorSpec:
-    head = tensor.head(HEADER_LIMIT_BYTES) if isinstance(tensor, InFile) else tensor
-    return spec_of_blob(head, len(tensor))
 
 
 # 4. execute: in the worker's process -------------------------------------------------
