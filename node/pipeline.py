@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import msgspec
 import trio
 
 from shoal.compute import manifest as manifests
@@ -36,9 +35,9 @@ from shoal.node import (
     input_sources,
     made_outputs,
     program_sources,
+    submission,
     unit_messages,
 )
-from shoal.node.errors import JobError, job_id_taken
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
     House,
@@ -57,7 +56,6 @@ from shoal.node.records import (
     Ended,
     GivenUnit,
     Job,
-    JobId,
     JobSpec,
     JobState,
     Unit,
@@ -67,7 +65,6 @@ from shoal.node.records import (
 )
 from shoal.protocol import vocabulary
 from shoal.protocol.codec import encode
-from shoal.protocol.errors import LocalProtocolError
 from shoal.protocol.limits import (
     INLINE_LIMIT_BYTES,
 )
@@ -93,7 +90,6 @@ from shoal.protocol.statements import (
     open_receipt,
 )
 from shoal.protocol.verification.draw import list_id, salt_hash
-from shoal.protocol.verification.policy import Verify, check_proofs
 from shoal.protocol.versions import OWN
 from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE, knows
 
@@ -114,7 +110,8 @@ HAND_OVER_GRACE_S = 60.0
 async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
     """Check a job whole, before anything of it runs, and write it down.
 
-    One that was submitted before under the same id is given as it stands.
+    One that was submitted before under the same id is given as it stands. More units come to
+    an open one by `submission.add_units`.
 
     Args:
         house: This node.
@@ -128,8 +125,8 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
             ``bad_proofs`` or ``job_id_taken``.
     """
     given, began_s = spec.units if given is None else given, trio.current_time()
-    check_policy(spec)
-    if (before := await submitted_before(house, spec, given)) is not None:
+    submission.check_policy(spec)
+    if (before := await submission.submitted_before(house, spec, given)) is not None:
         return before
     manifest = await program_of(house.store, spec.program)
     manifests.check_class(manifest, spec.numeric_class)
@@ -160,94 +157,6 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
         raise
     house.timings.added(job_id, 0, len(given), began_s)
     return job
-
-
-async def submitted_before(
-    house: House, spec: JobSpec, given: Sequence[GivenUnit]
-) -> Job | None:
-    """The job that was submitted under the id of this one, where there is such a job.
-
-    Args:
-        house: This node.
-        spec: What is asked for now.
-        given: The units that come with it.
-
-    Raises:
-        JobError: ``job_id_taken``: it is another one.
-    """
-    if spec.id is None:
-        return None
-    try:
-        job, before = await house.journal.job(spec.id), await house.journal.spec(spec.id)
-    except JobError:
-        return None
-    count = len(given)
-    same_count = job.units_total >= count if spec.open else job.units_total == count
-    if before != msgspec.structs.replace(spec, units=()) or not same_count:
-        raise job_id_taken(spec.id)
-    units = await house.journal.units(spec.id, 0, count)
-    if not all(map(given_units.is_given, units, given)):
-        raise job_id_taken(spec.id)
-    return job
-
-
-def check_policy(spec: JobSpec) -> None:
-    """See that a job says how its results are to be verified, and who gets proofs.
-
-    Raises:
-        JobError: ``bad_verify`` or ``bad_proofs``.
-    """
-    try:
-        verify = Verify.parse(spec.verify)
-        check_proofs(spec.proofs, spec.numeric_class, verify)
-    except LocalProtocolError as error:
-        raise JobError(error.message, code=error.code, hint=error.hint) from None
-
-
-async def add_units(
-    house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
-) -> Job:
-    """As `take_units`; gives the job."""
-    job, _ = await take_units(house, job_id, given, at)
-    return job
-
-
-async def take_units(
-    house: House,
-    job_id: JobId,
-    given: Sequence[GivenUnit],
-    at: int | None = None,
-    manifest: manifests.Manifest | None = None,
-) -> tuple[Job, given_units.Taken]:
-    """Check units whole and add them to an open job: all of them or none.
-
-    Args:
-        house: This node.
-        job_id: The job.
-        given: The units.
-        at: The index that the first is to have; None for whatever comes next.
-        manifest: Of its program, where that is at hand and the program held.
-
-    Raises:
-        JobError: ``no_such_job``, ``job_sealed``, ``job_ended``, ``wrong_place``, or as
-            `submit`.
-        ProgramError, StoreError: As `submit`.
-    """
-    began_s = trio.current_time()
-    async with house.adding.take(job_id):
-        job = await house.journal.job(job_id)
-        if at is not None and at != job.units_total:
-            raise JobError(
-                f"job {job_id} has {job.units_total} units, so that none can be added as {at}",
-                code="wrong_place",
-                hint=f"go on with unit {job.units_total}",
-            )
-        if manifest is None:
-            manifest = await program_of(house.store, job.program)
-        taken = await given_units.take(house, manifest, job_id, given, job.units_total)
-        added = await house.journal.add_units(job_id, taken.units, taken.tensors)
-        house.timings.added(job_id, job.units_total, len(taken.units), began_s)
-        return added, taken
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------

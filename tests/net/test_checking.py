@@ -23,7 +23,7 @@ from checking_nodes import (
 )
 
 from shoal.crypto.content import blob_id_of
-from shoal.node import arrivals, checks, look_back, pipeline, repeating
+from shoal.node import arrivals, checks, look_back, pipeline, repeating, submission
 from shoal.node.again import spec_again
 from shoal.node.checking import RETRY_S
 from shoal.node.checks import Stage
@@ -363,7 +363,7 @@ async def add(node, job, numbers):
     for number in numbers:
         await node.store.put_bytes(given(number))
     given_units = [{"x": blob_id_of(given(number))} for number in numbers]
-    await pipeline.add_units(node.house, job.id, given_units)
+    await submission.add_units(node.house, job.id, given_units)
     node.jobs.units_added(job.id)
 
 
