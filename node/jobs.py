@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import arrivals, chaining, handing_over, pipeline, probation
+from shoal.node import arrivals, chaining, ending_leases, handing_over, pipeline, probation
 from shoal.node.account import nobody_bids
 from shoal.node.checking import FOUND_FALSE, Checking
 from shoal.node.errors import JobError, NetworkError, StoreError
@@ -540,7 +540,7 @@ class Jobs:
             case do.Cancel():
                 held = running.held[self._state.batches[action.batch].lease]
                 names = [f"{running.need.job.id}/{i}" for i in action.units]
-                start(pipeline.cancel, self._house, held.side, names)
+                start(ending_leases.cancel, self._house, held.side, names)
             case do.Release():
                 held = running.held.pop(action.lease)
                 self._negotiation.let_go(held.side, held.draw)

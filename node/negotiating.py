@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import pipeline, program_sources, unit_messages
+from shoal.node import ending_leases, pipeline, program_sources, unit_messages
 from shoal.node.errors import StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S
 from shoal.node.records import Answer
@@ -173,7 +173,7 @@ class Negotiation:
     async def _release(self, side: RequesterSide, draw: Draw | None) -> None:
         try:
             with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-                await pipeline.release(self._house, side, draw)
+                await ending_leases.release(self._house, side, draw)
         finally:
             self.letting_go -= 1
             self._wake()

@@ -31,6 +31,7 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node import (
     arrivals,
     bidding,
+    ending_leases,
     given_units,
     input_sources,
     made_outputs,
@@ -48,7 +49,6 @@ from shoal.node.house import (
     outputs_of,
     program_blobs,
     program_of,
-    tell,
     unit_name,
     wall_ms,
 )
@@ -72,16 +72,13 @@ from shoal.protocol.messages import (
     AwardOffer,
     Bid,
     Call,
-    Cancel,
     Lease,
     Refusal,
-    Release,
-    Reveal,
     UnitRequest,
     UnitResult,
     UnitsResult,
 )
-from shoal.protocol.negotiation import Deliver, RequesterSide, State
+from shoal.protocol.negotiation import Deliver, RequesterSide
 from shoal.protocol.statements import (
     Award,
     Receipt,
@@ -91,7 +88,7 @@ from shoal.protocol.statements import (
 )
 from shoal.protocol.verification.draw import list_id, salt_hash
 from shoal.protocol.versions import OWN
-from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE, knows
+from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE
 
 if TYPE_CHECKING:
     from shoal.node.checks import Draw
@@ -326,42 +323,11 @@ async def hand_over(
         answer = fitting(got, fits)
     except trio.Cancelled:
         with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-            await cancel(house, side, list(names))
+            await ending_leases.cancel(house, side, list(names))
         raise
     effects = side.receive(answer, trio.current_time(), *names)
     delivered = [effect for effect in effects if isinstance(effect, Deliver)]
     return {names[effect.unit.unit].index: effect.answer for effect in delivered}
-
-
-async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> None:
-    """Tell a provider that nobody waits for these units any more; never raises."""
-    out = [name for name in units if name in side.units]
-    if side.state is State.LEASED and side.call is not None and out:
-        message = Cancel(call=side.call.call, unit=out[0], others=tuple(out[1:]))
-        side.send(message, trio.current_time())
-        await tell(house, side.provider, message)
-
-
-async def release(house: House, side: RequesterSide, draw: Draw | None = None) -> None:
-    """End a bid or a lease that is not needed any more; never raises.
-
-    What its verifiers were drawn by is told now, when no receipt is taken any more. An
-    award that was not answered may be a lease over there.
-    """
-    open_states = {State.BID, State.AWARDED, State.LEASED}
-    ends = side.state in open_states and side.call is not None
-    if ends:
-        assert side.call is not None
-        message = Release(call=side.call.call)
-        side.send(message, trio.current_time())
-    if side.award_id is not None:
-        house.rights.withdraw(side.award_id)
-        house.awarded.remove(side.award_id)
-        if draw is not None and knows(house.control.versions.of(side.provider), Reveal):
-            reveal = Reveal(side.award_id, draw.salt, draw.candidates)
-            await tell(house, side.provider, reveal)
-    if ends:
-        await tell(house, side.provider, message)
 
 
 # --- from here on the provider -----------------------------------------------------
