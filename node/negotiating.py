@@ -110,7 +110,7 @@ class Negotiation:
         problem: Refusal | ShoalError | None
         try:
             offer = self._sign_award(running.need, side, held.draw)
-            if pipeline.takes_units_with_award(self._house, side):
+            if unit_messages.takes_units_with_award(self._house, side):
                 lease = self._expect(running, held)
             problem = await pipeline.await_lease(self._house, side, offer)
         except ShoalError as error:

@@ -2,15 +2,15 @@
 
 Read from top to bottom. Every step is one function and calls one module; who
 calls the steps are `node.jobs` on the requester's side (submit, negotiate,
-hand over, verify, deliver) and `node.provider` on the provider's (answer a
-call, fetch, execute, sign). A node that runs its own user's work goes through
-the same steps and signs the same receipts.
+hand over, verify, deliver) and `node.provider` on the provider's (fetch,
+execute, sign). A call is answered there too, by what `node.bidding` says: a
+refusal, or a bid and its price. A node that runs its own user's work goes
+through the same steps and signs the same receipts.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -57,17 +57,13 @@ from shoal.node.records import (
     GivenUnit,
     Job,
     JobSpec,
-    JobState,
     Unit,
     UnitState,
     Written,
     new_job_id,
 )
-from shoal.protocol import vocabulary
 from shoal.protocol.codec import encode
-from shoal.protocol.limits import (
-    INLINE_LIMIT_BYTES,
-)
+from shoal.protocol.limits import INLINE_LIMIT_BYTES
 from shoal.protocol.messages import (
     AwardOffer,
     Bid,
@@ -129,24 +125,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     manifests.check_class(manifest, spec.numeric_class)
     job_id = spec.id or new_job_id()
     taken = await given_units.take(house, manifest, job_id, given, 0)
-    running = bool(given) or spec.open
-    job = Job(
-        id=job_id,
-        policy=spec.policy,
-        program=spec.program,
-        numeric_class=spec.numeric_class,
-        label=spec.label,
-        state=JobState.RUNNING if running else JobState.DONE,
-        created_at=time.time(),
-        ended_at=None if running else time.time(),
-        units_total=len(given),
-        units_done=0,
-        units_failed=0,
-        priority=spec.priority,
-        open=spec.open,
-        outputs_stay=spec.outputs_stay,
-        verify=spec.verify,
-    )
+    job = submission.new_job(spec, job_id, len(given))
     try:
         await house.journal.add_job(job, spec, taken.units, taken.tensors)
     except BaseException:
@@ -199,13 +178,6 @@ async def call_for_bid(
     return answer if isinstance(answer, Refusal) else side
 
 
-async def award(
-    house: House, need: Need, side: RequesterSide, draw: Draw | None = None
-) -> Refusal | None:
-    """Award a bid and wait for the lease, as `sign_award` and `await_lease` say."""
-    return await await_lease(house, side, sign_award(house, need, side, draw))
-
-
 def sign_award(
     house: House,
     need: Need,
@@ -252,14 +224,6 @@ def sign_award(
     program = [need.spec.program, *program_blobs(need.manifest)]
     house.rights.grant(side.award_id, side.provider, program)
     return offer
-
-
-def takes_units_with_award(house: House, side: RequesterSide) -> bool:
-    """Whether units may be handed over before the lease has come: it saves a round trip."""
-    peer = side.provider
-    return peer != house.peer_id and vocabulary.takes_units_with_award(
-        house.control.versions.of(peer)
-    )
 
 
 async def await_lease(house: House, side: RequesterSide, offer: AwardOffer) -> Refusal | None:

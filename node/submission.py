@@ -1,12 +1,14 @@
 """What a submission has to be before it is written down, and the units that come after it.
 
 Part of the step "submit" of the data path: whether a job is one that was submitted before
-under its id, whether its policy of verification is one, and adding units to an open job.
+under its id, whether its policy of verification is one, how it begins, and adding units to an
+open job.
 `node.given_units` checks the units themselves; `node.pipeline.submit` writes a job down.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +17,7 @@ import trio
 from shoal.node import given_units
 from shoal.node.errors import JobError, job_id_taken
 from shoal.node.house import program_of
+from shoal.node.records import Job, JobState
 from shoal.protocol.errors import LocalProtocolError
 from shoal.protocol.verification.policy import Verify, check_proofs
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.manifest import Manifest
     from shoal.node.house import House
-    from shoal.node.records import GivenUnit, Job, JobId, JobSpec
+    from shoal.node.records import GivenUnit, JobId, JobSpec
 
 
 async def submitted_before(
@@ -66,6 +69,29 @@ def check_policy(spec: JobSpec) -> None:
         check_proofs(spec.proofs, spec.numeric_class, verify)
     except LocalProtocolError as error:
         raise JobError(error.message, code=error.code, hint=error.hint) from None
+
+
+def new_job(spec: JobSpec, job_id: JobId, units: int) -> Job:
+    """A job as it begins, now, with so many units; without any it is done unless it is open."""
+    running = bool(units) or spec.open
+    now_s = time.time()
+    return Job(
+        id=job_id,
+        policy=spec.policy,
+        program=spec.program,
+        numeric_class=spec.numeric_class,
+        label=spec.label,
+        state=JobState.RUNNING if running else JobState.DONE,
+        created_at=now_s,
+        ended_at=None if running else now_s,
+        units_total=units,
+        units_done=0,
+        units_failed=0,
+        priority=spec.priority,
+        open=spec.open,
+        outputs_stay=spec.outputs_stay,
+        verify=spec.verify,
+    )
 
 
 async def add_units(

@@ -16,6 +16,7 @@ import msgspec
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.peer_id import PeerId
 from shoal.node.house import unit_name
+from shoal.protocol import vocabulary
 from shoal.protocol.limits import (
     BATCH_PORTS_LIMIT_BYTES,
     BATCH_SOURCES_LIMIT,
@@ -57,6 +58,14 @@ def units_per_message(manifest: manifests.Manifest) -> int:
 
 
 # --- the requester's ---
+
+
+def takes_units_with_award(house: House, side: RequesterSide) -> bool:
+    """Whether units may be handed over before the lease has come: it saves a round trip."""
+    peer = side.provider
+    return peer != house.peer_id and vocabulary.takes_units_with_award(
+        house.control.versions.of(peer)
+    )
 
 
 async def write_request(

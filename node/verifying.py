@@ -132,7 +132,8 @@ async def open_lease(
     side = None
     if not isinstance(answer, Refusal):
         side = answer
-        answer = await pipeline.award(house, need, side, draw)
+        offer = pipeline.sign_award(house, need, side, draw)
+        answer = await pipeline.await_lease(house, side, offer)
     if answer is not None:
         assert isinstance(answer, Refusal)
         raise JobError(answer.detail or answer.reason.value, code=answer.reason.value)
