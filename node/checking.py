@@ -1,8 +1,8 @@
 """Results that wait to be checked, until they are delivered: the requester's verification.
 
 What is decided is in `node.checks` and `node.look_back`; here it is done. Results that were
-drawn come from `node.jobs` and go back there to be delivered. In between each waits in the
-line of a verifier, which `node.verifier_lines` has run what is in it. At most
+drawn come from `node.units_under_way` and go back there to be delivered. In between each
+waits in the line of a verifier, which `node.verifier_lines` has run what is in it. At most
 `WAITING_UNITS` of a job wait: then it hands over nothing more until some are done.
 
 Where a result turns out false the right one is delivered, with the receipt of whoever was
@@ -57,7 +57,7 @@ once where there is nobody at all. What was asked for by name, a quorum or a sam
 
 
 class Checking:
-    """Has results of this node's jobs checked. Made by `node.jobs.Jobs`.
+    """Has results of this node's jobs checked. Made by `node.units_under_way`.
 
     Args:
         house: The modules that the steps call.

@@ -8,11 +8,11 @@ way for it.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,16 +20,11 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import arrivals, chaining, ending_leases, handing_over, pipeline, probation
+from shoal.node import chaining, ending_leases, pipeline, probation
 from shoal.node.account import nobody_bids
-from shoal.node.checking import FOUND_FALSE, Checking
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import House
-from shoal.node.job_views import JobViews
-from shoal.node.lineage import nearest
-from shoal.node.negotiating import Negotiation
 from shoal.node.records import (
-    Answer,
     Ended,
     Failure,
     Job,
@@ -40,12 +35,13 @@ from shoal.node.records import (
     UnitState,
 )
 from shoal.node.result_standing import Deed
-from shoal.node.running_jobs import Ending, Held, RunningJob, prepare
+from shoal.node.running_jobs import RunningJob, RunningJobs, prepare
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
 from shoal.node.scheduling.outlooks import outlook
 from shoal.node.scheduling.plan import WINDOW_UNITS, plan
-from shoal.node.scheduling.state import Batch, Facts, State
+from shoal.node.scheduling.state import Facts
+from shoal.node.units_under_way import UnitsUnderWay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -57,7 +53,6 @@ if TYPE_CHECKING:
     from shoal.node.outlook import Outlook
     from shoal.node.records import CheckVerdict, GivenUnit
     from shoal.node.surroundings import PendingChecks
-    from shoal.node.verifying import VerifierLease
 
 RECALL_INTERVAL_S = 1.0
 """How often is looked for new peers while jobs run."""
@@ -89,22 +84,16 @@ class Jobs:
         self._house = house
         self._providers, self._facts = providers, facts
         self._nursery = nursery
-        self._running: dict[JobId, RunningJob] = {}
+        self._jobs = RunningJobs(house.journal)
+        self._running, self._state = self._jobs.by_id, self._jobs.state
+        self._views = self._jobs.views
         self._starting: set[JobId] = set()
-        self._state = State()
-        self._views = JobViews(house.journal)
-        self._changed = trio.Event()
-        self._checking = Checking(house, self._state, providers, self, nursery)
-        self._negotiation = Negotiation(
-            house,
-            self._state,
-            nursery,
-            self.wake,
-            self._checking.draw_for,
-            self._checking.is_false,
-        )
+        again = partial(self._ready, again=True)
+        self._under_way = UnitsUnderWay(house, self._jobs, providers, again, nursery)
+        self._checking = self._under_way.checking
+        self._negotiation = self._under_way.negotiation
         self.jobs_ended: Counter[JobState] = Counter()
-        self.units_ended: Counter[UnitState] = Counter()
+        self.units_ended = self._under_way.units_ended
         house.journal.touched = self._touched
 
     # --- how things stand ---
@@ -183,7 +172,7 @@ class Jobs:
     async def idle(self) -> None:
         """Wait, once drained, until no unit is out and every lease is given up."""
         while self._state.leases or self._negotiation.letting_go or self._checking.leases:
-            await self._changed.wait()
+            await self._jobs.changed.wait()
 
     async def submit(self, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
         """Check a job, write it down and start it; errors as `pipeline.submit` raises.
@@ -351,7 +340,7 @@ class Jobs:
                     try:
                         await running.finished.wait()
                     finally:  # before the nursery closes: nothing is begun in it any more
-                        self._leave(running)
+                        self._under_way.leave(running)
                     nursery.cancel_scope.cancel()
                 await self._end_by_itself(running)
         except* StoreError as errors:  # this node's disk: no other provider would help
@@ -377,17 +366,6 @@ class Jobs:
         job = await self._end(job_id, state, failure, by_itself=True)
         # Else a unit of it has to run again by now, since its outputs were lost.
         running.touched = running.touched or not job.state.final
-
-    def _leave(self, running: RunningJob) -> None:
-        """Have nothing more to do with peers for a job."""
-        events.job_ended(self._state, running.need.job.id, trio.current_time())
-        self._checking.leave(running)
-        for side in running.bids.values():
-            self._negotiation.let_go(side)
-        for held in running.held.values():
-            self._negotiation.let_go(held.side, held.draw)
-        running.bids.clear()
-        running.held.clear()
 
     async def _break_off(self, job_id: JobId, failure: Failure) -> None:
         """End a job through a fault of this node, perhaps one that keeps it from writing."""
@@ -456,14 +434,13 @@ class Jobs:
 
     def wake(self) -> None:
         """Plan again."""
-        self._changed.set()
-        self._changed = trio.Event()
+        self._jobs.wake()
 
     async def keep_planning(self) -> None:
         """Do what the plan says, for ever."""
         looked_s = 0.0
         while True:
-            changed = self._changed
+            changed = self._jobs.changed
             try:
                 if trio.current_time() >= looked_s + RECALL_INTERVAL_S:
                     looked_s = trio.current_time()
@@ -536,7 +513,7 @@ class Jobs:
             case do.Decline():
                 self._negotiation.let_go(running.bids.pop(action.peer))
             case do.HandOver():
-                start(self._hand_over, running, action)
+                start(self._under_way.hand_over, running, action)
             case do.Cancel():
                 held = running.held[self._state.batches[action.batch].lease]
                 names = [f"{running.need.job.id}/{i}" for i in action.units]
@@ -555,107 +532,13 @@ class Jobs:
                 self._house.standings.note(held.side.provider, Deed.SLOW, detail=detail)
                 start(talk.note, running, held.side.provider, hangs)
             case do.GiveUp():
-                start(self._give_up, running, action.unit)
+                start(self._under_way.give_up, running, action.unit)
             case do.ReadOn():
-                start(self._read_on, running)
+                start(self._under_way.read_on, running)
             case do.Check():
                 start(self._check, running)
             case do.FailFast():
                 start(self._fail_fast, running)
-
-    # --- units ---
-
-    async def _hand_over(self, running: RunningJob, action: do.HandOver) -> None:
-        batch = self._state.batches.get(action.batch)
-        held = running.held.get(action.lease)
-        if batch is None or held is None:
-            return  # the lease broke before this began
-        peer = held.side.provider
-        problem: ShoalError | None = None
-        with trio.CancelScope() as scope:
-            held.scopes.add(scope)
-            try:
-                outcome = await handing_over.hand_over(
-                    self._house, self._state, running, held, batch, action.cost_s
-                )
-                problem = outcome.problem
-                if outcome.drawn:
-                    self._checking.begin(running, held, self._drawn(running, batch, outcome))
-                if outcome.ends:
-                    await self._deliver_or_hold(running, held, batch, outcome.ends)
-                for index in outcome.given_up:
-                    events.ended(self._state, running.need.job.id, index)
-                    await self._give_up(running, index)
-                if outcome.refusal is not None:
-                    await self._negotiation.note(running, peer, outcome.refusal)
-            except StoreError:
-                raise
-            except ShoalError as error:
-                problem = error
-            finally:
-                held.scopes.discard(scope)
-        if problem is not None and action.lease in running.held:
-            del running.held[action.lease]
-            held.cut()
-            events.lease_broken(self._state, action.lease)
-            self._negotiation.let_go(held.side, held.draw)
-            if problem.code == "no_answer":
-                self._house.standings.note(peer, Deed.NO_ANSWER, detail=problem.message)
-            await self._negotiation.note(running, peer, problem)
-        events.batch_over(self._state, batch.id)
-        self.wake()
-
-    def _drawn(
-        self, running: RunningJob, batch: Batch, outcome: handing_over.Outcome
-    ) -> list[tuple[Ended, int]]:
-        """The results of a batch that wait to be checked, each as `Outcome.drawn` has it."""
-        more = {end.unit.index: count for end, count in outcome.drawn}
-        kept = self._waiting(running, batch, [end for end, _ in outcome.drawn])
-        return [(end, more[end.unit.index]) for end in kept]
-
-    def _waiting(self, running: RunningJob, batch: Batch, ends: Iterable[Ended]) -> list[Ended]:
-        """Those that wait before they are delivered: for the scheduler they have ended."""
-        kept = []
-        for end in ends:
-            index = end.unit.index
-            if events.ended(self._state, running.need.job.id, index, batch.id):
-                running.ending.add(index)
-                self._forget(running, index)
-                kept.append(end)
-            else:  # another peer has ended it meanwhile
-                arrivals.let_go(self._house, [end])
-        return kept
-
-    async def deliver_checked(self, running: RunningJob, ends: Sequence[Ended]) -> None:
-        """Write down the ends of units that waited for their checks."""
-        indices = [end.unit.index for end in ends]
-        self._house.timings.passed(running.need.job.id, indices, "checked")
-        try:
-            with trio.CancelScope(shield=True):
-                written = await pipeline.deliver(self._house, ends)
-                for end, new in zip(ends, written.new, strict=True):
-                    self.units_ended[end.unit.state] += new
-                await self._views.changed(running.need.job.id)
-        finally:
-            running.ending.difference_update(indices)
-            self.wake()
-
-    def let_go(self, lease: VerifierLease) -> None:
-        """Release a lease with a verifier, in a task that outlives the job."""
-        self._negotiation.let_go(lease.side, lease.draw)
-
-    def put_back(self, running: RunningJob, indices: Sequence[int]) -> None:
-        """Have units run again whose results are not used."""
-        running.ending.difference_update(indices)
-        running.doubted.update(indices)
-        running.queue.ended -= len(indices)
-        self._ready(running.need.job.id, again=True)
-
-    def doubt(self, job_id: JobId, index: int) -> None:
-        """Have whoever runs this unit next be checked: a false peer had it."""
-        running = self._running.get(job_id)
-        if running is not None:
-            running.doubted.add(index)
 
     def banned(self, peer: PeerId) -> None:
         """Have nothing more to do with a peer that is banned, and run again what it gave."""
@@ -666,105 +549,11 @@ class Jobs:
         self._checking.forgive(peer)
         self.wake()
 
-    async def take_away(self, peer: PeerId, detail: str) -> None:
-        """Have nothing more to do with a peer whose result was false."""
-        for job_id, running in list(self._running.items()):
-            for lease, held in list(running.held.items()):
-                if held.side.provider == peer:
-                    del running.held[lease]
-                    held.cut()
-                    events.lease_broken(self._state, lease)
-                    self._negotiation.let_go(held.side, held.draw)
-            if peer in running.queue.candidates:
-                events.refused(self._state, job_id, peer, FOUND_FALSE, math.inf)
-                answer = Answer(job_id, peer, time.time(), FOUND_FALSE, detail)
-                await self._house.journal.add_answer(answer)
-        self.wake()
-
-    async def _deliver_or_hold(
-        self, running: RunningJob, held: Held, batch: Batch, ends: Sequence[Ended]
-    ) -> None:
-        """Deliver results that were not drawn, unless their provider is yet to be known."""
-        if self._checking.holds(running, batch.peer):
-            self._checking.hold(running, held, self._waiting(running, batch, ends))
-        else:
-            await self._deliver(running, batch, ends)
-
-    async def _deliver(self, running: RunningJob, batch: Batch, ends: Sequence[Ended]) -> None:
-        """Write the ends of units down, and then count them: once, whoever else ran them."""
-        job_id = running.need.job.id
-        with trio.CancelScope(shield=True):
-            written = await pipeline.deliver(self._house, ends)
-            for end, new in zip(ends, written.new, strict=True):
-                events.ended(self._state, job_id, end.unit.index, batch.id)
-                self._forget(running, end.unit.index)
-                self.units_ended[UnitState.DONE] += new
-            self.wake()
-            await self._views.changed(job_id)
-        copies = {
-            blob_id
-            for end, new in zip(ends, written.new, strict=True)
-            if not new
-            for blob_id in end.left
-        }
-        if copies:
-            await chaining.let_go_of_copies(self._house, batch.peer, copies)
-
-    def _forget(self, running: RunningJob, index: int) -> None:
-        running.units.pop(index, None)
-        running.errors.pop(index, None)
-
-    async def _give_up(self, running: RunningJob, index: int) -> None:
-        """Write down that a unit has failed; for the scheduler it has ended already."""
-        ending = running.errors.get(index)
-        if ending is None:
-            failure = Failure("lost_too_often", "too many leases broke while this unit was out")
-            ending = Ending(running.units[index], None, failure, None)
-        ended = handing_over.failed_end(
-            ending.unit, ending.peer, ending.failure, ending.receipt
-        )
-        running.ending.add(index)
-        if ending.held is not None and self._checking.doubts(running, ended):
-            self._forget(running, index)
-            self._checking.begin(running, ending.held, [(ended, 1)], own_only=True)
-            return
-        try:
-            with trio.CancelScope(shield=True):
-                written = await self._house.journal.end_units([ended])
-                self.units_ended[UnitState.FAILED] += written.new[0]
-                await self._views.changed(running.need.job.id)
-        finally:
-            running.ending.discard(index)
-            self._forget(running, index)
-            self.wake()
-
-    async def _read_on(self, running: RunningJob) -> None:
-        """Read the next ready units from the journal."""
-        job_id = running.need.job.id
-        cursor = running.cursor
-        units = await self._house.journal.open_units(job_id, cursor, WINDOW_UNITS)
-        if running.cursor == cursor and units:  # else units became ready meanwhile
-            running.cursor = units[-1].index
-            running.queue.units = max(running.queue.units, running.cursor + 1)
-        near = nearest(await chaining.left_inputs(self._house, units), units)
-        fresh = [unit for unit in units if unit.index not in running.ending]
-        for unit in fresh:
-            if unit.index not in running.queue.out:  # its inputs may be others than before
-                running.units[unit.index] = unit
-        events.units_read(
-            self._state,
-            job_id,
-            [unit.index for unit in fresh],
-            more=len(units) == WINDOW_UNITS,
-            near=near,
-        )
-        self.wake()
-
     async def _check(self, running: RunningJob) -> None:
         """End a job of which nothing is left, or wait for what is still to come."""
         job_id = running.need.job.id
         while running.ending:
-            await self._changed.wait()
+            await self._jobs.changed.wait()
         running.touched = False
         job = await self._house.journal.job(job_id)
         running.queue.open = job.open
