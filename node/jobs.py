@@ -1,18 +1,16 @@
 """The requester's half of the node: takes each job's units to providers and back.
 
-What is to be done is decided by `node.scheduling`, for all running jobs together; here it
-is done, by the steps of `node.pipeline`, and the scheduler is told what came of it. One
-task asks for the plan at every change; each running job has a nursery for what is under
-way for it.
+What is to be done is decided by `node.scheduling`, for all running jobs together. Here what
+submitters ask for is taken in, and the plan is carried out: one task asks for it at every
+change. How a job starts and ends is `node.job_runs`; what happens to its units is
+`node.units_under_way`, which goes through the steps of `node.pipeline`.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,9 +19,9 @@ import trio
 
 from shoal.crypto.errors import ShoalError
 from shoal.node import chaining, ending_leases, pipeline, probation
-from shoal.node.account import nobody_bids
-from shoal.node.errors import JobError, NetworkError, StoreError
+from shoal.node.errors import JobError, NetworkError
 from shoal.node.house import House
+from shoal.node.job_runs import JobRuns
 from shoal.node.records import (
     Ended,
     Failure,
@@ -35,7 +33,7 @@ from shoal.node.records import (
     UnitState,
 )
 from shoal.node.result_standing import Deed
-from shoal.node.running_jobs import RunningJob, RunningJobs, prepare
+from shoal.node.running_jobs import RunningJob, RunningJobs
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
 from shoal.node.scheduling.outlooks import outlook
@@ -87,14 +85,19 @@ class Jobs:
         self._jobs = RunningJobs(house.journal)
         self._running, self._state = self._jobs.by_id, self._jobs.state
         self._views = self._jobs.views
-        self._starting: set[JobId] = set()
-        again = partial(self._ready, again=True)
-        self._under_way = UnitsUnderWay(house, self._jobs, providers, again, nursery)
+        self._under_way = UnitsUnderWay(
+            house,
+            self._jobs,
+            providers,
+            lambda job_id: self._runs.ready(job_id, again=True),
+            nursery,
+        )
+        self._runs = JobRuns(house, self._jobs, self._under_way, self._look_around, nursery)
         self._checking = self._under_way.checking
         self._negotiation = self._under_way.negotiation
-        self.jobs_ended: Counter[JobState] = Counter()
+        self.jobs_ended = self._runs.jobs_ended
         self.units_ended = self._under_way.units_ended
-        house.journal.touched = self._touched
+        house.journal.touched = self._runs.touched
 
     # --- how things stand ---
 
@@ -194,13 +197,13 @@ class Jobs:
     async def _submit(self, spec: JobSpec, given: Sequence[GivenUnit] | None) -> Job:
         job = await pipeline.submit(self._house, spec, given)
         with trio.CancelScope(shield=True):  # what is written down runs, whoever hangs up
-            return job if job.state.final else await self._start(job, spec)
+            return job if job.state.final else await self._runs.start(job, spec)
 
     def units_added(self, job_id: JobId, taken: Taken | None = None) -> None:
         """Look at the units that were added to an open job: those, where they are given."""
         running = self._running.get(job_id)
         if running is None or taken is None or not self._at_hand(running, taken):
-            self._ready(job_id, again=False)
+            self._runs.ready(job_id, again=False)
             return
         running.units.update({unit.index: unit for unit in taken.units})
         running.cursor = taken.units[-1].index
@@ -208,7 +211,7 @@ class Jobs:
         events.units_came(self._state, job_id, indices, running.cursor + 1)
         self.wake()
         if self._views.watched(job_id):
-            self._nursery.start_soon(self._show, job_id)
+            self._nursery.start_soon(self._runs.show, job_id)
 
     def _at_hand(self, running: RunningJob, taken: Taken) -> bool:
         """Whether units can go on as they are, without a look into the journal."""
@@ -231,7 +234,7 @@ class Jobs:
 
     def sealed(self, job_id: JobId) -> None:
         """No more units come to a job: it ends with those it has."""
-        self._ready(job_id, again=False)
+        self._runs.ready(job_id, again=False)
 
     async def cancel_units(self, job_id: JobId, indices: Sequence[int]) -> tuple[int, ...]:
         """Cancel units that nobody runs; gives the indices of those that are cancelled.
@@ -253,7 +256,7 @@ class Jobs:
                 written = await self._house.journal.end_units(ends)
         finally:  # also where it could not be written: then they are read again
             running.ending.difference_update(free)
-            self._ready(job_id, again=False)
+            self._runs.ready(job_id, again=False)
         return tuple(end.unit.index for end, new in zip(ends, written.new, strict=True) if new)
 
     async def _cancelled(self, running: RunningJob, indices: Iterable[int]) -> list[Unit]:
@@ -272,7 +275,7 @@ class Jobs:
         """Start again what ran when the daemon ended; to be called before any `submit`."""
         for job in await self._house.journal.running_jobs():
             spec = await self._house.journal.spec(job.id)
-            await self._start(job, spec, resumed=True)
+            await self._runs.start(job, spec, resumed=True)
 
     async def cancel(self, job_id: JobId) -> Job:
         """End a job; units that have ended keep their results.
@@ -287,7 +290,7 @@ class Jobs:
         running = self._running.get(job_id)
         if running is not None:
             running.scope.cancel()
-        job = await self._end(job_id, JobState.CANCELLED)
+        job = await self._runs.end(job_id, JobState.CANCELLED)
         if job.outputs_stay:
             self._nursery.start_soon(self._let_go_of_outputs, job_id)
         return job
@@ -298,137 +301,6 @@ class Jobs:
             await chaining.let_go(self._house, job_id)
         except ShoalError as error:  # they let go by themselves, in time
             log.warning("peers were not told to drop outputs", job=job_id, why=error.message)
-
-    # --- jobs from start to end ---
-
-    async def _start(self, job: Job, spec: JobSpec, *, resumed: bool = False) -> Job:
-        """Run a job in a task of its own; one that cannot even start has failed."""
-        if job.id in self._running or job.id in self._starting:
-            return job
-        self._starting.add(job.id)
-        try:
-            running = await prepare(self._house, job, spec, resumed=resumed)
-        except ShoalError as error:
-            self._house.store.unpin(job.id)
-            return await self._end(job.id, JobState.FAILED, _failure(error))
-        finally:
-            self._starting.discard(job.id)
-        self._running[job.id] = running
-        self._nursery.start_soon(self._run, running)
-        return job
-
-    async def _start_again(self, job_id: JobId) -> None:
-        """Run a job that had ended, and has units to do again."""
-        try:
-            job = await self._house.journal.job(job_id)
-            if job.state.final or job_id in self._running or job_id in self._starting:
-                return
-            await self._start(job, await self._house.journal.spec(job_id), resumed=True)
-        except ShoalError as error:
-            log.error("a job could not be taken up again", job=job_id, error=str(error))
-
-    async def _run(self, running: RunningJob) -> None:
-        job_id = running.need.job.id
-        log.info("job started", job=job_id, units=running.queue.units)
-        try:
-            with running.scope:
-                async with trio.open_nursery() as nursery:
-                    running.nursery = nursery
-                    events.job_started(self._state, running.queue)
-                    self._look_around()
-                    self.wake()
-                    try:
-                        await running.finished.wait()
-                    finally:  # before the nursery closes: nothing is begun in it any more
-                        self._under_way.leave(running)
-                    nursery.cancel_scope.cancel()
-                await self._end_by_itself(running)
-        except* StoreError as errors:  # this node's disk: no other provider would help
-            await self._break_off(job_id, _failure(_first(errors)))
-        except* Exception as errors:  # root of a job: one job's end must not end the others
-            log.exception("a job failed inside this node", job=job_id)
-            await self._break_off(job_id, Failure("internal", repr(errors)[:400]))
-        finally:
-            self._running.pop(job_id, None)
-            self._house.store.unpin(job_id)
-            self.wake()
-            if running.touched:
-                self._nursery.start_soon(self._start_again, job_id)
-
-    async def _end_by_itself(self, running: RunningJob) -> None:
-        """End a job of which all units have ended, or that was failed as a whole."""
-        job_id, failure = running.need.job.id, running.failure
-        if failure is not None:
-            await self._end(job_id, JobState.FAILED, failure)
-            return
-        failure = await self._house.journal.first_failure(job_id)
-        state = JobState.FAILED if failure else JobState.DONE
-        job = await self._end(job_id, state, failure, by_itself=True)
-        # Else a unit of it has to run again by now, since its outputs were lost.
-        running.touched = running.touched or not job.state.final
-
-    async def _break_off(self, job_id: JobId, failure: Failure) -> None:
-        """End a job through a fault of this node, perhaps one that keeps it from writing."""
-        try:
-            await self._end(job_id, JobState.FAILED, failure)
-        except ShoalError as error:
-            log.error(
-                "a job stopped and its end could not be written: it goes on after a restart",
-                job=job_id,
-                why=failure.message,
-                error=str(error),
-            )
-
-    async def _end(
-        self,
-        job_id: JobId,
-        state: JobState,
-        failure: Failure | None = None,
-        *,
-        by_itself: bool = False,
-    ) -> Job:
-        goes_on = False
-        with trio.CancelScope(shield=True):
-            try:
-                job = await self._house.journal.end_job(
-                    job_id, state, time.time(), failure, by_itself=by_itself
-                )
-                if goes_on := not job.state.final:
-                    return job
-                self.jobs_ended[job.state] += 1
-                log.info(
-                    "job ended", job=job_id, state=job.state.value, failed=job.units_failed
-                )
-                await self._views.changed(job_id)
-            finally:  # also where it could not be written: nothing more will be shown
-                if not goes_on:
-                    self._views.close(job_id)
-        return job
-
-    def _touched(self, job_ids: frozenset[JobId]) -> None:
-        """The ends of units made others ready, or failed them: see `State.touched`."""
-        for job_id in job_ids:
-            self._ready(job_id, again=True)
-
-    def _ready(self, job_id: JobId, *, again: bool) -> None:
-        """Look for ready units of a job, from the first on where ``again``."""
-        running = self._running.get(job_id)
-        if running is None:
-            if again and job_id not in self._starting:
-                self._nursery.start_soon(self._start_again, job_id)
-            return
-        if again:
-            running.cursor, running.touched = -1, True
-        events.units_ready(self._state, job_id)
-        self._nursery.start_soon(self._show, job_id)
-        self.wake()
-
-    async def _show(self, job_id: JobId) -> None:
-        """Show a job that changed through other jobs to those who watch it."""
-        try:
-            await self._views.changed(job_id)
-        except ShoalError as error:
-            log.error("a job cannot be shown", job=job_id, error=str(error))
 
     # --- the plan ---
 
@@ -536,9 +408,9 @@ class Jobs:
             case do.ReadOn():
                 start(self._under_way.read_on, running)
             case do.Check():
-                start(self._check, running)
+                start(self._runs.check, running)
             case do.FailFast():
-                start(self._fail_fast, running)
+                start(self._runs.fail_fast, running)
 
     def banned(self, peer: PeerId) -> None:
         """Have nothing more to do with a peer that is banned, and run again what it gave."""
@@ -548,29 +420,6 @@ class Jobs:
         """Deal with a peer again whose ban the operator has lifted."""
         self._checking.forgive(peer)
         self.wake()
-
-    async def _check(self, running: RunningJob) -> None:
-        """End a job of which nothing is left, or wait for what is still to come."""
-        job_id = running.need.job.id
-        while running.ending:
-            await self._jobs.changed.wait()
-        running.touched = False
-        job = await self._house.journal.job(job_id)
-        running.queue.open = job.open
-        ready, awaiting = await self._house.journal.any_open(job_id)
-        if ready:
-            running.cursor = -1
-            events.units_ready(self._state, job_id, job.units_total)
-        elif job.open or awaiting:
-            events.not_finished(self._state, job_id)
-        elif not running.queue.busy:
-            running.finished.set()
-        self.wake()
-
-    async def _fail_fast(self, running: RunningJob) -> None:
-        answers = await self._house.journal.answers(running.need.job.id)
-        running.failure = nobody_bids(running.need.job, answers, self._house.peer_id)
-        running.finished.set()
 
 
 @asynccontextmanager
@@ -585,16 +434,3 @@ async def open_jobs(
         nursery.start_soon(jobs.keep_planning)
         yield jobs
         nursery.cancel_scope.cancel()
-
-
-def _failure(error: ShoalError) -> Failure:
-    return Failure(error.code, error.message, error.hint)
-
-
-def _first(group: BaseExceptionGroup[ShoalError]) -> ShoalError:
-    """One error of a group: the first leaf tells enough for a person."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, ShoalError)
-    return error

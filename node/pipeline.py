@@ -3,9 +3,10 @@
 Read from top to bottom. Every step is one function and calls one module; who
 calls the steps are `node.jobs` on the requester's side (submit, negotiate,
 hand over, verify, deliver) and `node.provider` on the provider's (fetch,
-execute, sign). A call is answered there too, by what `node.bidding` says: a
-refusal, or a bid and its price. A node that runs its own user's work goes
-through the same steps and signs the same receipts.
+execute, sign), each with the modules that it is made of. A call is answered by
+`node.provider` too, as `node.bidding` says: a refusal, or a bid and its price.
+A node that runs its own user's work goes through the same steps and signs the
+same receipts.
 """
 
 from __future__ import annotations
