@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shoal.node.house import House
     from shoal.node.pipeline import Need
     from shoal.node.records import Ended, Unit
-    from shoal.protocol.messages import UnitResult
+    from shoal.protocol.negotiation_messages import UnitResult
 
 
 async def take(

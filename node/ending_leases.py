@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from shoal.node.house import tell
-from shoal.protocol.messages import Cancel, Release, Reveal
+from shoal.protocol.checking_messages import Reveal
 from shoal.protocol.negotiation import State
+from shoal.protocol.negotiation_messages import Cancel, Release
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:

@@ -60,29 +60,21 @@ from shoal.node.swarm_key import PUBLIC
 from shoal.node.timing import UnitTiming
 from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
+from shoal.protocol.challenge_messages import Challenge, Draw, ProofOffer, ProofsWanted
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
-from shoal.protocol.messages import (
-    Adverts,
+from shoal.protocol.messages import Adverts, Digest, Hello, Problem
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Call,
     Cancel,
-    Challenge,
-    DialBack,
-    Digest,
-    Draw,
     Drop,
-    Hello,
-    Introduce,
-    Introduction,
-    Problem,
-    ProofOffer,
-    ProofsWanted,
     Reason,
     Release,
     Share,
     UnitRequest,
     UnitsRequest,
 )
+from shoal.protocol.reachability_messages import DialBack, Introduce, Introduction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

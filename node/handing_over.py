@@ -24,7 +24,7 @@ from shoal.node.result_standing import Deed
 from shoal.node.running_jobs import Ending, Held, RunningJob
 from shoal.node.scheduling import events
 from shoal.node.scheduling.setbacks import HANDED_BACK
-from shoal.protocol.messages import Reason, Refusal, UnitResult
+from shoal.protocol.negotiation_messages import Reason, Refusal, UnitResult
 from shoal.protocol.verification.draw import signature_of
 
 if TYPE_CHECKING:

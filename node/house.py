@@ -35,8 +35,9 @@ from shoal.node.standing import Offence
 from shoal.node.timing import Timings
 from shoal.node.turns import Turns
 from shoal.node.why_not import peer_banned
+from shoal.protocol.checking_messages import Reveal
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.messages import Cancel, Release, Reveal
+from shoal.protocol.negotiation_messages import Cancel, Release
 
 if TYPE_CHECKING:
     from shoal.compute.unit_runs import UnitRun
@@ -50,8 +51,9 @@ if TYPE_CHECKING:
     from shoal.node.records import Ban
     from shoal.node.result_standing import Deed
     from shoal.node.state import State
-    from shoal.protocol.messages import Call, ResponseBody
+    from shoal.protocol.messages import ResponseBody
     from shoal.protocol.negotiation import ProviderSide
+    from shoal.protocol.negotiation_messages import Call
     from shoal.protocol.statements import Receipt
 
 RELEASE_TIME_LIMIT_S = 2.0

@@ -26,13 +26,13 @@ from shoal.node.errors import InputMissingError, NetworkError, StoreError
 from shoal.node.house import hold, inputs_of, usable
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.errors import VersionError
-from shoal.protocol.messages import Share
+from shoal.protocol.negotiation_messages import Share
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
     from shoal.node.house import House
-    from shoal.protocol.messages import UnitRequest
     from shoal.protocol.negotiation import ProviderSide
+    from shoal.protocol.negotiation_messages import UnitRequest
 
 FAILED_SOURCES_LIMIT = 4
 """Sources that do not give what they were named for, after which a unit tries no more."""

@@ -21,8 +21,8 @@ from shoal.node.running_jobs import Held
 from shoal.node.scheduling import events
 from shoal.node.scheduling.setbacks import setback_of
 from shoal.node.scheduling.state import Offer
-from shoal.protocol.messages import Reason, Refusal
 from shoal.protocol.negotiation import State as Stage
+from shoal.protocol.negotiation_messages import Reason, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from shoal.node.house import House
     from shoal.node.running_jobs import RunningJob
     from shoal.node.scheduling.state import LeaseId, State
-    from shoal.protocol.messages import AwardOffer
     from shoal.protocol.negotiation import RequesterSide
+    from shoal.protocol.negotiation_messages import AwardOffer
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from shoal.node.causes import REFUSALS, Cause, Remedy
 from shoal.node.records import Answer, Job
 from shoal.node.surroundings import Surroundings
 from shoal.node.wording import duration, names
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 LOST_TOLD = 3
 

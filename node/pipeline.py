@@ -65,7 +65,8 @@ from shoal.node.records import (
 )
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
-from shoal.protocol.messages import (
+from shoal.protocol.negotiation import Deliver, RequesterSide
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Bid,
     Call,
@@ -75,7 +76,6 @@ from shoal.protocol.messages import (
     UnitResult,
     UnitsResult,
 )
-from shoal.protocol.negotiation import Deliver, RequesterSide
 from shoal.protocol.statements import (
     Award,
     Receipt,

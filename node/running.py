@@ -24,7 +24,13 @@ from shoal.node import pipeline, unit_messages
 from shoal.node.errors import InputMissingError, StoreError
 from shoal.node.house import House, inputs_of
 from shoal.protocol.limits import INLINE_LIMIT_BYTES, UNIT_TIME_LIMIT_S
-from shoal.protocol.messages import Reason, Refusal, UnitRequest, UnitResult, UnitTimes
+from shoal.protocol.negotiation_messages import (
+    Reason,
+    Refusal,
+    UnitRequest,
+    UnitResult,
+    UnitTimes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -25,7 +25,7 @@ from shoal.protocol.limits import (
     SOURCE_BYTES,
     SOURCES_LIMIT,
 )
-from shoal.protocol.messages import (
+from shoal.protocol.negotiation_messages import (
     Refusal,
     UnitRefusal,
     UnitRequest,

@@ -22,7 +22,7 @@ from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.setbacks import COOL_DOWN_BROKEN_S, setback_of
 from shoal.node.verifying import VerifierLease, open_lease
-from shoal.protocol.messages import UnitResult
+from shoal.protocol.negotiation_messages import UnitResult
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId

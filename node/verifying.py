@@ -20,7 +20,7 @@ from shoal.node.errors import JobError, NetworkError
 from shoal.node.records import JobId, Unit, UnitState, new_job_id
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.feeding import BATCH_S
-from shoal.protocol.messages import Refusal, UnitResult
+from shoal.protocol.negotiation_messages import Refusal, UnitResult
 
 if TYPE_CHECKING:
     from shoal.crypto.content import BlobId

@@ -16,8 +16,8 @@ from shoal.compute.tensor import to_blob
 from shoal.node import submission
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer
 from shoal.node.records import JobSpec, JobState, Policy, UnitState
+from shoal.protocol.checking_messages import Reveal
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
-from shoal.protocol.messages import Reveal
 
 ROUND_TRIP_S = 0.6
 LARGE = INLINE_LIMIT_BYTES // 4 + 1

@@ -23,7 +23,7 @@ from shoal.node.errors import StoreError
 from shoal.node.running import HELD_BATCHES_LIMIT
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import BATCH_UNITS_LIMIT, INLINE_LIMIT_BYTES, PORT_BYTES
-from shoal.protocol.messages import (
+from shoal.protocol.negotiation_messages import (
     Cancel,
     Reason,
     Release,

@@ -13,7 +13,7 @@ from shoal.node.bidding import (
     worth,
 )
 from shoal.node.owner import Cause, Stance, sentence
-from shoal.protocol.messages import Bid, Call, Reason
+from shoal.protocol.negotiation_messages import Bid, Call, Reason
 
 REQUESTER = generate().peer_id
 PROVIDER = generate().peer_id

@@ -37,15 +37,11 @@ from shoal.node.provider import Provider
 from shoal.node.trials import charge_of
 from shoal.node.unit_messages import small_inputs
 from shoal.protocol.blob_messages import WhyNot
+from shoal.protocol.checking_messages import LeafWanted, NodesWanted, TraceWanted
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import (
-    LeafWanted,
-    NodesWanted,
-    Problem,
-    TraceWanted,
-    UnitResult,
-)
+from shoal.protocol.messages import Problem
 from shoal.protocol.negotiation import Answer
+from shoal.protocol.negotiation_messages import UnitResult
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 
