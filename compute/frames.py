@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
 
+from shoal.compute.devices.cards import Card  # msgspec reads the annotations
+from shoal.compute.devices.inventory import Lack
 from shoal.compute.exact.leaves import (
     LEAF_LIMIT_BYTES,
     LEAF_VALUES_LIMIT,
@@ -23,7 +25,7 @@ from shoal.compute.exact.leaves import (
     STAGE_LEAF_LIMIT_BYTES,
     STAGES_LIMIT,
 )
-from shoal.compute.executors.base import Probe  # msgspec reads the annotation
+from shoal.compute.executors.base import Probe
 from shoal.compute.in_file import InFile, size_of
 from shoal.compute.manifest import TENSOR_COUNT_LIMIT
 from shoal.compute.tensor import HEADER_LIMIT_BYTES, TENSOR_LIMIT_BYTES
@@ -83,7 +85,9 @@ class Start(_Message):
 
     ``exact`` asks for the executor of the class `exact` too, whose kernels should
     be in the cache by then. ``memory_bytes`` is the most that any unit may ask for.
-    ``niceness`` is the worker's once it has loaded what it needs.
+    ``niceness`` is the worker's once it has loaded what it needs. ``card`` is what units
+    run on; None is the CPU. ``scratch`` is a card's worker's own directory, the only
+    place where it may write.
     """
 
     threads: int
@@ -91,6 +95,8 @@ class Start(_Message):
     memory_bytes: int
     exact: bool
     niceness: int = 5
+    card: Card | None = None
+    scratch: str = ""
 
 
 class Convert(_Message):
@@ -101,17 +107,24 @@ class Convert(_Message):
 
 
 class Prepare(_Message):
-    """Load and keep a program; its blobs are attached, in this order. Answer: `Prepared`."""
+    """Load and keep a program; its blobs are attached, in this order. Answer: `Prepared`.
+
+    ``numeric_class`` is the one it is run in; "" is by its manifest, `exact` or `fp32`.
+    Under ``held_as`` it is run from then on; "" is its id.
+    """
 
     program_id: str
     blob_ids: tuple[str, ...]
     limits: UnitLimits
+    numeric_class: str = ""
+    held_as: str = ""
 
 
 class Run(_Message):
     """Run a kept program on the attached tensors. Answer: `Ran`, the outputs attached.
 
-    ``trace`` asks for the leaves of the unit's stages too, where its class has them.
+    ``program_id`` is what the program is held as, here and in what follows. ``trace``
+    asks for the leaves of the unit's stages too, where its class has them.
     """
 
     program_id: str
@@ -202,14 +215,14 @@ class Recompute(_Message):
 
 
 class Started(_Message):
-    """What the canary of each executor showed, and why others are not there.
+    """What the canary of each executor showed, and what keeps others from being there.
 
     ``sandbox`` says how the worker is locked in, or why not; ``sandboxed``, whether that
     is enough for strangers' programs.
     """
 
     probes: tuple[Probe, ...]
-    missing: tuple[_Text, ...]
+    missing: tuple[Lack, ...]
     sandbox: _Text
     sandboxed: bool
 

@@ -3,7 +3,8 @@
 This is the first step inside a worker. The blobs came from a peer, and nobody has
 looked into them yet: the daemon checked only that they are the ones their ids
 promise. So the manifest is decoded, the graph is held against the validity rules,
-and what the manifest says about ports and weights is compared with the graph.
+and what the manifest says about ports and weights is compared with the graph. A user's
+kernel has rules of its own (`shoal.compute.user_kernels`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Final
 from shoal.compute.convert import PROGRAM_OPSET
 from shoal.compute.errors import ProgramError
 from shoal.compute.graph import STANDARD_DOMAINS, fed_inputs, parse, port_of
+from shoal.compute.kernel_manifest import is_kernel_manifest
 from shoal.compute.manifest import Manifest, Port, decode
 from shoal.compute.program import check
 from shoal.compute.tensor import from_blob, spec_of_array
+from shoal.compute.user_kernels import parsing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from onnx import ModelProto
 
+    from shoal.compute.user_kernels.parsing import LoadedKernel
     from shoal.crypto.content import BlobId, Buffer
 
 GRAPH_LIMIT_BYTES: Final = 256 << 20
@@ -40,8 +44,8 @@ class LoadedProgram:
     weights: Mapping[str, np.ndarray]
 
 
-def load(program_id: BlobId, blobs: Mapping[BlobId, Buffer]) -> LoadedProgram:
-    """Check a program's blobs and put them together.
+def load(program_id: BlobId, blobs: Mapping[BlobId, Buffer]) -> LoadedProgram | LoadedKernel:
+    """Check a program's blobs and put them together; a user's kernel is one as well.
 
     Args:
         program_id: The id of the manifest, which is among the blobs.
@@ -52,7 +56,10 @@ def load(program_id: BlobId, blobs: Mapping[BlobId, Buffer]) -> LoadedProgram:
         ProgramError: A blob is missing, malformed or breaks a rule, or graph and
             manifest contradict each other.
     """
-    manifest = decode(bytes(_blob(blobs, program_id, "manifest")))
+    encoded = bytes(_blob(blobs, program_id, "manifest"))
+    if is_kernel_manifest(encoded):
+        return parsing.load(program_id, blobs)
+    manifest = decode(encoded)
     graph = _blob(blobs, manifest.graph, "graph")
     if len(graph) > GRAPH_LIMIT_BYTES:
         raise ProgramError(

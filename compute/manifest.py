@@ -13,7 +13,7 @@ shortest form, the tensors sorted by name.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Protocol
 
 import msgpack
 import msgspec
@@ -109,6 +109,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(BlobId(blob_id) for blob_id in dict.fromkeys(ids))
 
 
+class Takes(Protocol):
+    """What takes inputs: a manifest of either kind (`shoal.compute.programs`)."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """Its inputs."""
+        ...
+
+
 def encode(manifest: Manifest) -> bytes:
     """The canonical bytes of a manifest.
 
@@ -177,7 +186,7 @@ def check_class(manifest: Manifest, numeric_class: str) -> None:
         )
 
 
-def check_inputs(manifest: Manifest, inputs: Mapping[str, TensorSpec]) -> None:
+def check_inputs(manifest: Takes, inputs: Mapping[str, TensorSpec]) -> None:
     """Check that these are tensors that the program takes.
 
     Args:

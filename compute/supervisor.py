@@ -9,14 +9,18 @@ unit ends with an error that says so, the process is ended, and the next unit ge
 a new one. A unit cannot be interrupted from outside, so cancelling a run ends the
 process too. The first process starts when it is needed: a daemon that wants it
 early awaits `Worker.probe` in a task of its own. From then on a spare is kept.
+
+A unit that finds its card gone ends by `device_lost`. Where no process can be started on
+the card any more, the worker runs nothing more either, and `Place.lost` is told.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -24,8 +28,10 @@ import structlog
 import trio
 
 from shoal.compute import frames, priority
+from shoal.compute.devices.abilities import takes_units
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exchanges import Answer, exchange, exchange_many, nonsense
+from shoal.compute.executors.card_faults import LOST
 from shoal.compute.frames import FrameError, UnitLimits
 from shoal.compute.in_file import LARGE_BYTES, size_of
 from shoal.compute.turnstile import Turnstile
@@ -36,7 +42,7 @@ from shoal.compute.unit_runs import (
     Traced,
     UnitRun,
 )
-from shoal.compute.worker_process import WORKER, WorkerProcess, compile_kernels
+from shoal.compute.worker_process import WORKER, Place, WorkerProcess, compile_kernels
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol.verification import fraud_proof
@@ -45,12 +51,10 @@ from shoal.protocol.verification.fraud_proof import Verdict
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-    from shoal.compute.executors.base import Probe
+    from shoal.compute.devices.inventory import Lack
+    from shoal.compute.executors.base import NumericClass, Probe
     from shoal.compute.in_file import Tensor
     from shoal.crypto.content import Buffer
-
-START_LIMIT_S: Final = 60.0
-"""Imports take half a second on an idle machine, and much longer on a busy one."""
 
 CACHE_BYTES: Final = 2 << 30
 """Weights of prepared programs that a process keeps at most."""
@@ -79,6 +83,9 @@ _LAST: Final = 3  # what nobody waits for: after strangers' units
 
 MEMORY_BYTES: Final = 8 << 30
 """What a unit may use at most, where the operator has not said."""
+
+STARTS_TRIED: Final = 2
+"""A card whose worker fails to start so often in a row is gone: once, any process may."""
 
 CONVERT_LIMITS: Final = UnitLimits(time_s=60.0, memory_bytes=8 << 30, output_bytes=4 << 30)
 """For a model that comes by plain HTTP; larger ones are converted by their owner's client."""
@@ -115,10 +122,18 @@ class Worker:
     """
 
     def __init__(
-        self, start: frames.Start, entry: Sequence[str], nursery: trio.Nursery
+        self,
+        start: frames.Start,
+        entry: Sequence[str],
+        nursery: trio.Nursery,
+        place: Place | None = None,
     ) -> None:
         self._start = start
         self._entry = entry
+        self._place = place or Place()
+        self._classes: frozenset[NumericClass] | None = None
+        self._failed_starts = 0
+        self._lost: ComputeError | None = None
         self._sandbox, self._sandboxed = "no worker has started yet", False
         self._nursery = nursery
         self._turnstile = Turnstile()
@@ -126,16 +141,21 @@ class Worker:
         self._judging, self._judging_own = trio.Lock(), trio.Lock()
         self._rooms: dict[str, _Room] = {}  # the least recently used first
         self._spare: _Room | None = None
-        self._missing: tuple[str, ...] = ()
+        self._missing: tuple[Lack, ...] = ()
         self.processes_started = 0
         """How many worker processes there have been, those that did not settle in as well."""
         self.judging_s = 0.0
         """Processor seconds that judging proofs has taken."""
 
     @property
-    def missing(self) -> tuple[str, ...]:
+    def missing(self) -> tuple[Lack, ...]:
         """Why other executors are not among those of the last `probe`."""
         return self._missing
+
+    @property
+    def lost(self) -> ComputeError | None:
+        """Why its device computes nothing more; None where it does."""
+        return self._lost
 
     @property
     def pids(self) -> dict[str, int]:
@@ -153,10 +173,11 @@ class Worker:
         """Whether that is enough for strangers' programs."""
         return self._sandboxed
 
-    def holds(self, requester: str, program_id: BlobId) -> bool:
+    def holds(self, requester: str, program_id: BlobId, numeric_class: str = "") -> bool:
         """Whether a program is prepared for a requester, which makes its next unit cheaper."""
         room = self._rooms.get(requester)
-        return room is not None and room.process.alive and program_id in room.held
+        held_as = _held_as(program_id, numeric_class)
+        return room is not None and room.process.alive and held_as in room.held
 
     async def probe(self) -> tuple[Probe, ...]:
         """Start a process if there is none ready, and say what its canaries showed.
@@ -254,6 +275,7 @@ class Worker:
         limits: UnitLimits,
         ended: Callable[[UnitRun], None],
         rank: int = 0,
+        numeric_class: str = "",
     ) -> None:
         """Run several units of one program, in as few exchanges as is fair to others.
 
@@ -272,13 +294,18 @@ class Worker:
             limits: What each of them may take.
             ended: Told of each that has its outcome, in order.
             rank: Of those that wait, one of a lower rank goes first.
+            numeric_class: In which they run; "" is by the program, ``exact`` or ``fp32``.
         """
         together = True
+        held_as = _held_as(program_id, numeric_class)
+        ended = partial(self._ended, ended)
         left = deque(units)
         while left := deque(unit for unit in left if not unit.cancelled):
             async with self._turnstile.turn(rank, requester):
                 try:
-                    room = await self._room_with(requester, program_id, fetch_blobs, limits)
+                    room = await self._room_with(
+                        requester, program_id, fetch_blobs, limits, numeric_class
+                    )
                 except ProgramError as error:  # nor will any other unit of it run
                     for unit in left:
                         unit.end(error)
@@ -292,10 +319,10 @@ class Worker:
                 part = _part(left) if together else [left[0]]
                 turn_s, room.turn_s = room.turn_s, TURN_S
                 if len(part) == 1:
-                    await self._run_one(requester, program_id, left.popleft(), limits, ended)
+                    await self._run_one(requester, held_as, left.popleft(), limits, ended)
                     continue
                 request = frames.RunMany(
-                    program_id, tuple(part[0].inputs), len(part), limits, turn_s, part[0].trace
+                    held_as, tuple(part[0].inputs), len(part), limits, turn_s, part[0].trace
                 )
                 try:
                     for _ in range(await exchange_many(room.process, request, part, ended)):
@@ -305,10 +332,40 @@ class Worker:
                         del self._rooms[requester]
                         together = False
 
+    def _ended(self, tell: Callable[[UnitRun], None], unit: UnitRun) -> None:
+        """Tell of a unit's end; by some of them the device may be gone."""
+        if isinstance(unit.outcome, ComputeError) and unit.outcome.code == LOST:
+            self._nursery.start_soon(self._look_again)
+        tell(unit)
+
+    async def _look_again(self) -> None:
+        """See whether a device is there that a unit has found gone.
+
+        What one unit met is no proof: it may have been made to. A fresh process is.
+        """
+        async with self._starting:
+            await self._end_spare()  # it was started before
+            while self._lost is None:
+                with suppress(ComputeError):
+                    await self._ready_spare()
+                    return
+
+    def _lose(self, error: ComputeError) -> None:
+        """Run nothing more; units that come get this error."""
+        if self._lost is None:
+            log.error("a device is lost", error=error.message)
+            self._lost = error
+            self._place.lost(error)
+            self._nursery.start_soon(self._end_all)
+
+    async def _end_all(self) -> None:
+        async with self._turnstile.turn(_FIRST):
+            await self.close()
+
     async def _run_one(
         self,
         requester: str,
-        program_id: BlobId,
+        held_as: str,
         unit: UnitRun,
         limits: UnitLimits,
         ended: Callable[[UnitRun], None],
@@ -319,7 +376,7 @@ class Worker:
             try:
                 outcome = await self._run(
                     requester,
-                    program_id,
+                    held_as,
                     unit.inputs,
                     limits,
                     trace=unit.trace,
@@ -333,7 +390,7 @@ class Worker:
     async def _run(
         self,
         requester: str,
-        program_id: BlobId,
+        held_as: str,
         inputs: Mapping[str, Tensor],
         limits: UnitLimits,
         *,
@@ -341,7 +398,7 @@ class Worker:
         in_file_from: float = math.inf,
     ) -> Execution:
         """Run one unit of a program that the requester's process holds."""
-        request = frames.Run(program_id, tuple(inputs), limits, trace)
+        request = frames.Run(held_as, tuple(inputs), limits, trace)
         answer, outputs = await self._ask(
             requester, request, list(inputs.values()), limits, frames.Ran, in_file_from
         )
@@ -486,12 +543,16 @@ class Worker:
         program_id: BlobId,
         fetch_blobs: Callable[[], Awaitable[Mapping[BlobId, Buffer]]],
         limits: UnitLimits,
+        numeric_class: str = "",
     ) -> _Room:
         """The requester's process, in which the program is prepared."""
         room = await self._room_of(requester)
-        if program_id not in room.held:
+        held_as = _held_as(program_id, numeric_class)
+        if held_as not in room.held:
             blobs = await fetch_blobs()
-            prepare = frames.Prepare(program_id, tuple(blobs), limits)
+            prepare = frames.Prepare(
+                program_id, tuple(blobs), limits, numeric_class, held_as=held_as
+            )
             prepared, _ = await self._ask(
                 requester, prepare, list(blobs.values()), limits, frames.Prepared
             )
@@ -548,6 +609,8 @@ class Worker:
 
     async def _room_of(self, requester: str) -> _Room:
         """The process that runs this requester's units and nobody else's."""
+        if self._lost is not None:
+            raise self._lost
         room = self._rooms.pop(requester, None)
         if room is not None and not room.process.alive:
             await room.process.end()  # it died between two units: no unit's fault
@@ -565,6 +628,8 @@ class Worker:
 
     async def _ready_spare(self) -> _Room:
         """The spare, started if there is none; the caller holds `_starting`."""
+        if self._lost is not None:
+            raise self._lost
         if self._spare is None or not self._spare.process.alive:
             await self._end_spare()
             self._spare = await self._started(self._start)
@@ -579,27 +644,60 @@ class Worker:
     async def _started(self, start: frames.Start) -> _Room:
         """A new process that has settled in."""
         try:
-            process = WorkerProcess(self._entry)
+            process = WorkerProcess(self._entry, self._place)
         except OSError as error:
             raise ComputeError(
                 f"a worker process cannot be started: {error.strerror}", code="worker_start"
             ) from None
         self.processes_started += 1
-        limits = UnitLimits(time_s=START_LIMIT_S, memory_bytes=0, output_bytes=0)
+        start = msgspec.structs.replace(start, scratch=process.scratch)
+        limits = UnitLimits(self._place.start_limit_s, memory_bytes=0, output_bytes=0)
         try:
             answer, _ = await exchange(process, start, [], limits, frames.Started)
+            self._check_device(answer)
         except ComputeError as error:
             if not process.ended:
                 await process.end()
-            raise ComputeError(
-                f"the worker does not start: {error.message}",
-                code="worker_start",
-                hint="`shoal doctor` checks what it needs",
-            ) from error
-        if start is self._start:
+            raise self._not_started(error) from error
+        self._failed_starts = 0
+        if start.exact == self._start.exact:
             self._missing = answer.missing
         self._sandbox, self._sandboxed = answer.sandbox, answer.sandboxed
         return _Room(process, answer.probes)
+
+    def _check_device(self, answer: frames.Started) -> None:
+        """See that a card still does what it did when it was first looked at.
+
+        Raises:
+            ComputeError: It does not.
+        """
+        if self._start.card is None:
+            return
+        classes = frozenset(p.numeric_class for p in answer.probes if takes_units(p))
+        if self._classes is None:
+            self._classes = classes
+        elif gone := self._classes - classes:
+            reasons = "; ".join(lack.reason for lack in answer.missing)
+            names = ", ".join(sorted(each.value for each in gone))
+            raise ComputeError(f"it does not run {names} any more: {reasons:.300}")
+
+    def _not_started(self, error: ComputeError) -> ComputeError:
+        """What to say of a worker that does not start; of a card's, twice is once too often."""
+        self._failed_starts += 1
+        card = self._start.card
+        if card is None or self._classes is None or self._failed_starts < STARTS_TRIED:
+            return ComputeError(
+                f"the worker does not start: {error.message}",
+                code="worker_start",
+                hint="`shoal doctor` checks what it needs",
+            )
+        lost = ComputeError(
+            f"the card {card.id} is gone: its worker does not start any more: {error.message}",
+            code=LOST,
+            hint="another node may run it",
+        )
+        self._lose(lost)
+        return lost
 
     async def _ask(
         self,
@@ -627,6 +725,11 @@ class Worker:
         spare, self._spare = self._spare, None
         if spare is not None:
             await spare.process.end()
+
+
+def _held_as(program_id: BlobId, numeric_class: str) -> str:
+    """Under which name a process holds a program, which it may hold in several classes."""
+    return f"{program_id} {numeric_class}" if numeric_class else program_id
 
 
 def _part(units: Sequence[UnitRun]) -> list[UnitRun]:
@@ -667,16 +770,53 @@ async def open_worker(
         exact=False,
         niceness=niceness,
     )
-    worker: Worker | None = None
+    async with open_workers() as workers:
+        yield workers.add(start, entry=entry)
+
+
+class Workers:
+    """Workers that end together. Made by `open_workers`."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._all: list[Worker] = []
+
+    def add(
+        self,
+        start: frames.Start,
+        place: Place | None = None,
+        entry: Sequence[str] = WORKER,
+    ) -> Worker:
+        """Another worker; its first process starts when it is needed.
+
+        Args:
+            start: For which device, and what its units may take.
+            place: Where its processes run.
+            entry: What Python runs as the worker, for tests.
+        """
+        worker = Worker(start, entry, self._nursery, place)
+        self._all.append(worker)
+        self._nursery.start_soon(worker.sweep)
+        return worker
+
+    async def close(self) -> None:
+        """End all their processes."""
+        for worker in self._all:
+            await worker.close()
+
+
+@asynccontextmanager
+async def open_workers() -> AsyncIterator[Workers]:
+    """Workers of one device each, whose processes are gone when the block is left."""
+    workers: Workers | None = None
     try:
         async with trio.open_nursery() as nursery:
-            worker = Worker(start, entry, nursery)
-            nursery.start_soon(worker.sweep)
+            workers = Workers(nursery)
             try:
-                yield worker
+                yield workers
             finally:
                 nursery.cancel_scope.cancel()
     finally:  # when no task is left that may be starting one
-        if worker is not None:
+        if workers is not None:
             with trio.CancelScope(shield=True):
-                await worker.close()
+                await workers.close()

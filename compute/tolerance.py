@@ -118,6 +118,11 @@ class Tolerance:
     flips: float = 0.0
 
 
+KERNEL_TOLERANCE: Final = Tolerance(CAP["low"], FLIPS)
+"""Of users' kernels, whose arithmetic nobody here knows: what the class ``low`` allows at
+most."""
+
+
 def tolerance_of(graph: bytes, numeric_class: str) -> Tolerance:
     """The tolerance of a program, by its ONNX graph.
 

@@ -33,15 +33,20 @@ from shoal.compute import (
     measuring,
     priority,
 )
+from shoal.compute.card_meter import CardMeter
 from shoal.compute.convert import convert
+from shoal.compute.devices.abilities import failed
+from shoal.compute.devices.inventory import Lack
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.leaves import leaf_bytes
 from shoal.compute.executors.base import Executor, NumericClass, Probe
-from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.executors.card_faults import ENDS_WORKER, fault_of
+from shoal.compute.executors.table import check_reach, entries, missing_packages
 from shoal.compute.judging import judge
 from shoal.compute.loading import load
-from shoal.compute.manifest import Manifest, check_inputs
-from shoal.compute.sandbox import CPU, HardLimits, Meter, lock_in
+from shoal.compute.manifest import check_inputs
+from shoal.compute.programs import AnyManifest, own_class
+from shoal.compute.sandbox import CPU, GPU, HardLimits, Meter, lock_in, of_card_worker
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.compute.watchdog import Watchdog
 from shoal.crypto.content import BlobId
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shoal.compute.exact.leaves import StageLeaf
+    from shoal.compute.executors.table import Entry, Make
     from shoal.crypto.content import Buffer
 
 HELD_PROGRAMS_LIMIT: Final = 8
@@ -72,6 +78,8 @@ _PROCESSOR_GRACE_S: Final = 10.0
 """What a unit may use of processor time beyond its threads' share of its time limit: the
 supervisor's clock ends it long before, unless the daemon itself stands still."""
 
+PLACED: Final = (ProgramError, ComputeError)
+
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
 
@@ -80,7 +88,7 @@ _LINUX_OOM_FIRST: Final = "1000"
 class Held:
     """A prepared program, who runs it, and what its weights and graph take."""
 
-    manifest: Manifest
+    manifest: AnyManifest
     numeric_class: NumericClass
     prepared: object
     size_bytes: int
@@ -90,23 +98,22 @@ class Worker:
     """Answers requests; holds the prepared programs, the least recently used go first."""
 
     def __init__(self, start: frames.Start) -> None:
-        self._executors: dict[NumericClass, Executor[Any]] = {
-            NumericClass.FP32: OnnxRuntimeCpu(threads=start.threads)
-        }
-        self._missing: list[str] = []
-        if start.exact:
-            try:
-                self._executors[NumericClass.EXACT] = _exact_executor(start.threads)
-            except Exception as error:  # noqa: BLE001  # a compiler may fail in any way
-                self._missing.append(f"exact: {type(error).__name__}: {error!s:.200}")
+        self._card = start.card
+        self._scratch = start.scratch
+        self._missing: list[Lack] = []
+        self._loaded: list[tuple[Entry, Make]] = []
+        self._executors: dict[NumericClass, Executor[Any]] = {}
+        self._load(entries(start), start)
         self._runtimes: dict[NumericClass, str] = {}
-        self._meter = Meter()
+        self._meter = CardMeter() if self._card else Meter()
         self._watchdog = Watchdog(self._terminate)
         self._threads = start.threads
         self._unit_bytes = _OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
         self._cache_bytes = start.cache_bytes
         self._niceness = start.niceness
         self._held: OrderedDict[str, Held] = OrderedDict()
+        self.broken = False
+        """Whether this process can run nothing more: its card has failed."""
 
     def start(self) -> frames.Started:
         """Lock this process in and run the canary of each executor; one that fails is not used.
@@ -115,26 +122,76 @@ class Worker:
             ComputeError: None of them works here.
         """
         priority.yield_to_owner(self._niceness)  # threads that start later have it too
-        lock = lock_in(CPU)
+        lock = (
+            lock_in(GPU, of_card_worker(self._scratch, self._card.pci))
+            if self._card
+            else lock_in(CPU)
+        )
         self._watchdog.start()
-        probes: list[Probe] = []
-        missing = self._missing
-        for numeric_class, executor in list(self._executors.items()):
-            try:
-                executor.start_threads()
-                probes.append(executor.probe())
-            except Exception as error:  # noqa: BLE001  # a library may fail in any way inside
-                reason = error.message if isinstance(error, ComputeError) else repr(error)
-                missing.append(f"{numeric_class.value}: {reason:.300}")
-                del self._executors[numeric_class]
-        if not probes:
-            raise ComputeError("; ".join(missing), code="no_executor")
+        probes = self._probes() if self._reached() else self._compiled()
+        if not probes and not self._card:
+            reasons = "; ".join(lack.reason for lack in self._missing)
+            raise ComputeError(reasons, code="no_executor")
         self._runtimes = {probe.numeric_class: probe.runtime for probe in probes}
         # A runtime keeps weights as they came and as it likes them, and memory to work in.
         held_bytes = 2 * self._cache_bytes + HELD_PROGRAMS_LIMIT * _OVERHEAD_BYTES
         hard_limits = HardLimits(held_bytes + self._unit_bytes)
         lock = lock.close(self._meter, hard_limits)
-        return frames.Started(tuple(probes), tuple(missing), str(lock), lock.complete)
+        return frames.Started(tuple(probes), tuple(self._missing), str(lock), lock.complete)
+
+    def _load(self, wanted: Sequence[Entry], start: frames.Start) -> None:
+        """Import what the executors take, while this process may still read any file."""
+        for entry in wanted:
+            lack = missing_packages(entry)
+            if lack is None:
+                try:
+                    self._loaded.append((entry, entry.load(start)))
+                except Exception as error:  # noqa: BLE001  # a library may fail in any way
+                    lack = _lack(entry, error)
+            if lack is not None:
+                self._missing.append(lack)
+
+    def _reached(self) -> bool:
+        """Whether the device is here; of a card that is not, why."""
+        if self._card is None or not self._loaded:
+            return True
+        try:
+            check_reach(self._card)
+        except ComputeError as error:
+            self._missing.append(Lack(error.code, error.message, error.hint))
+            return False
+        if isinstance(self._meter, CardMeter):
+            import torch
+
+            self._meter.allocator = torch.cuda
+        return True
+
+    def _probes(self) -> list[Probe]:
+        """What the canaries show."""
+        probes: list[Probe] = []
+        for entry, make in self._loaded:
+            try:
+                executor = make()
+                executor.start_threads()
+                probes.append(executor.probe())
+            except Exception as error:  # noqa: BLE001  # a library may fail in any way inside
+                self._missing.append(_lack(entry, error))
+            else:
+                self._executors[entry.numeric_class] = executor
+        return probes
+
+    def _compiled(self) -> list[Probe]:
+        """What compiles for a card that is not reached: nothing runs there."""
+        assert self._card is not None
+        os.nice(priority.LOWEST)  # nobody waits for it
+        probes: list[Probe] = []
+        for entry, _ in self._loaded:
+            if entry.compiles is not None:
+                try:
+                    probes.append(entry.compiles(self._card))
+                except Exception as error:  # noqa: BLE001  # a compiler may fail in any way
+                    self._missing.append(_lack(entry, error))
+        return probes
 
     def convert(
         self, request: frames.Convert, attachments: list[Buffer]
@@ -155,13 +212,12 @@ class Worker:
         self._make_room(size_bytes)
         with self._within(request.limits):
             loaded = load(BlobId(request.program_id), blobs)
-            numeric_class = (
-                NumericClass.EXACT if loaded.manifest.precision else NumericClass.FP32
-            )
+            numeric_class = _class_of(request.numeric_class, loaded.manifest)
             prepared = self._executor_of(numeric_class).prepare(loaded)
         held = Held(loaded.manifest, numeric_class, prepared, size_bytes)
-        self._held[request.program_id] = held
-        self._leave_room(request.program_id)
+        name = request.held_as or request.program_id
+        self._held[name] = held
+        self._leave_room(name, request.limits)
         return frames.Prepared(tuple(self._held))
 
     def run(
@@ -263,13 +319,16 @@ class Worker:
         ):
             self._held.popitem(last=False)
 
-    def _leave_room(self, prepared: str) -> None:
+    def _leave_room(self, prepared: str, limits: frames.UnitLimits) -> None:
         """Let others go where they leave a unit less room than the hard limit promises.
 
-        What a runtime makes of a program's weights counts there, and not in `_make_room`.
+        What a runtime makes of a program's weights counts there, and not in `_make_room`. A
+        card promises nothing beyond what this program's units may ask for: no two programs
+        could stay there otherwise.
         """
+        wanted = _OVERHEAD_BYTES + limits.memory_bytes if self._card else self._unit_bytes
         others = [program_id for program_id in self._held if program_id != prepared]
-        while others and self._meter.memory_left_bytes() < self._unit_bytes:
+        while others and self._meter.memory_left_bytes() < wanted:
             del self._held[others.pop(0)]
 
     @contextmanager
@@ -283,13 +342,16 @@ class Worker:
         """
         if processor_s is None:
             processor_s = self._threads * limits.time_s + _PROCESSOR_GRACE_S
-        self._meter.hold(_OVERHEAD_BYTES + limits.memory_bytes, processor_s)
         try:
+            self._meter.hold(_OVERHEAD_BYTES + limits.memory_bytes, processor_s)
             with self._watchdog.within(limits.time_s):
                 yield
         except MemoryError:
             raise _over_memory(limits) from None
-        except ComputeError as error:
+        except Exception as error:
+            self._raise_fault(error, limits)
+            if not isinstance(error, ComputeError):
+                raise
             if error.code == "memory_limit":
                 raise _over_memory(limits, error) from None
             if error.code == "terminated":
@@ -298,19 +360,41 @@ class Worker:
         finally:
             self._meter.release()
 
+    def _raise_fault(self, error: Exception, limits: frames.UnitLimits) -> None:
+        """Raise what a failure means where it is the card's.
 
-def _exact_executor(threads: int) -> Executor[Any]:
-    """The executor `exact` on this CPU; importing it loads every kernel."""
-    import numba
-    import numpy.ma  # noqa: F401  # numba asks whether arrays are masked: later is too late
+        An executor may have said it in its own words; what it heard is told with the error.
+        """
+        if self._card is None:
+            return
+        heard = error.__context__ if isinstance(error, PLACED) else error
+        fault = heard and fault_of(heard, self._card.id, limits.memory_bytes)
+        if fault is None and isinstance(error, ComputeError) and error.code in ENDS_WORKER:
+            fault = error
+        if fault is None:
+            return
+        if isinstance(error, PLACED):
+            fault.node, fault.operator = error.node, error.operator
+        self.broken = fault.code in ENDS_WORKER
+        raise fault from None
 
-    if numba.config.DISABLE_JIT:  # then the kernels are plain Python, and nothing says so
-        raise ComputeError("numba's compiler is switched off", code="probe_failed")
-    from shoal.compute.exact.cpu.kernels import CpuKernels
-    from shoal.compute.executors.exact import Exact
 
-    kernels = CpuKernels(threads)
-    return Exact(kernels, "numba", kernels.warm_up)
+def _lack(entry: Entry, error: Exception) -> Lack:
+    """Why an executor is not there."""
+    shoals = isinstance(error, ComputeError)
+    reason = error.message if shoals else f"{type(error).__name__}: {error!s:.200}"
+    text = f"{entry.name} ({entry.numeric_class.value}): {reason:.300}"
+    return failed(text, error.hint if shoals else "")
+
+
+def _class_of(named: str, manifest: AnyManifest) -> NumericClass:
+    """In which class a program is run; where none is named, in its own."""
+    try:
+        return NumericClass(named or own_class(manifest))
+    except ValueError:
+        raise ComputeError(
+            f"no executor of the class {named!r} works here", code="no_executor"
+        ) from None
 
 
 def _inputs(
@@ -396,6 +480,8 @@ def _run_many(
         except Exception as error:  # noqa: BLE001  # the root of a unit, as in `serve`
             answer, outputs = _failed(error), []
         channel.sendall(b"".join(frames.encode_answer(answer, outputs)))
+        if worker.broken:
+            return
 
 
 def _answer(
@@ -423,9 +509,9 @@ def _answer(
 
 
 def serve(channel: socket.socket, worker_class: type[Worker] = Worker) -> None:
-    """Answer requests until the daemon closes its end."""
+    """Answer requests until the daemon closes its end, or the card has failed."""
     worker: Worker | None = None
-    while (received := _receive(channel)) is not None:
+    while not (worker and worker.broken) and (received := _receive(channel)) is not None:
         request, attachments, answer_memory = received
         if isinstance(request, frames.Start):
             worker = worker_class(request)

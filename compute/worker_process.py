@@ -14,6 +14,11 @@ import socket
 import subprocess
 import sys
 from array import array
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,13 +28,17 @@ from shoal.compute.errors import ComputeError
 from shoal.compute.lent_memory import LentMemory, lend, read_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from shoal.compute.in_file import InFile, Tensor
     from shoal.crypto.content import Buffer
 
 _LAST_WORDS_LIMIT_BYTES: Final = 64 << 10
 _POLL_S: Final = 0.1
+
+END_LIMIT_S: Final = 30.0
+"""A process that its driver holds in the kernel is ended by no signal, and not waited for."""
 
 _AT_ONCE_BYTES: Final = 64 << 10
 """Received at once where so much is there: the answers of many small units."""
@@ -57,6 +66,25 @@ WORKER: Final = ("-m", "shoal.compute.worker")
 def _environment() -> dict[str, str]:
     inherited = {n: os.environ[n] for n in _INHERITED_VARIABLES if n in os.environ}
     return inherited | _SET_VARIABLES
+
+
+def scratch_variables(directory: str) -> dict[str, str]:
+    """Where compilers and drivers put what they write: in one directory.
+
+    Of one process alone: what one requester's process compiled, and may have falsified,
+    is never run for another.
+    """
+    return {
+        "TMPDIR": directory,
+        "XDG_CACHE_HOME": directory,
+        "TRITON_CACHE_DIR": f"{directory}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{directory}/inductor",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # more are processes that outlive a unit
+        "CUDA_CACHE_PATH": f"{directory}/cuda",
+        "AMD_COMGR_CACHE_DIR": f"{directory}/comgr",
+        "MIOPEN_USER_DB_PATH": f"{directory}/miopen",
+        "MIOPEN_CUSTOM_CACHE_DIR": f"{directory}/miopen",
+    }
 
 
 async def compile_kernels() -> None:
@@ -97,6 +125,34 @@ async def compile_kernels() -> None:
         )
 
 
+START_LIMIT_S: Final = 60.0
+"""Imports take half a second on an idle machine, and much longer on a busy one."""
+
+CARD_START_LIMIT_S: Final = 240.0
+"""torch takes seconds to load, a driver to wake a card, and kernels are compiled."""
+
+
+def _nobody_asks(_: ComputeError) -> None:
+    """A CPU is not lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker's processes run, beyond what they are told.
+
+    Attributes:
+        variables: Of their environment: of a card's, those by which they see no other.
+        scratch: Where each gets a directory of its own; None, and they write nowhere.
+        start_limit_s: How long a start may take.
+        lost: Told once, when the device computes nothing more.
+    """
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    scratch: Path | None = None
+    start_limit_s: float = START_LIMIT_S
+    lost: Callable[[ComputeError], None] = _nobody_asks
+
+
 class WorkerGoneError(Exception):
     """The process closed its end: it is dead, or about to be."""
 
@@ -106,9 +162,16 @@ class WorkerProcess:
 
     Spawning blocks for a few milliseconds, on purpose: the kernel kills a worker
     when the *thread* that started it ends, and Trio's helper threads end when idle.
+
+    Args:
+        entry: What Python runs.
+        place: Where it runs.
     """
 
-    def __init__(self, entry: Sequence[str] = WORKER) -> None:
+    def __init__(self, entry: Sequence[str] = WORKER, place: Place | None = None) -> None:
+        place = place or Place()
+        self.scratch = "" if place.scratch is None else mkdtemp(dir=place.scratch)
+        own = scratch_variables(self.scratch) if self.scratch else {}
         ours, theirs = socket.socketpair()
         self._stderr, stderr = os.pipe()
         # A worker that says too much loses words; it never waits for a reader.
@@ -122,12 +185,13 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env=_environment(),
+                env={**_environment(), **place.variables, **own},
                 start_new_session=True,  # a Ctrl-C at the terminal is not for the worker
             )
         except OSError:
             ours.close()
             os.close(self._stderr)
+            self._remove_scratch()
             raise
         finally:
             theirs.close()
@@ -143,8 +207,11 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self._process.poll() is None
+        """Whether the process still runs. It is not reaped: its id stays its own."""
+        if self._process.returncode is not None:
+            return False
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.pid, flags) is None
 
     async def exchange(
         self,
@@ -264,18 +331,32 @@ class WorkerProcess:
             How it ended, for a sentence, with the last line that it wrote.
         """
         self.ended = True
-        self._process.kill()
+        # All that it started is in its session, and a compiler may have hung with it.
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):
             await self._stream.aclose()
-            returncode = await trio.to_thread.run_sync(self._process.wait)
+            with suppress(subprocess.TimeoutExpired):
+                wait = partial(self._process.wait, END_LIMIT_S)
+                await trio.to_thread.run_sync(wait)
+            if self.scratch:
+                await trio.to_thread.run_sync(self._remove_scratch)
         said = _read_what_is_there(self._stderr).decode(errors="replace")
-        how = (
-            f"was killed by {signal.Signals(-returncode).name}"
-            if returncode < 0
-            else f"ended with status {returncode}"
-        )
+        how = _ending(self._process.returncode)
         last_words = said.strip().splitlines()[-1:]
         return f"{how}, saying: {last_words[0][:300]}" if last_words else how
+
+    def _remove_scratch(self) -> None:
+        if self.scratch:
+            rmtree(self.scratch, ignore_errors=True)
+
+
+def _ending(returncode: int | None) -> str:
+    if returncode is None:
+        return "was killed and does not end, as its driver holds it"
+    if returncode < 0:
+        return f"was killed by {signal.Signals(-returncode).name}"
+    return f"ended with status {returncode}"
 
 
 def _read_what_is_there(pipe: int) -> bytes:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from shoal.compute.kernel_manifest import KERNEL_CLASS
 from shoal.crypto.peer_id import PeerId
-from shoal.node.causes import AFTER_FAILURE, Cause, Explanation, Remedy
+from shoal.node.causes import AFTER_FAILURE, NO_CARD, Cause, Explanation, Remedy
 from shoal.node.explain import explain
 from shoal.node.pending_checks import DISPUTED, IN_CHECK, disputed
 from shoal.node.records import Answer, Failure, Job, JobState, Unit, UnitState
@@ -47,7 +48,9 @@ def nobody_bids(job: Job, answers: Sequence[Answer], own: PeerId) -> Failure:
             NOBODY_BIDS,
             f"nobody bids for it: no known node, this one included, offers the class "
             f"{job.numeric_class} and takes work now",
-            f"`shoal job why {job.id}` tells who is known; or {wait}",
+            f"{NO_CARD.step}; or {wait}"
+            if job.numeric_class == KERNEL_CLASS
+            else f"`shoal job why {job.id}` tells who is known; or {wait}",
         )
     told = "; ".join(cause.sentence for cause in causes[:TOLD_LIMIT])
     more = f"; and {len(causes) - TOLD_LIMIT} more" if len(causes) > TOLD_LIMIT else ""

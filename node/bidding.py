@@ -8,10 +8,11 @@ they order bids and nothing is paid.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from shoal.compute.kernel_manifest import KERNEL_CLASS
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
 from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT, UNITS_IN_FLIGHT_LIMIT
@@ -44,13 +45,16 @@ OWN, FRIEND, STRANGER, DOUBTED = range(4)
 Withheld: TypeAlias = tuple[Reason, str, str | None]
 """Why a requester gets nothing more: a reason, a sentence, and the award that is meant."""
 
+ONLY_ON_CARDS = frozenset({KERNEL_CLASS, "low"})
+"""Classes that no executor serves on a CPU."""
+
 IN_FLIGHT = 2
 """One unit runs while the next one's inputs arrive; of a requester that sends no batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a node offers at this moment, to whom.
+    """What a node offers on one device at this moment, to whom.
 
     ``executors`` names the executor of each numeric class that is offered.
     ``providing``, ``min_price``, ``time_limit_s`` and the lists are about peers: work of
@@ -83,6 +87,60 @@ class Terms:
     """Why another node gets nothing more, by how it has dealt with this one."""
     doubted: Callable[[PeerId], bool] = lambda _peer: False
     """Whether a stranger's units wait behind all others'."""
+    compiled: Mapping[str, str] = field(default_factory=dict)
+    """The executor of each class that only compiles for the device, and takes no units."""
+    lost: str = ""
+    """Why the device computes nothing more."""
+
+
+def choose(call: Call, requester: PeerId, offers: Sequence[Terms]) -> Terms | Refusal:
+    """Which device of this node bids on ``call``; why none does.
+
+    Of those that have no reason to refuse, the one with the shortest wait; where two have
+    none, a card before the CPU, which its owner has other uses for.
+
+    Args:
+        call: What is asked for.
+        requester: By whom.
+        offers: This node's terms on each of its devices, the CPU's first.
+    """
+    refusals = [(terms, refusal(call, requester, terms)) for terms in offers]
+    free = [terms for terms, no in refusals if no is None]
+    if free:
+        return min(free, key=lambda t: (t.waiting_s, t.leases, t.device == offers[0].device))
+    told = [(terms, no) for terms, no in refusals if no is not None]
+    for terms, no in told:  # a device that would do, but for what passes or can be changed
+        if call.numeric_class in terms.executors:
+            return no
+    _, no = told[0]
+    if no.reason in {Reason.CLASS_NOT_OFFERED, Reason.NO_DEVICE}:
+        return _not_served(call, offers) or no
+    return no
+
+
+def _not_served(call: Call, offers: Sequence[Terms]) -> Refusal | None:
+    """Why no device serves the class of a call, where more is known than what others do."""
+    lost = [terms.lost for terms in offers if terms.lost]
+    asked = call.numeric_class in ONLY_ON_CARDS or any(
+        call.numeric_class in terms.compiled for terms in offers
+    )
+    compiling = [terms.device for terms in offers if terms.compiled] if asked else []
+    if compiling:
+        detail = (
+            f"compile-only on {', '.join(compiling)}: kernels compile for these cards here, "
+            "and no runtime of this node reaches them"
+        )
+    elif asked and lost:
+        detail = lost[0]
+    elif call.numeric_class in ONLY_ON_CARDS and not any(t.executors for t in offers[1:]):
+        detail = _takes_card(call)
+    else:
+        executors = sorted({c for terms in offers for c in terms.executors})
+        if not executors:
+            return None
+        offered = f"offered here: {', '.join(executors)}"
+        return Refusal(call.call, Reason.CLASS_NOT_OFFERED, offered)
+    return Refusal(call.call, Reason.NO_DEVICE, detail[:256])
 
 
 def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
@@ -91,35 +149,59 @@ def refusal(call: Call, requester: PeerId, terms: Terms) -> Refusal | None:
     The order is from what the requester cannot change to what passes by itself.
     """
     reason = closed(requester, terms)
+    if reason is None:
+        no_more = withheld(requester, terms)
+        if no_more is not None:
+            return Refusal(call.call, *no_more)
+        reason = _not_there(call, terms) or _not_so(call, requester, terms)
+    return Refusal(call=call.call, reason=reason[0], detail=reason[1]) if reason else None
+
+
+def _not_there(call: Call, terms: Terms) -> tuple[Reason, str] | None:
+    """What keeps the device from serving the class of a call."""
+    if call.numeric_class in terms.executors:
+        return None
+    if terms.lost:
+        return Reason.NO_DEVICE, terms.lost[:256]
+    if terms.starting:
+        return Reason.BUSY, "it has just started and still tests its devices"
+    if not terms.executors:
+        return Reason.NO_DEVICE, "no executor of this node works"
+    if call.numeric_class in ONLY_ON_CARDS:
+        return Reason.NO_DEVICE, _takes_card(call)
+    offered = ", ".join(sorted(terms.executors))
+    return Reason.CLASS_NOT_OFFERED, f"offered here: {offered}"
+
+
+def _takes_card(call: Call) -> str:
+    return f"class {call.numeric_class} takes a GPU, and this node has none that is used"
+
+
+def _not_so(call: Call, requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
+    """What of a call is not taken of this requester, or not now, by a device that could."""
     stranger = rank(requester, terms) > FRIEND
-    no_more = withheld(requester, terms) if reason is None else None
-    if no_more is not None:
-        return Refusal(call.call, *no_more)
-    if reason is not None:
-        pass
-    elif terms.starting and call.numeric_class not in terms.executors:
-        reason = (Reason.BUSY, "it has just started and still tests its devices")
-    elif not terms.executors:
-        reason = (Reason.NO_DEVICE, "no executor of this node works")
-    elif call.numeric_class not in terms.executors:
-        offered = ", ".join(sorted(terms.executors))
-        reason = (Reason.CLASS_NOT_OFFERED, f"offered here: {offered}")
-    elif call.memory_bytes > terms.memory_bytes:
-        reason = (
+    if call.numeric_class == KERNEL_CLASS and stranger:
+        # A kernel is a stranger's code on a card whose driver no sandbox covers.
+        return (
+            Reason.UNTRUSTED_REQUESTER,
+            "kernels are taken only of peers on this node's allow list",
+        )
+    if call.memory_bytes > terms.memory_bytes:
+        return (
             Reason.TOO_LARGE,
             f"a unit may use {terms.memory_bytes} bytes here, not {call.memory_bytes}",
         )
-    elif requester != terms.own and call.time_limit_s > terms.time_limit_s:
-        reason = (
+    if requester != terms.own and call.time_limit_s > terms.time_limit_s:
+        return (
             Reason.TOO_LARGE,
             f"a unit may take {terms.time_limit_s:g} s here, not {call.time_limit_s:g}",
         )
-    elif terms.leases >= (STRANGERS_LEASES_LIMIT if stranger else LEASES_LIMIT):
-        reason = (Reason.BUSY, f"{terms.leases} leases are running")
-    elif requester != terms.own and worth(call) < terms.min_price:
+    if terms.leases >= (STRANGERS_LEASES_LIMIT if stranger else LEASES_LIMIT):
+        return Reason.BUSY, f"{terms.leases} leases are running"
+    if requester != terms.own and worth(call) < terms.min_price:
         least = f"those of {terms.min_price:.4g} or more are taken here"
-        reason = (Reason.PRICE, f"a unit of it is worth {worth(call):.4g} credits, and {least}")
-    return Refusal(call=call.call, reason=reason[0], detail=reason[1]) if reason else None
+        return Reason.PRICE, f"a unit of it is worth {worth(call):.4g} credits, and {least}"
+    return None
 
 
 def closed(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:

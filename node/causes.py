@@ -233,6 +233,24 @@ REFUSALS = {
 }
 """For each refusal: what it says about the peer, and what would change it."""
 
+NO_CARD = Words(
+    "has no GPU for it",
+    "have no GPU for it",
+    "it runs on a node with a GPU alone: `shoal peers --connect ADDRESS` links this node to "
+    "one",
+    Remedy.HERE,
+)
+"""`Reason.NO_DEVICE` of a node whose devices work, and are no GPUs."""
+
+KERNELS_OF_FRIENDS = Words(
+    "takes kernels only of nodes that are on its allow list",
+    "take kernels only of nodes that are on their allow lists",
+    'its operator can add this node there, `allow = ["{own}"]`, then “shoal reload”',
+    Remedy.THERE,
+    told=False,
+)
+"""`Reason.UNTRUSTED_REQUESTER` of a node that would serve strangers with anything else."""
+
 NO_SANDBOX = Words(
     "serves nodes that are not on its allow list from within a sandbox only, and has none",
     "serve nodes that are not on their allow lists from within a sandbox only, and have none",

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shoal.compute.tolerance import near, tolerance_of
+from shoal.compute.manifest import Manifest
+from shoal.compute.tolerance import KERNEL_TOLERANCE, near, tolerance_of
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ async def like_whom(
     mine = ends.get(peer)
     if mine is None or mine.unit.outputs is None:
         return peer
-    graph = await house.store.get_bytes(BlobId(need.manifest.graph))
-    tolerance = tolerance_of(graph, need.spec.numeric_class)
+    manifest, numeric_class = need.manifest, need.spec.numeric_class
+    tolerance = KERNEL_TOLERANCE
+    if isinstance(manifest, Manifest):
+        graph = await house.store.get_bytes(BlobId(manifest.graph))
+        tolerance = tolerance_of(graph, numeric_class)
     for other, key in opinions.items():
         end = ends.get(other)
         if end is None or end.unit.outputs is None:

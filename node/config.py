@@ -68,6 +68,7 @@ SOCKET_PATH_LIMIT_BYTES = 107
 """Of a Unix socket's path on Linux: ``sun_path`` without its final zero."""
 
 _ENVIRONMENT_PREFIX = "SHOAL_"
+_READ_ELSEWHERE = {"SHOAL_DEVICES_ROOT"}  # by the processes that look for cards
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +295,9 @@ def locate(
 
 
 def unknown_variables(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """``SHOAL_*`` variables that no setting reads."""
+    """``SHOAL_*`` variables that nothing reads."""
     environment = os.environ if environment is None else environment
-    known = {setting.variable for setting in SETTINGS}
+    known = {setting.variable for setting in SETTINGS} | _READ_ELSEWHERE
     return tuple(
         sorted(n for n in environment if n.startswith(_ENVIRONMENT_PREFIX) and n not in known)
     )

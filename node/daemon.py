@@ -8,7 +8,7 @@ connections after them, the state and the blobs last.
 from __future__ import annotations
 
 import faulthandler
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ import trio
 import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import COMPILING, failed
+from shoal.compute.errors import ComputeError
 from shoal.compute.supervisor import CACHE_BYTES, open_worker
 from shoal.node import chaining
 from shoal.node.addresses import parse_address
@@ -29,6 +30,7 @@ from shoal.node.blobs import open_store
 from shoal.node.bulk.channels import open_channels
 from shoal.node.bulk.listener import listen as listen_for_bulk
 from shoal.node.capability import Capability, open_capability
+from shoal.node.cards import Cards, open_cards
 from shoal.node.challenger import Challenger, open_challenger
 from shoal.node.conduct import Conduct, open_conduct
 from shoal.node.control import open_control
@@ -47,7 +49,7 @@ from shoal.node.lifecycle import Lifecycle
 from shoal.node.logs import no_logs, set_up_logs
 from shoal.node.membership import Membership, open_membership
 from shoal.node.network import open_network
-from shoal.node.offer import AGENT, Capacity, make_advert, make_terms
+from shoal.node.offer import AGENT, CPU, Capacity, make_advert, make_terms
 from shoal.node.owner_load import OwnersUse
 from shoal.node.owner_watch import OwnerWatch, open_owner_watch
 from shoal.node.private_network import PrivateNetwork
@@ -75,11 +77,15 @@ from shoal.protocol.checking_messages import (
     Acknowledge,
     LeafWanted,
     NodesWanted,
+    Reason,
     Reveal,
     TraceWanted,
 )
 
 if TYPE_CHECKING:
+    from shoal.compute.devices import Lack
+    from shoal.compute.executors.base import Probe
+    from shoal.node.bidding import Terms
     from shoal.node.config import Config
 
 log = structlog.get_logger(__name__)
@@ -174,6 +180,7 @@ async def serve(
                 niceness=config.niceness,
             )
         )
+        cards = await stack.enter_async_context(open_cards(config, capacity))
         control = await stack.enter_async_context(open_control(network, AGENT, conduct))
         membership = Membership(
             identity,
@@ -229,10 +236,10 @@ async def serve(
             directory=config.home / "blobs",
             threads=config.cores,
             cpu=lambda: next((d for d in capacity.devices if d.kind == "cpu"), None),
-            classes=lambda: frozenset(capacity.executors),
+            classes=lambda: frozenset(capacity.executors()),
             idle=lambda: (
                 settings().provide
-                and owner.stance("cpu").cause is None
+                and owner.stance(CPU).cause is None
                 and not provider.units_waiting
             ),
             changed=membership.announce,
@@ -269,6 +276,20 @@ async def serve(
                 called=conduct.called,
             )
         )
+
+        def terms(device: str) -> Terms:
+            return make_terms(
+                settings(),
+                identity,
+                capacity,
+                provider,
+                owner,
+                convictions.is_banned,
+                standings,
+                house.settling,
+                device,
+            )
+
         house = House(
             identity=identity,
             network=network,
@@ -282,17 +303,10 @@ async def serve(
             worker=worker,
             reach=partial(conduct.reach, introductions.reach),
             broke=conduct.broke,
+            terms=partial(terms, CPU),
+            cards=lambda: [terms(d.id) for d in capacity.devices if d.kind != "cpu"],
+            card_workers=cards.workers,
             noted=conduct.noted,
-            terms=lambda: make_terms(
-                settings(),
-                identity,
-                capacity,
-                provider,
-                owner,
-                convictions.is_banned,
-                standings,
-                house.settling,
-            ),
             proven=partial(is_proven, membership, book),
             convictions=convictions,
             standings=standings,
@@ -389,7 +403,7 @@ async def serve(
             await nursery.start(serve_on, make_app(daemon), listening)
             if watched is not None:
                 await nursery.start(serve_on, make_metrics_app(daemon), watched)
-            nursery.start_soon(_probe, daemon)
+            nursery.start_soon(_probe_all, daemon, cards)
             nursery.start_soon(lifecycle.pulse, daemon.look)
             nursery.start_soon(daemon.figures.follow_loop)
             nursery.start_soon(joining.run)
@@ -433,34 +447,55 @@ def _step_back(config: Config) -> float | None:
     return config.step_back if config.provide else None
 
 
-async def _probe(daemon: Daemon) -> None:
+async def _probe_all(daemon: Daemon, cards: Cards) -> None:
     """Find the devices, see what really runs on them, and tell the network."""
     capacity = daemon.capacity
     capacity.devices = (
         await trio.to_thread.run_sync(hardware.detect, abandon_on_cancel=True)
     ).devices
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_probe_cards, daemon, cards)
+        await _probe_cpu(daemon)
+        daemon.measured.settled.set()  # of the CPU: a card's driver may keep others waiting
+    capacity.starting = False
+
+
+async def _probe_cards(daemon: Daemon, cards: Cards) -> None:
+    def lost(device: str, error: ComputeError) -> None:
+        daemon.capacity.lose(device, error)
+        daemon.provider.hand_back(Reason.BUSY, error.message[:256], device)
+        daemon.membership.announce()
+
+    await cards.look(lost)
+    if cards.workers:
+        daemon.membership.announce()
+
+
+async def _probe_cpu(daemon: Daemon) -> None:
+    capacity, worker = daemon.capacity, daemon.worker
+
+    def offer(probes: Sequence[Probe], lacks: Sequence[Lack]) -> None:
+        capacity.offer(probes, lacks, CPU, worker.sandbox, sandboxed=worker.sandboxed)
+
     try:
-        probes = await daemon.worker.probe()
+        probes = await worker.probe()
     except shoal.ShoalError as error:
         log.error("no executor works here: no work is taken", error=str(error))
-        capacity.offer((), [failed(error.message, error.hint)])
+        offer((), [failed(error.message, error.hint)])
     else:
-        capacity.offer(probes, [COMPILING, *map(failed, daemon.worker.missing)])
-        capacity.sandboxed = daemon.worker.sandboxed
-        if not capacity.sandboxed:
-            log.warning("the sandbox is not complete", sandbox=daemon.worker.sandbox)
+        offer(probes, [COMPILING, *worker.missing])
+        if not worker.sandboxed:
+            log.warning("the sandbox is not complete", sandbox=worker.sandbox)
     daemon.membership.announce()
     try:
-        probes = await daemon.worker.enable_exact()
-        capacity.sandboxed = daemon.worker.sandboxed
+        probes = await worker.enable_exact()
     except shoal.ShoalError as error:
         log.warning("the class exact is not offered", error=str(error))
-        lacks = [lack for lack in capacity.canaries.lacks if lack is not COMPILING]
-        capacity.offer(capacity.canaries.probes, [*lacks, failed(error.message, error.hint)])
+        known = capacity.canaries[CPU]
+        lacks = [lack for lack in known.lacks if lack is not COMPILING]
+        offer(known.probes, [*lacks, failed(error.message, error.hint)])
     else:
-        for reason in daemon.worker.missing:
-            log.warning("an executor does not work", reason=reason)
-        capacity.offer(probes, [*map(failed, daemon.worker.missing)])
+        for lack in worker.missing:
+            log.warning("an executor does not work", reason=lack.reason)
+        offer(probes, worker.missing)
         daemon.membership.announce()
-    capacity.starting = False
-    daemon.measured.settled.set()

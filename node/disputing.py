@@ -310,7 +310,7 @@ class Disputes:
 
     async def _blobs(self, held: Exhibit, proof: FraudProof) -> dict[BlobId, bytes]:
         """The blobs that a proof about a trace names."""
-        blobs = await held.read([held.program, BlobId(held.manifest.graph)])
+        blobs = await held.read([held.program, held.manifest.blob_ids[0]])  # its graph
         if proof.kind == "operator":
             index = decode_operator_leaf(proof.leaves[0].leaf).index
             tensors = (await held.tensors_of(index)).blobs

@@ -24,7 +24,7 @@ from shoal.protocol.limits import EnvelopeBytes
 from shoal.protocol.statements import open_receipt
 
 if TYPE_CHECKING:
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.compute.unit_runs import Execution, NodeTensors, Traced
     from shoal.node.house import House
     from shoal.node.state import State
@@ -96,7 +96,7 @@ class Exhibit:
     house: House
     name: str
     receipt: Receipt
-    manifest: Manifest
+    manifest: AnyManifest
     inputs: dict[str, BlobId]
     memory_bytes: int
 

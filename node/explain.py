@@ -15,7 +15,9 @@ from shoal.node.causes import (
     FALSE_RESULT,
     FALSE_RESULTS,
     IN_DEBT,
+    KERNELS_OF_FRIENDS,
     LOW_STANDING,
+    NO_CARD,
     NO_SANDBOX,
     OTHER_ERROR,
     REFUSALS,
@@ -141,6 +143,7 @@ def _refused(job: Job, latest: Mapping[PeerId, Answer], around: Surroundings) ->
 
 
 _UNTRUSTED = {
+    "kernels are taken": KERNELS_OF_FRIENDS,
     "sandbox": NO_SANDBOX,
     "those who serve": IN_DEBT,
     "standing": LOW_STANDING,
@@ -153,6 +156,8 @@ def _words(answer: Answer) -> Words:
         for mark, words in _UNTRUSTED.items():
             if mark in answer.detail:
                 return words
+    if answer.verdict == Reason.NO_DEVICE and "takes a GPU" in answer.detail:
+        return NO_CARD
     if answer.verdict in _REASONS:
         return REFUSALS[Reason(answer.verdict)]
     if answer.verdict in FALSE_RESULTS:

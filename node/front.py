@@ -25,7 +25,6 @@ from shoal.node import chaining, reload, submission
 from shoal.node.account import about_unit, told
 from shoal.node.again import spec_again
 from shoal.node.assurance import Assurance, JobAssurance, assure
-from shoal.node.bidding import Terms
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
 from shoal.node.disputing import VERDICTS
@@ -39,7 +38,7 @@ from shoal.node.ledger_file import ACKNOWLEDGEMENTS_LIMIT, RECEIPTS_LIMIT, write
 from shoal.node.membership import Membership
 from shoal.node.metrics import Metrics, Readings
 from shoal.node.network_statistics import Traffic
-from shoal.node.offer import Capacity, make_terms
+from shoal.node.offer import CPU, Capacity
 from shoal.node.owner_view import check_device, owner_view
 from shoal.node.owner_watch import OwnerWatch
 from shoal.node.prover import Prover
@@ -81,7 +80,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from shoal.compute.devices import Device, Inventory
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
     from shoal.crypto.identity import Identity
@@ -190,8 +189,8 @@ class Daemon:
             units_served=self.provider.units_served,
             blob_bytes=self.blobs.used_bytes,
             blob_quota_bytes=self.blobs.quota_bytes,
-            sandbox=self.worker.sandbox,
-            sandboxed=self.capacity.sandboxed,
+            sandbox=self._sandboxes(),
+            sandboxed=self.capacity.sandboxed.get(CPU, False),
             owner=self._owner(),
             reachability=self.reachability.view(),
             joining=self.joining.view(),
@@ -213,7 +212,7 @@ class Daemon:
         return peer_views(
             self.membership,
             self.measured.book,
-            self._terms(),
+            self.house.terms(),
             self.conduct,
             channels.traffic_of if channels is not None else lambda _peer: Traffic(),
         )
@@ -296,11 +295,11 @@ class Daemon:
             await self.blobs.put_bytes(blob)
         return program.program_id
 
-    async def register_program(self, program: BlobId) -> Manifest:
+    async def register_program(self, program: BlobId) -> AnyManifest:
         """Take up a program whose blobs were uploaded; raises as `program_of`."""
         return await program_of(self.blobs, program)
 
-    async def program(self, program: BlobId) -> Manifest:
+    async def program(self, program: BlobId) -> AnyManifest:
         """The manifest of a program held; raises as `register_program`."""
         return await program_of(self.blobs, program)
 
@@ -565,8 +564,8 @@ class Daemon:
             refusals={reason: self.provider.refused[reason] for reason in Reason},
             blob_bytes=self.blobs.used_bytes,
             blob_quota_bytes=self.blobs.quota_bytes,
-            worker_processes=len(self.worker.pids),
-            workers_started=self.worker.processes_started,
+            worker_processes=sum(len(worker.pids) for worker in self._workers()),
+            workers_started=sum(worker.processes_started for worker in self._workers()),
             tasks=trio.lowlevel.current_statistics().tasks_living,
             network=self.network.statistics(),
             threads=threading.active_count(),
@@ -578,19 +577,16 @@ class Daemon:
         used = self.capacity.units_run_on()
         others = (device.id for device in self.capacity.devices if device.id not in used)
         paused = (device for device in others if not self.owner.stance(device).own)
-        return owner_view(self.config, self.owner, (*used, *paused), self._terms())
+        return owner_view(self.config, self.owner, (*used, *paused), self.house.terms())
 
-    def _terms(self) -> Terms:
-        return make_terms(
-            self.config,
-            self.identity,
-            self.capacity,
-            self.provider,
-            self.owner,
-            self.convictions.is_banned,
-            self.standings,
-            self.house.settling,
-        )
+    def _sandboxes(self) -> str:
+        """How the worker of each device that takes units is locked in."""
+        cards = self.capacity.units_run_on()[1:]
+        texts = (f"{card}: {self.capacity.canaries[card].sandbox}" for card in cards)
+        return "; ".join([self.worker.sandbox, *texts])
+
+    def _workers(self) -> list[Worker]:
+        return [self.worker, *self.house.card_workers.values()]
 
     async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
         """Let the module that knows about it answer a peer's request."""

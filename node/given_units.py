@@ -24,7 +24,8 @@ from shoal.node.records import SMALL_TENSOR_LIMIT_BYTES, OutputRef, Unit, UnitSt
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from shoal.compute.manifest import Manifest, Port
+    from shoal.compute.manifest import Port
+    from shoal.compute.programs import AnyManifest
     from shoal.node.house import House
     from shoal.node.records import GivenUnit, Job, JobId
 
@@ -47,7 +48,7 @@ class Taken:
 
 async def take(
     house: House,
-    manifest: Manifest,
+    manifest: AnyManifest,
     job_id: JobId,
     given: Sequence[GivenUnit],
     first: int,
@@ -102,7 +103,7 @@ def is_given(unit: Unit, given: GivenUnit) -> bool:
 class _Look:
     """What is known of the inputs of some units, each looked up once."""
 
-    def __init__(self, house: House, job_id: JobId, manifest: Manifest) -> None:
+    def __init__(self, house: House, job_id: JobId, manifest: AnyManifest) -> None:
         self.held: set[BlobId] = set()
         self._house = house
         self._job_id = job_id
@@ -223,7 +224,7 @@ def _by_name(ports: Sequence[Port]) -> dict[str, Port]:
     return {port.name: port for port in ports}
 
 
-def _without(manifest: Manifest, names: Mapping[str, object]) -> Manifest:
+def _without(manifest: AnyManifest, names: Mapping[str, object]) -> AnyManifest:
     """The manifest without the inputs of which no shape is known yet."""
     if not names:
         return manifest

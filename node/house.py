@@ -8,12 +8,13 @@ manifest is had, and how a peer's answer is taken.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shoal.compute import manifest as manifests
+from shoal.compute import programs
 from shoal.compute.errors import ProgramError
+from shoal.compute.manifest import MANIFEST_LIMIT_BYTES
 from shoal.compute.supervisor import Worker
 from shoal.compute.tensor import TensorSpec, spec_of_blob
 from shoal.crypto.content import BlobId
@@ -132,6 +133,12 @@ class House:
     reach: Callable[[PeerId], Awaitable[None]]
     """Connect to a peer known by its advert; `NetworkError` where that fails."""
     terms: Callable[[], bidding.Terms]
+    """What this node offers on its CPU at this moment."""
+    cards: Callable[[], Sequence[bidding.Terms]] = tuple
+    """The same of each of its cards."""
+    card_workers: Mapping[str, Worker] = field(default_factory=dict)
+    """Whose units run on cards, by device; ``worker`` is the CPU's, which also converts
+    models and judges proofs."""
     known: KnownBlobs = field(default_factory=KnownBlobs)
     """What peers are known to have; this node's own user needs no entry."""
     kept: KeptOutputs = field(default_factory=KeptOutputs)
@@ -174,6 +181,21 @@ class House:
         """This node."""
         return self.identity.peer_id
 
+    def offers(self) -> list[bidding.Terms]:
+        """What this node offers on each device, the CPU first."""
+        return [self.terms(), *self.cards()]
+
+    def terms_on(self, device: str) -> bidding.Terms:
+        """What it offers on one device, whose name it has bid with."""
+        cpu = self.terms()
+        if device == cpu.device:
+            return cpu
+        return next(terms for terms in self.cards() if terms.device == device)
+
+    def worker_on(self, device: str) -> Worker:
+        """Who runs the units of a lease on that device."""
+        return self.card_workers.get(device, self.worker)
+
     def ban_of(self, peer: PeerId) -> Ban | None:
         """The ban of a peer that nothing is asked of or given to now."""
         return self.convictions.is_banned(peer) if self.convictions is not None else None
@@ -210,7 +232,7 @@ def inputs_of(side: ProviderSide, unit: str) -> str:
 # --- programs and blobs ---
 
 
-async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
+async def program_of(store: BlobStore, program: BlobId) -> programs.AnyManifest:
     """The manifest of a program whose blobs are all held, which counts as a use of them.
 
     Whoever asks is about to use the program, and may bring large inputs for it before.
@@ -233,18 +255,18 @@ async def program_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
     return manifest
 
 
-def program_blobs(manifest: manifests.Manifest) -> list[BlobId]:
+def program_blobs(manifest: programs.AnyManifest) -> list[BlobId]:
     """The ids of everything that a program is made of, beside its manifest."""
-    return [manifest.graph, *(weight.blob_id for weight in manifest.tensors)]
+    return list(manifest.blob_ids)
 
 
-async def manifest_of(store: BlobStore, program: BlobId) -> manifests.Manifest:
+async def manifest_of(store: BlobStore, program: BlobId) -> programs.AnyManifest:
     """A manifest that is held; a larger blob that a peer calls one is not read at all."""
-    if store.size_bytes(program) > manifests.MANIFEST_LIMIT_BYTES:
+    if store.size_bytes(program) > MANIFEST_LIMIT_BYTES:
         raise ProgramError(
             f"{program[:16]}… is no program: it is too large", code="bad_manifest"
         )
-    return manifests.decode(await store.get_bytes(program))
+    return programs.decode(await store.get_bytes(program))
 
 
 async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:

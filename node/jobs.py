@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.crypto.peer_id import PeerId
     from shoal.node.given_units import Taken
     from shoal.node.outlook import Outlook
@@ -146,7 +146,7 @@ class Jobs:
         """What of a job's results waits to be checked."""
         return self._checking.pending(job_id)
 
-    def manifest(self, job_id: JobId) -> Manifest | None:
+    def manifest(self, job_id: JobId) -> AnyManifest | None:
         """Of a running job, the manifest of its program, which is held as long as it runs."""
         running = self._running.get(job_id)
         return running and running.need.manifest

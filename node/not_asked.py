@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from shoal.compute.kernel_manifest import KERNEL_CLASS
 from shoal.crypto.peer_id import PeerId
-from shoal.node.causes import REFUSALS, Cause, Remedy
+from shoal.node.causes import NO_CARD, REFUSALS, Cause, Remedy
 from shoal.node.records import Answer, Job
 from shoal.node.surroundings import Surroundings
 from shoal.node.wording import duration, names
@@ -34,7 +35,9 @@ def nobody(job: Job, around: Surroundings) -> list[Cause]:
                 Reason.CLASS_NOT_OFFERED.value,
                 f"No known node offers the numeric class {job.numeric_class}; offered: "
                 f"{', '.join(sorted(offered))}",
-                f"submit it again with `--class {_nearest(offered)}`, or connect to more "
+                NO_CARD.step
+                if job.numeric_class == KERNEL_CLASS
+                else f"submit it again with `--class {_nearest(offered)}`, or connect to more "
                 "nodes: `shoal peers --connect ADDRESS`",
                 Remedy.HERE,
             )
@@ -134,7 +137,9 @@ def _lacking(
         Reason.CLASS_NOT_OFFERED.value,
         f"{names(peers, around.own)} {verb} not offer the numeric class {job.numeric_class}, "
         f"only {', '.join(sorted(classes))}",
-        f"other nodes do; or submit it again with `--class {_nearest(classes)}`",
+        "other nodes do"
+        if job.numeric_class == KERNEL_CLASS
+        else f"other nodes do; or submit it again with `--class {_nearest(classes)}`",
         Remedy.HERE,
         tuple(peers),
     )

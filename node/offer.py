@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import shoal
 from shoal.compute.devices.abilities import Canaries, executor_of, takes_units, with_abilities
-from shoal.compute.devices.inventory import Inventory
+from shoal.compute.devices.inventory import Inventory, Lack
+from shoal.compute.executors.base import Evidence
 from shoal.node.addresses import address_of
 from shoal.node.bidding import Terms
 from shoal.node.serving import withheld
@@ -26,7 +27,8 @@ from shoal.protocol.versions import OWN
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shoal.compute.devices import Device, Lack
+    from shoal.compute.devices import Device
+    from shoal.compute.errors import ComputeError
     from shoal.compute.executors.base import Probe
     from shoal.crypto.identity import Identity
     from shoal.crypto.peer_id import PeerId
@@ -41,32 +43,74 @@ if TYPE_CHECKING:
 AGENT: Final = f"shoal/{shoal.__version__}"
 
 
+CPU: Final = "cpu"
+
+UNIT_SHARE: Final = 0.9
+"""Of a card's memory that a unit may ask for: its driver and its kernels take some of it."""
+
+
 @dataclass(slots=True)
 class Capacity:
-    """What this node offers; the executors are known once the worker was probed."""
+    """What this node offers; the executors are known once the workers were probed."""
 
     devices: tuple[Device, ...] = ()
-    executors: dict[str, str] = field(default_factory=dict)
-    """The executor of each numeric class, by what its canary showed."""
-    canaries: Canaries = field(default_factory=Canaries)
-    sandboxed: bool = False
-    """Whether the worker is locked in well enough for strangers' programs."""
+    canaries: dict[str, Canaries] = field(default_factory=dict)
+    """What executors showed, by device."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """Why a card that took units computes nothing more."""
+    sandboxed: dict[str, bool] = field(default_factory=dict)
+    """Whether a device's worker is locked in well enough for strangers' programs."""
     draining: bool = False
     starting: bool = True
     """Whether canaries are still to come."""
 
     def units_run_on(self) -> tuple[str, ...]:
-        """The ids of the devices that run units; the worker's is the CPU."""
-        return ("cpu",)
+        """The ids of the devices that run units: the CPU, and cards that were seen to."""
+        cards = (device.id for device in self.devices if device.id != CPU)
+        return (CPU, *(card for card in cards if self.executors(card)))
 
-    def offer(self, probes: Sequence[Probe], lacks: Sequence[Lack]) -> None:
-        """Offer what these canaries showed, and nothing else; note what they did not."""
-        self.canaries = Canaries(tuple(probes), tuple(lacks))
-        self.executors = {
+    def executors(self, device: str = CPU) -> dict[str, str]:
+        """The executor of each numeric class on a device, by what its canary showed."""
+        return self._shown(device, takes_units)
+
+    def compiled(self, device: str) -> dict[str, str]:
+        """The same of what only compiles for it, and takes no units there."""
+        return self._shown(device, lambda probe: probe.evidence is Evidence.COMPILE_ONLY)
+
+    def _shown(self, device: str, wanted: Callable[[Probe], bool]) -> dict[str, str]:
+        return {
             probe.numeric_class.value: executor_of(probe)
-            for probe in probes
-            if takes_units(probe)
+            for probe in self.canaries.get(device, Canaries()).probes
+            if wanted(probe)
         }
+
+    def offer(
+        self,
+        probes: Sequence[Probe],
+        lacks: Sequence[Lack],
+        device: str = CPU,
+        sandbox: str = "",
+        *,
+        sandboxed: bool = False,
+    ) -> None:
+        """Offer what these canaries showed, and nothing else; note what they did not."""
+        self.canaries[device] = Canaries(tuple(probes), tuple(lacks), sandbox)
+        self.sandboxed[device] = sandboxed
+
+    def lose(self, device: str, error: ComputeError) -> None:
+        """Offer nothing on a card any more: it is gone."""
+        self.lost[device] = error.message
+        self.canaries[device] = Canaries(
+            (),
+            (
+                Lack(
+                    error.code,
+                    error.message,
+                    "`sudo dmesg` may say why (`| grep -i xid`, `| grep amdgpu`); once the "
+                    "card is back, restart the daemon: it looks at its cards when it starts",
+                ),
+            ),
+        )
 
 
 def make_advert(
@@ -104,7 +148,11 @@ def make_advert(
                 ).devices
             )
         )[:DEVICES_LIMIT],
-        numeric_classes=tuple(sorted(capacity.executors)),
+        numeric_classes=tuple(
+            sorted(
+                {c for device in capacity.units_run_on() for c in capacity.executors(device)}
+            )
+        ),
         providing=config.provide and owner.announces_open and not capacity.draining,
         via=reached.via,
     )
@@ -119,28 +167,42 @@ def make_terms(
     ban_of: Callable[[PeerId], Ban | None],
     standings: Standings,
     settling: Settling,
+    device: str = CPU,
 ) -> Terms:
-    """By what this node bids, or refuses, at this moment (`node.bidding`)."""
-    (device,) = capacity.units_run_on()
+    """By what this node bids on one device, or refuses, at this moment (`node.bidding`)."""
+    load = provider.load_on(device)
+    card = next((d for d in capacity.devices if d.id == device and device != CPU), None)
     return Terms(
         device=device,
-        executors=capacity.executors,
-        memory_bytes=config.memory_bytes,
+        executors=capacity.executors(device),
+        memory_bytes=unit_memory_bytes(card, config) if card else config.memory_bytes,
         providing=config.provide,
         draining=capacity.draining,
         own=identity.peer_id,
         allowed=frozenset(config.allow),
-        leases=provider.leases,
-        units_waiting=provider.units_waiting,
-        waiting_s=provider.waiting_s,
+        leases=load.leases,
+        units_waiting=load.units,
+        waiting_s=load.waiting_s,
         stance=owner.stance(device),
         denied=frozenset(config.deny),
         strangers=config.serve != "friends",
-        sandboxed=capacity.sandboxed,
+        sandboxed=capacity.sandboxed.get(device, False),
         min_price=config.min_price,
         time_limit_s=config.time_limit_s,
         ban_of=ban_of,
         starting=capacity.starting,
         withheld=partial(withheld, config, standings, settling),
         doubted=standings.doubted,
+        compiled=capacity.compiled(device),
+        lost=capacity.lost.get(device, ""),
     )
+
+
+def unit_memory_bytes(card: Device, config: Config) -> int:
+    """What a unit may ask for on a card; where its driver does not say, as on the CPU.
+
+    No more than there either: what it takes in and gives passes through this machine's
+    memory, and may be as much.
+    """
+    on_card = int(card.memory_bytes * UNIT_SHARE) or config.memory_bytes
+    return min(on_card, config.memory_bytes)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shoal.compute import manifest as manifests
+from shoal.compute import programs
 from shoal.compute.exact.spec import SPEC_VERSION
 from shoal.compute.in_file import InFile
 from shoal.compute.supervisor import UnitLimits
@@ -123,7 +124,7 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
     if (before := await submission.submitted_before(house, spec, given)) is not None:
         return before
     manifest = await program_of(house.store, spec.program)
-    manifests.check_class(manifest, spec.numeric_class)
+    programs.check_class(manifest, spec.numeric_class)
     job_id = spec.id or new_job_id()
     taken = await given_units.take(house, manifest, job_id, given, 0)
     job = submission.new_job(spec, job_id, len(given))
@@ -145,7 +146,7 @@ class Need:
 
     job: Job
     spec: JobSpec
-    manifest: manifests.Manifest
+    manifest: programs.AnyManifest
     program_bytes: int
     input_bytes: int
 
@@ -299,7 +300,7 @@ async def hand_over(
 # 3. fetch: program and inputs, checked chunk by chunk --------------------------------
 
 
-async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
+async def fetch_program(house: House, side: ProviderSide) -> programs.AnyManifest:
     """Hold every blob of a program; what its requester sent or proved is not sent again.
 
     The blobs stay until the award lets go.
@@ -314,13 +315,13 @@ async def fetch_program(house: House, side: ProviderSide) -> manifests.Manifest:
     limit_bytes = manifests.MANIFEST_LIMIT_BYTES
     await hold(house, side.requester, program, side.award_id, limit_bytes)
     manifest = await manifest_of(store, program)
-    manifests.check_class(manifest, side.call.numeric_class)
+    programs.check_class(manifest, side.call.numeric_class)
     await program_sources.hold_blobs(house, side.requester, program, side.award_id, manifest)
     return manifest
 
 
 async def fetch_inputs(
-    house: House, side: ProviderSide, manifest: manifests.Manifest, request: UnitRequest
+    house: House, side: ProviderSide, manifest: programs.AnyManifest, request: UnitRequest
 ) -> dict[str, bytes | InFile]:
     """The input tensors of one unit, by name: inline ones as they came, others fetched.
 
@@ -347,11 +348,11 @@ async def fetch_inputs(
 async def execute(
     house: House,
     side: ProviderSide,
-    manifest: manifests.Manifest,
+    manifest: programs.AnyManifest,
     units: Sequence[UnitRun],
     ended: Callable[[UnitRun], None],
 ) -> None:
-    """Run units of one lease in the worker; says ``ended`` of each that has its outcome.
+    """Run units of one lease by its device's worker; says ``ended`` as each has its outcome.
 
     An error of a unit is an outcome like any other. One that is cancelled has none.
 
@@ -370,9 +371,13 @@ async def execute(
         memory_bytes=call.memory_bytes,
         output_bytes=call.memory_bytes,
     )
+    assert side.bid is not None
+    device = side.bid.device
     rank = bidding.rank(side.requester, house.terms())
-    await house.worker.run_many(
-        side.requester, BlobId(call.program), blobs, units, limits, ended, rank
+    # A CPU's executor is known by the program; a card's serve one program in several classes.
+    numeric_class = call.numeric_class if device in house.card_workers else ""
+    await house.worker_on(device).run_many(
+        side.requester, BlobId(call.program), blobs, units, limits, ended, rank, numeric_class
     )
 
 

@@ -20,7 +20,7 @@ from shoal.protocol.negotiation_messages import AwardOffer, Share
 from shoal.protocol.vocabulary import knows_field
 
 if TYPE_CHECKING:
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.crypto.content import BlobId
     from shoal.crypto.peer_id import PeerId
     from shoal.node.house import House
@@ -77,7 +77,7 @@ async def tell_others(
 
 
 async def hold_blobs(
-    house: House, requester: PeerId, program: BlobId, award: str, manifest: Manifest
+    house: House, requester: PeerId, program: BlobId, award: str, manifest: AnyManifest
 ) -> None:
     """Hold all blobs of a program until an award lets go, from whoever has them by now.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,21 @@ back. Most units end within it, and the worker yields to the owner's processes m
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a device has to do.
+
+    Attributes:
+        leases: Held on it now.
+        units: Handed over for it, and not ended.
+        waiting_s: How long these will run, by how long others of their leases ran.
+    """
+
+    leases: int
+    units: int
+    waiting_s: float
+
+
 class Provider:
     """Answers negotiation messages. Made by `open_provider`."""
 
@@ -90,6 +106,15 @@ class Provider:
         self.refused: Counter[Reason] = Counter()
         """How many calls, awards and units were refused, for each reason."""
 
+    def load_on(self, device: str) -> Load:
+        """What one device has to do."""
+        there = [c for c in self._conversations.values() if c.device == device]
+        return Load(
+            leases=sum(c.side.state is State.LEASED for c in there),
+            units=sum(len(c.running) for c in there),
+            waiting_s=sum(len(c.running) * c.unit_s for c in there),
+        )
+
     @property
     def leases(self) -> int:
         """How many leases are held now."""
@@ -99,11 +124,6 @@ class Provider:
     def units_waiting(self) -> int:
         """How many units were handed over and have not ended."""
         return sum(len(c.running) for c in self._conversations.values())
-
-    @property
-    def waiting_s(self) -> float:
-        """How long they will run, by how long others of their leases ran."""
-        return sum(len(c.running) * c.unit_s for c in self._conversations.values())
 
     def drop(self, peer: PeerId) -> None:
         """End whatever was agreed with a peer, and its units: it is cut."""
@@ -119,9 +139,11 @@ class Provider:
         while self.units_waiting or self.leases:
             await self._forgotten.wait()
 
-    def hand_back(self, reason: Reason, detail: str) -> None:
-        """End every unit that runs, and tell its requester why."""
+    def hand_back(self, reason: Reason, detail: str, device: str | None = None) -> None:
+        """End every unit that runs, or runs on one device, and tell its requester why."""
         for conversation in self._conversations.values():
+            if device not in {None, conversation.device}:
+                continue
             call = conversation.side.call
             assert call is not None  # of which its units come
             for unit, running in list(conversation.running.items()):
@@ -218,10 +240,9 @@ class Provider:
             self._house.settling.excuse(conversation.side, names)
 
     async def _bid(self, peer: PeerId, call: Call) -> bidding.Bid | Refusal:
-        terms = self._house.terms()
-        answer = bidding.refusal(call, peer, terms)
-        if answer is not None:
-            return answer
+        terms = bidding.choose(call, peer, self._house.offers())
+        if isinstance(terms, Refusal):
+            return terms
         held_bytes = await self._held_bytes(peer, call)
         if sum(requester == peer for requester, _ in self._conversations) >= OPEN_LIMIT:
             return Refusal(
@@ -265,7 +286,8 @@ class Provider:
         side = conversation.side
         assert side.call is not None
         assert side.award_id is not None
-        changed = bidding.refusal(side.call, side.requester, self._house.terms())
+        terms = self._house.terms_on(conversation.device)
+        changed = bidding.refusal(side.call, side.requester, terms)
         if changed is not None:  # since the bid
             side.send(changed, trio.current_time())
             return changed
@@ -281,7 +303,7 @@ class Provider:
         self, conversation: Conversation, effects: Sequence[Effect]
     ) -> list[UnitResult | Refusal]:
         """The answers to the units of one message, when all have ended."""
-        closed = self._closed(conversation.side) or self._withheld(conversation.side)
+        closed = self._closed(conversation) or self._withheld(conversation.side)
         answers: list[UnitResult | Refusal | Running] = []
         started: list[Running] = []
         for effect in effects:
@@ -355,7 +377,7 @@ class Provider:
 
     def _hand_back(self, conversation: Conversation, now_s: float) -> None:
         """End units that are not wanted any more, and have had their time to end."""
-        closed = self._closed(conversation.side) if conversation.running else None
+        closed = self._closed(conversation) if conversation.running else None
         for unit, running in list(conversation.running.items()):
             # How long a drain lasts is `node.lifecycle`'s to say.
             if closed is None or closed.reason is Reason.DRAINING:
@@ -366,10 +388,17 @@ class Provider:
                 log.info("a unit is handed back", unit=unit, reason=closed.reason)
                 running.give_up(closed)
 
-    def _closed(self, side: ProviderSide) -> Refusal | None:
-        """Why this node takes nothing of this requester now, as an answer to it."""
+    def _closed(self, conversation: Conversation) -> Refusal | None:
+        """Why this node takes nothing of this requester now, as an answer to it.
+
+        A lease ends with its device; another one may be had at once.
+        """
+        side = conversation.side
         assert side.call is not None
-        reason = bidding.closed(side.requester, self._house.terms())
+        terms = self._house.terms_on(conversation.device)
+        if terms.lost:
+            return Refusal(side.call.call, Reason.BUSY, terms.lost[:256])
+        reason = bidding.closed(side.requester, terms)
         return reason and Refusal(call=side.call.call, reason=reason[0], detail=reason[1])
 
     def _withheld(self, side: ProviderSide) -> Refusal | None:

@@ -35,7 +35,7 @@ from shoal.protocol.negotiation_messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.protocol.negotiation import ProviderSide
 
 HELD_LIMIT_BYTES = 8 << 20
@@ -119,10 +119,15 @@ class Conversation:
         default_factory=lambda: trio.CapacityLimiter(HELD_BATCHES_LIMIT)
     )
     """For messages whose units' inputs are in memory."""
-    _manifest: Manifest | None = None
+    _manifest: AnyManifest | None = None
     _fetching: trio.Lock = field(default_factory=trio.Lock)
 
-    async def program(self, house: House) -> Manifest:
+    @property
+    def device(self) -> str:
+        """The device that this node has bid with; "" before it has."""
+        return self.side.bid.device if self.side.bid is not None else ""
+
+    async def program(self, house: House) -> AnyManifest:
         """The program's manifest, when all of its blobs are held: fetched once."""
         async with self._fetching:
             if self._manifest is None:
@@ -196,7 +201,7 @@ class Batch:
         async with self._conversation.room:
             await self._run_with(manifest)
 
-    async def _run_with(self, manifest: Manifest) -> None:
+    async def _run_with(self, manifest: AnyManifest) -> None:
         fits = max(1, unit_messages.units_per_message(manifest))
         for unit in self._units[fits:]:
             detail = f"of this program {fits} units fit into one message"
@@ -222,7 +227,7 @@ class Batch:
         if ready:
             await self._execute(manifest, ready)
 
-    async def _execute(self, manifest: Manifest, units: Sequence[Running]) -> None:
+    async def _execute(self, manifest: AnyManifest, units: Sequence[Running]) -> None:
         """Run units whose inputs are here; each is signed while the next one runs."""
         by_run = {u.run: u for u in units if u.run is not None and u.refusal is None}
         failure: StoreError | None = None

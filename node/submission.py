@@ -24,7 +24,7 @@ from shoal.protocol.verification.policy import Verify, check_proofs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.node.house import House
     from shoal.node.records import GivenUnit, JobId, JobSpec
 
@@ -99,7 +99,7 @@ async def add_units(
     job_id: JobId,
     given: Sequence[GivenUnit],
     at: int | None = None,
-    manifest: Manifest | None = None,
+    manifest: AnyManifest | None = None,
 ) -> tuple[Job, given_units.Taken]:
     """Check units whole and add them to an open job: all of them or none.
 

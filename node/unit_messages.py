@@ -38,7 +38,7 @@ from shoal.protocol.negotiation_messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from shoal.compute import manifest as manifests
+    from shoal.compute.programs import AnyManifest
     from shoal.node.house import House
     from shoal.node.records import Unit
     from shoal.protocol.negotiation import ProviderSide, RequesterSide
@@ -47,7 +47,7 @@ Sources: TypeAlias = "Sequence[tuple[BlobId, PeerId]]"
 """Which inputs a provider may fetch from which peers: see `node.chaining.supply`."""
 
 
-def units_per_message(manifest: manifests.Manifest) -> int:
+def units_per_message(manifest: AnyManifest) -> int:
     """How many units of a program one message may carry, so that its answer fits a frame."""
     ports = [(port.name, "") for port in (*manifest.inputs, *manifest.outputs)]
     return min(

@@ -12,6 +12,7 @@ import os
 from itertools import islice
 
 import hypothesis
+import pytest
 
 # Triton reads it when it is first imported, by whatever test: kernels of this process run on
 # the CPU. What compiles them does so in a process of its own; `make test-gpu` sets 0.
@@ -28,6 +29,23 @@ hypothesis.settings.load_profile("house")
 # Every process of `make test` imports all test files and makes thousands of items, none of
 # which is garbage: looking for some takes a third of that time.
 gc.disable()
+
+NEEDS = {
+    "e2e/test_kernel_jobs.py": ("torch", "triton"),
+    "gpu/test_card.py": ("torch", "triton"),
+    "gpu/test_torch_card.py": ("torch", "triton"),
+    "net/test_kernel_units.py": ("torch", "triton"),
+    "net/test_torch_onnx_backend.py": ("torch",),
+    "property/test_torch_hostile.py": ("torch",),
+    "unit/test_exact_card.py": ("torch", "triton"),
+    "unit/test_exact_card_targets.py": ("torch", "triton"),
+    "unit/test_torch_executor.py": ("torch",),
+    "unit/test_torch_operators.py": ("torch",),
+    "unit/test_torch_placement.py": ("torch",),
+    "unit/test_triton_executor.py": ("torch", "triton"),
+    "unit/test_user_kernels.py": ("torch", "triton"),
+}
+"""Files that import what not every machine has: gigabytes, where there is no build for CPUs."""
 
 LONG = (
     "soak/",
@@ -96,3 +114,22 @@ def in_turns(files):
     others = iter([file for file in files if not file.startswith("e2e/")])
     while turn := [*islice(with_daemons, 1), *islice(others, OTHERS_PER_E2E)]:
         yield from turn
+
+
+class NeedingModule(pytest.Module):
+    """A test file that is skipped as a whole where a package is not installed."""
+
+    def collect(self):
+        for package in NEEDS[_place(self.path)]:
+            pytest.importorskip(package, reason=f"{package} is not here: EXTRAS=…,gpu")
+        return super().collect()
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if _place(module_path) in NEEDS:
+        return NeedingModule.from_parent(parent, path=module_path)
+    return None
+
+
+def _place(path):
+    return "/".join(path.parts[-2:])

@@ -40,6 +40,9 @@ __all__ = ["Ability", "Device", "DeviceKind", "Inventory", "Lack", "Missing", "d
 
 GPU_KINDS: Final[tuple[DeviceKind, ...]] = ("nvidia", "amd")
 
+ROOT_VARIABLE: Final = "SHOAL_DEVICES_ROOT"
+"""Where /dev, /proc and /sys of the cards are, as in a container that has the host's."""
+
 LOOK_LIMIT_S: Final = 20.0
 """A driver that has to wake up several cards takes some seconds; one that hangs, for ever."""
 

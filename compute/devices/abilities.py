@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from shoal.compute.devices.cards import may_be_used
 from shoal.compute.devices.inventory import Ability, Device, Inventory, Lack
 from shoal.compute.executors.base import Evidence
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shoal.compute.executors.base import Probe
 
 NOT_PROBED: Final = Lack(
@@ -27,25 +30,23 @@ COMPILING: Final = Lack(
     "the class exact is not offered yet: its kernels are being compiled, once per machine",
     "ask again in a minute or two; `shoal devices` shows when it is done",
 )
-UNUSED: Final = Lack(
-    "no_executor",
-    "present, and no executor of this node uses it: this version runs programs on CPUs only",
-    "nothing to install makes it run units yet; `pip install --upgrade shoal` brings "
-    "executors for GPUs once there are some",
-)
+RATE_NOT_MEASURED: Final = "its rates are not measured, so that it claims none"
+"""What is said of a card that takes units: figures are the CPU's alone (`node.capability`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canaries:
-    """What is known of the executors of the CPU; those of other devices come with them.
+    """What is known of the executors of one device.
 
     Attributes:
         probes: Of the canaries that were right.
         lacks: What did not come about, and why.
+        sandbox: How their worker is locked in.
     """
 
     probes: tuple[Probe, ...] = ()
     lacks: tuple[Lack, ...] = (NOT_PROBED,)
+    sandbox: str = ""
 
 
 def failed(reason: str, hint: str = "") -> Lack:
@@ -64,24 +65,38 @@ def takes_units(probe: Probe) -> bool:
     return probe.evidence is Evidence.EXECUTED
 
 
-def with_abilities(inventory: Inventory, canaries: Canaries) -> Inventory:
-    """Say of each device what runs on it, and of each that is unused, why."""
+def with_abilities(inventory: Inventory, canaries: Mapping[str, Canaries]) -> Inventory:
+    """Say of each device what runs on it, and of each that is unused, why.
+
+    Args:
+        inventory: What detection found.
+        canaries: What executors showed, by device; of a device that is not there, nothing
+            is known yet.
+    """
     return msgspec.structs.replace(
         inventory, devices=tuple(_device(device, canaries) for device in inventory.devices)
     )
 
 
-def _device(device: Device, canaries: Canaries) -> Device:
-    if device.kind != "cpu":
-        return msgspec.structs.replace(device, missing=(*device.missing, UNUSED))
-    abilities = tuple(sorted(map(_ability, canaries.probes), key=lambda a: a.executor))
-    executors = {executor_of(probe) for probe in canaries.probes if takes_units(probe)}
+def _device(device: Device, canaries: Mapping[str, Canaries]) -> Device:
+    card = device.kind != "cpu"
+    if card and not may_be_used(device):
+        return device  # what it lacks says why
+    known = canaries.get(device.id, Canaries())
+    executors = {executor_of(probe) for probe in known.probes if takes_units(probe)}
+    note = RATE_NOT_MEASURED if card and executors else ""
     return msgspec.structs.replace(
         device,
-        abilities=abilities,
+        abilities=tuple(sorted(map(_ability, known.probes), key=_order)),
         executors=tuple(sorted(executors)),
-        missing=(*device.missing, *canaries.lacks),
+        sandbox=known.sandbox,
+        missing=(*device.missing, *known.lacks),
+        note="; ".join(filter(None, (device.note, note))),
     )
+
+
+def _order(ability: Ability) -> tuple[str, str]:
+    return ability.executor, ability.numeric_class
 
 
 def _ability(probe: Probe) -> Ability:

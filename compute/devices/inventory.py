@@ -65,6 +65,7 @@ class Device(msgspec.Struct, frozen=True):
         card: The id that its card has, where it is an instance (MIG); otherwise "".
         executors: The executors of this node that take units on it.
         abilities: What executors do on it, with the evidence.
+        sandbox: How the worker that runs its units is locked in; "" where none does.
         missing: What keeps it from being used, and how to get that.
         note: What else a person should know about it, or "".
     """
@@ -86,6 +87,7 @@ class Device(msgspec.Struct, frozen=True):
     card: str = ""
     executors: tuple[str, ...] = ()
     abilities: tuple[Ability, ...] = ()
+    sandbox: str = ""
     missing: tuple[Lack, ...] = ()
     note: str = ""
 

@@ -38,6 +38,7 @@ class NumericClass(Enum):
     EXACT = "exact"
     FP32 = "fp32"
     LOW = "low"
+    KERNEL = "kernel"
 
 
 @dataclass(frozen=True, slots=True)

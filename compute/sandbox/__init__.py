@@ -5,7 +5,8 @@ privileges and no capabilities, Landlock without any right, and a list of the sy
 calls that are allowed, in that order. Landlock and capabilities are each thread's own,
 so this is done while there is one thread; threads started afterwards are held too.
 When the worker's own threads run, `Lock.close` sets the hard limits and takes the
-starting of threads away as well. None of it can be undone by the process.
+starting of threads away as well. None of it can be undone by the process. A card's
+worker keeps more, by the profile `GPU`.
 
 What no sandbox of a process covers, and how this one is tested: docs/SANDBOX.md.
 """
@@ -26,13 +27,18 @@ from shoal.compute.sandbox import landlock, seccomp
 from shoal.compute.sandbox.executable import freeze_executable_memory
 from shoal.compute.sandbox.kernel import architecture, call
 from shoal.compute.sandbox.limits import HardLimits, Meter
-from shoal.compute.sandbox.profiles import CPU, NO_MORE_THREADS, Profile
+from shoal.compute.sandbox.places import of_card_worker
+from shoal.compute.sandbox.profiles import CPU, GPU, Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from shoal.compute.sandbox.landlock import Rule
+    from shoal.compute.sandbox.seccomp import Filter
 
 __all__ = [
     "CPU",
+    "GPU",
     "Feature",
     "HardLimits",
     "Lock",
@@ -40,6 +46,7 @@ __all__ = [
     "Profile",
     "features",
     "lock_in",
+    "of_card_worker",
     "strangers_welcome",
 ]
 
@@ -85,11 +92,15 @@ class Lock:
         landlock_abi: The ABI in force, or 0.
         filtered: Whether system calls are filtered.
         missing: Why something is not in force.
+        profile: The profile's name.
+        closing: What `close` loads.
     """
 
     landlock_abi: int = 0
     filtered: bool = False
     missing: tuple[str, ...] = ()
+    profile: str = CPU.name
+    closing: Filter | None = CPU.closing
 
     @property
     def complete(self) -> bool:
@@ -99,18 +110,19 @@ class Lock:
     def __str__(self) -> str:
         held = [f"landlock {self.landlock_abi}"] * (self.landlock_abi > 0)
         held += ["seccomp"] * self.filtered
-        return "; ".join([", ".join(held) or "not sandboxed", *self.missing])
+        looser = f"profile {self.profile} (looser): " if self.profile != CPU.name else ""
+        return looser + "; ".join([", ".join(held) or "not sandboxed", *self.missing])
 
     def close(self, meter: Meter, limits: HardLimits) -> Lock:
-        """Set the hard limits, and let nobody start a thread from now on.
+        """Set the hard limits, and load what the profile closes with.
 
         Raises:
             OSError: The kernel refused what it had allowed before.
         """
         meter.set_hard(limits)
         here = architecture()
-        if self.filtered and here is not None:
-            seccomp.load(NO_MORE_THREADS, here)
+        if self.filtered and here is not None and self.closing is not None:
+            seccomp.load(self.closing, here)
         return self
 
 
@@ -129,7 +141,7 @@ def strangers_welcome(found: tuple[Feature, ...]) -> bool:
     return all(feature.offered for feature in found if feature.required)
 
 
-def lock_in(profile: Profile) -> Lock:
+def lock_in(profile: Profile, rules: Sequence[Rule] = ()) -> Lock:
     """Lock this process in, as far as the kernel can. There is no way back.
 
     What is missing is said in the result and not raised: a node still works for its
@@ -137,20 +149,22 @@ def lock_in(profile: Profile) -> Lock:
 
     Args:
         profile: What stays allowed.
+        rules: Which files do; without any, none.
     """
-    lock = Lock()
+    lock = Lock(profile=profile.name, closing=profile.closing)
     try:
         threads = len(list(Path("/proc/self/task").iterdir()))
         if threads > 1:
             missing = (f"landlock: {threads} threads run already, and it holds for one",)
             lock = replace(lock, missing=missing)
-        freeze_executable_memory()
+        if not profile.makes_code:
+            freeze_executable_memory()
         call("prctl", _SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         _drop_capabilities()
     except OSError as error:
         return _without(lock, "no_new_privs", error)
     try:
-        lock = replace(lock, landlock_abi=landlock.restrict())
+        lock = replace(lock, landlock_abi=landlock.restrict(rules))
     except OSError as error:
         lock = _without(lock, "landlock", error)
     try:

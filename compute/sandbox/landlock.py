@@ -1,8 +1,8 @@
 """Landlock: this thread and those it starts lose the file system, TCP and one another.
 
-A ruleset without a single rule: everything that the kernel's Landlock knows of is
-refused. The packages that wrap Landlock are about rules for paths, young, and more
-code than the two calls that are needed here.
+Without a single rule everything that the kernel's Landlock knows of is refused; a rule
+gives some rights back beneath one path. The packages that wrap Landlock are young, and
+more code than the three calls that are needed here.
 
 Landlock holds for the calling thread and those that it starts later, so a process must
 do this while it has one thread.
@@ -13,10 +13,16 @@ Source: https://docs.kernel.org/userspace-api/landlock.html
 from __future__ import annotations
 
 import os
+import stat
 import struct
-from typing import Final
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from shoal.compute.sandbox.kernel import call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _VERSION_FLAG: Final = 1
 
@@ -26,6 +32,30 @@ _FILE_RIGHTS_OF_ABI: Final = {1: 13, 2: 14, 3: 15, 5: 16}
 _BIND_AND_CONNECT_TCP: Final = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS: Final = 0b11
 _NETWORK_ABI, _SCOPE_ABI = 4, 6
+_PATH_BENEATH: Final = 1
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = (1 << n for n in range(4))
+REMOVE_DIR, REMOVE_FILE, _, MAKE_DIR, MAKE_REG = (1 << n for n in range(4, 9))
+MAKE_SYM, REFER, TRUNCATE, IOCTL_DEV = (1 << n for n in range(12, 16))
+
+READ: Final = READ_FILE | READ_DIR
+USE_DEVICE: Final = READ_FILE | READ_DIR | WRITE_FILE | IOCTL_DEV
+OWN: Final = (
+    READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER
+    | TRUNCATE
+)  # fmt: skip
+"""Of a directory of one's own; not to run what was written there."""
+
+_OF_FILES: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+"""The rights that a rule about a single file may give."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What stays allowed at a path, and beneath it where it is a directory."""
+
+    path: str
+    rights: int
 
 
 def abi() -> int:
@@ -53,8 +83,11 @@ def ruleset(offered_abi: int) -> bytes:
     return struct.pack(f"={len(fields)}Q", *fields)
 
 
-def restrict() -> int:
-    """Take everything from this thread; ``no_new_privs`` must be set.
+def restrict(rules: Sequence[Rule] = ()) -> int:
+    """Take everything else from this thread; ``no_new_privs`` must be set.
+
+    Args:
+        rules: What stays; those about paths that are not there count for nothing.
 
     Returns:
         The ABI.
@@ -66,7 +99,23 @@ def restrict() -> int:
     attributes = ruleset(offered_abi)
     descriptor = call("landlock_create_ruleset", attributes, len(attributes), 0)
     try:
+        (handled,) = struct.unpack_from("=Q", attributes)
+        for rule in rules:
+            with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                _add(descriptor, rule, handled)
         call("landlock_restrict_self", descriptor, 0)
     finally:
         os.close(descriptor)
     return offered_abi
+
+
+def _add(ruleset_descriptor: int, rule: Rule, handled: int) -> None:
+    path = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        rights = rule.rights & handled
+        if not stat.S_ISDIR(os.fstat(path).st_mode):
+            rights &= _OF_FILES
+        beneath = struct.pack("=Qi", rights, path)
+        call("landlock_add_rule", ruleset_descriptor, _PATH_BENEATH, beneath, 0)
+    finally:
+        os.close(path)

@@ -81,16 +81,17 @@ class Meter:
             processor_s: Processor time of all threads together; at its end the kernel
                 sends SIGXCPU, which ends the process.
         """
-        _set_soft(resource.RLIMIT_AS, self.mapped_bytes() + memory_bytes)
-        _set_soft(resource.RLIMIT_CPU, math.ceil(time.process_time() + processor_s))
+        set_soft(resource.RLIMIT_AS, self.mapped_bytes() + memory_bytes)
+        set_soft(resource.RLIMIT_CPU, math.ceil(time.process_time() + processor_s))
 
     def release(self) -> None:
         """Take the soft limits back."""
-        _set_soft(resource.RLIMIT_AS, _UNLIMITED)
-        _set_soft(resource.RLIMIT_CPU, _UNLIMITED)
+        set_soft(resource.RLIMIT_AS, _UNLIMITED)
+        set_soft(resource.RLIMIT_CPU, _UNLIMITED)
 
 
-def _set_soft(kind: int, value: int) -> None:
+def set_soft(kind: int, value: int) -> None:
+    """Set a limit that this process may raise again, at most to its hard limit."""
     _, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (_at_most(value, hard), hard))
 

@@ -5,10 +5,12 @@ loaded, kernels compiled. It allows what arithmetic takes: memory that holds dat
 waiting, time, random numbers, and reading and writing what is open already. It opens
 nothing, names nothing and starts nothing.
 
-There is no profile for GPUs yet, and no executor that would use one. A driver needs
-``ioctl`` and ``openat`` on its devices, and a compiler at run time needs executable
-memory: a looser profile, to be written here beside this one under a name of its own,
-when it can be tried on a GPU.
+``GPU`` is for workers that run units on a card, and is looser. A driver opens its devices
+when it likes and talks to them by ``ioctl``; kernels are compiled while a unit is prepared,
+which takes executable memory, files and other programs. Which calls the drivers of two
+vendors make is not written down anywhere, so that profile lists what is refused: all that
+reaches other processes, the network, or the machine as a whole. Files are Landlock's
+(`shoal.compute.sandbox.places`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from shoal.compute.sandbox.seccomp import Filter, Where, fails
+from shoal.compute.sandbox.seccomp import ALLOW, Filter, Where, fails
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,21 +81,32 @@ class Profile:
         allowed: Calls by name, each with conditions that must all hold.
         of_own_process: Calls whose argument of that number must be the process's own
             id, or one of these other values.
-        errnos: Calls that fail with another errno than EPERM.
+        errnos: Calls that fail with an errno of their own.
+        others: What happens to every other call.
+        closing: What is loaded on top, once the worker's own threads run.
+        makes_code: Whether memory may be written and executed.
     """
 
     name: str
     allowed: Mapping[str, tuple[Where, ...]]
     of_own_process: Mapping[str, tuple[int, tuple[int, ...]]]
     errnos: Mapping[str, int]
+    others: int = fails(errno.EPERM)
+    closing: Filter | None = None
+    makes_code: bool = False
 
     def filter(self, own_pid: int) -> Filter:
-        """The filter of a process; all calls that are not allowed fail with EPERM."""
+        """The filter of a process; a call whose conditions do not hold fails with EPERM."""
         own = {
             name: (Where(argument, (own_pid, *others)),)
             for name, (argument, others) in self.of_own_process.items()
         }
-        return Filter({**self.allowed, **own}, self.errnos, fails(errno.EPERM))
+        allowed = {**self.allowed, **own}
+        return Filter(allowed, self.errnos, self.others, unmet=fails(errno.EPERM))
+
+
+NO_MORE_THREADS: Final = Filter(errnos={"clone": errno.EPERM, "seccomp": errno.EPERM})
+"""On top of a profile, once a worker's threads run: a thread bomb fails at its first one."""
 
 
 CPU: Final = Profile(
@@ -115,7 +128,63 @@ CPU: Final = Profile(
     },
     # Its flags lie in memory, where no filter sees them. The C library then uses clone.
     errnos={"clone3": errno.ENOSYS},
+    closing=NO_MORE_THREADS,
 )
 
-NO_MORE_THREADS: Final = Filter(errnos={"clone": errno.EPERM, "seccomp": errno.EPERM})
-"""On top of a profile, once a worker's threads run: a thread bomb fails at its first one."""
+_NEW_NAMESPACES: Final = 0x7E020000
+"""NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
+
+_TRACED_OR_PARENT: Final = 0x2000 | 0x8000
+
+_DRIVERS: Final = (
+    0x0000,  # NVIDIA's unified memory, whose requests are bare numbers
+    0x4600,  # 'F': NVIDIA's cards
+    0x6D00,  # 'm': NVIDIA's mode setting
+    0x4B00,  # 'K': AMD's kfd, through which its cards compute
+    0x6400,  # 'd': DRM, AMD's memory
+    0x6200,  # 'b': buffers that drivers share
+    0x4700,  # 'G': Windows' cards, under its subsystem for Linux
+    0x5400,  # 'T': whether this is a terminal; non-blocking, close on exec
+)
+"""The second byte of an ``ioctl``'s number, which says whose it is. Not 0x89, by which the
+kernel sends signals to whom it is told."""
+
+_GPU_REFUSED: Final = (
+    # the network, and every other program that listens
+    "socket", "socketpair", "connect", "bind", "listen", "accept", "accept4",
+    # what does any of this past the filter
+    "io_uring_setup", "io_uring_enter", "io_uring_register",
+    # other processes: their memory, their files, their signals, their share of the machine
+    "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp",
+    "pidfd_open", "pidfd_getfd", "pidfd_send_signal", "kill", "tkill", "rt_sigqueueinfo",
+    "rt_tgsigqueueinfo", "ioprio_set", "sched_setscheduler", "sched_setparam",
+    "sched_setattr", "migrate_pages", "move_pages",
+    # leaving the session, by which the whole worker is ended
+    "setsid", "setpgid",
+    # the machine
+    "unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree",
+    "fsopen", "fsmount", "fsconfig", "fspick", "mount_setattr", "open_by_handle_at",
+    "bpf", "perf_event_open", "userfaultfd", "keyctl", "add_key", "request_key",
+    "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot",
+    "swapon", "swapoff", "acct", "quotactl", "settimeofday", "clock_settime", "adjtimex",
+    "clock_adjtime", "sethostname", "setdomainname", "syslog", "iopl", "ioperm", "personality",
+)  # fmt: skip
+
+GPU: Final = Profile(
+    name="gpu",
+    allowed={
+        "ioctl": (Where(argument=1, mask=0xFF00, values=_DRIVERS),),
+        "clone": (Where(0, mask=_NEW_NAMESPACES | _TRACED_OR_PARENT, values=(0,)),),
+        # Not F_SETOWN and the like; locks, pipes and seals as well, which compilers use.
+        "fcntl": (Where(1, values=(*_FCNTL, 0, 5, 6, 7, 36, 37, 38, 1031, 1032, 1033)),),
+        "sched_setaffinity": (Where(argument=0, values=(0,)),),
+        "setpriority": (Where(argument=0, values=(0,)), Where(argument=1, values=(0,))),
+    },
+    of_own_process={
+        "prlimit64": (0, (0,)),
+    },
+    errnos={**dict.fromkeys(_GPU_REFUSED, errno.EPERM), "clone3": errno.ENOSYS},
+    others=ALLOW,
+    makes_code=True,
+)
+"""Looser: see `shoal.compute.sandbox`'s documentation, which says what is not covered."""

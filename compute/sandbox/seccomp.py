@@ -59,11 +59,14 @@ class Filter:
         allowed: Calls by name, each with conditions that must all hold.
         errnos: Calls that fail with an errno of their own.
         otherwise: The action for every other call: `ALLOW`, or `fails` with an errno.
+        unmet: The action for an allowed call whose conditions do not hold; None is as
+            ``otherwise``.
     """
 
     allowed: Mapping[str, tuple[Where, ...]] = field(default_factory=dict)
     errnos: Mapping[str, int] = field(default_factory=dict)
     otherwise: int = ALLOW
+    unmet: int | None = None
 
 
 def fails(errno: int) -> int:
@@ -97,8 +100,9 @@ def assemble(rules: Filter, here: Architecture) -> list[Instruction]:
     for name, errno in rules.errnos.items():
         program += _when(here, name, [Instruction(_RETURN, fails(errno))])
     # Calls without conditions go first: they are the frequent ones.
+    unmet = rules.otherwise if rules.unmet is None else rules.unmet
     for name, conditions in sorted(rules.allowed.items(), key=lambda rule: bool(rule[1])):
-        body = [step for where in conditions for step in _check(where, rules.otherwise)]
+        body = [step for where in conditions for step in _check(where, unmet)]
         program += _when(here, name, [*body, Instruction(_RETURN, ALLOW)])
     return [*program, Instruction(_RETURN, rules.otherwise)]
 

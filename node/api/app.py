@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.node.api.facade import DaemonFacade
     from shoal.node.records import JobId
 
@@ -520,7 +520,7 @@ def _stream(
     return StreamingResponse(pieces, headers=headers, media_type=media_type)
 
 
-def _program(program: BlobId, manifest: Manifest, status: int = 200) -> Response:
+def _program(program: BlobId, manifest: AnyManifest, status: int = 200) -> Response:
     return answer(
         {"program": program, "inputs": manifest.inputs, "outputs": manifest.outputs}, status
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import trio
 
     from shoal.compute.devices import Inventory
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.crypto.content import BlobId, ChunkList
     from shoal.crypto.peer_id import PeerId
     from shoal.node.assurance import Assurance, JobAssurance
@@ -154,7 +154,7 @@ class DaemonFacade(Protocol):
         """Make a program of an ONNX model, in the worker; raises ProgramError."""
         ...
 
-    async def register_program(self, program: BlobId) -> Manifest:
+    async def register_program(self, program: BlobId) -> AnyManifest:
         """Take up a program whose blobs were uploaded.
 
         Raises:
@@ -163,7 +163,7 @@ class DaemonFacade(Protocol):
         """
         ...
 
-    async def program(self, program: BlobId) -> Manifest:
+    async def program(self, program: BlobId) -> AnyManifest:
         """The manifest of a program held; raises StoreError ``blob_missing``."""
         ...
 

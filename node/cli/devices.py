@@ -54,10 +54,17 @@ def look_here(limit_s: float = _CANARY_LIMIT_S) -> "Inventory":
     """Look at this machine and run the canaries in a worker that ends with this call."""
     import trio
 
-    from shoal.compute.devices import detect
-    from shoal.compute.devices.abilities import with_abilities
+    from shoal.compute.devices import Lack, detect
+    from shoal.compute.devices.abilities import Canaries, with_abilities
 
-    return with_abilities(detect(), trio.run(_canaries, limit_s))
+    found = detect()
+    not_asked = Lack(
+        "not_probed",
+        "what runs on cards was not looked at: a daemon starts a worker for each",
+        "`shoal up --detach`, and `shoal devices` some minutes later",
+    )
+    known = {device.id: Canaries((), (not_asked,)) for device in found.devices}
+    return with_abilities(found, known | {"cpu": trio.run(_canaries, limit_s)})
 
 
 async def _canaries(limit_s: float) -> "Canaries":
@@ -71,7 +78,7 @@ async def _canaries(limit_s: float) -> "Canaries":
         with trio.fail_after(limit_s):
             async with open_worker(threads=1) as worker:
                 probes = await worker.probe()
-                lacks = [*map(failed, worker.missing)]
+                lacks, sandbox = worker.missing, worker.sandbox
     except ShoalError as error:
         return Canaries((), (failed(error.message, error.hint),))
     except trio.TooSlowError:
@@ -82,7 +89,7 @@ async def _canaries(limit_s: float) -> "Canaries":
         "once its canary was right",
         "`shoal up --detach`, and `shoal devices` some minutes later",
     )
-    return Canaries(probes, (*lacks, not_asked))
+    return Canaries(probes, (*lacks, not_asked), sandbox)
 
 
 def _print(
@@ -110,7 +117,9 @@ def _print(
     for device in found.devices:
         claims = [c for c in claimed.claims if c.device == device.id] if claimed else []
         claims_line = f"claims {claims_text(claims)}" if claims else ""
-        for text in filter(None, (_parts(device), claims_line, device.note)):
+        # The CPU's is what is meant where nothing is said: `shoal status` shows it.
+        locked = f"sandbox: {device.sandbox}" if device.sandbox and device.id != "cpu" else ""
+        for text in filter(None, (_parts(device), claims_line, locked, device.note)):
             _line(device.id, text)
     if claimed:
         _line("this node", measured_text(claimed))

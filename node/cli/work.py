@@ -209,7 +209,8 @@ def run(
     Ctrl-C lets the job go on without you and says how to come back.
 
     Args:
-        model: An ONNX file, or the id of a program that the daemon holds.
+        model: An ONNX file, a .kernel file (docs/KERNELS.md), or the id of a program that
+            the daemon holds.
         output: Directory to write the outputs to.
         file_format: npy: a file for each output; npz or safetensors: one file of all.
         detach: Submit the job, print its id and return.
@@ -246,7 +247,8 @@ def map_(
     outputs are put together again in order. Inputs are never loaded whole.
 
     Args:
-        model: An ONNX file, or the id of a program that the daemon holds.
+        model: An ONNX file, a .kernel file (docs/KERNELS.md), or the id of a program that
+            the daemon holds.
         batch: Rows in one unit.
         output: Directory to write the outputs to.
         file_format: npy: a file for each output; npz or safetensors: one file of all.

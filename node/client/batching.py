@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
 
 
 def batches(inputs: Mapping[str, np.ndarray], batch: int) -> Iterator[dict[str, np.ndarray]]:
@@ -29,7 +29,7 @@ def batches(inputs: Mapping[str, np.ndarray], batch: int) -> Iterator[dict[str, 
         yield {name: array[at : at + batch] for name, array in inputs.items()}
 
 
-def check_batch(manifest: Manifest, inputs: Mapping[str, np.ndarray], batch: int) -> None:
+def check_batch(manifest: AnyManifest, inputs: Mapping[str, np.ndarray], batch: int) -> None:
     """Check that pieces of ``batch`` rows are what a program with a fixed first axis takes.
 
     Raises:

@@ -40,9 +40,9 @@ class Executor(concurrent.futures.Executor):
     """Runs programs on the nodes of the network, as futures.
 
     What is submitted is a program and its inputs, never Python: a path to an ONNX file, its
-    bytes, a loaded model, a program id, what `Client.prepare` or `shoal.export.program`
-    gave, or a `shoal.remote` function. Inputs are given in the order of the program's
-    inputs, or by name. A future's result is the outputs by name.
+    bytes, a loaded model, a program id, what `Client.prepare`, `shoal.export.program` or
+    `shoal.kernel.program` gave, or a `shoal.remote` function. Inputs are given in the order
+    of the program's inputs, or by name. A future's result is the outputs by name.
 
     Arrays of over 64 KiB are read again when they are sent, some milliseconds later: do
     not change them before `Future.job_id` is there.

@@ -18,7 +18,8 @@ import msgspec
 from shoal.compute.devices import Device, Inventory
 from shoal.compute.errors import ProgramError
 from shoal.compute.executors.base import NumericClass
-from shoal.compute.manifest import Manifest, decode
+from shoal.compute.kernel_manifest import KERNEL_SUFFIX, from_file, is_kernel_file
+from shoal.compute.programs import AnyManifest, decode
 from shoal.crypto.content import BlobId
 from shoal.node.assurance import Assurance, JobAssurance
 from shoal.node.capability_views import CapabilityView, ChallengeView
@@ -54,10 +55,11 @@ if TYPE_CHECKING:
     import onnx
 
     from shoal.compute.convert import Program
+    from shoal.compute.kernel_manifest import KernelProgram
 
-Model: TypeAlias = "str | Path | bytes | onnx.ModelProto | Program | Prepared"
+Model: TypeAlias = "str | Path | bytes | onnx.ModelProto | Program | KernelProgram | Prepared"
 """A path, an ONNX file's bytes, a loaded model, a program id, an exported program
-(`shoal.export`), or what `prepare` gave."""
+(`shoal.export`), a GPU kernel (`shoal.kernel`), or what `prepare` gave."""
 
 _HEAD_FROM_BYTES = 64 << 10
 """Smaller blobs are sent without asking first whether the daemon holds them."""
@@ -72,12 +74,18 @@ WAIT_STEP_S = 30.0
 DEFAULT_PRECISION = "x20"
 
 
-OFFERED_CLASSES = (NumericClass.FP32.value, NumericClass.EXACT.value)
+OFFERED_CLASSES = (
+    NumericClass.FP32.value,
+    NumericClass.EXACT.value,
+    NumericClass.KERNEL.value,
+)
 """The numeric classes that some executor runs."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the units of a job are to be run: the fields of `JobSpec`, and ``precision``.
+
+    A GPU kernel's ``numeric_class`` is ``kernel``, which need not be said.
 
     ``precision`` belongs to the class ``exact``: ``x20``, ``x16`` or ``x8``. It is
     part of the program, so a program that is prepared already keeps its own.
@@ -112,7 +120,7 @@ class Prepared(msgspec.Struct, frozen=True):
     """A program that the daemon holds, ready for any number of jobs."""
 
     program_id: BlobId
-    manifest: Manifest
+    manifest: AnyManifest
 
 
 class Drive(Protocol):
@@ -299,7 +307,7 @@ def prepare(model: Model, precision: str | None = None) -> Flow[Prepared]:
         manifest = yield Request("GET", f"/v1/blobs/{model}")
         return Prepared(BlobId(model), decode(manifest))
     if _is_program(model):
-        program = cast("Program", model)
+        program = cast("Program | KernelProgram", model)
     else:
         program = yield Work(lambda: _convert(cast("Any", model), precision))
     register = Request("PUT", f"/v1/programs/{program.program_id}", refusals=(404, 409))
@@ -460,11 +468,17 @@ def _is_program(model: object) -> bool:
     return hasattr(model, "program_id") and hasattr(model, "blobs")
 
 
-def _convert(model: str | Path | bytes | onnx.ModelProto, precision: str | None) -> Program:
+def _convert(
+    model: str | Path | bytes | onnx.ModelProto, precision: str | None
+) -> Program | KernelProgram:
     from shoal.compute.convert import convert, convert_file
 
+    if isinstance(model, bytes) and is_kernel_file(model):
+        return from_file(model)
     if isinstance(model, str | Path):
         try:
+            if Path(model).suffix == KERNEL_SUFFIX:
+                return from_file(Path(model).read_bytes())
             return convert_file(Path(model), precision)
         except ProgramError as error:
             raise ProgramError(

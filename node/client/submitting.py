@@ -19,6 +19,7 @@ import msgpack
 import msgspec
 
 from shoal.compute.errors import ProgramError
+from shoal.compute.kernel_manifest import KERNEL_CLASS, KernelManifest
 from shoal.compute.tensor import to_blob
 from shoal.crypto.errors import ShoalError
 from shoal.node.client.batching import batches, check_batch
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from shoal.compute.manifest import Manifest
+    from shoal.compute.programs import AnyManifest
     from shoal.crypto.content import BlobId
 
 UNITS_PER_REQUEST = 256
@@ -80,6 +81,8 @@ REFILL_PART = 8
 
 LINGER_S = 0.02
 """Units of a slow iterator wait so long for others to go with them."""
+
+_NOT_CHOSEN = Options().numeric_class
 
 _MSGPACK = "application/msgpack"
 _RANK_FREE_BYTES = 192
@@ -111,7 +114,7 @@ class Gathered:
 
 
 def encoded(
-    manifest: Manifest, inputs: Inputs
+    manifest: AnyManifest, inputs: Inputs
 ) -> tuple[Encoded, dict[BlobId, np.ndarray], int]:
     """One unit as it travels, the arrays to be put before it, and its size in bytes.
 
@@ -142,7 +145,7 @@ def encoded(
 
 def gather(
     source: Iterator[Inputs],
-    manifest: Manifest,
+    manifest: AnyManifest,
     first: int | None,
     limit: int = UNITS_PER_REQUEST,
     linger_s: float = float("inf"),
@@ -199,6 +202,8 @@ def open_job(
         "open": stays_open,
     }
     del spec["precision"]
+    if isinstance(prepared.manifest, KernelManifest) and options.numeric_class == _NOT_CHOSEN:
+        spec["numeric_class"] = KERNEL_CLASS  # a kernel runs in no other
     job_id = spec["id"] = options.id or new_job_id()
     yield from _put(first)
     request = Request(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from shoal.compute.manifest import Manifest, Port
+    from shoal.compute.manifest import Port
+    from shoal.compute.programs import AnyManifest
     from shoal.crypto.content import BlobId
 
 As: TypeAlias = Literal["numpy", "torch"]
@@ -52,7 +53,7 @@ class Outputs(dict[str, Any]):
     seconds: float | None = None
 
 
-def arrays_of(manifest: Manifest, inputs: Inputs) -> dict[str, np.ndarray]:
+def arrays_of(manifest: AnyManifest, inputs: Inputs) -> dict[str, np.ndarray]:
     """The inputs of one unit as arrays that the program takes.
 
     Lists and numbers take the dtype of the input that they are for.
@@ -66,7 +67,7 @@ def arrays_of(manifest: Manifest, inputs: Inputs) -> dict[str, np.ndarray]:
     return given
 
 
-def named_arrays(inputs: Inputs, manifest: Manifest | None = None) -> dict[str, np.ndarray]:
+def named_arrays(inputs: Inputs, manifest: AnyManifest | None = None) -> dict[str, np.ndarray]:
     """As `arrays_of`, with no look at what the program takes; files are mapped."""
     if isinstance(inputs, str | PathLike):
         return read_arrays(Path(inputs))

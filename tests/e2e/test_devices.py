@@ -155,7 +155,7 @@ def test_two_cards_and_mig_instances_are_devices_of_their_own(home, libraries):
     assert {small["target"], large["target"]} == {"sm_80"}
     for device in (h100, small, large):
         assert (device["executors"], device["abilities"]) == ([], [])
-        assert lacks(device) == ["no_executor"]
+        assert lacks(device) == ["not_probed"]
         assert device["missing"][0]["hint"]
 
 
@@ -168,7 +168,7 @@ def test_two_amd_cards_are_read_through_amdsmi(home, libraries):
     assert (first["memory_bytes"], first["memory_free_bytes"]) == (206141652992, 206 * 10**9)
     assert second["memory_free_bytes"] == 205 * 10**9
     assert first["uuid"] == "62ff74a1-0000-1000-807d-1a2b3c4d5e6f"
-    assert "no_executor" in lacks(first)
+    assert "not_probed" in lacks(first)
 
 
 def test_an_older_rocm_with_shorter_structures_is_read_as_well(look):
@@ -225,7 +225,9 @@ def test_people_read_what_is_missing_once_with_the_next_step(home, libraries):
     lines = text.splitlines()
     columns = ("DEVICE", "NAME", "MEMORY FREE", "DRIVER", "RUNS", "TAKES WORK")
     assert lines[0].split() == " ".join(columns).split()
-    (unused,) = [n for n, line in enumerate(lines) if "no executor of this node" in line]
+    (unused,) = [
+        n for n, line in enumerate(lines) if "what runs on cards was not looked at" in line
+    ]
     assert lines[unused].startswith("gpu0, gpu1-mig0, gpu1-mig3, gpu2, gpu3: ")
     assert lines[unused + 1].startswith("  next: ")
 

@@ -15,6 +15,8 @@ from attacker import HELLO, Liar
 
 from shoal.compute.convert import convert
 from shoal.compute.errors import ProgramError
+from shoal.compute.kernel_manifest import Argument, Extent, KernelManifest, program_of
+from shoal.compute.manifest import Port
 from shoal.compute.tensor import from_blob, to_blob
 from shoal.compute.unit_runs import Execution
 from shoal.crypto import identity
@@ -47,7 +49,24 @@ from shoal.protocol.statements import Receipt, UnitError, open_award, statement_
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 LIMIT_S = 20.0
-PROGRAM = {"exact": convert(models.dense(), "x20"), "fp32": convert(models.dense())}
+TEXT = b"module {}"  # a daemon reads no kernel's text
+KERNEL = program_of(
+    KernelManifest(
+        kernel=blob_id_of(TEXT),
+        triton="3.7.0",
+        entry="f",
+        inputs=(Port("x", "float32", ("rows", models.WIDTH)),),
+        outputs=(Port("y", "float32", ("rows", models.WIDTH)),),
+        arguments=(Argument("x", "*fp32", None), Argument("y", "*fp32", None)),
+        grid=(Extent("rows"),),
+    ),
+    TEXT,
+)
+PROGRAM = {
+    "exact": convert(models.dense(), "x20"),
+    "fp32": convert(models.dense()),
+    "kernel": KERNEL,
+}
 
 
 def given(number):
@@ -81,7 +100,7 @@ class MadeUpWorker:
         self.ran = 0
         self.fails = False
 
-    async def run_many(self, _requester, _program, _blobs, units, _limits, ended, _rank):
+    async def run_many(self, _requester, _program, _blobs, units, _limits, ended, *_):
         for unit in units:
             await trio.lowlevel.checkpoint()
             self.ran += 1
@@ -146,7 +165,7 @@ class Requester:
     def terms(self):
         return Terms(
             device="cpu",
-            executors={"exact": "made up", "fp32": "made up"} if self.runs_itself else {},
+            executors=dict.fromkeys(PROGRAM, "made up") if self.runs_itself else {},
             memory_bytes=1 << 40,
             providing=False,
             own=self.peer,

@@ -76,7 +76,7 @@ class Node:
             allowed={FRIEND.peer_id},
             leases=self.provider.leases,
             units_waiting=self.provider.units_waiting,
-            waiting_s=self.provider.waiting_s,
+            waiting_s=self.provider.load_on("cpu").waiting_s,
             stance=self.stance,
             sandboxed=self.sandboxed,
             withheld=self.withheld,

@@ -367,9 +367,11 @@ async def add(node, job, numbers):
     node.jobs.units_added(job.id)
 
 
-async def test_in_fp32_results_are_compared_within_a_tolerance(node):
+@pytest.mark.parametrize("numeric_class", ["fp32", "kernel"])
+@pytest.mark.parametrize("verify", ["sample:1", "quorum:2"])
+async def test_what_is_not_exact_is_compared_within_a_tolerance(node, numeric_class, verify):
     async with open_peers(node, Peer, Roughly) as (_, rough):
-        units = await node.run(range(1, 9), numeric_class="fp32", verify="sample:1")
+        units = await node.run(range(1, 9), numeric_class=numeric_class, verify=verify)
         for number, unit in enumerate(units, 1):
             assert unit.state is UnitState.DONE
             if unit.provider == rough.peer:
@@ -377,9 +379,12 @@ async def test_in_fp32_results_are_compared_within_a_tolerance(node):
         assert {each[3] for each in await checks_of(node, units)} == {"agrees"}
 
 
-async def test_in_fp32_a_vote_lowers_standing_and_accuses_nobody(node):
+@pytest.mark.parametrize("numeric_class", ["fp32", "kernel"])
+async def test_where_it_is_not_exact_a_vote_lowers_standing_and_accuses_nobody(
+    node, numeric_class
+):
     async with open_peers(node, Lies, Peer, Peer) as (liar, *_):
-        units = await node.run(range(8), numeric_class="fp32", verify="sample:1")
+        units = await node.run(range(8), numeric_class=numeric_class, verify="sample:1")
         await assert_right(node, units, range(8))
     assert node.accused == []
     downs = {peer for peer, deed in node.standings.notes if deed is Deed.VOTED_DOWN}
@@ -737,6 +742,7 @@ async def test_units_that_a_job_has_not_are_not_run_again(node, units, code):
     [
         ("exact", {"proofs": "friends"}, "nobody who gets proofs"),
         ("fp32", {"proofs": "private"}, "no proofs in the class fp32"),
+        ("kernel", {"proofs": "private"}, "no proofs in the class kernel"),
         ("exact", {"proofs": "private", "verify": "receipt"}, "nobody checks"),
     ],
 )

@@ -392,7 +392,7 @@ async def test_what_units_are_expected_to_take_follows_what_they_took(node):
     await ask(node, call, *(unit_of(call, str(k), blob) for k, blob in enumerate(distinct(9))))
     (conversation,) = node.provider._conversations.values()
     assert 0.0 < conversation.unit_s < 0.5
-    assert node.provider.waiting_s == 0.0
+    assert node.provider.load_on("cpu").waiting_s == 0.0
 
 
 async def test_the_inputs_of_few_messages_of_a_lease_are_in_memory_at_once(node, monkeypatch):

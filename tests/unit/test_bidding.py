@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -7,13 +9,14 @@ from shoal.node.bidding import (
     STRANGERS_LEASES_LIMIT,
     Terms,
     bid,
+    choose,
     price,
     rank,
     refusal,
     worth,
 )
 from shoal.node.owner import Cause, Stance, sentence
-from shoal.protocol.negotiation_messages import Bid, Call, Reason
+from shoal.protocol.negotiation_messages import Bid, Call, Reason, Refusal
 
 REQUESTER = generate().peer_id
 PROVIDER = generate().peer_id
@@ -42,8 +45,6 @@ TERMS = Terms(
 
 
 def but(**changes):
-    from dataclasses import replace
-
     return replace(TERMS, **changes)
 
 
@@ -189,3 +190,95 @@ def test_a_peer_s_unit_may_ask_for_no_more_time_than_the_owner_gives():
     assert refusal(longer, REQUESTER, hour).reason is Reason.TOO_LARGE
     assert refusal(longer, PROVIDER, hour) is None
     assert refusal(msgspec.structs.replace(CALL, time_limit_s=3600.0), REQUESTER, hour) is None
+
+
+# --- which device bids ----------------------------------------------------------------
+
+CPU = but(executors={"fp32": "onnxruntime", "exact": "exact"})
+GPU = replace(CPU, device="gpu0", executors={"exact": "exact", "low": "torch"})
+COMPILING = replace(GPU, executors={}, compiled={"exact": "exact"})
+EXACT, LOW, KERNEL = (
+    msgspec.structs.replace(CALL, numeric_class=each) for each in ("exact", "low", "kernel")
+)
+
+
+def chosen(call, *offers, requester=REQUESTER):
+    """The device, or the refusal."""
+    found = choose(call, requester, offers)
+    return found if isinstance(found, Refusal) else found.device
+
+
+def test_a_device_bids_that_offers_the_class():
+    assert chosen(CALL, CPU, GPU) == "cpu"
+    assert chosen(LOW, CPU, GPU) == "gpu0"
+
+
+def test_of_several_the_one_with_the_shortest_wait_bids_and_a_card_where_none_has_any():
+    assert chosen(EXACT, CPU, GPU) == "gpu0"
+    assert chosen(EXACT, CPU, replace(GPU, waiting_s=2.0)) == "cpu"
+    assert chosen(EXACT, replace(CPU, waiting_s=3.0), replace(GPU, waiting_s=2.0)) == "gpu0"
+    second = replace(GPU, device="gpu1")
+    assert chosen(EXACT, CPU, replace(GPU, leases=1), second) == "gpu1"
+
+
+def test_a_device_without_the_memory_for_a_unit_leaves_it_to_another():
+    assert chosen(EXACT, CPU, replace(GPU, memory_bytes=1 << 20)) == "cpu"
+    assert chosen(LOW, CPU, replace(GPU, memory_bytes=1 << 20)).reason is Reason.TOO_LARGE
+
+
+def test_a_pause_of_the_card_holds_for_the_card_alone():
+    paused = replace(GPU, stance=Stance(Cause.PAUSED, own=False))
+    assert chosen(EXACT, CPU, paused) == "cpu"
+    assert chosen(LOW, CPU, paused).reason is Reason.PAUSED
+    assert chosen(LOW, CPU, paused, requester=TERMS.own).reason is Reason.PAUSED
+    assert chosen(EXACT, replace(CPU, stance=paused.stance), GPU) == "gpu0"
+
+
+def test_a_card_that_only_compiles_takes_no_units_and_the_refusal_says_so():
+    assert chosen(EXACT, CPU, COMPILING) == "cpu"
+    only_fp32 = replace(CPU, executors={"fp32": "onnxruntime"})
+    second = replace(COMPILING, device="gpu1")
+    for call in (KERNEL, EXACT):
+        refusal = chosen(call, only_fp32, COMPILING, second)
+        assert refusal.reason is Reason.NO_DEVICE
+        assert refusal.detail.startswith("compile-only on gpu0, gpu1: ")
+
+
+def test_a_node_without_cards_says_that_a_class_takes_one():
+    refusal = chosen(KERNEL, CPU)
+    assert (refusal.reason, refusal.detail) == (
+        Reason.NO_DEVICE,
+        "class kernel takes a GPU, and this node has none that is used",
+    )
+    refusal = chosen(msgspec.structs.replace(CALL, numeric_class="fp64"), CPU, GPU)
+    assert refusal.reason is Reason.CLASS_NOT_OFFERED
+    assert refusal.detail == "offered here: exact, fp32, low"
+
+
+def test_a_card_that_is_gone_is_named_and_others_go_on():
+    gone = replace(GPU, executors={}, lost="the card gpu0 is gone: ECC")
+    assert chosen(EXACT, CPU, gone) == "cpu"
+    refusal = chosen(LOW, CPU, gone)
+    assert (refusal.reason, refusal.detail) == (Reason.NO_DEVICE, gone.lost)
+
+
+def test_kernels_are_taken_of_known_peers_only():
+    takes = replace(GPU, executors={"kernel": "triton"}, sandboxed=True)
+    assert chosen(KERNEL, CPU, takes) == "gpu0"
+    assert chosen(KERNEL, CPU, takes, requester=TERMS.own) == "gpu0"
+    stranger = generate().peer_id
+    open_cpu = replace(CPU, sandboxed=True)
+    refusal = chosen(KERNEL, open_cpu, takes, requester=stranger)
+    assert refusal.reason is Reason.UNTRUSTED_REQUESTER
+    assert "kernels" in refusal.detail
+
+
+def test_who_may_have_nothing_is_told_so_whatever_devices_there_are():
+    closed = [replace(each, draining=True) for each in (CPU, GPU)]
+    for call in (EXACT, LOW, KERNEL):
+        assert chosen(call, *closed).reason is Reason.DRAINING
+
+
+def test_while_devices_are_looked_at_a_class_may_still_come():
+    starting = [replace(each, starting=True) for each in (CPU, replace(GPU, executors={}))]
+    assert chosen(KERNEL, *starting).reason is Reason.BUSY

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import warnings
 
+import msgspec
 import onnxruntime as ort
 import pytest
 
 from shoal.compute.devices.abilities import Canaries, takes_units, with_abilities
-from shoal.compute.devices.inventory import Device, Inventory
+from shoal.compute.devices.inventory import Device, Inventory, Lack
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors import onnxruntime as executor
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
@@ -135,8 +136,10 @@ def test_a_worker_whose_canary_fails_offers_nothing_of_that_class():
 def test_kernels_that_would_run_as_plain_python_are_not_used():
     script = (
         "from shoal.compute.errors import ComputeError\n"
-        "from shoal.compute.worker import _exact_executor\n"
-        "try: _exact_executor(1)\n"
+        "from shoal.compute.executors.table import _exact_by_numba as load\n"
+        "from shoal.compute.frames import Start\n"
+        "start = Start(threads=1, cache_bytes=1, memory_bytes=1, exact=True)\n"
+        "try: load(start)\n"
         "except ComputeError as error: print(error.message)"
     )
     said = subprocess.check_output(
@@ -148,26 +151,54 @@ def test_kernels_that_would_run_as_plain_python_are_not_used():
 @pytest.mark.parametrize("evidence", list(Evidence), ids=lambda evidence: evidence.value)
 def test_evidence_is_said_as_the_canary_showed_it_and_only_silicon_takes_units(evidence):
     shown = probe(evidence)
-    (cpu,) = with_abilities(Inventory((CPU,)), Canaries((shown,), ())).devices
+    (cpu,) = with_abilities(Inventory((CPU,)), {"cpu": Canaries((shown,), ())}).devices
     assert [ability.evidence for ability in cpu.abilities] == [evidence.value]
     assert takes_units(shown) is (evidence is Evidence.EXECUTED)
     assert cpu.executors == (("onnxruntime",) if evidence is Evidence.EXECUTED else ())
 
 
 def test_before_any_canary_a_device_is_said_to_run_nothing():
-    (cpu,) = with_abilities(Inventory((CPU,)), Canaries()).devices
+    (cpu,) = with_abilities(Inventory((CPU,)), {}).devices
     assert (cpu.abilities, cpu.executors) == ((), ())
     assert [lack.code for lack in cpu.missing] == ["not_probed"]
 
 
-def test_a_card_that_no_executor_uses_says_so_whatever_runs_on_the_cpu():
-    card = Device(id="gpu0", kind="nvidia", name="B", memory_bytes=1, memory_free_bytes=1)
-    canaries = Canaries((probe(), probe(runtime="exact 1 numba", of=NumericClass.EXACT)), ())
-    cpu, gpu = with_abilities(Inventory((CPU, card)), canaries).devices
+CARD = Device(
+    id="gpu0", kind="amd", name="B", memory_bytes=1, memory_free_bytes=1, target="gfx942"
+)
+
+
+def test_what_runs_on_a_card_is_what_its_own_canaries_showed():
+    canaries = {
+        "cpu": Canaries((probe(), probe(runtime="exact 1 numba", of=NumericClass.EXACT)), ()),
+        "gpu0": Canaries((probe(runtime="exact 1 triton 3.7.0", of=NumericClass.EXACT),), ()),
+    }
+    cpu, gpu = with_abilities(Inventory((CPU, CARD)), canaries).devices
     assert cpu.executors == ("exact", "onnxruntime")
-    assert (gpu.executors, gpu.abilities) == ((), ())
-    assert [lack.code for lack in gpu.missing] == ["no_executor"]
-    assert gpu.missing[0].hint
+    assert gpu.executors == ("exact",)
+    assert [(a.executor, a.numeric_class) for a in gpu.abilities] == [("exact", "exact")]
+    assert "claims none" in gpu.note
+
+
+def test_a_card_for_which_kernels_only_compile_says_so_and_takes_no_units():
+    shown = probe(Evidence.COMPILE_ONLY, "exact 1 triton 3.7.0 for gfx942", NumericClass.EXACT)
+    unreached = Lack("card_unreachable", "torch is built without ROCm", "install it")
+    (gpu,) = with_abilities(
+        Inventory((CARD,)), {"gpu0": Canaries((shown,), (unreached,))}
+    ).devices
+    assert [ability.evidence for ability in gpu.abilities] == ["compile-only"]
+    assert gpu.executors == ()
+    assert gpu.missing == (unreached,)
+    assert gpu.note == ""
+
+
+def test_a_card_that_is_kept_from_programs_is_not_said_to_be_looked_at():
+    hidden = Lack("hidden", "a variable hides it", "take it away")
+    card = msgspec.structs.replace(CARD, missing=(hidden,))
+    (gpu,) = with_abilities(Inventory((card,)), {}).devices
+    assert gpu.missing == (hidden,)
+    (gpu,) = with_abilities(Inventory((CARD,)), {}).devices
+    assert [lack.code for lack in gpu.missing] == ["not_probed"]
 
 
 def test_a_daemon_offers_no_class_that_was_only_emulated_or_compiled():
@@ -178,5 +209,6 @@ def test_a_daemon_offers_no_class_that_was_only_emulated_or_compiled():
         probe(),
     ]
     capacity.offer(shown, [])
-    assert capacity.executors == {"fp32": "onnxruntime"}
-    assert capacity.canaries.probes == tuple(shown)
+    assert capacity.executors() == {"fp32": "onnxruntime"}
+    assert capacity.compiled("cpu") == {"exact": "compiler"}
+    assert capacity.canaries["cpu"].probes == tuple(shown)

@@ -213,6 +213,42 @@ def test_a_class_that_nobody_offers_is_told_once_with_those_that_are_offered():
     assert "`--class fp32`" in text
 
 
+KERNEL_JOB = msgspec.structs.replace(JOB, numeric_class="kernel")
+
+
+def test_where_nobody_has_a_gpu_a_kernel_job_is_told_to_find_one_and_no_other_class():
+    text = line(job=KERNEL_JOB)
+    assert text.startswith(
+        "No known node offers the numeric class kernel; offered: exact, fp32:"
+    )
+    assert "a node with a GPU" in text
+    assert "`shoal peers --connect ADDRESS`" in text
+    assert "--class" not in text
+
+
+def test_a_refusal_for_want_of_a_gpu_is_told_as_such():
+    detail = "class kernel takes a GPU, and this node has none that is used"
+    place = around(known={"peer": Neighbour(classes=frozenset({"kernel"}))})
+    text = line(answer("no_device", detail=detail), job=KERNEL_JOB, place=place)
+    assert text.startswith(f"peer has no GPU for it ({detail})")
+    assert "a node with a GPU" in text
+
+
+def test_a_refusal_of_a_strangers_kernel_names_the_allow_list():
+    detail = "kernels are taken only of peers on this node's allow list"
+    place = around(known={"peer": Neighbour(classes=frozenset({"kernel"}))})
+    text = line(answer("untrusted_requester", detail=detail), job=KERNEL_JOB, place=place)
+    assert text.startswith("peer takes kernels only of nodes that are on its allow list")
+    assert '`allow = ["own"]`' in text
+
+
+def test_peers_without_a_gpu_are_told_where_others_have_one():
+    others = {"peer": Neighbour(classes=frozenset({"kernel"})), "cpu": OFFERING}
+    text = line(job=KERNEL_JOB, place=around(known=others))
+    assert text.startswith("cpu does not offer the numeric class kernel, only exact, fp32")
+    assert "--class" not in text
+
+
 def test_peers_that_lack_a_class_that_others_offer_are_told():
     job = msgspec.structs.replace(JOB, numeric_class="exact")
     lacking = Neighbour(classes=frozenset({"fp32"}))

@@ -2,10 +2,14 @@ import msgspec
 import pytest
 
 from shoal.compute import frames
+from shoal.compute.devices.cards import Card
+from shoal.compute.devices.inventory import Lack
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
 from shoal.compute.frames import FrameError
 
 LIMITS = frames.UnitLimits(1.0, 2, 3)
+CARD = Card("gpu0", "hip", "gfx942", 1 << 37)
+LACK = Lack("a", "why not", "next")
 PROBE = Probe("runtime 1.0", NumericClass.FP32, Evidence.EXECUTED)
 
 
@@ -22,8 +26,10 @@ def head_of(message, attachments=()):
     "request_",
     [
         frames.Start(2, 3, 4, exact=True),
+        frames.Start(2, 3, 4, exact=True, card=CARD, scratch="/s"),
         frames.Convert(LIMITS, "x20"),
         frames.Prepare("p", ("a", "b"), LIMITS),
+        frames.Prepare("p", ("a", "b"), LIMITS, "low", "p low"),
         frames.Run("p", ("x",), LIMITS),
         frames.Measure("memory", 0.1),
         frames.Prove(b"r" * 32, 4, 8, 2, "x20", 3.0),
@@ -40,7 +46,7 @@ def test_every_request_comes_back_with_its_attachments_sizes(request_):
 @pytest.mark.parametrize(
     ("answer", "attachments"),
     [
-        (frames.Started((PROBE,), ("exact: why not",), "landlock 7, seccomp", True), []),
+        (frames.Started((PROBE,), (LACK,), "landlock 7, seccomp", True), []),
         (frames.Converted("p", ("a",)), [b"1"]),
         (frames.Prepared(("p",)), []),
         (frames.Ran(("y", "z"), 0.5, "runtime 1"), [b"1", b"2"]),

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from shoal.compute.sandbox.kernel import AARCH64, X86_64
-from shoal.compute.sandbox.profiles import CPU, NO_MORE_THREADS
+from shoal.compute.sandbox.profiles import CPU, GPU, NO_MORE_THREADS
 from shoal.compute.sandbox.seccomp import (
     ALLOW,
     KILL_PROCESS,
@@ -221,3 +221,65 @@ def test_a_program_is_eight_bytes_an_instruction():
     assert len(encode(program)) == 8 * len(program)
     assert len(program) < 256  # the kernel takes 4096
     assert encode(program)[:8] == b"\x20\0\0\0\x04\0\0\0"  # load the architecture
+
+
+# --- the looser profile ------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_card(here):
+    """What a card's worker's filter does with a call by name."""
+    program = assemble(GPU.filter(OWN), here)
+    return lambda name, *a: outcome(program, here.audit, here.syscalls[name], *a)
+
+
+def test_a_card_s_worker_may_make_every_call_but_those_that_are_listed(here):
+    program = assemble(GPU.filter(OWN), here)
+    named = {
+        here.syscalls[name]: error
+        for name, error in GPU.errnos.items()
+        if name in here.syscalls
+    }
+    conditional = {
+        here.syscalls[name]
+        for name in (*GPU.allowed, *GPU.of_own_process)
+        if name in here.syscalls
+    }
+    assert len(named) > 50
+    for number in set(range(600)) - conditional:
+        expected = fails(named[number]) if number in named else ALLOW
+        assert outcome(program, here.audit, number, *[2**64 - 1] * 6) == expected
+    assert outcome(program, here.audit + 1, 0) == KILL_PROCESS
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["socket", "connect", "ptrace", "kill", "setsid", "unshare", "io_uring_setup", "bpf"],
+)
+def test_a_card_s_worker_reaches_no_network_and_no_other_process(on_card, name):
+    assert on_card(name) == EPERM
+
+
+def test_a_driver_is_asked_by_its_own_requests_and_no_signal_is_sent_by_any(on_card):
+    for number in (0xC020462A, 0xC01C4B19, 0xC0106407, 0x30000001, 27, 0x5421):
+        assert on_card("ioctl", 3, number) == ALLOW
+    for number in (0x8901, 0x8902, 0x8914):
+        assert on_card("ioctl", 3, number) == EPERM
+
+
+def test_a_card_s_worker_starts_compilers_and_threads_and_no_namespace(on_card):
+    fork_of_glibc = 0x01200011
+    for flags in (THREAD_OF_GLIBC, fork_of_glibc, 0x4111):
+        assert on_card("clone", flags) == ALLOW
+    for namespace in (0x00020000, 0x10000000, 0x40000000, 0x02000000):
+        assert on_card("clone", fork_of_glibc | namespace) == EPERM
+    assert on_card("clone3") == ENOSYS
+
+
+def test_a_card_s_worker_slows_down_and_limits_itself_alone(on_card):
+    assert on_card("setpriority", 0, 0, 19) == ALLOW
+    assert on_card("setpriority", 0, OTHER, 19) == EPERM
+    assert on_card("setpriority", 2, 0, 19) == EPERM
+    assert on_card("prlimit64", OWN, 9) == ALLOW
+    assert on_card("prlimit64", OTHER, 9) == EPERM
+    assert on_card("fcntl", 3, 8, OTHER) == EPERM  # F_SETOWN

@@ -71,7 +71,8 @@ def _devices(found: Inventory) -> Iterator[Finding]:
         driver = ", ".join(filter(None, (device.driver, device.driver_supports)))
         what = f"{device.id}: {device.name}" + (f", driver {driver}" if driver else "")
         if device.executors:
-            yield ok("device", f"{what}, used by {', '.join(device.executors)}")
+            sandbox = f"; sandbox: {device.sandbox}" if device.kind != "cpu" else ""
+            yield ok("device", f"{what}, used by {', '.join(device.executors)}{sandbox}")
         for lack in device.missing:
             if lack.code not in _TOLD_ELSEWHERE:
                 yield warning("device", f"{what}: {lack.reason}", without_circle(lack.hint))

@@ -1,0 +1,90 @@
+"""The worker of a card that is made up: a CPU computes, and it fails as cards do.
+
+The test build of ``shoal.compute.worker``: locked in by the profile ``gpu``, with one
+executor in its table, which runs programs on the CPU and raises what torch and Triton
+raise, in their words, where the first number of an input asks for it.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from shoal.compute import worker
+from shoal.compute.errors import ComputeError, ProgramError
+from shoal.compute.executors.base import NumericClass
+from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.executors.table import Entry
+
+FINE, OUT_OF_MEMORY, HANGS, BROKEN, GONE, DIES, IN_OTHER_WORDS = (
+    *(0.0, 1e3, 2e3, 3e3, 4e3, 5e3, 6e3),
+)
+
+GONE_IS = Path(os.environ.get("FAULTY_CARD", "/nowhere")).exists()
+"""Whether the card is gone; looked at while files may still be opened."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+class AcceleratorError(RuntimeError):
+    """The same."""
+
+
+class Faulty(OnnxRuntimeCpu):
+    """Runs programs, or fails."""
+
+    def run(self, handle, inputs):
+        match float(np.ravel(next(iter(inputs.values())))[0]):
+            case first if first == OUT_OF_MEMORY:
+                raise OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 64.00 GiB. GPU 0 has a total "
+                    "capacity of 79.11 GiB of which 3.00 GiB is free."
+                )
+            case first if first == HANGS:
+                while True:  # a kernel that never ends holds the thread that waits for it
+                    time.sleep(60)
+            case first if first == BROKEN:
+                raise AcceleratorError(
+                    "CUDA error: an illegal memory access was encountered\nCompile with "
+                    "`TORCH_USE_CUDA_DSA` to enable device-side assertions."
+                )
+            case first if first == GONE:
+                raise AcceleratorError("HIP error: uncorrectable ECC error encountered")
+            case first if first == IN_OTHER_WORDS:
+                try:
+                    raise AcceleratorError("CUDA error: misaligned address")
+                except AcceleratorError:
+                    raise ProgramError(
+                        "the program failed: misaligned address", node="n", operator="Add"
+                    ) from None
+            case first if first == DIES:
+                os.abort()
+        return super().run(handle, inputs)
+
+
+def reach(card):
+    """In place of torch's look at the card."""
+    if GONE_IS:
+        raise ComputeError("torch finds 0 cards where this one is to be found", code="gone")
+
+
+class OnMadeUpCard(worker.Worker):
+    """Whose memory nobody meters: the card has none."""
+
+    def _reached(self):
+        try:
+            worker.check_reach(self._card)
+        except ComputeError as error:
+            self._missing.append(worker.Lack(error.code, error.message, error.hint))
+            return False
+        return True
+
+
+if __name__ == "__main__":
+    entry = Entry("faulty", NumericClass.FP32, (), lambda start: lambda: Faulty(threads=1))
+    worker.entries = lambda _: (entry,)
+    worker.check_reach = reach
+    worker.main(OnMadeUpCard)
