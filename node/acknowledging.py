@@ -19,10 +19,11 @@ import trio
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import ShoalError, VerificationError
+from shoal.protocol.checking_messages import Acknowledge
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import ACKNOWLEDGED_LIMIT
-from shoal.protocol.messages import Acknowledge, Done
+from shoal.protocol.messages import Done
 from shoal.protocol.statements import Acknowledgement, open_receipt
 from shoal.protocol.versions import OWN
 

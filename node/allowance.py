@@ -21,23 +21,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from shoal.protocol.messages import (
-    Acknowledge,
-    Adverts,
+from shoal.protocol.challenge_messages import Challenge, Draw, ProofOffer
+from shoal.protocol.channel_messages import ChannelWanted
+from shoal.protocol.checking_messages import Acknowledge
+from shoal.protocol.messages import Adverts, Digest, Done, Problem, RequestBody, ResponseBody
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Call,
     Cancel,
-    Challenge,
-    ChannelWanted,
-    Digest,
-    Done,
-    Draw,
-    Problem,
-    ProofOffer,
     Refusal,
     Release,
-    RequestBody,
-    ResponseBody,
     UnitRequest,
     UnitResult,
     UnitsRequest,

@@ -34,20 +34,20 @@ from shoal.node.conduct import Conduct
 from shoal.node.errors import NetworkError, StreamClosedError
 from shoal.node.frames import receive_message, send_frame, send_message, within
 from shoal.node.standing import Offence
+from shoal.protocol.challenge_messages import ProofOffer
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import REQUESTS_IN_FLIGHT_LIMIT
 from shoal.protocol.messages import (
     Adverts,
-    AwardOffer,
     Hello,
     Problem,
-    ProofOffer,
     Request,
     RequestBody,
     Response,
     ResponseBody,
 )
+from shoal.protocol.negotiation_messages import AwardOffer
 from shoal.protocol.versions import Version
 from shoal.protocol.vocabulary import UnknownWord, read_frame, read_greeting, said_to
 

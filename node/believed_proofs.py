@@ -20,6 +20,7 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.blob_transfer import EVERYBODY
 from shoal.node.errors import StoreError
 from shoal.node.records import ProofView
+from shoal.protocol.checking_messages import Accusation
 from shoal.protocol.limits import (
     ACCUSATIONS_LIMIT,
     ACCUSED_BLOBS_LIMIT,
@@ -27,7 +28,6 @@ from shoal.protocol.limits import (
     PROOF_BLOBS_LIMIT_BYTES,
     PROTOCOL_MAJOR,
 )
-from shoal.protocol.messages import Accusation
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE
 

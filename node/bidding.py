@@ -16,7 +16,7 @@ from shoal.compute.kernel_manifest import KERNEL_CLASS
 from shoal.crypto.peer_id import PeerId
 from shoal.node import owner
 from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT, UNITS_IN_FLIGHT_LIMIT
-from shoal.protocol.messages import Bid, Call, Reason, Refusal
+from shoal.protocol.negotiation_messages import Bid, Call, Reason, Refusal
 
 if TYPE_CHECKING:
     from shoal.node.records import Ban

@@ -16,7 +16,7 @@ import msgspec
 from shoal.crypto.peer_id import PeerId
 from shoal.node.outlook import Outlook
 from shoal.node.records import Answer, Job, Unit
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 
 class Remedy(StrEnum):

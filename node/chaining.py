@@ -32,7 +32,7 @@ from shoal.node.records import JobId, JobState, Unit, UnitState
 from shoal.node.standing import Offence
 from shoal.protocol.errors import VersionError
 from shoal.protocol.limits import SHARED_IDS_LIMIT
-from shoal.protocol.messages import Drop, Share, Shared
+from shoal.protocol.negotiation_messages import Drop, Share, Shared
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:

@@ -34,6 +34,7 @@ from shoal.node.house import fitting, wall_ms
 from shoal.node.proofs import ProofBook, checked
 from shoal.node.standing import Offence
 from shoal.protocol.challenge import VerifierSide
+from shoal.protocol.challenge_messages import Challenge, Committed, Draw, Opened, ProofOffer
 from shoal.protocol.challenge_terms import (
     OPENING_LIMIT_S,
     delay_taken_off_s,
@@ -43,14 +44,7 @@ from shoal.protocol.challenge_terms import (
     work_of,
 )
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import (
-    Challenge,
-    Committed,
-    Draw,
-    Opened,
-    ProofOffer,
-    Refusal,
-)
+from shoal.protocol.negotiation_messages import Refusal
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:

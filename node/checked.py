@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Deliveries(Protocol):
-    """Where checked results go: `node.jobs.Jobs`."""
+    """Where checked results go: `node.units_under_way`."""
 
     async def deliver_checked(self, running: RunningJob, ends: Sequence[Ended]) -> None:
         """Write them down."""

@@ -1,8 +1,8 @@
 """Results that wait to be checked, until they are delivered: the requester's verification.
 
 What is decided is in `node.checks` and `node.look_back`; here it is done. Results that were
-drawn come from `node.jobs` and go back there to be delivered. In between each waits in the
-line of a verifier, which `node.verifier_lines` has run what is in it. At most
+drawn come from `node.units_under_way` and go back there to be delivered. In between each
+waits in the line of a verifier, which `node.verifier_lines` has run what is in it. At most
 `WAITING_UNITS` of a job wait: then it hands over nothing more until some are done.
 
 Where a result turns out false the right one is delivered, with the receipt of whoever was
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from shoal.node import bidding, pipeline, probation
+from shoal.node import arrivals, bidding, probation
 from shoal.node.candidates import Candidates
 from shoal.node.checked import Checked, Deliveries, JobChecks, Opinion, right_end, said
 from shoal.node.checks import AUDITED_WHILE, OF_THE_PROGRAM, Stage, UnitCheck, audited
@@ -57,7 +57,7 @@ once where there is nobody at all. What was asked for by name, a quorum or a sam
 
 
 class Checking:
-    """Has results of this node's jobs checked. Made by `node.jobs.Jobs`.
+    """Has results of this node's jobs checked. Made by `node.units_under_way`.
 
     Args:
         house: The modules that the steps call.
@@ -466,4 +466,4 @@ class Checking:
         """Keep outputs no longer that were only here to be compared."""
         checked.gone = True
         pinned = [each.pinned for each in checked.opinions.values() if each.pinned]
-        pipeline.let_go(self._house, pinned)
+        arrivals.let_go(self._house, pinned)

@@ -2,7 +2,7 @@
 
 Part of *verify*. A proof is believed when this node's own worker has judged it, and by
 nothing else: its own disputes hand proofs in (`Convictions.convict`), and links tell of
-others (`protocol.messages.Accusation`), which are fetched from whoever told, judged one at
+others (`Accusation`, a message), which are fetched from whoever told, judged one at
 a time, and only then passed on. So a false proof gets one hop far, and costs its sender
 standing. In which order they are looked into, and whose are not heard, is
 `node.docket`'s. Links compare what they know when they meet and every few minutes, so that
@@ -43,18 +43,13 @@ from shoal.node.docket import BLOBS_LIMIT_BYTES, Docket, End, Heard, Hearing
 from shoal.node.errors import PeerError, StoreError
 from shoal.node.house import fitting, hold
 from shoal.node.records import Ban, ProofView
+from shoal.protocol.checking_messages import Accusation, Accusations, AccusationsWanted
 from shoal.protocol.limits import (
     CLOCK_TOLERANCE_MS,
     FRAUD_PROOF_LIMIT_BYTES,
     KNOWN_PROOFS_LIMIT,
 )
-from shoal.protocol.messages import (
-    Accusation,
-    Accusations,
-    AccusationsWanted,
-    Done,
-    Problem,
-)
+from shoal.protocol.messages import Done, Problem
 from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 
 if TYPE_CHECKING:

@@ -70,11 +70,11 @@ from shoal.node.state import open_state
 from shoal.node.swarm_key import load_key
 from shoal.node.trials import charge_of, judged_by
 from shoal.protocol.advert_fitting import fitted
-from shoal.protocol.messages import (
+from shoal.protocol.channel_messages import ChannelWanted
+from shoal.protocol.checking_messages import (
     Accusation,
     AccusationsWanted,
     Acknowledge,
-    ChannelWanted,
     LeafWanted,
     NodesWanted,
     Reason,

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.unit_runs import Traced, UnitRun
     from shoal.node.house import House
-    from shoal.protocol.messages import Call
+    from shoal.protocol.negotiation_messages import Call
     from shoal.protocol.verification.dispute import Answer, Question
 
 KEPT_S: Final = 2 * 3600.0

@@ -35,8 +35,9 @@ from shoal.node.evidence import (
     exhibit,
     read_evidence,
 )
+from shoal.protocol.checking_messages import LeafGiven, NodesGiven, TraceGiven
 from shoal.protocol.errors import RemoteProtocolError, VersionError
-from shoal.protocol.messages import LeafGiven, NodesGiven, Problem, TraceGiven
+from shoal.protocol.messages import Problem
 from shoal.protocol.statements import Receipt, open_receipt, statement_id
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.dispute import Ask, Challenger, Compute, Ending, Finding

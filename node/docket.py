@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from shoal.crypto.peer_id import PeerId
-    from shoal.protocol.messages import Accusation
+    from shoal.protocol.checking_messages import Accusation
 
 TRIES: Final = 16.0
 TRIES_PER_S: Final = 1 / 60

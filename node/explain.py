@@ -33,7 +33,7 @@ from shoal.node.records import Answer, Job
 from shoal.node.refusal_figures import Refuser, with_figures
 from shoal.node.surroundings import Surroundings
 from shoal.node.wording import count, duration, names
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 _REASONS = frozenset(reason.value for reason in Reason)
 _AWARDED = frozenset({"awarded", "bid"})

@@ -21,7 +21,7 @@ import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
-from shoal.node import chaining, pipeline, reload
+from shoal.node import chaining, reload, submission
 from shoal.node.account import about_unit, told
 from shoal.node.again import spec_again
 from shoal.node.assurance import Assurance, JobAssurance, assure
@@ -59,29 +59,21 @@ from shoal.node.swarm_key import PUBLIC
 from shoal.node.timing import UnitTiming
 from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
+from shoal.protocol.challenge_messages import Challenge, Draw, ProofOffer, ProofsWanted
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
-from shoal.protocol.messages import (
-    Adverts,
+from shoal.protocol.messages import Adverts, Digest, Hello, Problem
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Call,
     Cancel,
-    Challenge,
-    DialBack,
-    Digest,
-    Draw,
     Drop,
-    Hello,
-    Introduce,
-    Introduction,
-    Problem,
-    ProofOffer,
-    ProofsWanted,
     Reason,
     Release,
     Share,
     UnitRequest,
     UnitsRequest,
 )
+from shoal.protocol.reachability_messages import DialBack, Introduce, Introduction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -322,9 +314,9 @@ class Daemon:
         return await self.submit(spec, spec.units)
 
     async def add_units(self, job_id: JobId, units: Sequence[GivenUnit], at: int | None) -> Job:
-        """Add units to an open job, all of them or none; raises as `pipeline.add_units`."""
+        """Add units to an open job, all of them or none; raises as `submission.add_units`."""
         manifest = self.jobs_running.manifest(job_id)
-        job, taken = await pipeline.take_units(self.house, job_id, units, at, manifest)
+        job, taken = await submission.add_units(self.house, job_id, units, at, manifest)
         self.jobs_running.units_added(job_id, taken)
         return job
 

@@ -15,7 +15,7 @@ import trio
 
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError, VerificationError
-from shoal.node import chaining, pipeline, repeating
+from shoal.node import arrivals, chaining, pipeline, repeating
 from shoal.node.checks import of_the_program, wanted
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import unit_name
@@ -24,7 +24,7 @@ from shoal.node.result_standing import Deed
 from shoal.node.running_jobs import Ending, Held, RunningJob
 from shoal.node.scheduling import events
 from shoal.node.scheduling.setbacks import HANDED_BACK
-from shoal.protocol.messages import Reason, Refusal, UnitResult
+from shoal.protocol.negotiation_messages import Reason, Refusal, UnitResult
 from shoal.protocol.verification.draw import signature_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def hand_over(
     """Take one batch to its provider and its answers back.
 
     Outputs are held for the caller, who writes the ends down and then lets go of them by
-    `pipeline.let_go`.
+    `arrivals.let_go`.
 
     Raises:
         ShoalError: The lease is broken, and nothing of the batch came back.
@@ -108,7 +108,7 @@ async def hand_over(
     try:
         await _take_in(house, state, running, held, batch, units, answers, outcome)
     except BaseException:
-        pipeline.let_go(house, [*outcome.ends, *(end for end, _ in outcome.drawn)])
+        arrivals.let_go(house, [*outcome.ends, *(end for end, _ in outcome.drawn)])
         raise
     return outcome
 

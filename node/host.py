@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shoal.node.libp2p_compat.transport import BufferedTCPStream
     from shoal.node.network_statistics import Counts
     from shoal.node.private_network import PrivateNetwork
-    from shoal.protocol.messages import Outcome
+    from shoal.protocol.reachability_messages import Outcome
 
 log = structlog.get_logger()
 

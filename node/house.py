@@ -36,9 +36,9 @@ from shoal.node.standing import Offence
 from shoal.node.timing import Timings
 from shoal.node.turns import Turns
 from shoal.node.why_not import peer_banned
+from shoal.protocol.checking_messages import Reveal
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.limits import INLINE_LIMIT_BYTES
-from shoal.protocol.messages import Cancel, Release, Reveal
+from shoal.protocol.negotiation_messages import Cancel, Release
 
 if TYPE_CHECKING:
     from shoal.compute.unit_runs import UnitRun
@@ -52,8 +52,9 @@ if TYPE_CHECKING:
     from shoal.node.records import Ban
     from shoal.node.result_standing import Deed
     from shoal.node.state import State
-    from shoal.protocol.messages import Call, ResponseBody
+    from shoal.protocol.messages import ResponseBody
     from shoal.protocol.negotiation import ProviderSide
+    from shoal.protocol.negotiation_messages import Call
     from shoal.protocol.statements import Receipt
 
 RELEASE_TIME_LIMIT_S = 2.0
@@ -271,36 +272,6 @@ async def manifest_of(store: BlobStore, program: BlobId) -> programs.AnyManifest
 async def tensor_spec_of(store: BlobStore, blob_id: BlobId) -> TensorSpec:
     """The dtype and shape of a tensor that is held, from its first bytes."""
     return spec_of_blob(await store.read_chunk(blob_id, 0), store.size_bytes(blob_id))
-
-
-async def small_inputs(house: House, units: Iterable[Unit]) -> dict[BlobId, bytes]:
-    """Those inputs of the units that are in the journal and not in the store."""
-    inputs = {blob_id for unit in units for blob_id in unit.inputs.values()}
-    unheld = [blob_id for blob_id in inputs if not house.store.holds(blob_id)]
-    return await house.journal.tensors(unheld) if unheld else {}
-
-
-async def inline_blobs(
-    house: House, unit: Unit, small: Mapping[BlobId, bytes], room: int = INLINE_LIMIT_BYTES
-) -> tuple[bytes, ...]:
-    """As many inputs of a unit as fit into ``room`` bytes of one message.
-
-    Of the ``small`` ones, as `small_inputs` gives them, those that do not fit are put into
-    the store for as long as the job runs: there they can be fetched from.
-    """
-    blobs: list[bytes] = []
-    for blob_id in dict.fromkeys(unit.inputs.values()):
-        blob = small.get(blob_id)
-        if blob is None and not house.store.holds(blob_id):
-            continue  # it was left with a peer
-        size_bytes = house.store.size_bytes(blob_id) if blob is None else len(blob)
-        if size_bytes <= room:
-            blobs.append(await house.store.get_bytes(blob_id) if blob is None else blob)
-            room -= size_bytes
-        elif blob is not None:
-            house.store.pin(blob_id, unit.job)
-            await house.store.put_bytes(blob)
-    return tuple(blobs)
 
 
 async def hold(

@@ -16,18 +16,23 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from shoal.crypto.content import BlobId
+from shoal.compute.errors import ProgramError
+from shoal.compute.in_file import LARGE_BYTES, InFile
+from shoal.compute.tensor import HEADER_LIMIT_BYTES, TensorSpec, spec_of_blob
+from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import InputMissingError, NetworkError, StoreError
-from shoal.node.house import hold, usable
+from shoal.node.house import hold, inputs_of, usable
 from shoal.protocol.blob_messages import WhyNot
 from shoal.protocol.errors import VersionError
-from shoal.protocol.messages import Share
+from shoal.protocol.negotiation_messages import Share
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
     from shoal.node.house import House
+    from shoal.protocol.negotiation import ProviderSide
+    from shoal.protocol.negotiation_messages import UnitRequest
 
 FAILED_SOURCES_LIMIT = 4
 """Sources that do not give what they were named for, after which a unit tries no more."""
@@ -61,6 +66,47 @@ class Sources:
                 return
             if blob == blob_id and peer not in {own, self.requester, *self.failed}:
                 yield peer
+
+
+async def take(
+    house: House, side: ProviderSide, request: UnitRequest
+) -> dict[str, bytes | InFile]:
+    """The input tensors of one unit, by name, held until `inputs_of` the unit lets go.
+
+    Raises:
+        InputMissingError: Nobody gives an input.
+        NetworkError: The requester went away.
+        ProgramError: Together they have more bytes than the unit may use of memory.
+    """
+    assert side.call is not None
+    inline = {blob_id_of(blob): blob for blob in request.blobs}
+    sources = Sources(side.requester, request.sources)
+    room = side.call.memory_bytes
+    tensors: dict[str, bytes | InFile] = {}
+    for name, text in request.inputs:
+        blob_id = BlobId(text)
+        if blob_id not in inline:
+            await hold_input(house, sources, blob_id, inputs_of(side, request.unit), room)
+            room -= house.store.size_bytes(blob_id)
+        if room < 0:
+            raise ProgramError(
+                f"the inputs of unit {request.unit} have more than the "
+                f"{side.call.memory_bytes} bytes of memory that it may use",
+                code="inputs_too_large",
+            )
+        if blob_id in inline:
+            tensors[name] = inline[blob_id]
+        elif house.store.size_bytes(blob_id) < LARGE_BYTES:
+            tensors[name] = await house.store.get_bytes(blob_id)
+        else:
+            tensors[name] = await house.store.in_file(blob_id)
+    return tensors
+
+
+def spec_of(tensor: bytes | InFile) -> TensorSpec:
+    """Its dtype and shape, which of a large one are read from its file."""
+    head = tensor.head(HEADER_LIMIT_BYTES) if isinstance(tensor, InFile) else tensor
+    return spec_of_blob(head, len(tensor))
 
 
 async def hold_input(

@@ -34,9 +34,10 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.addresses import parse_address
 from shoal.node.errors import ConfigError, NetworkError
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.messages import Done, Introduce, Introduction, NotIntroduced
+from shoal.protocol.messages import Done
 from shoal.protocol.rates import Rates
 from shoal.protocol.reachability import Scope, Verdict, scope_of
+from shoal.protocol.reachability_messages import Introduce, Introduction, NotIntroduced
 from shoal.protocol.statements import open_advert
 
 if TYPE_CHECKING:

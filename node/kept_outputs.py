@@ -31,7 +31,8 @@ from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
 from shoal.node import bidding
 from shoal.node.errors import StoreError
-from shoal.protocol.messages import Done, Drop, Share, Shared
+from shoal.protocol.messages import Done
+from shoal.protocol.negotiation_messages import Drop, Share, Shared
 
 if TYPE_CHECKING:
     from shoal.node.house import House

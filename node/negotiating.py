@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import pipeline, program_sources
+from shoal.node import ending_leases, pipeline, program_sources, unit_messages
 from shoal.node.errors import StoreError
 from shoal.node.house import RELEASE_TIME_LIMIT_S
 from shoal.node.records import Answer
@@ -21,8 +21,8 @@ from shoal.node.running_jobs import Held
 from shoal.node.scheduling import events
 from shoal.node.scheduling.setbacks import setback_of
 from shoal.node.scheduling.state import Offer
-from shoal.protocol.messages import Reason, Refusal
 from shoal.protocol.negotiation import State as Stage
+from shoal.protocol.negotiation_messages import Reason, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from shoal.node.house import House
     from shoal.node.running_jobs import RunningJob
     from shoal.node.scheduling.state import LeaseId, State
-    from shoal.protocol.messages import AwardOffer
     from shoal.protocol.negotiation import RequesterSide
+    from shoal.protocol.negotiation_messages import AwardOffer
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +87,7 @@ class Negotiation:
         bid = answer.bid
         assert bid is not None
         running.bids[peer] = answer
-        each = pipeline.units_per_message(running.need.manifest)
+        each = unit_messages.units_per_message(running.need.manifest)
         offer = Offer(
             price=bid.price,
             units_max=bid.units_max,
@@ -110,7 +110,7 @@ class Negotiation:
         problem: Refusal | ShoalError | None
         try:
             offer = self._sign_award(running.need, side, held.draw)
-            if pipeline.takes_units_with_award(self._house, side):
+            if unit_messages.takes_units_with_award(self._house, side):
                 lease = self._expect(running, held)
             problem = await pipeline.await_lease(self._house, side, offer)
         except ShoalError as error:
@@ -173,7 +173,7 @@ class Negotiation:
     async def _release(self, side: RequesterSide, draw: Draw | None) -> None:
         try:
             with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-                await pipeline.release(self._house, side, draw)
+                await ending_leases.release(self._house, side, draw)
         finally:
             self.letting_go -= 1
             self._wake()

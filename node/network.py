@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from shoal.crypto.identity import Identity
     from shoal.node.host import Host
     from shoal.node.private_network import PrivateNetwork
-    from shoal.protocol.messages import Outcome
+    from shoal.protocol.reachability_messages import Outcome
 
     Handler = Callable[[ByteStream], Awaitable[None]]
     Validate = Callable[[PeerId, bytes], bool]

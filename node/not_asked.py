@@ -14,7 +14,7 @@ from shoal.node.causes import NO_CARD, REFUSALS, Cause, Remedy
 from shoal.node.records import Answer, Job
 from shoal.node.surroundings import Surroundings
 from shoal.node.wording import duration, names
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 LOST_TOLD = 3
 

@@ -2,99 +2,81 @@
 
 Read from top to bottom. Every step is one function and calls one module; who
 calls the steps are `node.jobs` on the requester's side (submit, negotiate,
-hand over, verify, deliver) and `node.provider` on the provider's (answer a
-call, fetch, execute, sign). A node that runs its own user's work goes through
-the same steps and signs the same receipts.
+hand over, verify, deliver) and `node.provider` on the provider's (fetch,
+execute, sign), each with the modules that it is made of. A call is answered by
+`node.provider` too, as `node.bidding` says: a refusal, or a bid and its price.
+A node that runs its own user's work goes through the same steps and signs the
+same receipts.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-import msgspec
 import trio
 
 from shoal.compute import manifest as manifests
 from shoal.compute import programs
-from shoal.compute.errors import ProgramError
 from shoal.compute.exact.spec import SPEC_VERSION
-from shoal.compute.in_file import LARGE_BYTES, InFile
+from shoal.compute.in_file import InFile
 from shoal.compute.supervisor import UnitLimits
-from shoal.compute.tensor import HEADER_LIMIT_BYTES, TensorSpec, spec_of_blob
 from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import root_over
 from shoal.crypto.peer_id import PeerId
-from shoal.node import bidding, given_units, input_sources, program_sources
-from shoal.node.errors import JobError, StoreError, job_id_taken
+from shoal.node import (
+    arrivals,
+    bidding,
+    ending_leases,
+    given_units,
+    input_sources,
+    made_outputs,
+    program_sources,
+    submission,
+    unit_messages,
+)
 from shoal.node.house import (
     RELEASE_TIME_LIMIT_S,
     House,
     fitting,
     hold,
-    inline_blobs,
     inputs_of,
     manifest_of,
-    note_known,
     outputs_of,
     program_blobs,
     program_of,
-    small_inputs,
-    tell,
-    tensor_spec_of,
     unit_name,
     wall_ms,
 )
-from shoal.node.input_sources import hold_input
-from shoal.node.kept_outputs import keep_outputs
 from shoal.node.records import (
-    SMALL_TENSOR_LIMIT_BYTES,
     Ended,
     GivenUnit,
     Job,
-    JobId,
     JobSpec,
-    JobState,
     Unit,
     UnitState,
     Written,
     new_job_id,
 )
-from shoal.protocol import vocabulary
 from shoal.protocol.codec import encode
-from shoal.protocol.errors import LocalProtocolError
-from shoal.protocol.limits import (
-    BATCH_PORTS_LIMIT_BYTES,
-    BATCH_SOURCES_LIMIT,
-    BATCH_UNITS_LIMIT,
-    INLINE_LIMIT_BYTES,
-    SOURCE_BYTES,
-    SOURCES_LIMIT,
-)
-from shoal.protocol.messages import (
+from shoal.protocol.limits import INLINE_LIMIT_BYTES
+from shoal.protocol.negotiation import Deliver, RequesterSide
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Bid,
     Call,
-    Cancel,
     Lease,
     Refusal,
-    Release,
-    Reveal,
-    UnitRefusal,
     UnitRequest,
     UnitResult,
-    UnitsRequest,
     UnitsResult,
-    ports_bytes,
 )
-from shoal.protocol.negotiation import Deliver, RequesterSide, State
 from shoal.protocol.statements import (
     Award,
     Receipt,
@@ -103,13 +85,10 @@ from shoal.protocol.statements import (
     open_receipt,
 )
 from shoal.protocol.verification.draw import list_id, salt_hash
-from shoal.protocol.verification.policy import Verify, check_proofs
 from shoal.protocol.versions import OWN
-from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE, knows
+from shoal.protocol.vocabulary import SIGNED_TOGETHER_SINCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from shoal.node.checks import Draw
     from shoal.protocol.negotiation import ProviderSide
 
@@ -126,7 +105,8 @@ HAND_OVER_GRACE_S = 60.0
 async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None = None) -> Job:
     """Check a job whole, before anything of it runs, and write it down.
 
-    One that was submitted before under the same id is given as it stands.
+    One that was submitted before under the same id is given as it stands. More units come to
+    an open one by `submission.add_units`.
 
     Args:
         house: This node.
@@ -140,31 +120,14 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
             ``bad_proofs`` or ``job_id_taken``.
     """
     given, began_s = spec.units if given is None else given, trio.current_time()
-    check_policy(spec)
-    if (before := await submitted_before(house, spec, given)) is not None:
+    submission.check_policy(spec)
+    if (before := await submission.submitted_before(house, spec, given)) is not None:
         return before
     manifest = await program_of(house.store, spec.program)
     programs.check_class(manifest, spec.numeric_class)
     job_id = spec.id or new_job_id()
     taken = await given_units.take(house, manifest, job_id, given, 0)
-    running = bool(given) or spec.open
-    job = Job(
-        id=job_id,
-        policy=spec.policy,
-        program=spec.program,
-        numeric_class=spec.numeric_class,
-        label=spec.label,
-        state=JobState.RUNNING if running else JobState.DONE,
-        created_at=time.time(),
-        ended_at=None if running else time.time(),
-        units_total=len(given),
-        units_done=0,
-        units_failed=0,
-        priority=spec.priority,
-        open=spec.open,
-        outputs_stay=spec.outputs_stay,
-        verify=spec.verify,
-    )
+    job = submission.new_job(spec, job_id, len(given))
     try:
         await house.journal.add_job(job, spec, taken.units, taken.tensors)
     except BaseException:
@@ -172,94 +135,6 @@ async def submit(house: House, spec: JobSpec, given: Sequence[GivenUnit] | None 
         raise
     house.timings.added(job_id, 0, len(given), began_s)
     return job
-
-
-async def submitted_before(
-    house: House, spec: JobSpec, given: Sequence[GivenUnit]
-) -> Job | None:
-    """The job that was submitted under the id of this one, where there is such a job.
-
-    Args:
-        house: This node.
-        spec: What is asked for now.
-        given: The units that come with it.
-
-    Raises:
-        JobError: ``job_id_taken``: it is another one.
-    """
-    if spec.id is None:
-        return None
-    try:
-        job, before = await house.journal.job(spec.id), await house.journal.spec(spec.id)
-    except JobError:
-        return None
-    count = len(given)
-    same_count = job.units_total >= count if spec.open else job.units_total == count
-    if before != msgspec.structs.replace(spec, units=()) or not same_count:
-        raise job_id_taken(spec.id)
-    units = await house.journal.units(spec.id, 0, count)
-    if not all(map(given_units.is_given, units, given)):
-        raise job_id_taken(spec.id)
-    return job
-
-
-def check_policy(spec: JobSpec) -> None:
-    """See that a job says how its results are to be verified, and who gets proofs.
-
-    Raises:
-        JobError: ``bad_verify`` or ``bad_proofs``.
-    """
-    try:
-        verify = Verify.parse(spec.verify)
-        check_proofs(spec.proofs, spec.numeric_class, verify)
-    except LocalProtocolError as error:
-        raise JobError(error.message, code=error.code, hint=error.hint) from None
-
-
-async def add_units(
-    house: House, job_id: JobId, given: Sequence[GivenUnit], at: int | None = None
-) -> Job:
-    """As `take_units`; gives the job."""
-    job, _ = await take_units(house, job_id, given, at)
-    return job
-
-
-async def take_units(
-    house: House,
-    job_id: JobId,
-    given: Sequence[GivenUnit],
-    at: int | None = None,
-    manifest: manifests.Manifest | None = None,
-) -> tuple[Job, given_units.Taken]:
-    """Check units whole and add them to an open job: all of them or none.
-
-    Args:
-        house: This node.
-        job_id: The job.
-        given: The units.
-        at: The index that the first is to have; None for whatever comes next.
-        manifest: Of its program, where that is at hand and the program held.
-
-    Raises:
-        JobError: ``no_such_job``, ``job_sealed``, ``job_ended``, ``wrong_place``, or as
-            `submit`.
-        ProgramError, StoreError: As `submit`.
-    """
-    began_s = trio.current_time()
-    async with house.adding.take(job_id):
-        job = await house.journal.job(job_id)
-        if at is not None and at != job.units_total:
-            raise JobError(
-                f"job {job_id} has {job.units_total} units, so that none can be added as {at}",
-                code="wrong_place",
-                hint=f"go on with unit {job.units_total}",
-            )
-        if manifest is None:
-            manifest = await program_of(house.store, job.program)
-        taken = await given_units.take(house, manifest, job_id, given, job.units_total)
-        added = await house.journal.add_units(job_id, taken.units, taken.tensors)
-        house.timings.added(job_id, job.units_total, len(taken.units), began_s)
-        return added, taken
 
 
 # 2. negotiate: call for bids, choose, award --------------------------------------
@@ -303,13 +178,6 @@ async def call_for_bid(
     answer = fitting(await house.control.request(peer, call, BID_TIME_LIMIT_S), Bid | Refusal)
     side.receive(answer, trio.current_time())
     return answer if isinstance(answer, Refusal) else side
-
-
-async def award(
-    house: House, need: Need, side: RequesterSide, draw: Draw | None = None
-) -> Refusal | None:
-    """Award a bid and wait for the lease, as `sign_award` and `await_lease` say."""
-    return await await_lease(house, side, sign_award(house, need, side, draw))
 
 
 def sign_award(
@@ -360,14 +228,6 @@ def sign_award(
     return offer
 
 
-def takes_units_with_award(house: House, side: RequesterSide) -> bool:
-    """Whether units may be handed over before the lease has come: it saves a round trip."""
-    peer = side.provider
-    return peer != house.peer_id and vocabulary.takes_units_with_award(
-        house.control.versions.of(peer)
-    )
-
-
 async def await_lease(house: House, side: RequesterSide, offer: AwardOffer) -> Refusal | None:
     """Send an award; a refusal is given back, a lease is noted.
 
@@ -382,27 +242,23 @@ async def await_lease(house: House, side: RequesterSide, offer: AwardOffer) -> R
     return answer if isinstance(answer, Refusal) else None
 
 
-Sources: TypeAlias = Sequence[tuple[BlobId, PeerId]]
-"""Which inputs a provider may fetch from which peers: see `node.chaining.supply`."""
-
-
 async def hand_over(
     house: House,
     need: Need,
     side: RequesterSide,
     units: Sequence[Unit],
-    sources: Mapping[int, Sources] = MappingProxyType({}),
+    sources: Mapping[int, unit_messages.Sources] = MappingProxyType({}),
     *,
     trace: bool = False,
     answered: trio.Event | None = None,
 ) -> dict[int, UnitResult | Refusal]:
     """Give units to the provider in one message and wait until all of them have ended.
 
-    No more of them than `side.room`, `side.bid.batch_max` and `units_per_message`
-    allow. Inputs that do not fit into the message go by blob stream; ``sources`` says, by
-    the index of a unit, which of them come from other peers. With ``trace`` the receipts
-    commit to the stages of what ran. ``answered`` is set once the award has been answered,
-    where units may go out before.
+    No more of them than `side.room`, `side.bid.batch_max` and
+    `unit_messages.units_per_message` allow. Inputs that do not fit into the message go by
+    blob stream; ``sources`` says, by the index of a unit, which of them come from other
+    peers. With ``trace`` the receipts commit to the stages of what ran. ``answered`` is set
+    once the award has been answered, where units may go out before.
 
     Cancelling it tells the provider that nobody waits any more for those that are out;
     one alone is cancelled by `Cancel`, and the others' answers come all the same.
@@ -417,23 +273,11 @@ async def hand_over(
     assert side.call is not None
     assert side.award_id is not None
     house.check_ban(side.provider)
-    call, keep = side.call.call, need.spec.outputs_stay
     names = {unit_name(unit): unit for unit in units}
-    requests = []
-    named_bytes = sum(ports_bytes(unit.inputs.items()) for unit in units)
-    named_bytes += SOURCE_BYTES * sum(map(len, sources.values()))
-    room = min(INLINE_LIMIT_BYTES, side.room_bytes - named_bytes)
-    small = await small_inputs(house, units)
-    for name, unit in names.items():
-        house.rights.grant(side.award_id, side.provider, unit.inputs.values())
-        blobs = await inline_blobs(house, unit, small, room)
-        room -= sum(map(len, blobs))
-        inputs = tuple(sorted(unit.inputs.items()))
-        named = tuple(sources.get(unit.index, ()))[:SOURCES_LIMIT]
-        requests.append(UnitRequest(call, name, inputs, blobs, keep, named, trace))
-    # Alone it goes as itself, which peers before 1.3 know too.
-    message = requests[0] if len(requests) == 1 else UnitsRequest(call, tuple(requests))
-    fits = (UnitResult if len(requests) == 1 else UnitsResult) | Refusal
+    message = await unit_messages.write_request(
+        house, side, units, sources, keep=need.spec.outputs_stay, trace=trace
+    )
+    fits = (UnitResult if isinstance(message, UnitRequest) else UnitsResult) | Refusal
     side.send(message, trio.current_time())
     timeout_s = need.spec.time_limit_s * len(side.units) + HAND_OVER_GRACE_S
     try:
@@ -445,42 +289,11 @@ async def hand_over(
         answer = fitting(got, fits)
     except trio.Cancelled:
         with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
-            await cancel(house, side, list(names))
+            await ending_leases.cancel(house, side, list(names))
         raise
     effects = side.receive(answer, trio.current_time(), *names)
     delivered = [effect for effect in effects if isinstance(effect, Deliver)]
     return {names[effect.unit.unit].index: effect.answer for effect in delivered}
-
-
-async def cancel(house: House, side: RequesterSide, units: Sequence[str]) -> None:
-    """Tell a provider that nobody waits for these units any more; never raises."""
-    out = [name for name in units if name in side.units]
-    if side.state is State.LEASED and side.call is not None and out:
-        message = Cancel(call=side.call.call, unit=out[0], others=tuple(out[1:]))
-        side.send(message, trio.current_time())
-        await tell(house, side.provider, message)
-
-
-async def release(house: House, side: RequesterSide, draw: Draw | None = None) -> None:
-    """End a bid or a lease that is not needed any more; never raises.
-
-    What its verifiers were drawn by is told now, when no receipt is taken any more. An
-    award that was not answered may be a lease over there.
-    """
-    open_states = {State.BID, State.AWARDED, State.LEASED}
-    ends = side.state in open_states and side.call is not None
-    if ends:
-        assert side.call is not None
-        message = Release(call=side.call.call)
-        side.send(message, trio.current_time())
-    if side.award_id is not None:
-        house.rights.withdraw(side.award_id)
-        house.awarded.remove(side.award_id)
-        if draw is not None and knows(house.control.versions.of(side.provider), Reveal):
-            reveal = Reveal(side.award_id, draw.salt, draw.candidates)
-            await tell(house, side.provider, reveal)
-    if ends:
-        await tell(house, side.provider, message)
 
 
 # --- from here on the provider -----------------------------------------------------
@@ -523,36 +336,10 @@ async def fetch_inputs(
         ProgramError: An input is missing, unknown, or of another dtype or shape,
             or all of them are too large.
     """
-    assert side.call is not None
-    inline = {blob_id_of(blob): blob for blob in request.blobs}
-    sources = input_sources.Sources(side.requester, request.sources)
-    room = side.call.memory_bytes
-    tensors: dict[str, bytes | InFile] = {}
-    for name, text in request.inputs:
-        blob_id = BlobId(text)
-        if blob_id not in inline:
-            await hold_input(house, sources, blob_id, inputs_of(side, request.unit), room)
-            room -= house.store.size_bytes(blob_id)
-        if room < 0:
-            raise ProgramError(
-                f"the inputs of unit {request.unit} have more than the "
-                f"{side.call.memory_bytes} bytes of memory that it may use",
-                code="inputs_too_large",
-            )
-        if blob_id in inline:
-            tensors[name] = inline[blob_id]
-        elif house.store.size_bytes(blob_id) < LARGE_BYTES:
-            tensors[name] = await house.store.get_bytes(blob_id)
-        else:
-            tensors[name] = await house.store.in_file(blob_id)
-    specs = {name: _spec_of(tensor) for name, tensor in tensors.items()}
+    tensors = await input_sources.take(house, side, request)
+    specs = {name: input_sources.spec_of(tensor) for name, tensor in tensors.items()}
     manifests.check_inputs(manifest, specs)
     return tensors
-
-
-def _spec_of(tensor: bytes | InFile) -> TensorSpec:
-    head = tensor.head(HEADER_LIMIT_BYTES) if isinstance(tensor, InFile) else tensor
-    return spec_of_blob(head, len(tensor))
 
 
 # 4. execute: in the worker's process -------------------------------------------------
@@ -638,7 +425,7 @@ async def write_receipt(
     assert run.outcome is not None
     outcome = run.outcome if isinstance(run.outcome, Execution) else None
     pin_by = inputs_of(side, request.unit)
-    outputs = await _ids_of(house, pin_by, outcome.outputs) if outcome else {}
+    outputs = await made_outputs.ids_of(house, pin_by, outcome.outputs) if outcome else {}
     stages = outcome.stages if outcome else ()
     receipt = Receipt(
         protocol=OWN,
@@ -660,47 +447,13 @@ async def write_receipt(
         runtime=outcome.runtime[:256] if outcome else "",
         stages=len(stages),
     )
-    inline: list[bytes] = []
-    kept: dict[BlobId, int] = {}
+    inline: tuple[bytes, ...] = ()
+    kept: Mapping[BlobId, int] = {}
     if outcome:
-        if request.keep:
-            made = {outputs[name]: tensor for name, tensor in outcome.outputs.items()}
-            kept = await keep_outputs(house, side.requester, made)
-        for name, tensor in outcome.outputs.items():
-            if outputs[name] in kept:
-                continue
-            if isinstance(tensor, InFile):
-                house.rights.grant(side.award_id, side.requester, [outputs[name]])
-            elif len(tensor) <= room:
-                inline.append(tensor)
-                room -= len(tensor)
-            else:
-                await house.store.put_bytes(tensor)
-                house.rights.grant(side.award_id, side.requester, [outputs[name]])
-        note_known(house, side.requester, outputs.values())
-    return Unsigned(request, run, receipt, tuple(inline), kept)
-
-
-async def _ids_of(
-    house: House, pin_by: str, outputs: Mapping[str, bytes | InFile]
-) -> dict[str, BlobId]:
-    """The ids of outputs; those that are not in memory are in the store from now on.
-
-    The worker can still write to these: an id is that of the bytes that were stored.
-    """
-    ids = {}
-    for name, tensor in outputs.items():
-        if isinstance(tensor, InFile):
-            ids[name] = (await house.store.put(_pieces_of(tensor))).blob_id
-            house.store.pin(ids[name], pin_by)
-        else:
-            ids[name] = blob_id_of(tensor)
-    return ids
-
-
-async def _pieces_of(tensor: InFile) -> AsyncIterator[bytes]:
-    for piece in tensor.pieces():
-        yield piece
+        inline, kept = await made_outputs.place(
+            house, side, outputs, outcome.outputs, room, keep=request.keep
+        )
+    return Unsigned(request, run, receipt, inline, kept)
 
 
 def sign(house: House, side: ProviderSide, unsigned: Sequence[Unsigned]) -> list[UnitResult]:
@@ -736,45 +489,6 @@ def _unit_error(outcome: Outcome) -> UnitError | None:
         node=outcome.node[:256],
         operator=outcome.operator[:64],
     )
-
-
-def units_per_message(manifest: programs.AnyManifest) -> int:
-    """How many units of a program one message may carry, so that its answer fits a frame."""
-    ports = [(port.name, "") for port in (*manifest.inputs, *manifest.outputs)]
-    return min(
-        BATCH_UNITS_LIMIT,
-        BATCH_PORTS_LIMIT_BYTES // max(1, ports_bytes(ports)),
-        BATCH_SOURCES_LIMIT // max(1, len(manifest.inputs)),
-    )
-
-
-async def answer_together(
-    house: House,
-    side: ProviderSide,
-    units: Sequence[UnitRequest],
-    answers: Sequence[UnitResult | Refusal],
-) -> UnitsResult:
-    """The answers to the units of one message as one; outputs that it has no room for stay."""
-    assert side.call is not None
-    assert side.award_id is not None
-    together: list[UnitResult | UnitRefusal] = []
-    room = INLINE_LIMIT_BYTES
-    for unit, answer in zip(units, answers, strict=True):
-        if isinstance(answer, Refusal):
-            together.append(
-                UnitRefusal(unit.unit, answer.reason, answer.detail, answer.missing)
-            )
-            continue
-        size_bytes = sum(map(len, answer.blobs))
-        if size_bytes <= room:
-            together.append(answer)
-            room -= size_bytes
-            continue
-        for blob in answer.blobs:
-            await house.store.put_bytes(blob)
-        house.rights.grant(side.award_id, side.requester, map(blob_id_of, answer.blobs))
-        together.append(msgspec.structs.replace(answer, blobs=()))
-    return UnitsResult(call=side.call.call, answers=tuple(together))
 
 
 # --- and back at the requester -----------------------------------------------------
@@ -821,7 +535,7 @@ async def take_outputs(
 ) -> Ended:
     """Have the outputs of one unit here, the small ones in hand and others in the store.
 
-    The latter stay until `let_go`, which is to be called after the end was written.
+    The latter stay until `arrivals.let_go`, which is to be called after the end was written.
 
     Raises:
         VerificationError: Bytes came that no output of the receipt names, or an
@@ -830,31 +544,7 @@ async def take_outputs(
         StoreError: There is no room for the outputs.
     """
     outputs = {name: BlobId(blob_id) for name, blob_id in receipt.outputs or ()}
-    inline = {blob_id_of(blob): blob for blob in result.blobs}
-    if not inline.keys() <= set(outputs.values()):
-        raise VerificationError(
-            f"{side.provider} sent an output that its receipt does not name",
-            code="wrong_output_id",
-        )
-    note_known(house, side.provider, inline)
-    left = _left(need, side.provider, outputs, result)
-    tensors: dict[BlobId, bytes] = {}
-    try:
-        for port in need.manifest.outputs:
-            blob_id = outputs[port.name]
-            if blob_id in left:
-                continue
-            blob = inline.get(blob_id)
-            if blob is None or len(blob) > SMALL_TENSOR_LIMIT_BYTES:
-                house.store.pin(blob_id, arriving(unit, side.provider))
-                if blob is not None:
-                    await house.store.put_bytes(blob)
-            small = await _take_output(house, need, side.provider, port, blob_id, blob, unit)
-            if small is not None:
-                tensors[blob_id] = small
-    except BaseException:
-        house.store.unpin(arriving(unit, side.provider))
-        raise
+    tensors, left = await arrivals.take(house, need, side.provider, unit, outputs, result)
     done = Unit(
         job=unit.job,
         index=unit.index,
@@ -885,79 +575,4 @@ async def deliver(house: House, ends: Sequence[Ended]) -> Written:
                     house.store.pin(blob_id, outputs_of(end.unit.job))
         return written
     finally:
-        let_go(house, ends)
-
-
-def let_go(house: House, ends: Sequence[Ended]) -> None:
-    """Keep outputs no longer on account of being about to be written down."""
-    for end in ends:
-        house.store.unpin(arriving(end.unit, end.unit.provider))
-
-
-def arriving(unit: Unit, provider: PeerId | None) -> str:
-    """Under which name outputs are pinned that have come and are not written down.
-
-    Two providers may have run the same unit: one that fails lets go of nothing of the other.
-    """
-    return f"{outputs_of(unit.job)}/{unit.index}/{provider}"
-
-
-def _left(
-    need: Need, provider: PeerId, outputs: Mapping[str, BlobId], result: UnitResult
-) -> dict[BlobId, int]:
-    """The outputs that stay with their provider, and their sizes in bytes, by its word."""
-    left = {BlobId(blob_id): size_bytes for blob_id, size_bytes in result.kept}
-    if left and not need.spec.outputs_stay:
-        raise VerificationError(
-            f"{provider} keeps outputs that are wanted here", code="wrong_output"
-        )
-    for blob_id, size_bytes in left.items():
-        if blob_id not in outputs.values():
-            raise VerificationError(
-                f"{provider} keeps an output that its receipt does not name",
-                code="wrong_output_id",
-            )
-        if size_bytes > need.spec.memory_limit_bytes:
-            raise VerificationError(
-                f"{provider} says that an output has {size_bytes} bytes, and a unit has no "
-                f"more than {need.spec.memory_limit_bytes}",
-                code="wrong_output",
-            )
-    return left
-
-
-async def _take_output(
-    house: House,
-    need: Need,
-    provider: PeerId,
-    port: manifests.Port,
-    blob_id: BlobId,
-    blob: bytes | None,
-    unit: Unit,
-) -> bytes | None:
-    """Have one output, and give it where it is small.
-
-    Where it does not fit the program, it is the provider's lie, and no fault here.
-    """
-    limit_bytes = need.spec.memory_limit_bytes
-    try:
-        if blob is None:
-            await hold(house, provider, blob_id, arriving(unit, provider), limit_bytes)
-            if house.store.size_bytes(blob_id) <= SMALL_TENSOR_LIMIT_BYTES:
-                blob = await house.store.get_bytes(blob_id)
-        if blob is None:
-            spec = await tensor_spec_of(house.store, blob_id)
-        else:
-            spec = spec_of_blob(blob, len(blob))
-    except (ProgramError, StoreError) as error:
-        if error.code not in {"bad_tensor", "blob_too_large"}:
-            raise
-        raise VerificationError(
-            f"output {port.name!r} of {provider}: {error.message}", code="wrong_output"
-        ) from None
-    if spec.dtype != port.dtype:
-        raise VerificationError(
-            f"output {port.name!r} of {provider} is a {spec}, and {port} is wanted",
-            code="wrong_output",
-        )
-    return blob if blob is not None and len(blob) <= SMALL_TENSOR_LIMIT_BYTES else None
+        arrivals.let_go(house, ends)

@@ -16,7 +16,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.node.bulk.transfer import Source
 from shoal.node.house import hold, program_blobs
 from shoal.protocol.limits import CHANNEL_FROM_BYTES
-from shoal.protocol.messages import AwardOffer, Share
+from shoal.protocol.negotiation_messages import AwardOffer, Share
 from shoal.protocol.vocabulary import knows_field
 
 if TYPE_CHECKING:

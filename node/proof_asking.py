@@ -17,7 +17,7 @@ import trio
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.house import fitting
-from shoal.protocol.messages import Proofs, ProofsWanted
+from shoal.protocol.challenge_messages import Proofs, ProofsWanted
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:

@@ -19,21 +19,19 @@ from shoal.crypto.envelope import Statement
 from shoal.node.capability_records import take_up
 from shoal.node.proofs import Proof, ProofBook, checked
 from shoal.protocol.challenge import ProverSide
-from shoal.protocol.challenge_terms import SLACK, work_of
-from shoal.protocol.codec import encode
-from shoal.protocol.messages import (
+from shoal.protocol.challenge_messages import (
     Challenge,
-    ChallengeRequest,
     Committed,
-    Done,
     Draw,
     Opened,
     ProofOffer,
     Proofs,
     ProofsWanted,
-    Reason,
-    Refusal,
 )
+from shoal.protocol.challenge_terms import SLACK, work_of
+from shoal.protocol.codec import encode
+from shoal.protocol.messages import ChallengeRequest, Done
+from shoal.protocol.negotiation_messages import Reason, Refusal
 from shoal.protocol.statements import ClassRate
 
 if TYPE_CHECKING:

@@ -21,31 +21,14 @@ import trio
 from shoal.compute.errors import ProgramError
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
-from shoal.node import bidding, kept_outputs, pipeline
+from shoal.node import bidding, kept_outputs, unit_messages
 from shoal.node.errors import StoreError
 from shoal.node.house import House, manifest_of, program_blobs, usable
 from shoal.node.running import Batch, Conversation, Running
+from shoal.protocol.checking_messages import Reveal
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import LEASE_UNITS_LIMIT
-from shoal.protocol.messages import (
-    AwardOffer,
-    Call,
-    Cancel,
-    Done,
-    Drop,
-    Lease,
-    Reason,
-    Refusal,
-    Release,
-    Reveal,
-    Share,
-    Shared,
-    UnitRefusal,
-    UnitRequest,
-    UnitResult,
-    UnitsRequest,
-    UnitsResult,
-)
+from shoal.protocol.messages import Done
 from shoal.protocol.negotiation import (
     Abandon,
     Answer,
@@ -54,6 +37,23 @@ from shoal.protocol.negotiation import (
     Execute,
     ProviderSide,
     State,
+)
+from shoal.protocol.negotiation_messages import (
+    AwardOffer,
+    Call,
+    Cancel,
+    Drop,
+    Lease,
+    Reason,
+    Refusal,
+    Release,
+    Share,
+    Shared,
+    UnitRefusal,
+    UnitRequest,
+    UnitResult,
+    UnitsRequest,
+    UnitsResult,
 )
 from shoal.protocol.verification.draw import list_id, salt_hash
 from shoal.protocol.vocabulary import knows
@@ -217,7 +217,7 @@ class Provider:
                 return answer
             case UnitsRequest(units=units):
                 answers = await self._units(conversation, effects)
-                return await pipeline.answer_together(
+                return await unit_messages.answer_together(
                     self._house, conversation.side, units, answers
                 )
         self._abandon(conversation, message, effects)

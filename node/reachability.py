@@ -25,9 +25,10 @@ from shoal.node.addresses import parse_address
 from shoal.node.records import ReachabilityView
 from shoal.protocol import advertising, reachability
 from shoal.protocol.limits import DIAL_BACK_PORTS_LIMIT
-from shoal.protocol.messages import DialBack, DialedBack, Outcome, Problem
+from shoal.protocol.messages import Problem
 from shoal.protocol.rates import Rates
 from shoal.protocol.reachability import Asking, Evidence, Judgement, Report, Verdict
+from shoal.protocol.reachability_messages import DialBack, DialedBack, Outcome
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:

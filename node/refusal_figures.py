@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shoal.node.records import Job, Policy
 from shoal.node.wording import binary_size
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 _MEMORY = re.compile(r"a unit may use (\d{1,18}) bytes here, not (\d{1,18})")
 _TIME = re.compile(r"a unit may take ([\d.e+]{1,18}) s here, not ([\d.e+]{1,18})")

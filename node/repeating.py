@@ -21,8 +21,9 @@ import trio
 from shoal.crypto.errors import ShoalError
 from shoal.node import pipeline
 from shoal.node.checks import said_by
-from shoal.node.house import inline_blobs, small_inputs, unit_name
-from shoal.protocol.messages import UnitRequest, UnitResult
+from shoal.node.house import unit_name
+from shoal.node.unit_messages import inline_blobs, small_inputs
+from shoal.protocol.negotiation_messages import UnitRequest, UnitResult
 from shoal.protocol.statements import open_receipt
 
 if TYPE_CHECKING:

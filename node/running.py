@@ -20,11 +20,17 @@ import trio
 from shoal.compute.errors import ProgramError
 from shoal.compute.unit_runs import Execution, UnitRun
 from shoal.crypto.errors import ShoalError
-from shoal.node import pipeline
+from shoal.node import pipeline, unit_messages
 from shoal.node.errors import InputMissingError, StoreError
 from shoal.node.house import House, inputs_of
 from shoal.protocol.limits import INLINE_LIMIT_BYTES, UNIT_TIME_LIMIT_S
-from shoal.protocol.messages import Reason, Refusal, UnitRequest, UnitResult, UnitTimes
+from shoal.protocol.negotiation_messages import (
+    Reason,
+    Refusal,
+    UnitRequest,
+    UnitResult,
+    UnitTimes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -196,7 +202,7 @@ class Batch:
             await self._run_with(manifest)
 
     async def _run_with(self, manifest: AnyManifest) -> None:
-        fits = max(1, pipeline.units_per_message(manifest))
+        fits = max(1, unit_messages.units_per_message(manifest))
         for unit in self._units[fits:]:
             detail = f"of this program {fits} units fit into one message"
             refusal = Refusal(unit.request.call, Reason.TOO_LARGE, detail)

@@ -1,4 +1,4 @@
-"""What is in memory of a job while it runs, beside what the scheduler keeps of it.
+"""What is in memory of the jobs that run, beside what the scheduler keeps of them.
 
 How a job is taken up: what it needs is pinned and looked for, once, whether it was
 submitted now or ran when the daemon ended.
@@ -14,8 +14,9 @@ import trio
 from shoal.node import chaining, pipeline
 from shoal.node.errors import StoreError
 from shoal.node.house import program_blobs, program_of
+from shoal.node.job_views import JobViews
 from shoal.node.records import UnitState
-from shoal.node.scheduling.state import JobQueue
+from shoal.node.scheduling.state import JobQueue, State
 from shoal.protocol.verification.policy import Verify
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.checks import Draw
     from shoal.node.house import House
-    from shoal.node.records import Failure, Job, JobSpec, Unit
+    from shoal.node.records import Failure, Job, JobId, JobSpec, Unit
     from shoal.node.scheduling.state import LeaseId
+    from shoal.node.state import State as Journal
     from shoal.protocol.negotiation import RequesterSide
 
 UNITS_AT_ONCE = 1024
@@ -105,6 +107,28 @@ class RunningJob:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     nursery: trio.Nursery | None = None
     finished: trio.Event = field(default_factory=trio.Event)
+
+
+class RunningJobs:
+    """The jobs that run, for those who share in running them.
+
+    Attributes:
+        by_id: Each of them.
+        state: The scheduler's part of all.
+        views: Those who watch them.
+        changed: Set at the next change, when there is another event for the one after it.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.by_id: dict[JobId, RunningJob] = {}
+        self.state = State()
+        self.views = JobViews(journal)
+        self.changed = trio.Event()
+
+    def wake(self) -> None:
+        """Have those look again who wait for a change: above all, plan."""
+        self.changed.set()
+        self.changed = trio.Event()
 
 
 async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> RunningJob:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId

@@ -34,7 +34,8 @@ from shoal.node.errors import StoreError
 from shoal.node.journal_ledger import KeptAcknowledgement, Settled, Unacknowledged
 from shoal.node.ledger import Ledger, LedgerRow, added
 from shoal.node.result_standing import Deed
-from shoal.protocol.messages import Acknowledge, Done
+from shoal.protocol.checking_messages import Acknowledge
+from shoal.protocol.messages import Done
 from shoal.protocol.statements import open_acknowledgement
 from shoal.protocol.vocabulary import knows
 

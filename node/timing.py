@@ -22,7 +22,7 @@ from shoal.node.records import JobId
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shoal.protocol.messages import UnitTimes
+    from shoal.protocol.negotiation_messages import UnitTimes
 
 UNITS_LIMIT = 4096
 """Units that are remembered, about 1 KB each."""

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from shoal.crypto.errors import ShoalError
-from shoal.node import comparing, pipeline
+from shoal.node import arrivals, comparing, pipeline
 from shoal.node.checked import Checked, Deliveries, JobChecks, Opinion, end_by
 from shoal.node.checks import Draw, said_by
 from shoal.node.errors import NetworkError, StoreError
@@ -22,7 +22,7 @@ from shoal.node.result_standing import Deed
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.setbacks import COOL_DOWN_BROKEN_S, setback_of
 from shoal.node.verifying import VerifierLease, open_lease
-from shoal.protocol.messages import UnitResult
+from shoal.protocol.negotiation_messages import UnitResult
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
@@ -173,7 +173,7 @@ class VerifierLines:
                 self._house, lease.need, lease.side, unit, answer, receipt
             )
             if checked.gone:
-                pipeline.let_go(self._house, [outputs])
+                arrivals.let_go(self._house, [outputs])
                 return
         end = end_by(checked.unit, receipt, answer.receipt, outputs)
         checked.opinions[peer] = Opinion(lease.side.award_bytes, answer.receipt, end, outputs)

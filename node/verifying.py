@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from shoal.node import chaining, pipeline
+from shoal.node import chaining, pipeline, unit_messages
 from shoal.node.errors import JobError, NetworkError
 from shoal.node.records import JobId, Unit, UnitState, new_job_id
 from shoal.node.scheduling import estimates
 from shoal.node.scheduling.feeding import BATCH_S
-from shoal.protocol.messages import Refusal, UnitResult
+from shoal.protocol.negotiation_messages import Refusal, UnitResult
 
 if TYPE_CHECKING:
     from shoal.crypto.content import BlobId
@@ -58,7 +58,7 @@ class VerifierLease:
         """How many units it takes in one more message."""
         bid = self.side.bid
         assert bid is not None
-        each = pipeline.units_per_message(self.need.manifest)
+        each = unit_messages.units_per_message(self.need.manifest)
         return min(self.side.room, bid.batch_max, each)
 
     def size(self, guess_s: float) -> int:
@@ -132,7 +132,8 @@ async def open_lease(
     side = None
     if not isinstance(answer, Refusal):
         side = answer
-        answer = await pipeline.award(house, need, side, draw)
+        offer = pipeline.sign_award(house, need, side, draw)
+        answer = await pipeline.await_lease(house, side, offer)
     if answer is not None:
         assert isinstance(answer, Refusal)
         raise JobError(answer.detail or answer.reason.value, code=answer.reason.value)

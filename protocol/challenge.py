@@ -43,6 +43,7 @@ from shoal.crypto.content import DIGEST_SIZE_BYTES, BlobId
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import check_path, path_of
 from shoal.crypto.peer_id import PeerId
+from shoal.protocol.challenge_messages import Challenge, Committed, Draw, Opened, ProofOffer
 from shoal.protocol.challenge_terms import (
     DRAW_LIMIT_S,
     OPENING_LIMIT_S,
@@ -55,15 +56,8 @@ from shoal.protocol.challenge_terms import (
     work_of,
 )
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.messages import (
-    Challenge,
-    Committed,
-    Draw,
-    Opened,
-    ProofOffer,
-    Refusal,
-)
 from shoal.protocol.negotiation import Way
+from shoal.protocol.negotiation_messages import Refusal
 from shoal.protocol.statements import (
     CapabilityProof,
     Commitment,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from shoal.crypto.errors import VerificationError
+from shoal.protocol.challenge_messages import Challenge
 from shoal.protocol.limits import (
     CHALLENGE_PLACES_LIMIT,
     CHALLENGE_ROWS_LIMIT,
     CHALLENGE_SIZE_LIMIT,
     CHALLENGE_STEPS_LIMIT,
 )
-from shoal.protocol.messages import Challenge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -21,13 +21,24 @@ the channel whenever nothing is asked on it, and what breaks these rules ends it
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from shoal.protocol.blob_messages import CHUNKS_LIMIT, LIST_LIMIT_BYTES, WhyNot
-from shoal.protocol.limits import CHANNEL_CHUNKS_LIMIT, HexId, PeerText
+from shoal.protocol.limits import (
+    CHANNEL_CHUNKS_LIMIT,
+    CertificateBytes,
+    HexId,
+    HostText,
+    PeerText,
+    Port,
+    Token,
+    TokenSeconds,
+)
+from shoal.protocol.message_form import Message
 
 MAGIC = b"shoal-bulk/1"
 """What a connection to the bulk port begins with, before its token."""
@@ -36,6 +47,48 @@ MESSAGE_LIMIT_BYTES = 256
 """A request or an answer, without the bytes that follow it."""
 
 _First = Annotated[int, Meta(ge=0, le=CHUNKS_LIMIT)]
+
+
+# --- on the control stream ---
+
+
+class ChannelWanted(Message, frozen=True, tag="channel_wanted"):
+    """Asks for a bulk channel, which its sender will dial and show this certificate on."""
+
+    certificate: CertificateBytes
+
+
+class ChannelOffered(Message, frozen=True, tag="channel_offered"):
+    """Where the channel can be dialled, and what opens it.
+
+    Attributes:
+        token: For one connection, whose asker shows the certificate that it was asked with.
+        certificate: What the server will show.
+        valid_s: How long the token may be used.
+        host: Where to dial, if that is not where this peer is connected.
+    """
+
+    port: Port
+    token: Token
+    certificate: CertificateBytes
+    valid_s: TokenSeconds
+    host: HostText | None = None
+
+
+class WhyNoChannel(StrEnum):
+    """Why no bulk channel is offered: a closed list."""
+
+    BUSY = "busy"
+    OFF = "off"
+
+
+class NoChannel(Message, frozen=True, tag="no_channel"):
+    """There is none to be had now; blobs are to be fetched by stream."""
+
+    reason: WhyNoChannel
+
+
+# --- on the channel ---
 
 
 class _ChannelMessage(

@@ -29,7 +29,9 @@ from shoal.protocol import (
     limits,
     messages,
     negotiation,
+    negotiation_messages,
     reachability,
+    reachability_messages,
     statements,
     versions,
     vocabulary,
@@ -293,11 +295,11 @@ def document() -> str:
                 *dict.fromkeys(
                     get_args(messages.RequestBody) + get_args(messages.ResponseBody)
                 ),
-                messages.UnitRefusal,
-                messages.UnitTimes,
+                negotiation_messages.UnitRefusal,
+                negotiation_messages.UnitTimes,
             ]
         ),
-        _reasons(messages.Reason),
+        _reasons(negotiation_messages.Reason),
         VERSIONS,
         _passage(versions, "A version is"),
         DISCOVERY,
@@ -305,7 +307,7 @@ def document() -> str:
         REACHABILITY,
         _passage(reachability, "A node asks a few peers", "A report counts"),
         DIAL_BACK,
-        _reasons(messages.Outcome),
+        _reasons(reachability_messages.Outcome),
         "### What fits into an advert\n",
         _passage(advert_fitting, "An advert is heard"),
         NEGOTIATION,
@@ -365,7 +367,7 @@ def document() -> str:
                 *get_args(channel_messages.ChannelAnswer),
             ]
         ),
-        _reasons(messages.WhyNoChannel),
+        _reasons(channel_messages.WhyNoChannel),
         _types(),
         _limits(),
     ]

@@ -1,7 +1,7 @@
 """Every bound on what comes over the wire, each with its unit and its reason.
 
 A peer can make this node hold at most what stands here. The annotated types
-are used by `protocol.messages` and `protocol.statements`, so that a field
+are used by the messages and `protocol.statements`, so that a field
 over its bound is refused while it is decoded.
 """
 

@@ -46,7 +46,7 @@ from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
 from shoal.protocol.limits import IN_FLIGHT_LIMIT_BYTES, LEASE_ANSWERS_LIMIT_BYTES
-from shoal.protocol.messages import (
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Bid,
     Call,

@@ -39,7 +39,7 @@ from itertools import groupby
 from typing import NewType
 
 from shoal.crypto.peer_id import PeerId
-from shoal.protocol.messages import Outcome
+from shoal.protocol.reachability_messages import Outcome
 
 Place = tuple[str, int]
 """An IP address and a TCP port."""

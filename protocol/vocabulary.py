@@ -12,59 +12,57 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from shoal.protocol.codec import fit, unpack
-from shoal.protocol.errors import VersionError
-from shoal.protocol.limits import PROTOCOL_MAJOR, Count
-from shoal.protocol.messages import (
+from shoal.protocol.challenge_messages import (
+    Challenge,
+    Committed,
+    Draw,
+    Opened,
+    ProofOffer,
+    Proofs,
+    ProofsWanted,
+)
+from shoal.protocol.channel_messages import ChannelOffered, ChannelWanted, NoChannel
+from shoal.protocol.checking_messages import (
     Accusation,
     Accusations,
     AccusationsWanted,
     Acknowledge,
-    Adverts,
+    LeafGiven,
+    LeafWanted,
+    NodesGiven,
+    NodesWanted,
+    Reveal,
+    TraceGiven,
+    TraceWanted,
+)
+from shoal.protocol.codec import fit, unpack
+from shoal.protocol.errors import VersionError
+from shoal.protocol.limits import PROTOCOL_MAJOR, Count
+from shoal.protocol.messages import Adverts, Digest, Done, Hello, Problem, Request, Response
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Bid,
     Call,
     Cancel,
-    Challenge,
-    ChannelOffered,
-    ChannelWanted,
-    Committed,
-    DialBack,
-    DialedBack,
-    Digest,
-    Done,
-    Draw,
     Drop,
-    Hello,
-    Introduce,
-    Introduction,
-    LeafGiven,
-    LeafWanted,
     Lease,
-    NoChannel,
-    NodesGiven,
-    NodesWanted,
-    NotIntroduced,
-    Opened,
-    Problem,
-    ProofOffer,
-    Proofs,
-    ProofsWanted,
     Reason,
     Refusal,
     Release,
-    Request,
-    Response,
-    Reveal,
     Share,
     Shared,
-    TraceGiven,
-    TraceWanted,
     UnitRefusal,
     UnitRequest,
     UnitResult,
     UnitsRequest,
     UnitsResult,
+)
+from shoal.protocol.reachability_messages import (
+    DialBack,
+    DialedBack,
+    Introduce,
+    Introduction,
+    NotIntroduced,
 )
 from shoal.protocol.versions import OWN, Version, is_newer, misfit, said_version
 

@@ -46,16 +46,15 @@ from shoal.node.network_statistics import Traffic
 from shoal.node.notes import Seen
 from shoal.node.standing import Offence
 from shoal.node.turns import Turns
-from shoal.protocol.errors import RemoteProtocolError, VersionError
-from shoal.protocol.limits import CHANNEL_TOKEN_BYTES
-from shoal.protocol.messages import (
+from shoal.protocol.channel_messages import (
     ChannelOffered,
     ChannelWanted,
     NoChannel,
-    RequestBody,
-    ResponseBody,
     WhyNoChannel,
 )
+from shoal.protocol.errors import RemoteProtocolError, VersionError
+from shoal.protocol.limits import CHANNEL_TOKEN_BYTES
+from shoal.protocol.messages import RequestBody, ResponseBody
 
 if TYPE_CHECKING:
     from shoal.crypto.content import BlobId, ChunkList

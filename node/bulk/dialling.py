@@ -13,7 +13,7 @@ from shoal.protocol.reachability import Scope, scope_of
 
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
-    from shoal.protocol.messages import ChannelOffered
+    from shoal.protocol.channel_messages import ChannelOffered
 
 DIAL_LIMIT_S = 5.0
 

@@ -25,8 +25,8 @@ from shoal.node import pipeline
 if TYPE_CHECKING:
     from shoal.compute.unit_runs import UnitRun
     from shoal.node.house import House
-    from shoal.protocol.messages import UnitRequest
     from shoal.protocol.negotiation import ProviderSide
+    from shoal.protocol.negotiation_messages import UnitRequest
 
 write_honestly = pipeline.write_receipt
 

@@ -29,7 +29,7 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 
 from shoal.crypto.peer_id import PeerId
 from shoal.node.libp2p_compat.connections import wrap
-from shoal.protocol.messages import Outcome
+from shoal.protocol.reachability_messages import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -32,7 +32,7 @@ from shoal.node.scheduling.state import (
     Speed,
     State,
 )
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 NEWEST_SHARE = 0.4
 """Of a new measurement in a speed: after five of them an old speed counts a twelfth."""

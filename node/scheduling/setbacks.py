@@ -16,7 +16,7 @@ from shoal.node.errors import JobError
 from shoal.node.scheduling.placement import SETBACKS_LIMIT
 from shoal.node.standing import Offence
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.messages import Reason, Refusal
+from shoal.protocol.negotiation_messages import Reason, Refusal
 
 COOL_DOWN_S = {
     Reason.BUSY: 2.0,

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from shoal.crypto.content import BlobId
 from shoal.crypto.merkle import leaf_of, levels_of, path_of
 from shoal.crypto.peer_id import PeerId
-from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.messages import (
+from shoal.protocol.checking_messages import (
     LeafGiven,
     LeafWanted,
     NodesGiven,
@@ -21,6 +20,7 @@ from shoal.protocol.messages import (
     TraceGiven,
     TraceWanted,
 )
+from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.negotiation import Way
 from shoal.protocol.verification.dispute import (
     DEFENDER,

@@ -40,16 +40,16 @@ from shoal.crypto.content import BlobId
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import leaf_of
 from shoal.crypto.peer_id import PeerId
-from shoal.protocol.errors import LocalProtocolError
-from shoal.protocol.messages import (
+from shoal.protocol.checking_messages import (
     LeafGiven,
     LeafWanted,
     NodesGiven,
     NodesWanted,
-    Problem,
     TraceGiven,
     TraceWanted,
 )
+from shoal.protocol.errors import LocalProtocolError
+from shoal.protocol.messages import Problem
 from shoal.protocol.negotiation import Way
 from shoal.protocol.statements import TraceRoot, open_trace_root
 from shoal.protocol.verification.fraud_proof import Opening

@@ -45,12 +45,12 @@ from shoal.node.provider import open_provider
 from shoal.node.state import open_state
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import BATCH_UNITS_LIMIT, LEASE_UNITS_LIMIT
-from shoal.protocol.messages import (
+from shoal.protocol.messages import Response
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Call,
     Refusal,
     Release,
-    Response,
     UnitRefusal,
     UnitRequest,
     UnitResult,

@@ -32,6 +32,7 @@ from shoal.crypto import identity
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
 from shoal.protocol.challenge import ProverSide, VerifierSide
+from shoal.protocol.challenge_messages import Challenge, Committed, Draw, ProofOffer
 from shoal.protocol.challenge_terms import (
     CLAIMED_TIME_S,
     draw_places,
@@ -40,7 +41,6 @@ from shoal.protocol.challenge_terms import (
     work_of,
 )
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import Challenge, Committed, Draw, ProofOffer
 
 PROVER, VERIFIER = identity.generate(), identity.generate()
 MARGIN_S = 0.3

@@ -15,17 +15,12 @@ from shoal.node.errors import NetworkError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
-from shoal.protocol.messages import (
-    Adverts,
+from shoal.protocol.messages import Adverts, Digest, Done, Hello, Request, Response
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Bid,
     Call,
-    Digest,
-    Done,
-    Hello,
     Lease,
-    Request,
-    Response,
     UnitRequest,
     UnitResult,
 )

@@ -9,18 +9,11 @@ import trio
 from attacker import make_award, make_call, wall_ms
 
 from shoal.crypto.envelope import Statement
+from shoal.protocol.channel_messages import ChannelWanted
+from shoal.protocol.checking_messages import Acknowledge
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import (
-    Acknowledge,
-    Adverts,
-    Bid,
-    ChannelWanted,
-    Digest,
-    Done,
-    Lease,
-    UnitRequest,
-    UnitResult,
-)
+from shoal.protocol.messages import Adverts, Digest, Done
+from shoal.protocol.negotiation_messages import Bid, Lease, UnitRequest, UnitResult
 from shoal.protocol.statements import Acknowledgement, open_receipt, statement_id
 from shoal.protocol.versions import OWN
 

@@ -23,7 +23,7 @@ from shoal.crypto.content import blob_id_of, chunk_list_of, decode_chunk_list
 from shoal.crypto.errors import VerificationError
 from shoal.node.bulk.plan import TWICE_SHARE
 from shoal.node.demo.swarm import Swarm
-from shoal.protocol.messages import Share, Shared, UnitResult
+from shoal.protocol.negotiation_messages import Share, Shared, UnitResult
 from shoal.protocol.statements import open_receipt
 
 KILLED_AT = (0.3, 0.6)

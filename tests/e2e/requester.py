@@ -20,7 +20,8 @@ from shoal.node.network import open_network
 from shoal.node.records import JobSpec, Policy
 from shoal.node.settling import open_settling
 from shoal.node.state import open_state
-from shoal.protocol.messages import Adverts, Bid, Digest, Done
+from shoal.protocol.messages import Adverts, Digest, Done
+from shoal.protocol.negotiation_messages import Bid
 
 LIMIT_S = 30.0
 NO_PROGRAM = blob_id_of(b"no program")

@@ -49,8 +49,8 @@ from shoal.node.bulk.wire import Wire
 from shoal.node.demo.swarm import Swarm
 from shoal.node.errors import NetworkError
 from shoal.node.fetching import fetch_from
-from shoal.protocol.channel_messages import MAGIC, ChannelRequest
-from shoal.protocol.messages import ChannelWanted, Refusal, UnitResult
+from shoal.protocol.channel_messages import MAGIC, ChannelRequest, ChannelWanted
+from shoal.protocol.negotiation_messages import Refusal, UnitResult
 from shoal.protocol.statements import open_receipt
 
 LIMIT_S = 60.0

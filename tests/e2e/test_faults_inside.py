@@ -16,7 +16,8 @@ from shoal.node.daemon import serve
 from shoal.node.membership import ADVERT_TOPIC
 from shoal.node.network import open_network
 from shoal.node.provider import SWEEP_INTERVAL_S
-from shoal.protocol.messages import Digest, Problem, Reason, Refusal
+from shoal.protocol.messages import Digest, Problem
+from shoal.protocol.negotiation_messages import Reason, Refusal
 
 STREAM_LIMIT_S = 20.0
 

@@ -28,7 +28,7 @@ from shoal.protocol.blob_messages import (
     BlobProve,
     BlobRequest,
 )
-from shoal.protocol.messages import Reason, Refusal, UnitRequest
+from shoal.protocol.negotiation_messages import Reason, Refusal, UnitRequest
 
 MIB = 1 << 20
 KIB = 1 << 10

@@ -39,14 +39,10 @@ from shoal.node.errors import DaemonError, NetworkError
 from shoal.node.membership import ADVERT_TOPIC
 from shoal.node.network import open_network
 from shoal.protocol.limits import FRAME_LIMIT_BYTES, INLINE_LIMIT_BYTES
-from shoal.protocol.messages import (
-    Adverts,
+from shoal.protocol.messages import Adverts, Digest, Done, Hello, Problem
+from shoal.protocol.negotiation_messages import (
     Bid,
-    Digest,
-    Done,
-    Hello,
     Lease,
-    Problem,
     Reason,
     Refusal,
     Release,

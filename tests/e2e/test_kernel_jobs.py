@@ -9,7 +9,7 @@ from daemons import eventually, shoal
 
 from shoal.node.errors import DaemonError
 from shoal.node.network import open_network
-from shoal.protocol.messages import Bid, Reason, Refusal
+from shoal.protocol.negotiation_messages import Bid, Reason, Refusal
 
 X = np.ones((2, 8), np.float32)
 WORDS_LIMIT_S = 60

@@ -20,7 +20,8 @@ from shoal.node.control import CONTROL_PROTOCOL, open_control
 from shoal.node.errors import DaemonError
 from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
-from shoal.protocol.messages import Call, Done, Hello, Request, Response
+from shoal.protocol.messages import Done, Hello, Request, Response
+from shoal.protocol.negotiation_messages import Call
 
 SEEDS = count(1000)
 """A program of its own for each test: where nobody was measured, the price decides."""

@@ -12,7 +12,7 @@ from shoal.crypto.content import blob_id_of
 from shoal.node.defending import WRITE_INTERVAL_S
 from shoal.node.demo.swarm import Swarm
 from shoal.node.records import JobSpec, Policy
-from shoal.protocol.messages import LeafGiven, LeafWanted, TraceGiven, TraceWanted
+from shoal.protocol.checking_messages import LeafGiven, LeafWanted, TraceGiven, TraceWanted
 from shoal.protocol.statements import open_trace_root
 
 pytestmark = pytest.mark.usefixtures("exact")

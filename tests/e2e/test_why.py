@@ -33,7 +33,7 @@ from shoal.node.errors import DaemonUnreachableError
 from shoal.node.network import open_network
 from shoal.node.records import JobState
 from shoal.node.settings_file import toml
-from shoal.protocol.messages import Release
+from shoal.protocol.negotiation_messages import Release
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 WORDS_LIMIT_S = 60

@@ -22,8 +22,8 @@ from shoal.node.house import House
 from shoal.node.kept_outputs import KeptOutputs
 from shoal.node.network import open_network
 from shoal.node.program_shares import ProgramShares
-from shoal.protocol.channel_messages import MAGIC
-from shoal.protocol.messages import ChannelWanted, Problem
+from shoal.protocol.channel_messages import MAGIC, ChannelWanted
+from shoal.protocol.messages import Problem
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 MIB = 1 << 20

@@ -20,7 +20,7 @@ from shoal.node.house import House, hold
 from shoal.node.network import open_network
 from shoal.node.provider import open_provider
 from shoal.node.state import open_state
-from shoal.protocol.messages import Drop, Share, UnitRequest, UnitResult
+from shoal.protocol.negotiation_messages import Drop, Share, UnitRequest, UnitResult
 from shoal.protocol.statements import open_receipt, statement_id
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]

@@ -32,15 +32,15 @@ from shoal.node.provider import open_provider
 from shoal.node.records import JobSpec, Policy
 from shoal.node.result_standing import NEW, StandingNow
 from shoal.node.state import open_state
+from shoal.protocol.checking_messages import Reveal
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import (
+from shoal.protocol.messages import Done
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Call,
-    Done,
     Reason,
     Refusal,
     Release,
-    Reveal,
     UnitRequest,
     UnitsRequest,
     UnitsResult,

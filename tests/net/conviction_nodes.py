@@ -19,10 +19,7 @@ from shoal.node.convictions import Convictions, open_convictions
 from shoal.node.house import House
 from shoal.node.network import open_network
 from shoal.node.state import open_state
-from shoal.protocol.messages import (
-    Accusation,
-    AccusationsWanted,
-)
+from shoal.protocol.checking_messages import Accusation, AccusationsWanted
 from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]

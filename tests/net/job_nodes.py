@@ -25,7 +25,8 @@ from shoal.node.owner import OPEN
 from shoal.node.provider import open_provider
 from shoal.node.records import JobSpec, Policy
 from shoal.node.state import open_state
-from shoal.protocol.messages import Call, Done, Reason, Refusal, UnitRequest
+from shoal.protocol.messages import Done
+from shoal.protocol.negotiation_messages import Call, Reason, Refusal, UnitRequest
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 LIMIT_S = 30.0

@@ -25,18 +25,12 @@ from shoal.node.frames import ARRIVAL_GRACE_S, receive_frame, send_frame
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR, REQUESTS_IN_FLIGHT_LIMIT
-from shoal.protocol.messages import (
-    Adverts,
+from shoal.protocol.messages import Adverts, Digest, Done, Hello, Problem, Request, Response
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Cancel,
-    Digest,
-    Done,
-    Hello,
-    Problem,
     Reason,
     Refusal,
-    Request,
-    Response,
     UnitRequest,
     UnitResult,
 )

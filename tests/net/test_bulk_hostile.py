@@ -40,12 +40,12 @@ from shoal.node.fetching import fetch_from
 from shoal.protocol.channel_messages import (
     MAGIC,
     ChannelRequest,
+    ChannelWanted,
     ChunksGiven,
     ChunksRefused,
     ChunksWanted,
 )
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.messages import ChannelWanted
 
 DATA = os.urandom(20 * MIB + 5)
 CHUNKS = chunk_list_of(DATA)

@@ -10,7 +10,7 @@ from shoal.node.addresses import parse_address
 from shoal.node.bulk.dialling import place
 from shoal.node.bulk.listener import BESIDE, listen, port_of
 from shoal.node.errors import NetworkError
-from shoal.protocol.messages import ChannelOffered
+from shoal.protocol.channel_messages import ChannelOffered
 
 PEER = PeerId("12D3KooWGC6eVKGXAQfJLDEmwKrQRYSKbGDtr2ZPJwqoaMTZZXm7")
 

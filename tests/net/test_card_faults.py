@@ -35,7 +35,7 @@ from shoal.node.offer import Capacity
 from shoal.node.provider import open_provider
 from shoal.node.records import JobSpec, Policy, UnitState
 from shoal.node.state import open_state
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 from shoal.protocol.statements import open_receipt
 
 CARD = Card("gpu0", "hip", "gfx942", 1 << 36)

@@ -18,7 +18,7 @@ from shoal.node.lineage import RECOMPUTED_LIMIT, Left, bytes_with
 from shoal.node.records import Ended, JobId, JobState, UnitState
 from shoal.node.running_jobs import prepare
 from shoal.node.standing import Offence
-from shoal.protocol.messages import Drop, UnitResult
+from shoal.protocol.negotiation_messages import Drop, UnitResult
 
 FIRST, SECOND = JobId("0001"), JobId("0002")
 

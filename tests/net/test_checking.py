@@ -23,7 +23,7 @@ from checking_nodes import (
 )
 
 from shoal.crypto.content import blob_id_of
-from shoal.node import checks, look_back, pipeline, repeating
+from shoal.node import arrivals, checks, look_back, pipeline, repeating, submission
 from shoal.node.again import spec_again
 from shoal.node.checking import RETRY_S
 from shoal.node.checks import Stage
@@ -363,7 +363,7 @@ async def add(node, job, numbers):
     for number in numbers:
         await node.store.put_bytes(given(number))
     given_units = [{"x": blob_id_of(given(number))} for number in numbers]
-    await pipeline.add_units(node.house, job.id, given_units)
+    await submission.add_units(node.house, job.id, given_units)
     node.jobs.units_added(job.id)
 
 
@@ -614,7 +614,7 @@ class Taken:
 
     def __init__(self, job_id, monkeypatch):
         self.ever, self.now = set(), set()
-        take, let_go = pipeline.take_outputs, pipeline.let_go
+        take, let_go = pipeline.take_outputs, arrivals.let_go
 
         async def taking(house, need, side, unit, result, receipt):
             end = await take(house, need, side, unit, result, receipt)
@@ -629,7 +629,7 @@ class Taken:
             let_go(house, ends)
 
         monkeypatch.setattr(pipeline, "take_outputs", taking)
-        monkeypatch.setattr(pipeline, "let_go", letting_go)
+        monkeypatch.setattr(arrivals, "let_go", letting_go)
 
     async def all_are_gone(self):
         return self.ever and not self.now

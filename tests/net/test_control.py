@@ -11,16 +11,8 @@ from shoal.node.frames import receive_frame, send_frame
 from shoal.node.network import open_network
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import PROTOCOL_MAJOR, REQUESTS_IN_FLIGHT_LIMIT
-from shoal.protocol.messages import (
-    Adverts,
-    Digest,
-    Done,
-    Hello,
-    Problem,
-    Release,
-    Request,
-    Response,
-)
+from shoal.protocol.messages import Adverts, Digest, Done, Hello, Problem, Request, Response
+from shoal.protocol.negotiation_messages import Release
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 EMPTY = Digest(held=b"")

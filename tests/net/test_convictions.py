@@ -33,15 +33,11 @@ from shoal.node.docket import End
 from shoal.node.errors import NetworkError, PeerError
 from shoal.node.house import hold
 from shoal.node.peer_versions import PeerVersions
+from shoal.protocol.checking_messages import Accusations, AccusationsWanted
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import FRAUD_PROOF_LIMIT_BYTES
-from shoal.protocol.messages import (
-    Accusations,
-    AccusationsWanted,
-    Done,
-    Problem,
-    Reason,
-)
+from shoal.protocol.messages import Done, Problem
+from shoal.protocol.negotiation_messages import Reason
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.fraud_proof import FraudProof
 

@@ -45,7 +45,9 @@ from shoal.node.errors import NetworkError, StoreError
 from shoal.node.evidence import Evidence, disputes_of
 from shoal.node.house import House, note_known
 from shoal.node.state import open_state
-from shoal.protocol.messages import Call, NodesWanted, Problem, TraceGiven, TraceWanted
+from shoal.protocol.checking_messages import NodesWanted, TraceGiven, TraceWanted
+from shoal.protocol.messages import Problem
+from shoal.protocol.negotiation_messages import Call
 from shoal.protocol.statements import open_receipt, statement_id
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.dispute import TRACE_FACTOR, TRACE_GRACE_S

@@ -19,7 +19,13 @@ from shoal.node.records import JobState
 from shoal.node.scheduling import setbacks
 from shoal.node.scheduling.feeding import BATCHES_OUT
 from shoal.protocol.blob_messages import MESSAGE_LIMIT_BYTES, BlobFound, BlobRequest
-from shoal.protocol.messages import AwardOffer, Reason, Refusal, Release, UnitRequest
+from shoal.protocol.negotiation_messages import (
+    AwardOffer,
+    Reason,
+    Refusal,
+    Release,
+    UnitRequest,
+)
 from shoal.protocol.versions import OWN
 
 

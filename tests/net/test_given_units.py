@@ -11,7 +11,7 @@ from shoal.compute.errors import ProgramError
 from shoal.compute.manifest import decode
 from shoal.compute.tensor import to_blob
 from shoal.crypto.content import blob_id_of
-from shoal.node import pipeline
+from shoal.node import pipeline, submission
 from shoal.node.blobs import open_store
 from shoal.node.errors import JobError, StoreError
 from shoal.node.records import (
@@ -64,14 +64,14 @@ async def test_an_open_job_goes_on_taking_units_and_an_empty_one_runs(house):
     assert (job.state, job.open) == (JobState.RUNNING, True)
     assert (await pipeline.submit(house, spec(is_open=False), [])).state is JobState.DONE
     for total in (1, 2):
-        job = await pipeline.add_units(house, job.id, [{"x": ROW}])
+        job, _ = await submission.add_units(house, job.id, [{"x": ROW}])
         assert job.units_total == total
     with pytest.raises(JobError) as caught:
-        await pipeline.add_units(house, job.id, [{"x": ROW}], at=1)
+        await submission.add_units(house, job.id, [{"x": ROW}], at=1)
     assert (caught.value.code, caught.value.hint) == ("wrong_place", "go on with unit 2")
     await house.journal.seal_job(job.id)
     with pytest.raises(JobError) as caught:
-        await pipeline.add_units(house, job.id, [{"x": ROW}])
+        await submission.add_units(house, job.id, [{"x": ROW}])
     assert caught.value.code == "job_sealed"
 
 
@@ -93,7 +93,7 @@ async def test_an_open_job_goes_on_taking_units_and_an_empty_one_runs(house):
 async def test_a_bad_unit_is_named_and_none_is_taken(house, unit, kind, code):
     job = await pipeline.submit(house, spec(), [{"x": ROW}])
     with pytest.raises(kind, match=r"^unit 2: ") as caught:
-        await pipeline.add_units(house, job.id, [{"x": LARGE}, unit, {"x": ROW}])
+        await submission.add_units(house, job.id, [{"x": LARGE}, unit, {"x": ROW}])
     assert caught.value.code == code
     assert (await house.journal.job(job.id)).units_total == 1
     assert not house.store.holds(blob_id_of(LARGE))  # nothing was stored for it
@@ -110,20 +110,21 @@ async def test_an_output_of_another_unit_is_checked_as_far_as_it_is_known(house)
         (OutputRef(first.id, 0, "z"), "no_such_output"),
     ):
         with pytest.raises(JobError) as caught:
-            await pipeline.add_units(house, job.id, [{"x": wrong}])
+            await submission.add_units(house, job.id, [{"x": wrong}])
         assert caught.value.code == code
     whole = await pipeline.submit(house, spec(GATHER), [])
     with pytest.raises(ProgramError) as caught:
-        await pipeline.add_units(house, whole.id, [{"x": reference}])
+        await submission.add_units(house, whole.id, [{"x": reference}])
     assert caught.value.code == "wrong_dtype"
 
 
 async def test_units_of_one_job_may_follow_one_another_but_not_themselves(house):
     job = await pipeline.submit(house, spec(), [{"x": ROW}])
     chain = [{"x": OutputRef(job.id, 0, "y")}, {"x": OutputRef(job.id, 1, "y")}]
-    assert (await pipeline.add_units(house, job.id, chain)).units_total == 3
+    job, _ = await submission.add_units(house, job.id, chain)
+    assert job.units_total == 3
     with pytest.raises(JobError, match="not there before it") as caught:
-        await pipeline.add_units(house, job.id, [{"x": OutputRef(job.id, 3, "y")}])
+        await submission.add_units(house, job.id, [{"x": OutputRef(job.id, 3, "y")}])
     assert caught.value.code == "no_such_unit"
 
 

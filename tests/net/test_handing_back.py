@@ -27,7 +27,13 @@ from shoal.node.errors import JobError
 from shoal.node.owner import OPEN, Cause, Stance
 from shoal.node.records import JobState, UnitState
 from shoal.node.scheduling import setbacks
-from shoal.protocol.messages import Reason, Refusal, Release, UnitRequest, UnitResult
+from shoal.protocol.negotiation_messages import (
+    Reason,
+    Refusal,
+    Release,
+    UnitRequest,
+    UnitResult,
+)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import trio
 from job_nodes import X, open_node
 
-from shoal.node import pipeline
+from shoal.node import submission
 from shoal.node.errors import JobError
 from shoal.node.records import JobSpec, JobState, new_job_id
 
@@ -37,7 +37,7 @@ async def test_an_open_job_that_is_submitted_again_is_given_as_far_as_it_is(node
     one = await node.spec(X)
     spec = msgspec.structs.replace(one, id=new_job_id(), open=True)
     await node.jobs.submit(spec)
-    await pipeline.add_units(node.house, spec.id, one.units, 1)
+    await submission.add_units(node.house, spec.id, one.units, 1)
     assert (await node.jobs.submit(spec)).units_total == 2
 
 

@@ -15,15 +15,8 @@ from shoal.crypto.content import blob_id_of
 from shoal.node.blob_transfer import BLOB_PROTOCOL
 from shoal.node.input_sources import FAILED_SOURCES_LIMIT
 from shoal.node.standing import Offence
-from shoal.protocol.messages import (
-    Done,
-    Drop,
-    Reason,
-    Refusal,
-    Share,
-    Shared,
-    UnitResult,
-)
+from shoal.protocol.messages import Done
+from shoal.protocol.negotiation_messages import Drop, Reason, Refusal, Share, Shared, UnitResult
 
 
 @pytest.fixture

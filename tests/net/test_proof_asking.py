@@ -10,7 +10,7 @@ from shoal.node.membership import Link
 from shoal.node.proof_asking import RETRY_AFTER_S, open_proof_asking
 from shoal.node.proofs import ProofBook
 from shoal.protocol.adverts import AdvertTable
-from shoal.protocol.messages import Proofs, ProofsWanted
+from shoal.protocol.challenge_messages import Proofs, ProofsWanted
 from shoal.protocol.statements import ClassRate, DeviceOffer
 
 RATES = (ClassRate("exact", "x20", 2e9),)

@@ -16,7 +16,7 @@ from shoal.node import provider as providers
 from shoal.node.errors import StoreError
 from shoal.node.provider import OPEN_LIMIT
 from shoal.node.records import JobState
-from shoal.protocol.messages import (
+from shoal.protocol.negotiation_messages import (
     Bid,
     Lease,
     Reason,

@@ -31,21 +31,17 @@ from shoal.protocol.adverts import AdvertTable
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
-from shoal.protocol.messages import (
+from shoal.protocol.messages import Done, Hello, Problem, Request, Response
+from shoal.protocol.rates import Rates
+from shoal.protocol.reachability import DIAL_BACK_BURST, Scope, Verdict
+from shoal.protocol.reachability_messages import (
     DialBack,
     DialedBack,
-    Done,
-    Hello,
     Introduce,
     Introduction,
     NotIntroduced,
     Outcome,
-    Problem,
-    Request,
-    Response,
 )
-from shoal.protocol.rates import Rates
-from shoal.protocol.reachability import DIAL_BACK_BURST, Scope, Verdict
 from shoal.protocol.statements import Advert
 
 NONCE = "5a" * 16

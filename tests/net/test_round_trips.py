@@ -13,11 +13,11 @@ from onnx import parser
 
 from shoal.compute.convert import convert
 from shoal.compute.tensor import to_blob
-from shoal.node import pipeline
+from shoal.node import submission
 from shoal.node.blob_transfer import BLOB_PROTOCOL, BlobServer
 from shoal.node.records import JobSpec, JobState, Policy, UnitState
+from shoal.protocol.checking_messages import Reveal
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
-from shoal.protocol.messages import Reveal
 
 ROUND_TRIP_S = 0.6
 LARGE = INLINE_LIMIT_BYTES // 4 + 1
@@ -98,7 +98,7 @@ async def run(node, elements):
 async def add(node, job, elements):
     """One more unit of an open job."""
     at = (await node.journal.job(job.id)).units_total
-    _, taken = await pipeline.take_units(
+    _, taken = await submission.add_units(
         node.house, job.id, [{"x": to_blob(np.ones(elements, np.float32))}]
     )
     node.jobs.units_added(job.id, taken)

@@ -22,9 +22,11 @@ from shoal.node.result_standing import Deed
 from shoal.node.settling import FORGOTTEN_S, GRACE_S, Settling
 from shoal.node.standings import Standings
 from shoal.node.state import open_state
+from shoal.protocol.checking_messages import Acknowledge
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError
-from shoal.protocol.messages import Acknowledge, Done, Reason, UnitResult
+from shoal.protocol.messages import Done
+from shoal.protocol.negotiation_messages import Reason, UnitResult
 from shoal.protocol.statements import Acknowledgement, open_acknowledgement, open_receipt
 from shoal.protocol.versions import OWN
 

@@ -18,12 +18,12 @@ from shoal.compute.tensor import to_blob
 from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.envelope import is_signed_together, signature_of
-from shoal.node import house, pipeline, running
+from shoal.node import house, input_sources, pipeline, running, unit_messages
 from shoal.node.errors import StoreError
 from shoal.node.running import HELD_BATCHES_LIMIT
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import BATCH_UNITS_LIMIT, INLINE_LIMIT_BYTES, PORT_BYTES
-from shoal.protocol.messages import (
+from shoal.protocol.negotiation_messages import (
     Cancel,
     Reason,
     Release,
@@ -147,7 +147,7 @@ async def test_a_receipt_does_not_wait_long_for_others_to_be_signed_with(node, m
 
 async def test_a_large_tensor_passes_a_provider_in_pieces(node, monkeypatch):
     """Neither as an input nor as an output is it in the daemon's memory."""
-    for module in (pipeline, supervisor):
+    for module in (input_sources, supervisor):
         monkeypatch.setattr(module, "LARGE_BYTES", 1 << 17)
     call = await lease_for(node, FOURFOLD)
     x = to_blob(np.arange(300_000, dtype=np.float32))
@@ -188,7 +188,7 @@ async def test_a_large_output_can_be_kept_for_its_requester(node, monkeypatch):
 async def test_a_large_input_that_its_disk_has_lost_is_an_error_of_its_unit(
     node, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(pipeline, "LARGE_BYTES", 1 << 17)
+    monkeypatch.setattr(input_sources, "LARGE_BYTES", 1 << 17)
     call = await lease_for(node, FOURFOLD)
     blob_id = await node.house.store.put_bytes(to_blob(np.arange(2_000_000, dtype=np.float32)))
     node.house.known.note(FRIEND.peer_id, [blob_id])
@@ -315,9 +315,9 @@ async def test_the_program_is_fetched_once_for_a_lease_and_again_when_it_is_lost
 async def test_a_program_whose_receipts_are_long_runs_in_smaller_batches(node, monkeypatch):
     call = await lease_for(node)
     manifest = await house.manifest_of(node.blobs, DENSE.program_id)
-    assert pipeline.units_per_message(manifest) == BATCH_UNITS_LIMIT
-    monkeypatch.setattr(pipeline, "BATCH_PORTS_LIMIT_BYTES", 2 * 2 * (PORT_BYTES + 1))
-    assert pipeline.units_per_message(manifest) == 2
+    assert unit_messages.units_per_message(manifest) == BATCH_UNITS_LIMIT
+    monkeypatch.setattr(unit_messages, "BATCH_PORTS_LIMIT_BYTES", 2 * 2 * (PORT_BYTES + 1))
+    assert unit_messages.units_per_message(manifest) == 2
     answers = await ask(node, call, *(unit_of(call, name) for name in "abc"))
     assert [getattr(answer, "reason", None) for answer in answers] == [
         None,

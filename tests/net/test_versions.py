@@ -14,19 +14,11 @@ from shoal.node.frames import receive_frame, receive_message, send_frame
 from shoal.node.network import open_network
 from shoal.node.peer_versions import CONTROL_PROTOCOL, PEERS_LIMIT, PeerVersions
 from shoal.protocol import vocabulary
+from shoal.protocol.challenge_messages import Draw
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import RemoteProtocolError, VersionError
-from shoal.protocol.messages import (
-    Adverts,
-    Call,
-    Digest,
-    Done,
-    Draw,
-    Hello,
-    Problem,
-    Refusal,
-    Response,
-)
+from shoal.protocol.messages import Adverts, Digest, Done, Hello, Problem, Response
+from shoal.protocol.negotiation_messages import Call, Refusal
 from shoal.protocol.versions import OWN
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]

@@ -14,9 +14,9 @@ from strategies import ALICE, BOB, CAROL, MALLORY
 from shoal.crypto.envelope import Statement
 from shoal.crypto.merkle import leaf_of, root_of
 from shoal.protocol.challenge import ProverSide, VerifierSide
+from shoal.protocol.challenge_messages import Challenge, Committed, Draw, Opened, ProofOffer
 from shoal.protocol.challenge_terms import first_seed, next_seed
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import Challenge, Committed, Draw, Opened, ProofOffer
 from shoal.protocol.statements import CapabilityProof, Commitment
 from shoal.protocol.versions import OWN
 

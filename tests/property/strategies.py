@@ -18,11 +18,11 @@ from shoal.crypto.content import blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.identity import Identity
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import (
+from shoal.protocol.messages import Frame
+from shoal.protocol.negotiation_messages import (
     AwardOffer,
     Bid,
     Call,
-    Frame,
     UnitRequest,
     UnitResult,
     UnitsRequest,

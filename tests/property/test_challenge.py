@@ -36,19 +36,12 @@ from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import leaf_of
 from shoal.protocol.challenge import PROVER, VERIFIER, ProverSide, State, VerifierSide, Way
+from shoal.protocol.challenge_messages import Draw, Opened, ProofOffer
 from shoal.protocol.challenge_terms import time_allowed_s
 from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.messages import (
-    Draw,
-    Frame,
-    Opened,
-    ProofOffer,
-    Reason,
-    Refusal,
-    Request,
-    Response,
-)
+from shoal.protocol.messages import Frame, Request, Response
+from shoal.protocol.negotiation_messages import Reason, Refusal
 
 CHALLENGE = a_challenge()
 PLACES = ((0, 1), (1, 3), (1, 0))

@@ -15,19 +15,17 @@ from hypothesis import strategies as st
 from shoal.crypto.content import BlobId
 from shoal.crypto.envelope import Statement
 from shoal.crypto.merkle import check_path, leaf_of, levels_of, path_of, root_of, root_over
-from shoal.protocol.codec import decode, encode
-from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.messages import (
+from shoal.protocol.checking_messages import (
     LeafGiven,
     LeafWanted,
     NodesGiven,
     NodesWanted,
-    Problem,
-    Request,
-    Response,
     TraceGiven,
     TraceWanted,
 )
+from shoal.protocol.codec import decode, encode
+from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
+from shoal.protocol.messages import Problem, Request, Response
 from shoal.protocol.statements import TraceRoot
 from shoal.protocol.verification.defence import Defender, MakeTrace
 from shoal.protocol.verification.dispute import (

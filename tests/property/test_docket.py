@@ -20,7 +20,7 @@ from shoal.node.docket import (
     End,
     Hearing,
 )
-from shoal.protocol.messages import Accusation
+from shoal.protocol.checking_messages import Accusation
 
 PEERS = [peer_id_of(bytes([number]) * 32) for number in range(30)]
 

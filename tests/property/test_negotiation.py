@@ -33,19 +33,7 @@ from strategies import (
 
 from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.messages import (
-    Cancel,
-    Frame,
-    Lease,
-    Reason,
-    Refusal,
-    Release,
-    Request,
-    Response,
-    UnitRefusal,
-    UnitResult,
-    UnitsResult,
-)
+from shoal.protocol.messages import Frame, Request, Response
 from shoal.protocol.negotiation import (
     PROVIDER,
     REQUESTER,
@@ -58,6 +46,16 @@ from shoal.protocol.negotiation import (
     RequesterSide,
     State,
     Way,
+)
+from shoal.protocol.negotiation_messages import (
+    Cancel,
+    Lease,
+    Reason,
+    Refusal,
+    Release,
+    UnitRefusal,
+    UnitResult,
+    UnitsResult,
 )
 from shoal.protocol.statements import statement_id
 

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol.advertising import advertise
-from shoal.protocol.messages import Outcome
 from shoal.protocol.reachability import (
     Report,
     Scope,
@@ -14,6 +13,7 @@ from shoal.protocol.reachability import (
     judge,
     scope_of,
 )
+from shoal.protocol.reachability_messages import Outcome
 
 PORTS = (4711, 4712)
 OWN = "203.0.113.7"

@@ -36,25 +36,12 @@ from shoal.node.errors import NetworkError
 from shoal.node.membership import ADVERT_TOPIC
 from shoal.node.network import open_network
 from shoal.protocol.blob_messages import BlobProve, BlobRequest, BlobSend
+from shoal.protocol.challenge_messages import Challenge, Draw, ProofOffer, ProofsWanted
+from shoal.protocol.channel_messages import ChannelWanted
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import (
-    Adverts,
-    Bid,
-    Cancel,
-    Challenge,
-    ChannelWanted,
-    DialBack,
-    Digest,
-    Draw,
-    Introduce,
-    Introduction,
-    ProofOffer,
-    ProofsWanted,
-    Release,
-    Request,
-    UnitRequest,
-    UnitsRequest,
-)
+from shoal.protocol.messages import Adverts, Digest, Request
+from shoal.protocol.negotiation_messages import Bid, Cancel, Release, UnitRequest, UnitsRequest
+from shoal.protocol.reachability_messages import DialBack, Introduce, Introduction
 
 IDENTIFY, GOSSIP, PING = "/ipfs/id/1.0.0", "/meshsub/1.1.0", "/ipfs/ping/1.0.0"
 STREAM_LIMIT_S = 5.0

@@ -23,7 +23,7 @@ import trio
 from shoal.node import config
 from shoal.node.daemon import serve
 from shoal.node.demo.swarm import Swarm
-from shoal.protocol.messages import Bid, Call, Refusal
+from shoal.protocol.negotiation_messages import Bid, Call, Refusal
 
 STUBS = Path(__file__).parent
 PLACES = ("0001:c0:02.0", "0001:c1:02.0")

@@ -17,13 +17,10 @@ from shoal.node.allowance import (
 )
 from shoal.node.control import LEFT_ALONE_S
 from shoal.protocol.limits import REQUESTS_IN_FLIGHT_LIMIT
-from shoal.protocol.messages import (
-    Adverts,
+from shoal.protocol.messages import Adverts, Digest, Done, Problem
+from shoal.protocol.negotiation_messages import (
     Call,
     Cancel,
-    Digest,
-    Done,
-    Problem,
     Reason,
     Refusal,
     Release,

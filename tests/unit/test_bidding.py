@@ -16,7 +16,7 @@ from shoal.node.bidding import (
     worth,
 )
 from shoal.node.owner import Cause, Stance, sentence
-from shoal.protocol.messages import Bid, Call, Reason, Refusal
+from shoal.protocol.negotiation_messages import Bid, Call, Reason, Refusal
 
 REQUESTER = generate().peer_id
 PROVIDER = generate().peer_id

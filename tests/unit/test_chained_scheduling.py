@@ -12,7 +12,7 @@ from shoal.node.records import JobId, Unit, UnitState
 from shoal.node.scheduling import events
 from shoal.node.scheduling import state as s
 from shoal.node.scheduling.feeding import _by_nearness
-from shoal.protocol.messages import Reason, Refusal
+from shoal.protocol.negotiation_messages import Reason, Refusal
 
 JOB = JobId("0001")
 ANNA, BERT = PeerId("anna"), PeerId("bert")

@@ -24,9 +24,10 @@ from shoal.crypto.errors import VerificationError
 from shoal.crypto.merkle import leaf_of
 from shoal.protocol import challenge
 from shoal.protocol.challenge import PROVER, VERIFIER, ProverSide, State, VerifierSide, Way
+from shoal.protocol.challenge_messages import Draw, Opened, ProofOffer
 from shoal.protocol.challenge_terms import DRAW_LIMIT_S, OPENING_LIMIT_S, work_of
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.messages import Draw, Opened, ProofOffer, Reason, Refusal
+from shoal.protocol.negotiation_messages import Reason, Refusal
 from shoal.protocol.statements import open_proof
 
 CLAIMED_S = work_of(a_challenge()).claimed_s(a_challenge().rate)

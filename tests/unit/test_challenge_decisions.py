@@ -19,7 +19,7 @@ from shoal.node.prover import (
     Allowance,
     refusal,
 )
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
 
 RATE = ClassRate("exact", "x20", 1e6)

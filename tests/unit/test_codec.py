@@ -9,18 +9,8 @@ from strategies import CALL_ID, a_bid, a_call, a_unit
 from shoal.protocol import limits
 from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
-from shoal.protocol.messages import (
-    Adverts,
-    Bid,
-    Cancel,
-    Done,
-    Frame,
-    Problem,
-    Release,
-    Request,
-    Response,
-    UnitRequest,
-)
+from shoal.protocol.messages import Adverts, Done, Frame, Problem, Request, Response
+from shoal.protocol.negotiation_messages import Bid, Cancel, Release, UnitRequest
 
 BID = msgspec.to_builtins(a_bid())
 

@@ -6,7 +6,7 @@ from shoal.node.explain import explain
 from shoal.node.outlook import Doing, Outlook, PeerOutlook
 from shoal.node.records import Answer, Job, JobState, Policy
 from shoal.node.surroundings import Lost, Neighbour, Surroundings
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 JOB = Job(
     id="j",

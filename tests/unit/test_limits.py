@@ -15,18 +15,16 @@ from shoal.protocol.blob_messages import (
     BlobProve,
     BlobRequest,
 )
-from shoal.protocol.codec import encode
-from shoal.protocol.messages import (
+from shoal.protocol.checking_messages import (
     Accusation,
     Accusations,
     AccusationsWanted,
-    Adverts,
-    Cancel,
-    Digest,
-    Frame,
     LeafGiven,
-    Request,
-    Response,
+)
+from shoal.protocol.codec import encode
+from shoal.protocol.messages import Adverts, Digest, Frame, Request, Response
+from shoal.protocol.negotiation_messages import (
+    Cancel,
     Share,
     UnitRequest,
     UnitResult,

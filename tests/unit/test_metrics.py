@@ -19,7 +19,7 @@ from shoal.node.metrics import (
     Metrics,
     Readings,
 )
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 NETWORK = SimpleNamespace(
     connections_in=3,

@@ -21,19 +21,6 @@ from strategies import (
 from shoal.protocol import negotiation
 from shoal.protocol.errors import LocalProtocolError, RemoteProtocolError
 from shoal.protocol.limits import IN_FLIGHT_LIMIT_BYTES, INLINE_LIMIT_BYTES, SOURCE_BYTES
-from shoal.protocol.messages import (
-    AwardOffer,
-    Cancel,
-    Lease,
-    Reason,
-    Refusal,
-    Release,
-    UnitRefusal,
-    UnitRequest,
-    UnitsRequest,
-    UnitsResult,
-    unit_bytes,
-)
 from shoal.protocol.negotiation import (
     PROVIDER,
     REQUESTER,
@@ -46,6 +33,19 @@ from shoal.protocol.negotiation import (
     RequesterSide,
     State,
     Way,
+)
+from shoal.protocol.negotiation_messages import (
+    AwardOffer,
+    Cancel,
+    Lease,
+    Reason,
+    Refusal,
+    Release,
+    UnitRefusal,
+    UnitRequest,
+    UnitsRequest,
+    UnitsResult,
+    unit_bytes,
 )
 from shoal.protocol.statements import statement_id
 

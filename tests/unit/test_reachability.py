@@ -8,7 +8,6 @@ from shoal.protocol import reachability
 from shoal.protocol.advertising import advertise, choose_introducers
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR, VIA_LIMIT
-from shoal.protocol.messages import Outcome
 from shoal.protocol.rates import Rates
 from shoal.protocol.reachability import (
     Asking,
@@ -21,6 +20,7 @@ from shoal.protocol.reachability import (
     judge,
     scope_of,
 )
+from shoal.protocol.reachability_messages import Outcome
 from shoal.protocol.statements import Advert, DeviceOffer
 
 OUTSIDE = "203.0.113.7"

@@ -17,7 +17,7 @@ from shoal.node.serving import withheld
 from shoal.node.settling import Settling
 from shoal.node.standing import Offence
 from shoal.node.standings import REFUSED_BELOW, Standings
-from shoal.protocol.messages import Reason
+from shoal.protocol.negotiation_messages import Reason
 
 OWN, PEER, FRIEND = (PeerId(name) for name in ("own", "peer", "friend"))
 

@@ -8,7 +8,7 @@ import trio.testing
 from shoal.node import timing
 from shoal.node.errors import JobError
 from shoal.node.timing import STEPS, Timings, UnitTiming
-from shoal.protocol.messages import UnitTimes
+from shoal.protocol.negotiation_messages import UnitTimes
 
 JOB, PEER = "j", "p"
 

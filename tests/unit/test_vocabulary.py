@@ -7,23 +7,17 @@ import pytest
 from strategies import ALICE, INPUT, a_bid, a_call, a_unit, some_results, some_units
 
 from shoal.protocol import vocabulary
+from shoal.protocol.challenge_messages import Challenge, Draw
+from shoal.protocol.checking_messages import Reveal
 from shoal.protocol.codec import encode
 from shoal.protocol.errors import VersionError
 from shoal.protocol.limits import PROTOCOL_MINOR
-from shoal.protocol.messages import (
+from shoal.protocol.messages import Hello, Problem, Request, RequestBody, Response, ResponseBody
+from shoal.protocol.negotiation_messages import (
     Bid,
     Cancel,
-    Challenge,
-    Draw,
-    Hello,
-    Problem,
     Reason,
     Refusal,
-    Request,
-    RequestBody,
-    Response,
-    ResponseBody,
-    Reveal,
     Share,
     UnitRefusal,
     UnitRequest,

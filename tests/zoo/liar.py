@@ -32,19 +32,16 @@ from shoal.node import daemon, pipeline
 from shoal.node.acknowledging import Acknowledging
 from shoal.node.blob_transfer import BlobServer
 from shoal.node.front import Daemon
-from shoal.node.house import manifest_of, program_blobs, small_inputs
+from shoal.node.house import manifest_of, program_blobs
 from shoal.node.provider import Provider
 from shoal.node.trials import charge_of
+from shoal.node.unit_messages import small_inputs
 from shoal.protocol.blob_messages import WhyNot
+from shoal.protocol.checking_messages import LeafWanted, NodesWanted, TraceWanted
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import (
-    LeafWanted,
-    NodesWanted,
-    Problem,
-    TraceWanted,
-    UnitResult,
-)
+from shoal.protocol.messages import Problem
 from shoal.protocol.negotiation import Answer
+from shoal.protocol.negotiation_messages import UnitResult
 from shoal.protocol.verification import fraud_proof
 from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 

@@ -16,7 +16,7 @@ from shoal.node.records import Ban
 from shoal.node.result_standing import BAN_S, Deed
 from shoal.node.standing import FULL, Offence, Standing
 from shoal.node.standings import Standings
-from shoal.protocol.messages import Accusation
+from shoal.protocol.checking_messages import Accusation
 
 JUDGE_S = 1.0
 """What fetching and judging a proof takes: one operator."""

@@ -21,7 +21,7 @@ from shoal.crypto.content import blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.node.peer_versions import PeerVersions
 from shoal.protocol.codec import encode
-from shoal.protocol.messages import UnitRequest
+from shoal.protocol.negotiation_messages import UnitRequest
 from shoal.protocol.statements import Award, open_receipt, statement_id
 
 LIMITS = UnitLimits(60.0, 2 << 30, 1 << 30)
