@@ -31,6 +31,9 @@ from shoal.protocol.statements import Receipt, UnitError
 from shoal.protocol.verification.draw import is_drawn
 from shoal.protocol.verification.policy import Verify
 
+FOUND_FALSE: Final = "found_false"
+"""What ``job why`` says of a peer whose result was false."""
+
 VOTES_LEAST: Final = 3
 """Opinions that a vote takes: of two that differ nobody knows which one is right."""
 

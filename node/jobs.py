@@ -22,7 +22,8 @@ import trio
 from shoal.crypto.errors import ShoalError
 from shoal.node import chaining, handing_over, pipeline, probation
 from shoal.node.account import nobody_bids
-from shoal.node.checking import FOUND_FALSE, Checking
+from shoal.node.checking import Checking
+from shoal.node.checks import FOUND_FALSE
 from shoal.node.errors import JobError, NetworkError, StoreError
 from shoal.node.house import House
 from shoal.node.job_views import JobViews
