@@ -223,7 +223,8 @@ class Checking:
             )
         exact = unit.failure is not None or self._is_exact(held)
         key = said(end) if exact else unit.provider
-        machine = UnitCheck(unit.provider, own, order, more, exact, key, audit)
+        quorum = job.running.verify.level == "quorum"
+        machine = UnitCheck(unit.provider, own, order, more, exact, key, audit, quorum)
         opinion = Opinion(held.side.award_bytes, end.receipt, end, end)
         size_bytes = sum(map(len, end.tensors.values()))
         return Checked(

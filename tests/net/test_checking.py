@@ -25,6 +25,7 @@ from checking_nodes import (
 from shoal.crypto.content import blob_id_of
 from shoal.node import checks, look_back, pipeline, repeating
 from shoal.node.again import spec_again
+from shoal.node.assurance import Ground
 from shoal.node.checking import RETRY_S
 from shoal.node.checks import Stage
 from shoal.node.errors import JobError
@@ -180,9 +181,19 @@ async def test_a_quorum_takes_as_many_results_as_it_says(node, kinds):
         units = await node.run(range(9), verify="quorum:3")
         await assert_right(node, units, range(9))
         found = await checks_of(node, units)
+    assert {level for *_, level, _ in found} <= {"quorum", "own"}
     for unit in units:
         agreeing = [each for each in found if each[0] == unit.index and each[3] == "agrees"]
         assert len(agreeing) >= 2 or any(each[2] == "own" for each in agreeing)
+
+
+async def test_a_quorum_of_two_is_told_as_a_quorum(node):
+    async with open_peers(node, Peer, Peer):
+        units = await node.run(range(4), verify="quorum:2")
+    assert {each[2:] for each in await checks_of(node, units)} == {("quorum", "agrees")}
+    job = await node.journal.job(units[0].job)
+    counted = await units_assured(node.journal, job, node.peer)
+    assert counted.units == {Ground.QUORUM: 4}
 
 
 async def test_a_quorum_of_too_few_takes_this_node_in(node):
