@@ -73,6 +73,9 @@ CHUNK_TIME_LIMIT_S = 60.0
 """For one chunk of 1 MiB: a peer that is slower than 17 KB/s is cut."""
 
 
+PEERS_SERVED_LIMIT = 1024
+"""Peers of which it is kept when they were last sent something, the last ones."""
+
 EVERYBODY = PeerId("*")
 """In place of a peer, for blobs that are public."""
 
@@ -119,6 +122,10 @@ class BlobServer:
         newer: Whether a peer speaks a newer version (`protocol.versions`).
         broke: Told of what breaks the protocol.
         noted: Told who asks for what it has no right to.
+
+    Attributes:
+        sent_s: When a peer was last sent bytes of a blob, or asked for some that it may have,
+            by the clock of Trio.
     """
 
     def __init__(
@@ -142,6 +149,7 @@ class BlobServer:
         self._shares = ProgramShares() if shares is None else shares
         self._newer = newer
         self._proving: Turns[PeerId] = Turns()
+        self.sent_s: dict[PeerId, float] = {}
 
     async def serve(self, stream: ByteStream) -> None:
         """Answer the one request of a stream.
@@ -175,12 +183,19 @@ class BlobServer:
         """
         if not self._allows(peer, blob_id, requester):
             return WhyNot.NO_RIGHT
+        self._note_sent(peer)
         if known is not None and known.is_whole and known.chunks.blob_id == blob_id:
             return known
         try:
             return await self._store.open_blob(blob_id)
         except StoreError as error:
             return _not_held(peer, error)
+
+    def _note_sent(self, peer: PeerId) -> None:
+        self.sent_s.pop(peer, None)
+        self.sent_s[peer] = trio.current_time()  # the last served is last
+        if len(self.sent_s) > PEERS_SERVED_LIMIT:
+            del self.sent_s[next(iter(self.sent_s))]
 
     async def _send(self, stream: ByteStream, request: BlobRequest) -> None:
         blob_id = BlobId(request.blob)
@@ -198,6 +213,7 @@ class BlobServer:
                 chunk = await self._store.read_chunk(blob_id, index)
                 with within(CHUNK_TIME_LIMIT_S, stream.remote):
                     await stream.send_all(chunk)
+                self._note_sent(stream.remote)
 
     async def _look_up(
         self, peer: PeerId, blob_id: BlobId, requester: str | None

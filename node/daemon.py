@@ -349,7 +349,7 @@ async def serve(
             open_jobs(
                 house,
                 partial(providers, membership, convictions.is_banned),
-                partial(facts_of, membership, standings),
+                partial(facts_of, membership, standings, blob_server.sent_s),
             )
         )
         daemon = Daemon(

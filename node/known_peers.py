@@ -6,6 +6,7 @@ here the two are put together for whoever asks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.swarm_key import PUBLIC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from shoal.node.bidding import Terms
     from shoal.node.conduct import Conduct
@@ -114,9 +115,21 @@ def is_proven(membership: Membership, book: ProofBook, peer: PeerId, device: str
 
 
 def facts_of(
-    membership: Membership, standings: Standings, peer: PeerId, numeric_class: str
+    membership: Membership,
+    standings: Standings,
+    sent_s: Mapping[PeerId, float],
+    peer: PeerId,
+    numeric_class: str,
 ) -> Facts:
-    """What the scheduler goes by of a peer, beside bids and measured times."""
+    """What the scheduler goes by of a peer, beside bids and measured times.
+
+    Args:
+        membership: Who is known.
+        standings: How they have dealt with this node.
+        sent_s: When this node last sent bytes of a blob to whom.
+        peer: The peer.
+        numeric_class: Of the units that it may get.
+    """
     link, entry = membership.links.get(peer), membership.table.get(peer)
     rates = [
         rate.rate
@@ -130,6 +143,7 @@ def facts_of(
         standing=standings.share(peer),
         rate=max(rates, default=None),
         said=entry.advert.sequence if entry is not None else 0,
+        sent_s=sent_s.get(peer, -math.inf),
     )
 
 

@@ -41,6 +41,11 @@ CLAIM_LIMIT = 10.0
 """By how much slower a peer may say it is, and get the time for that: from a new graphics card
 to an old laptop it is more, but that one is given nothing beside the other."""
 
+SENDING_LIMIT_S = 30.0
+"""How long a peer may fetch from this node before that counts as its own time, until it ends a
+unit: busy machines take a multiple of what `LINK_BYTES_PER_S` says, and who only seems to fetch
+must not hold a job up."""
+
 HANG_FACTOR = 10.0
 HANG_GRACE_S = 60.0
 """A provider that takes so much longer than measured hangs, whether or not another one could
@@ -136,18 +141,33 @@ def due_s(state: State, batch: Batch) -> float:
     Only where no other peer was measured its own earlier speed counts, and before
     anything was measured its bytes.
 
-    What a peer gets beyond the time that units run, for a cold worker, the program and a link
-    that hiccups, it gets once until it ends a unit, and not for each unit anew that others
-    end before it (`State.in_vain`): else who never answers could not be told from who is new.
+    What a peer gets beyond the time that units run, for a cold worker, the program (or as long
+    as this node was sending it something) and a link that hiccups, it gets once until it ends a
+    unit, and not for each unit anew that others end before it (`State.in_vain`): else who never
+    answers could not be told from who is new.
     """
     job = state.jobs[batch.job]
     limit_s = run_limit_s(state, batch)
+    sending_s = sent_for_s(state, batch, batch.handed_s)
     if limit_s is None:
-        return batch.handed_s + COLD_S + fetch_s(job, batch.units, program=True)
+        fetching_s = fetch_s(job, batch.units, program=True)
+        return batch.handed_s + COLD_S + max(fetching_s, sending_s)
     beyond_s = LATE_GRACE_S
     if measured_s(state, job, batch.peer) is None:
-        beyond_s += COLD_PEER_S + fetch_s(job, units=0, program=True)
+        fetching_s = fetch_s(job, units=0, program=True)
+        beyond_s += COLD_PEER_S + max(fetching_s, sending_s)
     return batch.handed_s + limit_s + max(0.0, beyond_s - in_vain_s(state, batch.peer))
+
+
+def sent_for_s(state: State, batch: Batch, since_s: float) -> float:
+    """How long this node was sending to a batch's peer since then: that is not its own time.
+
+    At most `SENDING_LIMIT_S` until it ends a unit: it may fetch slowly on purpose.
+    """
+    noted = state.in_vain.get(batch.peer)
+    left_s = SENDING_LIMIT_S - (noted.sending_s if noted is not None else 0.0)
+    sent_s = state.facts(state.jobs[batch.job], batch.peer).sent_s
+    return max(0.0, min(left_s, sent_s - since_s))
 
 
 def run_limit_s(state: State, batch: Batch) -> float | None:

@@ -383,9 +383,12 @@ def _had_in_vain(state: State, batch: Batch, now_s: float) -> None:
     limit_s = estimates.run_limit_s(state, batch)
     if limit_s is None or now_s - batch.handed_s < limit_s:
         return
-    noted = state.in_vain.pop(batch.peer, None) or InVain()
+    noted = state.in_vain.get(batch.peer) or InVain()
     since_s = max(batch.handed_s, state.line(batch.peer).answered_s, noted.until_s)
-    noted.seconds += max(0.0, now_s - since_s)
+    sending_s = estimates.sent_for_s(state, batch, since_s)
+    noted.sending_s += sending_s
+    noted.seconds += max(0.0, now_s - since_s - sending_s)
+    state.in_vain.pop(batch.peer, None)
     noted.until_s = now_s
     state.in_vain[batch.peer] = noted  # the last noted is last
     if len(state.in_vain) > IN_VAIN_LIMIT:

@@ -44,12 +44,14 @@ class Facts:
         standing: From 0, where it is cut, to 1.
         rate: Multiply-adds per second that it claims for the class; None without a claim.
         said: The sequence of its advert: it grows when the node has something new to say.
+        sent_s: When this node last sent it bytes of a blob.
     """
 
     rtt_s: float | None = None
     standing: float = 1.0
     rate: float | None = None
     said: int = 0
+    sent_s: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -242,11 +244,13 @@ class InVain:
     """Units that one peer had for longer than they may run, and that others ended before it.
 
     Attributes:
-        seconds: How long it had any of those, since it last ended a unit itself.
+        seconds: How long it had any of those, since it last ended a unit itself; without
+            `sending_s`, for which this node was sending it something.
         until_s: Up to when that is counted.
     """
 
     seconds: float = 0.0
+    sending_s: float = 0.0
     until_s: float = -math.inf
 
 

@@ -11,6 +11,8 @@ from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_task
 
 from shoal.crypto.content import blob_id_of, chunk_list_of
 from shoal.crypto.identity import generate
+from shoal.crypto.peer_id import PeerId
+from shoal.node import blob_transfer
 from shoal.node.blob_transfer import (
     BLOB_PROTOCOL,
     REQUEST_TIME_LIMIT_S,
@@ -69,6 +71,28 @@ async def test_a_blob_arrives_whole(stores, rights, size, pair):
         if size > BLOB_AT_ONCE_LIMIT_BYTES:
             assert peer.opened[1].received_bytes < 300  # a proof and no chunk
     assert not taking._receiving._limiters
+
+
+async def test_it_is_known_until_when_a_peer_was_sent_something(stores, rights, monkeypatch):
+    giving, taking = stores
+    server = BlobServer(GIVER, giving, rights)
+    began_s = trio.current_time()
+    held = await giving.put_bytes(b"private")
+    async with giver(server.serve) as peer:
+        with pytest.raises(NetworkError):
+            await fetch_blob(peer.open_stream, held, taking, limit_bytes=MIB)
+    assert server.sent_s == {}
+    blob_id = await giving.put_bytes(os.urandom(3 * MIB))
+    rights.grant("a lease", TAKER, [blob_id])
+    async with giver(server.serve) as peer:
+        await fetch_blob(peer.open_stream, blob_id, taking, limit_bytes=10 * MIB)
+    assert began_s < server.sent_s[TAKER] <= trio.current_time()
+    monkeypatch.setattr(blob_transfer, "PEERS_SERVED_LIMIT", 2)
+    for name in ("one", "two"):  # by their channels
+        rights.grant("a lease", PeerId(name), [blob_id])
+        opened = await server.open_blob(PeerId(name), blob_id, None, None)
+        opened.close()
+    assert list(server.sent_s) == ["one", "two"]
 
 
 def with_a_new_field(frame_of):

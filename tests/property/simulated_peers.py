@@ -21,12 +21,17 @@ REST_S = 5.0
 
 @dataclass
 class Peer:
-    """A provider: ``unit_s`` seconds per unit, and ``cold_s`` for the first."""
+    """A provider: ``unit_s`` seconds per unit, and ``cold_s`` for the first.
+
+    For ``fetches_s`` of those the node sends it the program.
+    """
 
     name: str
     unit_s: float
     rtt_s: float = 0.01
     cold_s: float = 0.0
+    fetches_s: float = -math.inf
+    began_s: float = math.inf
     batch_max: int = 64
     in_flight_max: int = 128
     rate: float | None = None
@@ -106,7 +111,9 @@ class Simulation:
 
     def _settle(self):
         up = {name: peer for name, peer in self.peers.items() if peer.up}
-        offering = {name: Facts(rtt_s=p.rtt_s, rate=p.rate) for name, p in up.items()}
+        offering = {
+            name: Facts(p.rtt_s, rate=p.rate, sent_s=self._sent_s(p)) for name, p in up.items()
+        }
         events.peers_known(self.state, {CLASS: offering})
         if self._wake_s <= self.now_s:
             self._wake_s = math.inf
@@ -129,6 +136,12 @@ class Simulation:
             self._wake_s = wake_s
             if wake_s < math.inf:
                 self.at(wake_s, self._nothing)
+
+    def _sent_s(self, peer):
+        """When it last got something of the program, which it fetches with its first unit."""
+        if math.inf in {peer.began_s, -peer.fetches_s}:
+            return -math.inf
+        return min(self.now_s, peer.began_s + peer.fetches_s)
 
     def _nothing(self):
         pass
@@ -222,6 +235,7 @@ class Simulation:
 
     def _arrive(self, peer, generation, entry):
         if peer.up and peer.generation == generation:
+            peer.began_s = min(peer.began_s, self.now_s)
             peer.line.append(entry)
             self._work(peer)
 
@@ -234,7 +248,7 @@ class Simulation:
                 entry["left"].pop(0)
             if entry["left"]:
                 seconds = peer.unit_s * self.factors[entry["job"]]
-                seconds += 0 if peer.runs else peer.cold_s
+                seconds += self._cold_for_s(peer)
                 peer.working = True
                 peer.runs += 1
                 self.units_run += 1
@@ -244,6 +258,11 @@ class Simulation:
                 return
             peer.line.pop(0)
             self.at(self.now_s + peer.rtt_s / 2, self._answered, peer, peer.generation, entry)
+
+    def _cold_for_s(self, peer):
+        if peer.fetches_s > 0:  # it fetches on, whatever becomes of its units meanwhile
+            return max(0.0, peer.began_s + peer.cold_s - self.now_s)
+        return 0.0 if peer.runs else peer.cold_s
 
     def _stop(self, peer, generation, entry):
         runs = peer.working and peer.line[0] is entry and entry["left"][0] in entry["gone"]

@@ -175,6 +175,18 @@ def test_who_takes_what_it_says_is_not_given_up_though_others_overtake_it(honest
         assert honest.name in simulation.state.speeds["p", CLASS], "it was let end a unit"
 
 
+def test_who_is_still_sent_the_program_is_not_given_up_but_who_fetches_for_ever_is():
+    """The first unit waits for the program, which takes long where both are busy."""
+    simulation = Simulation(
+        *even(3, 0.05),
+        Peer("fetches", 0.05, cold_s=30.0, fetches_s=25.0),
+        Peer("dribbles", 1e6, fetches_s=1e8),
+    )
+    short_jobs(simulation, 120, 60)
+    assert set(simulation.dropped) == {"dribbles"}
+    assert "fetches" in simulation.state.speeds["p", CLASS], "it was let end a unit"
+
+
 # --- churn -----------------------------------------------------------------------------------
 
 
