@@ -77,10 +77,10 @@ from shoal.protocol.checking_messages import (
     Acknowledge,
     LeafWanted,
     NodesWanted,
-    Reason,
     Reveal,
     TraceWanted,
 )
+from shoal.protocol.negotiation_messages import Reason
 
 if TYPE_CHECKING:
     from shoal.compute.devices import Lack
