@@ -27,7 +27,7 @@ import msgspec
 import structlog
 import trio
 
-from shoal.compute import frames, priority
+from shoal.compute import frames, kernel_cache, priority
 from shoal.compute.devices.abilities import takes_units
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exchanges import Answer, exchange, exchange_many, nonsense
@@ -655,6 +655,7 @@ class Worker:
         try:
             answer, _ = await exchange(process, start, [], limits, frames.Started)
             self._check_device(answer)
+            await self._keep_kernels(process)
         except ComputeError as error:
             if not process.ended:
                 await process.end()
@@ -664,6 +665,13 @@ class Worker:
             self._missing = answer.missing
         self._sandbox, self._sandboxed = answer.sandbox, answer.sandboxed
         return _Room(process, answer.probes)
+
+    async def _keep_kernels(self, process: WorkerProcess) -> None:
+        """Keep what a process compiled for its canaries, before it sees a program."""
+        if process.scratch:
+            keep = partial(kernel_cache.keep, process.scratch, self._place.kernels)
+            with suppress(OSError):  # then the next process compiles it again
+                await trio.to_thread.run_sync(keep)
 
     def _check_device(self, answer: frames.Started) -> None:
         """See that a card still does what it did when it was first looked at.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from shoal.compute import frames
+from shoal.compute import frames, kernel_cache
 from shoal.compute.errors import ComputeError
 from shoal.compute.lent_memory import LentMemory, lend, read_answer
 
@@ -77,7 +77,7 @@ def scratch_variables(directory: str) -> dict[str, str]:
     return {
         "TMPDIR": directory,
         "XDG_CACHE_HOME": directory,
-        "TRITON_CACHE_DIR": f"{directory}/triton",
+        "TRITON_CACHE_DIR": f"{directory}/{kernel_cache.KERNELS}",
         "TORCHINDUCTOR_CACHE_DIR": f"{directory}/inductor",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",  # more are processes that outlive a unit
         "CUDA_CACHE_PATH": f"{directory}/cuda",
@@ -142,7 +142,8 @@ class Place:
 
     Attributes:
         variables: Of their environment: of a card's, those by which they see no other.
-        scratch: Where each gets a directory of its own; None, and they write nowhere.
+        scratch: Where each gets a directory of its own; None, and they write nowhere. It is
+            this device's alone.
         start_limit_s: How long a start may take.
         lost: Told once, when the device computes nothing more.
     """
@@ -151,6 +152,12 @@ class Place:
     scratch: Path | None = None
     start_limit_s: float = START_LIMIT_S
     lost: Callable[[ComputeError], None] = _nobody_asks
+
+    @property
+    def kernels(self) -> Path:
+        """Where what they compile at their start is kept."""
+        assert self.scratch is not None
+        return self.scratch / "compiled"
 
 
 class WorkerGoneError(Exception):
@@ -170,7 +177,11 @@ class WorkerProcess:
 
     def __init__(self, entry: Sequence[str] = WORKER, place: Place | None = None) -> None:
         place = place or Place()
-        self.scratch = "" if place.scratch is None else mkdtemp(dir=place.scratch)
+        self.scratch = ""
+        if place.scratch is not None:
+            self.scratch = mkdtemp(dir=place.scratch)
+            with suppress(OSError):  # then it compiles them itself
+                kernel_cache.give(place.kernels, self.scratch)
         own = scratch_variables(self.scratch) if self.scratch else {}
         ours, theirs = socket.socketpair()
         self._stderr, stderr = os.pipe()

@@ -160,6 +160,7 @@ class Acknowledging:
         owed = self._owed[peer]
         awards, asked_for = owed.awards, owed.asked_for
         owed.awards, owed.asked_for, owed.messages = {}, set(), 0
+        counted = {receipt for receipts in awards.values() for receipt in receipts}
         try:
             for award in asked_for:
                 await self._look_up(peer, award, awards)
@@ -170,7 +171,7 @@ class Acknowledging:
                     awards[award][ACKNOWLEDGED_LIMIT:],
                 )
                 if await self._say(peer, award, some):
-                    self._count_told(peer, award, len(some), owed)
+                    self._count_told(peer, award, len(counted.intersection(some)), owed)
                 if rest:
                     awards[award] = rest
                 else:
@@ -181,17 +182,30 @@ class Acknowledging:
             if error.code in {"unknown_message", "not_served", "peer_too_old"}:
                 awards.clear()
         finally:
-            for award, receipts in awards.items():
+            # What was looked up beside it may be acknowledged: the provider asks again.
+            self._told_or_not(
+                peer,
+                {
+                    award: [receipt for receipt in receipts if receipt in counted]
+                    for award, receipts in awards.items()
+                },
+            )
+
+    def _told_or_not(self, peer: PeerId, left: dict[BlobId, list[BlobId]]) -> None:
+        """A provider was told what it is owed, but for what is left: that waits."""
+        owed = self._owed[peer]
+        for award, receipts in left.items():
+            if receipts:
                 owed.awards[award] = receipts + owed.awards.get(award, [])
-            owed.telling = False
-            if awards:
-                owed.messages = max(1, owed.messages)
-                owed.not_before_s = trio.current_time() + RETRY_S
-            elif not owed.awards and not owed.asked_for:
-                self._owed.pop(peer, None)
-            else:
-                owed.since_s = trio.current_time()
-                self._due.set()
+        owed.telling = False
+        if left:
+            owed.messages = max(1, owed.messages)
+            owed.not_before_s = trio.current_time() + RETRY_S
+        elif not owed.awards and not owed.asked_for:
+            self._owed.pop(peer, None)
+        else:
+            owed.since_s = trio.current_time()
+            self._due.set()
 
     async def _say(self, peer: PeerId, award: BlobId, receipts: Sequence[BlobId]) -> bool:
         """Acknowledge receipts; False where the provider waits for none of them."""
@@ -221,7 +235,7 @@ class Acknowledging:
 
     def _count_told(self, peer: PeerId, award: BlobId, count: int, owed: _Owed) -> None:
         price = owed.prices.get(award)
-        if price is not None:  # else it was counted before this node was restarted, or told
+        if count and price is not None:  # else this node was restarted since
             self._told(peer, count, price)
 
     async def _look_up(

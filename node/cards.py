@@ -70,6 +70,8 @@ class Cards:
                 await self._look(device, partial(lost, device.id))
 
     async def _look(self, device: Device, lost: Callable[[ComputeError], None]) -> None:
+        scratch = self._scratch / device.id
+        scratch.mkdir(mode=0o700, exist_ok=True)
         worker = self._workers.add(
             frames.Start(
                 threads=self._config.cores,
@@ -79,9 +81,7 @@ class Cards:
                 niceness=self._config.niceness,
                 card=card_of(device),
             ),
-            Place(
-                only(device, self._capacity.devices), self._scratch, CARD_START_LIMIT_S, lost
-            ),
+            Place(only(device, self._capacity.devices), scratch, CARD_START_LIMIT_S, lost),
         )
         try:
             probes = await worker.probe()

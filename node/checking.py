@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from shoal.node.running_jobs import Held, RunningJob
     from shoal.node.scheduling.state import State
 
-FOUND_FALSE: Final = "found_false"
-"""What ``job why`` says of a peer whose result was false."""
-
 WAITING_UNITS: Final = 1024
 WAITING_BYTES: Final = 64 << 20
 """Results of one job that wait to be checked, and their bytes in memory: some seconds of
@@ -226,7 +223,8 @@ class Checking:
             )
         exact = unit.failure is not None or self._is_exact(held)
         key = said(end) if exact else unit.provider
-        machine = UnitCheck(unit.provider, own, order, more, exact, key, audit)
+        quorum = job.running.verify.level == "quorum"
+        machine = UnitCheck(unit.provider, own, order, more, exact, key, audit, quorum)
         opinion = Opinion(held.side.award_bytes, end.receipt, end, end)
         size_bytes = sum(map(len, end.tensors.values()))
         return Checked(
@@ -379,6 +377,7 @@ class Checking:
                 self._falsehoods.follow(found)
         if again:
             self._deliveries.put_back(job.running, again)
+            await self._house.journal.count_lease(job.running.need.job.id, again)
         now: list[Checked] = []
         for checked in ready:
             provider = checked.machine.right
@@ -411,8 +410,13 @@ class Checking:
         item = Checked(machine, checked.unit, checked.held, said, 0)
         self._vouchers.note(machine.right, checked.agreed, item)
 
-    def _withdraw(self, peer: PeerId) -> None:
-        """Put back what of a false peer waits or is held, and look at its friends."""
+    def _withdraw(self, peer: PeerId) -> list[tuple[JobId, list[int]]]:
+        """Put back what of a false peer waits or is held, and look at its friends.
+
+        Returns:
+            The units that were put back, by their job.
+        """
+        found = []
         for job in list(self._jobs.values()):
             theirs = [c for c in job.waiting.values() if c.machine.provider == peer]
             held = [
@@ -433,11 +437,13 @@ class Checking:
                 line.extend(still)
             if back := [checked.unit.index for checked in (*theirs, *held)]:
                 self._deliveries.put_back(job.running, back)
+                found.append((job.running.need.job.id, back))
                 self._note_room(job)
         for item in self._vouchers.friends_of(peer, self.is_false):
             job_or_none = self._jobs.get(item.unit.job)
             if job_or_none is not None:  # else its inputs may be gone
                 self._look_back(job_or_none, item)
+        return found
 
     def _look_back(self, job: JobChecks, item: Checked) -> None:
         """Have this node run what a false peer and another one agreed upon."""

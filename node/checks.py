@@ -31,6 +31,9 @@ from shoal.protocol.statements import Receipt, UnitError
 from shoal.protocol.verification.draw import is_drawn
 from shoal.protocol.verification.policy import Verify
 
+FOUND_FALSE: Final = "found_false"
+"""What ``job why`` says of a peer whose result was false."""
+
 VOTES_LEAST: Final = 3
 """Opinions that a vote takes: of two that differ nobody knows which one is right."""
 
@@ -209,6 +212,7 @@ class UnitCheck:
         more: How many opinions are wanted beside the provider's.
         exact: Whether equal bits are the measure, and not a vote.
         audit: Whether this node runs the unit too where others agree.
+        quorum: Whether the job asked for so many opinions, and nobody was drawn.
         opinions: What each said, as it came, the provider first.
         out: Who has been asked and has not answered.
         silent: Who was asked, and gave no opinion.
@@ -221,6 +225,7 @@ class UnitCheck:
     exact: bool
     key: Key
     audit: bool = False
+    quorum: bool = False
     stage: Stage = Stage.WAITING
     opinions: dict[PeerId, Key] = field(init=False)
     out: set[PeerId] = field(default_factory=set)
@@ -364,7 +369,7 @@ class UnitCheck:
     @property
     def verdicts(self) -> tuple[tuple[PeerId, CheckLevel, CheckVerdict], ...]:
         """What each verifier says of the result that is delivered."""
-        level: CheckLevel = "quorum" if self.more > 1 else "re-run"
+        level: CheckLevel = "quorum" if self.quorum else "re-run"
         right, key = self.right, self._right_key()
         found: list[tuple[PeerId, CheckLevel, CheckVerdict]] = []
         for peer, said in self.opinions.items():

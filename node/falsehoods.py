@@ -23,7 +23,7 @@ from shoal.node.repeating import other_answer
 if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.house import House
-    from shoal.node.records import Unit
+    from shoal.node.records import JobId, Unit
 
 FALSE_FOR_S: Final = 24 * 3600.0
 """How long a peer gets nothing by this node's own finding, beside what others find."""
@@ -61,7 +61,8 @@ class Falsehoods:
         house: The modules that the steps call.
         jobs: Has nothing more to do with them.
         nursery: Owns what outlives a job.
-        withdraw: Puts back what of a peer waits, and looks back at whoever vouched for it.
+        withdraw: Puts back what of a peer waits, and looks back at whoever vouched for it;
+            gives what was put back.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Falsehoods:
         house: House,
         jobs: Deliveries,
         nursery: trio.Nursery,
-        withdraw: Callable[[PeerId], None],
+        withdraw: Callable[[PeerId], list[tuple[JobId, list[int]]]],
     ) -> None:
         self._house, self._deliveries, self._nursery = house, jobs, nursery
         self._withdraw = withdraw
@@ -164,8 +165,9 @@ class Falsehoods:
 
     async def _take_back(self, peer: PeerId) -> None:
         """Have everything run again that rests on a false peer's word alone."""
-        self._withdraw(peer)
         journal, again = self._house.journal, 0
+        for job_id, indices in self._withdraw(peer):
+            await journal.count_lease(job_id, indices)
         for job_id, index, provider in await journal.unfetched_units_by(peer):
             checks = await journal.checks(job_id, index)
             agreed = [check.verifier for check in checks if check.verdict == "agrees"]

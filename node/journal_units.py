@@ -26,6 +26,15 @@ def end_units(database: sqlite3.Connection, ends: Sequence[Ended]) -> Written:
     return Written(new, frozenset(endings.touched))
 
 
+def count_lease(database: sqlite3.Connection, job_id: JobId, places: Sequence[int]) -> None:
+    """Count a lease of units that are queued still: what came of it was not used."""
+    database.executemany(
+        "UPDATE units SET attempts = attempts + 1"
+        " WHERE job = ? AND place = ? AND state = 'queued'",
+        [(job_id, place) for place in places],
+    )
+
+
 def reopen(
     database: sqlite3.Connection, job_id: JobId, place: int, *, unseen: bool = False
 ) -> frozenset[JobId] | None:

@@ -187,7 +187,8 @@ class Unit(msgspec.Struct, frozen=True):
         outputs: Tensor id of each output, once done and verified.
         receipt: Id of the provider's receipt, once there is one.
         provider: The peer that holds its lease, or that ran it.
-        attempts: How many leases it has been under.
+        attempts: How many leases it has been under: written down when it ends, or when
+            what came of one is not used.
         seconds: From hand-over to verified result.
         ended: Its number in the order in which the units of its job ended; numbers grow,
             and some may be missing.

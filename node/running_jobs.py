@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shoal.node import chaining, pipeline
+from shoal.node.checks import FOUND_FALSE
 from shoal.node.errors import StoreError
 from shoal.node.house import program_blobs, program_of
 from shoal.node.job_views import JobViews
@@ -79,8 +80,8 @@ class RunningJob:
         queue: The scheduler's part.
         verify: How its results are checked.
         units: Those in memory: that wait, or are out.
-        doubted: Units that a peer had that was found false since this node started: whoever
-            runs them next is checked.
+        doubted: Units that a peer had that was found false: whoever runs them next is
+            checked.
         cursor: The last index read from the journal.
         bids: Conversations that stand at a bid or an award.
         called_s: When a peer was called last.
@@ -150,7 +151,8 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
     program = [spec.program, *program_blobs(manifest)]
     for blob_id in program:
         store.pin(blob_id, job.id)
-    input_bytes = 0
+    input_bytes, doubted = 0, set[int]()
+    doubts = resumed and await _has_met_a_false_peer(house, job)
     seen = job.units_total if resumed else min(job.units_total, UNITS_AT_ONCE)
     for offset in range(0, seen, UNITS_AT_ONCE):
         units = await house.journal.units(job.id, offset, UNITS_AT_ONCE)
@@ -159,6 +161,8 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
         for blob_id in sizes:
             if store.holds(blob_id):
                 store.pin(blob_id, job.id)
+        if doubts:  # what a false peer gave was not used: they have been under a lease
+            doubted.update(unit.index for unit in queued if unit.attempts)
         for unit in queued:
             input_bytes = max(input_bytes, sum(sizes[i] for i in unit.inputs.values()))
     program_bytes = sum(store.size_bytes(blob_id) for blob_id in program)
@@ -176,7 +180,14 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
         ended=job.units_done + job.units_failed,
     )
     need = pipeline.Need(job, spec, manifest, program_bytes, input_bytes)
-    return RunningJob(need, queue, Verify.parse(spec.verify))
+    return RunningJob(need, queue, Verify.parse(spec.verify), doubted=doubted)
+
+
+async def _has_met_a_false_peer(house: House, job: Job) -> bool:
+    """Whether a peer was found false that may have had units of a job."""
+    if await house.journal.bans():
+        return True
+    return any(answer.verdict == FOUND_FALSE for answer in await house.journal.answers(job.id))
 
 
 async def input_sizes(house: House, units: Iterable[Unit]) -> dict[BlobId, int]:

@@ -36,7 +36,7 @@ from shoal.node.ledger import Ledger, LedgerRow, added
 from shoal.node.result_standing import Deed
 from shoal.protocol.checking_messages import Acknowledge
 from shoal.protocol.messages import Done
-from shoal.protocol.statements import open_acknowledgement
+from shoal.protocol.statements import Acknowledgement, open_acknowledgement
 from shoal.protocol.vocabulary import knows
 
 if TYPE_CHECKING:
@@ -171,9 +171,13 @@ class Settling:
     async def acknowledged(self, peer: PeerId, message: Acknowledge) -> Done:
         """Take a requester's acknowledgement; receipts in it that are not known are no matter.
 
+        One that was taken before is answered again as it was, and counts no more: its answer
+        may have been lost.
+
         Raises:
             VerificationError: It is not the peer's own, or not about this node's receipts;
-                ``nothing_to_settle`` where this node waits for none of them.
+                ``nothing_to_settle`` where this node waits for none of them, and has none of
+                them acknowledged.
         """
         assert self._house is not None
         said = open_acknowledgement(message.acknowledgement)
@@ -197,6 +201,8 @@ class Settling:
             if not one.missing:
                 self._drop(one)
         if not settled:
+            if await self._has_acknowledged(peer, said):
+                return Done()
             raise VerificationError(
                 "this node waits for no acknowledgement of these receipts",
                 code=NOTHING_TO_SETTLE,
@@ -209,6 +215,23 @@ class Settling:
         )
         self._add(LedgerRow(peer, "given", 0, 0.0, 0.0, settled, credits_, now, now))
         return Done()
+
+    async def _has_acknowledged(self, peer: PeerId, said: Acknowledgement) -> bool:
+        """Whether an acknowledgement that was kept has any of these receipts."""
+        assert self._house is not None
+        wanted = set(said.receipts)
+        try:
+            kept = await self._house.journal.acknowledgements(peer)
+        except StoreError:  # its disk tells nothing: the requester hears as much
+            kept = []
+        for one in (*kept, *(each for each in self._kept if each.requester == peer)):
+            # After a restart nobody knows any more which award a receipt is of.
+            if one.award and blob_id_of(one.award) != said.award:
+                continue
+            if wanted & set(open_acknowledgement(one.envelope).receipts):
+                return True
+            await trio.lowlevel.checkpoint()
+        return False
 
     def unsettled(self, peer: PeerId) -> tuple[str, BlobId] | None:
         """Why a requester gets no more units, and an award that is meant."""

@@ -196,6 +196,10 @@ class State(VerdictState):
         self._touch(written.touched)
         return written
 
+    async def count_lease(self, job_id: JobId, indices: Sequence[int]) -> None:
+        """Count a lease of units that are queued still: what came of it was not used."""
+        await self._write(journal_units.count_lease, job_id, tuple(indices))
+
     async def reopen_unit(self, job_id: JobId, index: int, *, unseen: bool = False) -> bool:
         """Queue a unit again whose outputs were lost with the peer that had them.
 

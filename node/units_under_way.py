@@ -18,7 +18,8 @@ import trio
 
 from shoal.crypto.errors import ShoalError
 from shoal.node import arrivals, chaining, handing_over, pipeline
-from shoal.node.checking import FOUND_FALSE, Checking
+from shoal.node.checking import Checking
+from shoal.node.checks import FOUND_FALSE
 from shoal.node.errors import StoreError
 from shoal.node.lineage import nearest
 from shoal.node.negotiating import Negotiation

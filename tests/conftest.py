@@ -33,7 +33,6 @@ gc.disable()
 NEEDS = {
     "e2e/test_kernel_jobs.py": ("torch", "triton"),
     "gpu/test_card.py": ("torch", "triton"),
-    "gpu/test_torch_card.py": ("torch", "triton"),
     "net/test_kernel_units.py": ("torch", "triton"),
     "net/test_torch_onnx_backend.py": ("torch",),
     "property/test_torch_hostile.py": ("torch",),

@@ -150,9 +150,7 @@ _DRIVERS: Final = (
 kernel sends signals to whom it is told."""
 
 _GPU_REFUSED: Final = (
-    # the network, and every other program that listens
-    "socket", "socketpair", "connect", "bind", "listen", "accept", "accept4",
-    # what does any of this past the filter
+    # what reaches the network past the filter
     "io_uring_setup", "io_uring_enter", "io_uring_register",
     # other processes: their memory, their files, their signals, their share of the machine
     "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp",
@@ -170,6 +168,9 @@ _GPU_REFUSED: Final = (
     "clock_adjtime", "sethostname", "setdomainname", "syslog", "iopl", "ioperm", "personality",
 )  # fmt: skip
 
+_UNIX: Final = (Where(0, values=(1,)), Where(1, mask=0xF, values=(1, 5)))
+"""Streams and packets in sequence, which reach nobody unless they connect. A datagram would."""
+
 GPU: Final = Profile(
     name="gpu",
     allowed={
@@ -178,12 +179,19 @@ GPU: Final = Profile(
         # Not F_SETOWN and the like; locks, pipes and seals as well, which compilers use.
         "fcntl": (Where(1, values=(*_FCNTL, 0, 5, 6, 7, 36, 37, 38, 1031, 1032, 1033)),),
         "sched_setaffinity": (Where(argument=0, values=(0,)),),
+        # CUDA's library listens on a socket of its own, for debuggers and the like.
+        "socket": _UNIX,
+        "socketpair": _UNIX,
         "setpriority": (Where(argument=0, values=(0,)), Where(argument=1, values=(0,))),
     },
     of_own_process={
         "prlimit64": (0, (0,)),
     },
-    errnos={**dict.fromkeys(_GPU_REFUSED, errno.EPERM), "clone3": errno.ENOSYS},
+    errnos={
+        **dict.fromkeys(_GPU_REFUSED, errno.EPERM),
+        "clone3": errno.ENOSYS,
+        "connect": errno.ECONNREFUSED,  # as where nobody listens, which CUDA's library expects
+    },
     others=ALLOW,
     makes_code=True,
 )

@@ -42,7 +42,11 @@ class Limits:
         self,
         *,
         numeric_class: Annotated[
-            str, Parameter(name="--class", help="Numeric class of the results: fp32 or exact.")
+            str,
+            Parameter(
+                name="--class",
+                help="Numeric class of the results: fp32, exact, or low (GPUs only).",
+            ),
         ] = "fp32",
         precision: Annotated[
             str | None, Parameter(help="Of the class exact: x20 (the default), x16 or x8.")
@@ -150,6 +154,7 @@ class Limits:
             "proofs": _checked_proofs(proofs, numeric_class, verify),
             "id": new_job_id() if job_id is None else _checked_id(job_id),
         }
+        self.names_job = job_id is not None
 
 
 def _checked_verify(text: str) -> str:
@@ -341,7 +346,8 @@ def _handing_over(client: "Client", limits: Limits) -> Iterator[None]:
     """Let nothing go on of a job that is handed over when Ctrl-C comes.
 
     It may be written down by then, without anybody having heard of it: so it is cancelled by
-    the id that was chosen for it.
+    the id that was chosen for it. One whose id the user named may have run before: it is let
+    be.
 
     Raises:
         DetachedError: The user pressed Ctrl-C.
@@ -350,6 +356,13 @@ def _handing_over(client: "Client", limits: Limits) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if limits.names_job:
+            raise DetachedError(
+                f"stopped while job {job_id} was handed over; what is there of it is let be, "
+                "since it may have been there before",
+                hint=f"`shoal job cancel {job_id}` ends it; the same command again goes on "
+                "with it, or hands it over",
+            ) from None
         raise _stopped(client, job_id) from None
 
 

@@ -77,6 +77,7 @@ DEFAULT_PRECISION = "x20"
 OFFERED_CLASSES = (
     NumericClass.FP32.value,
     NumericClass.EXACT.value,
+    NumericClass.LOW.value,
     NumericClass.KERNEL.value,
 )
 """The numeric classes that some executor runs."""

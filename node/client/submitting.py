@@ -186,11 +186,18 @@ def gather(
 
 
 def open_job(
-    prepared: Prepared, policy: Policy, options: Options, first: Gathered, *, stays_open: bool
+    prepared: Prepared,
+    policy: Policy,
+    options: Options,
+    first: Gathered,
+    *,
+    stays_open: bool,
+    named: bool = False,
 ) -> Flow[Job]:
     """Submit a job with its first units; it is open where more are to come.
 
-    Interrupted before there is an answer, it is cancelled, since it may have come through.
+    Interrupted before there is an answer, it is cancelled, since it may have come through;
+    with ``named``, where it may have been there before, it is let be.
 
     Raises:
         DaemonUnreachableError, WaitTimeoutError: There was no answer; a note names the job
@@ -224,7 +231,8 @@ def open_job(
     except (GeneratorExit, ShoalError):  # nobody is there to go on; or it was refused
         raise
     except BaseException as error:
-        yield from _take_back(job_id, error)
+        if not named:
+            yield from _take_back(job_id, error)
         raise
 
 
@@ -270,15 +278,21 @@ def submit(
 ) -> Flow[Job]:
     """Hand over a job, its units one request after another; on an error it is cancelled.
 
+    It is when it is interrupted, too, unless its id was given with the options: then it may be
+    one that ran before, and what was interrupted can be repeated.
+
     Raises:
         InputError, ProgramError: An input is missing, or does not fit the program.
     """
     prepared = yield from prepare(model, precision_of(options))
-    named = 0 if policy is Policy.MAP else None
-    first = yield Work(partial(gather, units, prepared.manifest, named))
+    number = 0 if policy is Policy.MAP else None
+    first = yield Work(partial(gather, units, prepared.manifest, number))
     if not first.units:
         raise ProgramError("there is nothing to run: no inputs were given", code="no_units")
-    job: Job = yield from open_job(prepared, policy, options, first, stays_open=not first.ended)
+    named = options.id is not None
+    job: Job = yield from open_job(
+        prepared, policy, options, first, stays_open=not first.ended, named=named
+    )
     if first.ended:
         return job
     count, there = len(first.units), job.units_total
@@ -297,7 +311,8 @@ def submit(
     except GeneratorExit:
         raise
     except BaseException as error:
-        yield from _take_back(job.id, error)
+        if not named or isinstance(error, Exception):
+            yield from _take_back(job.id, error)
         raise
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -79,7 +77,6 @@ def play(path: Path | None, nodes: int, receipts: Path | None) -> Report:
         )
     cores = max(1, len(os.sched_getaffinity(0)) // nodes)
     with (
-        _signals_interrupt(),
         LyingSwarm(nodes, [f"--cores={cores}"]) as swarm,
         _logs_kept_on_failure(swarm, steps),
     ):
@@ -279,22 +276,3 @@ def _logs_kept_on_failure(swarm: LyingSwarm, steps: Steps) -> Iterator[None]:
         kept = f"the daemons' logs are kept in {swarm.keep_logs()}"
         error.hint = f"{error.hint}; {kept}" if error.hint else kept
         raise
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the block as Ctrl-C does."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,7 +105,8 @@ class Swarm:
     """A number of daemons that know the first of them; a context manager.
 
     Entering makes the homes and keys. Leaving ends every process and removes
-    the homes, whatever happened inside.
+    the homes, whatever happened inside: SIGTERM and a closed terminal leave it as Ctrl-C
+    does, where nobody else sees to these signals.
 
     Args:
         count: How many daemons.
@@ -122,8 +123,10 @@ class Swarm:
         self._settings = tuple(settings)
         self._given_root = root
         self._root = root or Path()
+        self._signals = ExitStack()
 
     def __enter__(self) -> Self:
+        self._signals.enter_context(_signals_interrupt())
         self._root = self._given_root or Path(
             tempfile.mkdtemp(prefix="shoal-swarm-", dir=_temporary_directory())
         )
@@ -135,6 +138,7 @@ class Swarm:
                 identity.save(key, home / "identity.key")
                 self.nodes.append(Node(number, home, key.peer_id))
         except BaseException:
+            self._signals.close()
             self._remove()
             raise
         return self
@@ -148,6 +152,7 @@ class Swarm:
         try:
             self.end()
         finally:
+            self._signals.close()
             self._remove()
 
     def start_all(self) -> None:
@@ -321,6 +326,30 @@ def _interrupts_wait() -> Iterator[None]:
             signal.signal(one, handler)
         for one in came:
             signal.raise_signal(one)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal, which would end this process, raise as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    ends = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ends:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _place(address: str) -> str:

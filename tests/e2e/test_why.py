@@ -412,6 +412,27 @@ def test_version(nodes):
 # --- how it is told --------------------------------------------------------------------------
 
 
+def test_a_result_waits_for_a_check_that_nobody_can_make(nodes):
+    """The giver has run it; the asker is the only one left, and its device is paused."""
+    job_id = submit(nodes, verify="sample:1")
+    line = line_of(nodes.asker, job_id, "the result of unit 0 waits to be checked")
+    assert "nobody who may gives an answer" in line
+    assert f"`shoal job cancel {job_id}` ends it" in line
+    assert "`provide = true` here" in line
+    account = shoal("job", "why", job_id, "--unit=0", node=nodes.asker)
+    assert account.code == 0, account
+    assert "waits to be checked" in account.stdout
+    with nodes.asker.client() as client:
+        assert client.job(job_id).state is JobState.RUNNING
+        client.resume("cpu")
+        try:
+            assert_runs(nodes, job_id)
+            (unit,), (assured,) = client.units(job_id), client.assurance(job_id)[1]
+            assert (unit.provider, assured.run_again_here) == (nodes.giver.peer, True)
+        finally:
+            client.pause("cpu")
+
+
 def test_the_command_tells_it_ranked_and_as_values(nodes):
     reload_giver(nodes, min_price=50)
     job_id = submit(nodes)

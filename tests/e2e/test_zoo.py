@@ -7,10 +7,11 @@ kind.
 """
 
 import pytest
-from daemons import eventually
+from daemons import eventually, shoal
 from kinds import GANGS, PLAYED, PROVIDERS, Fate
 from whole_models import is_installed
 from zoo import (
+    CONVICTED_LIMIT_S,
     ROUNDS,
     SPREAD_LIMIT_S,
     Zoo,
@@ -42,6 +43,7 @@ SHORT_JOB_S = 4.0
 def zoo(request):
     with Zoo(4) as swarm:
         swarm.start_all()
+        swarm.convicted_privately = []
         failed = request.session.testsfailed
         yield swarm
         if request.session.testsfailed > failed:
@@ -78,8 +80,37 @@ def any_lied_and_all_are_found_out(zoo, liars):
     return lied and all(found_out(zoo.requester, liar.peer) for liar in lied)
 
 
+def test_a_private_conviction_stays_with_the_requester(zoo, tmp_path):
+    with zoo.liars("one_bit") as (liar,), zoo.requester.client() as client:
+        peer = liar.peer
+        run_until(client, "magika", lambda: found_out(zoo.requester, peer), proofs="private")
+        view = eventually(
+            lambda: proof_against(zoo.requester, peer), CONVICTED_LIMIT_S, "it is convicted"
+        )
+    assert (view.private, view.public, view.own) == (True, False, True)
+    assert peer in bans_of(zoo.requester)
+    listed = shoal("proof", "list", node=zoo.requester)
+    (line,) = [line for line in listed.stdout.splitlines() if line.startswith(view.id)]
+    assert "this node" in line
+    assert "everybody" not in line
+    exported = shoal("proof", "export", view.id, tmp_path, node=zoo.requester)
+    assert exported.code == 0, exported
+    zoo.convicted_privately.append(peer)
+    assert_nobody_else_knows(zoo)
+
+
 def test_who_turns_one_bit_is_convicted_and_nothing_of_it_is_delivered(zoo, tmp_path):
     check_convicted(zoo, "one_bit", "magika", tmp_path)
+    assert_nobody_else_knows(zoo)  # though others were told of this one, which came later
+
+
+def assert_nobody_else_knows(zoo):
+    """Of who was convicted privately the requester alone has a proof, or a ban."""
+    for node in zoo.nodes:
+        if node.running and node is not zoo.requester:
+            for peer in zoo.convicted_privately:
+                assert proof_against(node, peer) is None
+                assert peer not in bans_of(node)
 
 
 @pytest.mark.soak

@@ -179,11 +179,11 @@ def run_for(client, name, seconds):
     assert came == {i: right[i % len(right)] for i in range(len(came))}
 
 
-def run_until(client, name, condition):
+def run_until(client, name, condition, **options):
     """Run maps until the liars have had their chance; each comes back as it must."""
     done = []
     for round_ in range(ROUNDS):
-        done += run_map(client, name, round_ * UNITS[name])
+        done += run_map(client, name, round_ * UNITS[name], **options)
         if condition():
             return done
     raise AssertionError(f"after {ROUNDS} jobs: {condition}")

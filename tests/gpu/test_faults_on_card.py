@@ -125,6 +125,7 @@ async def test_a_kernel_that_goes_astray_ends_its_unit_and_the_next_one_runs(car
 
 async def test_a_card_that_no_process_sees_any_more_is_lost_by_name(card):
     assert await card.run(FINE, ASTRAY) == ["", "device_failed"]
+    await card.worker.probe()  # so that no process is being started meanwhile
     hidden = "ROCR_VISIBLE_DEVICES" if card.device.kind == "amd" else "CUDA_VISIBLE_DEVICES"
     card.variables[hidden] = "-1"
     await card.worker.close()

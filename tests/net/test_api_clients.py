@@ -22,7 +22,7 @@ from shoal.compute.tensor import to_blob
 from shoal.node.api import claim_port, make_app, make_metrics_app, serve_api
 from shoal.node.api.server import serve_on
 from shoal.node.causes import Remedy
-from shoal.node.client import AsyncClient, Client
+from shoal.node.client import AsyncClient, Client, submitting
 from shoal.node.client.files import InputError
 from shoal.node.client.submitting import UNITS_PER_REQUEST
 from shoal.node.errors import (
@@ -263,7 +263,9 @@ async def test_a_map_gives_its_results_in_order(daemon, socket_path, tmp_path):
     await blocking(work)
 
 
-async def test_many_units_take_few_requests_both_ways(daemon, socket_path):
+async def test_many_units_take_few_requests_both_ways(daemon, socket_path, monkeypatch):
+    # A request that is not full goes off after a moment, which on a busy machine is sooner.
+    monkeypatch.setattr(submitting, "LINGER_S", float("inf"))
     units, daemon.keeps_small = 8 * UNITS_PER_REQUEST, True
 
     def work():

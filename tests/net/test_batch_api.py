@@ -461,6 +461,48 @@ async def test_a_submission_that_is_interrupted_leaves_no_job_that_runs(daemon, 
 
 
 @pytest.mark.parametrize("units", [3, 600])
+async def test_a_job_whose_id_was_named_outlives_the_interruption_of_one_who_names_it_again(
+    daemon, socket_path, units
+):
+    daemon.hold = True
+    job_id = new_job_id()
+
+    def work():
+        with Client(socket_path) as client:
+            client.submit(model_bytes(), [{"x": rows(1)}] * units, id=job_id)
+            client._http = Losing(client._http, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                client.submit(model_bytes(), [{"x": rows(1)}], id=job_id)
+
+    await blocking(work)
+    (job,) = daemon.known_jobs.values()
+    assert (job.id, job.state) == (job_id, JobState.RUNNING)
+
+
+async def test_a_job_that_an_interrupted_user_named_is_handed_over_by_a_repetition(
+    daemon, socket_path
+):
+    daemon.hold = True
+    job_id = new_job_id()
+
+    def units(end):
+        yield from ({"x": rows(1)} for _ in range(300))
+        if end is not None:
+            raise end
+
+    def work():
+        with Client(socket_path) as client:
+            with pytest.raises(KeyboardInterrupt):
+                client.submit(model_bytes(), units(KeyboardInterrupt()), id=job_id)
+            job = client.job(job_id)
+            assert (job.open, job.state) == (True, JobState.RUNNING)
+            job = client.submit(model_bytes(), units(None), id=job_id)
+            assert (job.id, job.open, job.units_total) == (job_id, False, 300)
+
+    await blocking(work)
+
+
+@pytest.mark.parametrize("units", [3, 600])
 async def test_a_submission_whose_answer_was_lost_is_the_same_job_when_it_is_repeated(
     daemon, socket_path, units
 ):

@@ -4,6 +4,7 @@ Kernels of the class exact run in Triton's interpreter and torch on the CPU; all
 it is on a card: the table, the profile ``gpu``, the frames, one process for a requester.
 """
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import trio
 from shoal.compute import frames
 from shoal.compute.convert import convert
 from shoal.compute.devices.cards import Card
+from shoal.compute.executors.base import Evidence
 from shoal.compute.frames import UnitLimits
 from shoal.compute.supervisor import open_worker, open_workers
 from shoal.compute.tensor import from_blob, to_blob
@@ -86,6 +88,30 @@ async def test_a_card_serves_its_classes_side_by_side_and_exact_has_the_cpu_s_bi
     assert np.abs(from_blob(fp32) - wanted).max() < 1e-5
     assert 1e-5 < np.abs(from_blob(low) - wanted).max() < 0.1
     assert worker.processes_started <= 2
+
+
+async def test_what_a_worker_compiled_at_its_start_is_there_for_the_next_process(tmp_path):
+    """Compiled for a card that is not here, by the worker as it is."""
+    async with open_workers() as workers:
+        worker = workers.add(START, Place({}, tmp_path, CARD_START_LIMIT_S))
+        with trio.fail_after(300):
+            first = await worker.probe()
+            (own,) = (path for path in tmp_path.iterdir() if path.name != "compiled")
+            compiled = {p.relative_to(own) for p in own.rglob("*") if p.is_file()}
+            assert any(path.suffix == ".hsaco" for path in compiled)
+            await worker.close()
+            assert [path.name for path in tmp_path.iterdir()] == ["compiled"]
+            before = time.time()
+            second = await worker.probe()
+        (other,) = (path for path in tmp_path.iterdir() if path.name != "compiled")
+        objects = list(other.rglob("*.hsaco"))
+        assert {p.relative_to(other) for p in objects} <= compiled
+        assert all(p.stat().st_mtime < before for p in objects)  # copied, and not made anew
+        groups = [p.read_text() for p in other.rglob("__grp__*")]
+        assert groups
+        assert all(str(other) in text for text in groups)
+        assert not any(str(own) in text for text in groups)
+    assert {probe.evidence for probe in (*first, *second)} == {Evidence.COMPILE_ONLY}
 
 
 async def test_a_class_that_a_card_does_not_serve_ends_the_unit_by_name(worker):

@@ -25,6 +25,7 @@ from checking_nodes import (
 from shoal.crypto.content import blob_id_of
 from shoal.node import arrivals, checks, look_back, pipeline, repeating, submission
 from shoal.node.again import spec_again
+from shoal.node.assurance import Ground
 from shoal.node.checking import RETRY_S
 from shoal.node.checks import Stage
 from shoal.node.errors import JobError
@@ -32,6 +33,7 @@ from shoal.node.holding import RELEASE_S
 from shoal.node.look_back import HOLD_S
 from shoal.node.records import Ban, UnitState, new_job_id
 from shoal.node.result_standing import Deed
+from shoal.node.running_jobs import prepare
 from shoal.node.units_assured import units_assured
 from shoal.protocol.statements import open_award, open_receipt
 from shoal.protocol.verification.draw import list_id, salt_hash
@@ -179,9 +181,19 @@ async def test_a_quorum_takes_as_many_results_as_it_says(node, kinds):
         units = await node.run(range(9), verify="quorum:3")
         await assert_right(node, units, range(9))
         found = await checks_of(node, units)
+    assert {level for *_, level, _ in found} <= {"quorum", "own"}
     for unit in units:
         agreeing = [each for each in found if each[0] == unit.index and each[3] == "agrees"]
         assert len(agreeing) >= 2 or any(each[2] == "own" for each in agreeing)
+
+
+async def test_a_quorum_of_two_is_told_as_a_quorum(node):
+    async with open_peers(node, Peer, Peer):
+        units = await node.run(range(4), verify="quorum:2")
+    assert {each[2:] for each in await checks_of(node, units)} == {("quorum", "agrees")}
+    job = await node.journal.job(units[0].job)
+    counted = await units_assured(node.journal, job, node.peer)
+    assert counted.units == {Ground.QUORUM: 4}
 
 
 async def test_a_quorum_of_too_few_takes_this_node_in(node):
@@ -338,6 +350,60 @@ async def test_what_a_peer_gave_before_others_proved_it_false_runs_again(node):
         await until(all_are_done)
         units = await node.journal.units(job.id, 0, 16)
         assert liar.peer not in {unit.provider for unit in units}
+
+
+async def doubted_after_a_restart(node, job):
+    """Which units are doubted where a daemon takes a job up that ran when it ended."""
+    spec = await node.journal.spec(job.id)
+    running = await prepare(node.house, await node.journal.job(job.id), spec, resumed=True)
+    return running.doubted
+
+
+async def test_what_a_false_peer_gave_is_doubted_after_a_restart_too(node):
+    node.runs_itself = False
+    async with open_peers(node, Lies) as (liar,):
+        node.standings.p = {liar.peer: 0.0}
+        job = await node.submit(range(3), verify="auto", open=True)
+
+        async def all_are_delivered():
+            return (await node.journal.job(job.id)).units_done == 3
+
+        await until(all_are_delivered)
+        await be_doubted_after_a_restart(node, job, liar, {0, 1, 2})
+
+
+async def test_what_a_false_peer_gave_that_waits_for_a_check_is_doubted_after_a_restart_too(
+    node,
+):
+    node.runs_itself = False
+    async with open_peers(node, Lies, Waits) as (liar, verifier):
+        verifier.price = 50.0
+        job = await node.submit([1], verify="sample:1", open=True)
+
+        async def it_is_being_checked():
+            return any(each.asked for each in node.jobs.pending(job.id))
+
+        await until(it_is_being_checked)
+        await be_doubted_after_a_restart(node, job, liar, {0})
+
+
+async def be_doubted_after_a_restart(node, job, liar, indices):
+    """Units that a peer had are doubted once it is found false, and others are not."""
+
+    async def doubted():
+        spec, now = await node.journal.spec(job.id), await node.journal.job(job.id)
+        return (await prepare(node.house, now, spec, resumed=True)).doubted
+
+    async def they_are_doubted():
+        return await doubted() == indices
+
+    assert await doubted() == set()
+    node.offering.clear()
+    node.jobs.banned(liar.peer)
+    await until(they_are_doubted)
+    await add(node, job, [7])
+    assert await doubted() == indices
+    await node.jobs.cancel(job.id)
 
 
 async def test_a_peer_that_the_operator_lets_back_in_gets_units_again(node):

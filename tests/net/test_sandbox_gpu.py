@@ -68,7 +68,17 @@ print(json.dumps({
     "read passwords": refusal(open, "/etc/shadow"),
     "make a device": refusal(os.mknod, scratch + "/node", 0o20600, 0x0103),
     "make a socket": refusal(socket.socket),
-    "make a pair of sockets": refusal(socket.socketpair),
+    "make a socket of its own": refusal(lambda: socket.socket(socket.AF_UNIX)),
+    "connect to another program": refusal(
+        lambda: socket.socket(socket.AF_UNIX).connect("/run/docker.sock")
+    ),
+    "send it a datagram": refusal(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)),
+    "by a pair of sockets": refusal(
+        lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ),
+    "listen at a path": refusal(
+        lambda: socket.socket(socket.AF_UNIX).bind(scratch + "/socket")
+    ),
     "do it by a ring": refusal(lambda: call("io_uring_setup", 8, bytes(120))),
     "signal the daemon": refusal(os.kill, parent, 0),
     "open the daemon": refusal(os.pidfd_open, parent),
@@ -88,10 +98,11 @@ print(json.dumps({
 MAY = {
     "write in its directory", "make a directory there", "run a compiler", "start a thread",
     "map executable memory", "read what Python is made of", "use a device", "yield",
+    "make a socket of its own",
 }  # fmt: skip
 BY_LANDLOCK = {
     "run what it wrote", "read the key", "write beside the key", "write elsewhere",
-    "read passwords", "make a device", "read its environment",
+    "read passwords", "make a device", "listen at a path", "read its environment",
 }  # fmt: skip
 
 
@@ -124,6 +135,7 @@ def test_all_else_is_refused(found):
     del others["lock"], others["complete"]
     assert others.pop("ask a driver") == "ENOTTY"
     assert others.pop("fill the disk") == "EFBIG"
+    assert others.pop("connect to another program") == "ECONNREFUSED"
     assert others == dict.fromkeys(others, "EPERM")
     assert len(others) > 10
 

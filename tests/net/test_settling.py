@@ -49,6 +49,7 @@ class Control:
         self.key = key
         self.peers = {}
         self.lost = 0
+        self.answers_lost = 0
         self.theirs = OWN
         self.said = []
         self.versions = SimpleNamespace(of=lambda _peer: self.theirs)
@@ -60,9 +61,13 @@ class Control:
             raise NetworkError("it is gone", code="link_lost")
         self.said.append(body)
         try:
-            return await self.peers[peer].settling.acknowledged(self.key.peer_id, body)
+            answer = await self.peers[peer].settling.acknowledged(self.key.peer_id, body)
         except VerificationError as error:
             raise RemoteProtocolError(error.message, code=error.code) from None
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise NetworkError("it is gone", code="link_lost")
+        return answer
 
 
 class Party:
@@ -210,6 +215,45 @@ async def test_a_lost_acknowledgement_is_given_when_the_provider_asks_for_it(pai
     )
 
 
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "provider_restarted"])
+async def test_an_acknowledgement_whose_answer_is_lost_counts_once_at_either_side(
+    pair, monkeypatch, restarted
+):
+    monkeypatch.setattr(acknowledging, "RETRY_S", 0.1)
+    requester, provider, clock = pair
+    peer = requester.key.peer_id
+    requester.control.answers_lost = 1
+    exchange(requester, provider, receipts(0, 3))
+    await until(lambda: requester.control.said and not requester.control.answers_lost)
+    if restarted:
+        await provider.settling.write()
+        provider.settling = Settling(clock)
+        await provider.open(provider.journal)
+    own, theirs = requester.settling.ledger, provider.settling.ledger
+    with trio.fail_after(10):
+        await until(lambda: own.row(provider.key.peer_id, "taken").acknowledged_units == 3)
+    assert own.row(provider.key.peer_id, "taken").acknowledged_credits == 3 * PRICE
+    assert theirs.row(peer, "given").acknowledged_units == 3
+    await provider.settling.write()
+    assert len(await provider.journal.acknowledgements(peer)) == 1
+
+
+async def test_what_is_looked_up_beside_what_is_owed_is_not_counted_again(pair, monkeypatch):
+    requester, provider, _ = pair
+    exchange(requester, provider, receipts(0, 3))
+    row = requester.settling.ledger.row
+    await until(lambda: row(provider.key.peer_id, "taken").acknowledged_units == 3)
+
+    async def look_up(_peer, award, awards):
+        awards[award] = [*map(blob_id_of, receipts(0, 3)), *awards.get(award, ())]
+
+    monkeypatch.setattr(requester.settling._owes, "_look_up", look_up)
+    exchange(requester, provider, receipts(3, 2))
+    requester.settling.asked_for(provider.key.peer_id, blob_id_of(b"an award"))
+    await until(lambda: row(provider.key.peer_id, "taken").acknowledged_units >= 5)
+    assert row(provider.key.peer_id, "taken").acknowledged_units == 5
+
+
 async def test_a_restarted_requester_acknowledges_what_its_journal_has(node, tmp_path):
     """Its receipts are real ones: of a lease that a friend had with a real provider."""
     clock = Clock()
@@ -341,9 +385,10 @@ async def test_nobody_settles_for_another_nor_twice_nor_what_was_never_given(pai
             await provider.settling.acknowledged(sender, message)
     assert provider.settling.ledger.row(peer, "given").acknowledged_units == 0
     good = say(requester.key, ids, peer)
-    assert await provider.settling.acknowledged(peer, good) == Done()
-    with pytest.raises(VerificationError):
-        await provider.settling.acknowledged(peer, good)
+    for _ in range(2):  # answered as before, and counted once
+        assert await provider.settling.acknowledged(peer, good) == Done()
+    with pytest.raises(VerificationError):  # nor is it anybody else's
+        await provider.settling.acknowledged(mallory.peer_id, good)
     assert provider.settling.ledger.row(peer, "given").acknowledged_units == 1
 
 

@@ -25,8 +25,8 @@ PROVIDER, OWN, A, B, C = (identity.generate().peer_id for _ in range(5))
 SIGNATURE, SALT = bytes(64), bytes(32)
 
 
-def check(*order, more=1, exact=True):
-    return UnitCheck(PROVIDER, OWN, order, more, exact, "right")
+def check(*order, more=1, exact=True, quorum=False):
+    return UnitCheck(PROVIDER, OWN, order, more, exact, "right", quorum=quorum)
 
 
 def anybody(_peer):
@@ -129,7 +129,7 @@ def test_a_tie_of_three_asks_on():
 
 
 def test_a_quorum_is_asked_together_and_filled_up():
-    machine = check(A, B, C, more=2)
+    machine = check(A, B, C, more=2, quorum=True)
     assert ask(machine) == (A, B)
     machine.says_nothing(A)
     assert ask(machine) == (C,)

@@ -93,7 +93,7 @@ def test_an_output_that_names_a_file_is_refused_before_the_job(capsys, tmp_path)
         *(("--time-limit", value) for value in ("-1", "0", "nan", "1e9")),
         *(("--timeout", value) for value in ("-1", "nan")),
         ("--class", "int8"),
-        ("--class", "low"),
+        ("--class", "bf16"),
         ("--priority", "5"),
         ("--memory-limit", "much"),
         ("--job-id", "1a20"),

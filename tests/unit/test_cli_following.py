@@ -182,15 +182,18 @@ class Interrupted(Open):
     """Its user presses Ctrl-C while units are handed over, or results are fetched."""
 
     there = True
+    chosen = ""
+    cancelled: tuple[str, ...] = ()
 
     def submit(self, *_arguments, **options):
-        self.chosen = options["id"]
+        type(self).chosen = options["id"]
         raise KeyboardInterrupt
 
     def cancel(self, job_id):
         assert job_id == self.chosen
         if isinstance(self.there, Exception):
             raise self.there
+        type(self).cancelled += (job_id,)
 
     def results(self, job_id, *, ordered):
         raise KeyboardInterrupt
@@ -200,9 +203,12 @@ def test_ctrl_c_says_what_becomes_of_the_job_wherever_it_comes(capsys, monkeypat
     np.save(tmp_path / "x.npy", M)
     done = msgspec.structs.replace(JOB, state=JobState.DONE)
     monkeypatch.setattr("shoal.node.cli.options.Daemon.client", lambda _: Interrupted(done))
-    run = ("run", "m.onnx", "--input", f"x={tmp_path}/x.npy", "--job-id", "1a2" * 9)
+    monkeypatch.setattr(Interrupted, "cancelled", ())
+    run = ("run", "m.onnx", "--input", f"x={tmp_path}/x.npy")
     code, _, err = shoal(capsys, *run)
-    assert (code, f"job {'1a2' * 9} was handed over; it is cancelled" in err) == (130, True)
+    chosen = Interrupted.chosen
+    assert (code, f"job {chosen} was handed over; it is cancelled" in err) == (130, True)
+    assert Interrupted.cancelled == (chosen,)
     none = DaemonError("there is no job", code="no_such_job", status=404)
     monkeypatch.setattr(Interrupted, "there", none)
     code, _, err = shoal(capsys, *run)
@@ -210,11 +216,24 @@ def test_ctrl_c_says_what_becomes_of_the_job_wherever_it_comes(capsys, monkeypat
     monkeypatch.setattr(Interrupted, "there", DaemonUnreachableError("it is gone"))
     code, _, err = shoal(capsys, *run)
     assert (code, "may have been handed over, and go on" in err) == (130, True)
-    assert f"`shoal job cancel {'1a2' * 9}` ends it" in err
+    assert f"`shoal job cancel {Interrupted.chosen}` ends it" in err
     code, _, err = shoal(capsys, "job", "fetch", "1a20", "--output", tmp_path / "out")
     assert (code, "the outputs of job 1a20 are kept" in err) == (130, True)
     assert "`shoal job fetch 1a20" in err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_ctrl_c_lets_a_job_be_whose_id_the_user_named(capsys, monkeypatch, tmp_path):
+    np.save(tmp_path / "x.npy", M)
+    monkeypatch.setattr("shoal.node.cli.options.Daemon.client", lambda _: Interrupted(JOB))
+    monkeypatch.setattr(Interrupted, "cancelled", ())
+    job_id = "1a2" * 9
+    code, _, err = shoal(
+        capsys, "run", "m.onnx", "--input", f"x={tmp_path}/x.npy", "--job-id", job_id
+    )
+    assert (code, Interrupted.chosen, Interrupted.cancelled) == (130, job_id, ())
+    assert f"stopped while job {job_id} was handed over" in err
+    assert f"`shoal job cancel {job_id}` ends it; the same command again goes on" in err
 
 
 @pytest.mark.parametrize("state", [JobState.DONE, JobState.FAILED, JobState.CANCELLED])

@@ -254,10 +254,22 @@ def test_a_card_s_worker_may_make_every_call_but_those_that_are_listed(here):
 
 @pytest.mark.parametrize(
     "name",
-    ["socket", "connect", "ptrace", "kill", "setsid", "unshare", "io_uring_setup", "bpf"],
+    ["io_uring_enter", "ptrace", "kill", "setsid", "unshare", "io_uring_setup", "bpf"],
 )
 def test_a_card_s_worker_reaches_no_network_and_no_other_process(on_card, name):
     assert on_card(name) == EPERM
+
+
+def test_a_card_s_worker_has_sockets_that_reach_nobody(on_card):
+    unix, inet, netlink, stream, datagram, packets = 1, 2, 16, 1, 2, 5
+    for kind in (stream, packets, stream | 0o2000000):
+        assert on_card("socket", unix, kind) == ALLOW
+        assert on_card("socketpair", unix, kind) == ALLOW
+    assert on_card("socket", unix, datagram) == EPERM
+    assert on_card("socketpair", unix, datagram) == EPERM
+    for family in (inet, 10, netlink):
+        assert on_card("socket", family, stream) == EPERM
+    assert on_card("connect") == fails(errno.ECONNREFUSED)
 
 
 def test_a_driver_is_asked_by_its_own_requests_and_no_signal_is_sent_by_any(on_card):
