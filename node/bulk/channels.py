@@ -40,7 +40,7 @@ from shoal.node.bulk.tokens import (
     Tokens,
     may_open,
 )
-from shoal.node.bulk.wire import Wire, begin, shut
+from shoal.node.bulk.wire import Wire, abandon, begin, shut
 from shoal.node.errors import NetworkError
 from shoal.node.network_statistics import Traffic
 from shoal.node.notes import Seen
@@ -180,7 +180,7 @@ class Channels:
             try:
                 yield Channel(wire, self._take)
             except BaseException:
-                wire.sock.close()
+                abandon(wire.sock)
                 raise
             self._lay_down(wire)
 

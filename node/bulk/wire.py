@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ HANDSHAKE_LIMIT_S = 10.0
 CHUNK_LIMIT_S = 60.0
 """For a chunk of 1 MiB, or a chunk list: who is slower than 17 KB/s is cut."""
 
+_AT_ONCE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 _SEND_BYTES = 256 << 10
 """In one call: whether the other side still takes anything is looked at between them."""
 
@@ -244,6 +246,17 @@ def shut(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
     except OSError:  # it is over already
         return
+
+
+def abandon(sock: socket.socket) -> None:
+    """Close a socket of which nothing more is wanted, so that the peer's next send fails.
+
+    By a reset: after `shut` the kernel opens its window no more, and a peer that waits for
+    room to send would wait for a minute.
+    """
+    with suppress(OSError):  # it is closed already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+    sock.close()
 
 
 def _reason(error: OSError) -> str:

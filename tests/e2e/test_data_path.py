@@ -236,7 +236,7 @@ def test_a_job_that_nobody_can_serve_keeps_running_and_why_tells(node, dense, ar
 def test_a_class_that_nothing_runs_is_refused_at_once_and_those_that_are_run_are_named(
     node, dense, array
 ):
-    refused = shoal("run", dense, array(1), "--class=low", "--detach", node=node)
+    refused = shoal("run", dense, array(1), "--class=int8", "--detach", node=node)
     assert (refused.code, refused.stdout) == (2, "")
     assert "fp32" in refused.stderr
 
