@@ -2,12 +2,12 @@
 
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
-from types import SimpleNamespace
 
 import pytest
 import trio
 from bulk_nodes import LIMIT_BYTES, MIB, open_bulk_node
 
+from shoal.compute.manifest import Manifest, Port, Weight
 from shoal.crypto.content import blob_id_of
 from shoal.node.bulk.transfer import Source
 from shoal.node.errors import NetworkError
@@ -19,9 +19,11 @@ from shoal.protocol.blob_messages import WhyNot
 BLOBS = [os.urandom(16 * MIB + 3), os.urandom(3 * MIB), os.urandom(24 * MIB), os.urandom(100)]
 SIZE_BYTES = sum(map(len, BLOBS))
 PROGRAM = blob_id_of(b"a manifest")
-MANIFEST = SimpleNamespace(
+MANIFEST = Manifest(
     graph=blob_id_of(BLOBS[0]),
-    tensors=[SimpleNamespace(blob_id=blob_id_of(blob)) for blob in BLOBS[1:]],
+    tensors=tuple(Weight(str(n), blob_id_of(blob)) for n, blob in enumerate(BLOBS[1:])),
+    inputs=(),
+    outputs=(Port("y", "float32", ()),),
 )
 
 
