@@ -9,7 +9,7 @@ from strategies import ALICE, BOB, a_receipt, frames, odd_values, structs_of
 
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError
-from shoal.protocol import messages
+from shoal.protocol import message_form
 from shoal.protocol.blob_messages import BlobAnswer, BlobNext, BlobProof, BlobRequest
 from shoal.protocol.codec import decode, encode
 from shoal.protocol.errors import RemoteProtocolError
@@ -98,7 +98,7 @@ def test_a_newer_minor_may_leave_nothing_out_and_change_nothing(data, frame):
     st.dictionaries(st.text(min_size=1, max_size=9), st.integers(0, 9), max_size=4),
 )
 def test_an_unknown_message_is_known_as_such_from_a_newer_minor_alone(kind, tag, number, rest):
-    known = {one.__struct_config__.tag for one in messages._Message.__subclasses__()}
+    known = {one.__struct_config__.tag for one in message_form.Message.__subclasses__()}
     assume(tag not in known)
     tree = {"type": kind.__struct_config__.tag, "id": number, "body": rest | {"type": tag}}
     wire = msgpack.packb(tree)
