@@ -134,6 +134,7 @@ class Worker:
         self._classes: frozenset[NumericClass] | None = None
         self._failed_starts = 0
         self._lost: ComputeError | None = None
+        self._looking = False
         self._sandbox, self._sandboxed = "no worker has started yet", False
         self._nursery = nursery
         self._turnstile = Turnstile()
@@ -334,17 +335,22 @@ class Worker:
 
     def _ended(self, tell: Callable[[UnitRun], None], unit: UnitRun) -> None:
         """Tell of a unit's end; by some of them the device may be gone."""
-        if isinstance(unit.outcome, ComputeError) and unit.outcome.code == LOST:
+        gone = isinstance(unit.outcome, ComputeError) and unit.outcome.code == LOST
+        if gone and self._start.card is not None and not self._looking:
+            self._looking = True
             self._nursery.start_soon(self._look_again)
         tell(unit)
 
     async def _look_again(self) -> None:
         """See whether a device is there that a unit has found gone.
 
-        What one unit met is no proof: it may have been made to. A fresh process is.
+        What one unit met is no proof: it may have been made to. A fresh process is. One
+        look is for all that say so meanwhile, or whoever says it often would have every
+        start wait.
         """
         async with self._starting:
             await self._end_spare()  # it was started before
+            self._looking = False  # what is said from now on is of a later time
             while self._lost is None:
                 with suppress(ComputeError):
                     await self._ready_spare()
@@ -656,10 +662,12 @@ class Worker:
             answer, _ = await exchange(process, start, [], limits, frames.Started)
             self._check_device(answer)
             await self._keep_kernels(process)
-        except ComputeError as error:
+        except BaseException as error:  # nobody else knows of the process yet
             if not process.ended:
                 await process.end()
-            raise self._not_started(error) from error
+            if isinstance(error, ComputeError):
+                raise self._not_started(error) from error
+            raise
         self._failed_starts = 0
         if start.exact == self._start.exact:
             self._missing = answer.missing

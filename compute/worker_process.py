@@ -222,7 +222,10 @@ class WorkerProcess:
         if self._process.returncode is not None:
             return False
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self.pid, flags) is None
+        try:
+            return os.waitid(os.P_PID, self.pid, flags) is None
+        except ChildProcessError:  # the thread of `end` has reaped it just now
+            return False
 
     async def exchange(
         self,

@@ -179,13 +179,9 @@ def _takes_card(call: Call) -> str:
 
 def _not_so(call: Call, requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
     """What of a call is not taken of this requester, or not now, by a device that could."""
-    stranger = rank(requester, terms) > FRIEND
-    if call.numeric_class == KERNEL_CLASS and stranger:
-        # A kernel is a stranger's code on a card whose driver no sandbox covers.
-        return (
-            Reason.UNTRUSTED_REQUESTER,
-            "kernels are taken only of peers on this node's allow list",
-        )
+    strange = _strange_kernel(call, requester, terms)
+    if strange is not None:
+        return strange
     if call.memory_bytes > terms.memory_bytes:
         return (
             Reason.TOO_LARGE,
@@ -196,6 +192,7 @@ def _not_so(call: Call, requester: PeerId, terms: Terms) -> tuple[Reason, str] |
             Reason.TOO_LARGE,
             f"a unit may take {terms.time_limit_s:g} s here, not {call.time_limit_s:g}",
         )
+    stranger = rank(requester, terms) > FRIEND
     if terms.leases >= (STRANGERS_LEASES_LIMIT if stranger else LEASES_LIMIT):
         return Reason.BUSY, f"{terms.leases} leases are running"
     if requester != terms.own and worth(call) < terms.min_price:
@@ -204,12 +201,28 @@ def _not_so(call: Call, requester: PeerId, terms: Terms) -> tuple[Reason, str] |
     return None
 
 
-def closed(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
-    """Why nothing at all of ``requester`` is taken now, with a sentence; None where some is.
+def _strange_kernel(call: Call, requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
+    """A kernel is its author's code, on a card whose driver no sandbox covers."""
+    if call.numeric_class == KERNEL_CLASS and rank(requester, terms) > FRIEND:
+        return (
+            Reason.UNTRUSTED_REQUESTER,
+            "kernels are taken only of peers on this node's allow list",
+        )
+    return None
 
-    It ends a lease as well: what it gives for a unit that runs is why that unit is
-    handed back.
+
+def ends_lease(call: Call, requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
+    """Why a lease of ``call`` ends now, with a sentence; None where it goes on.
+
+    What it gives for a unit that runs is why that unit is handed back.
     """
+    if terms.lost:
+        return Reason.BUSY, terms.lost[:256]  # another lease may be had at once
+    return closed(requester, terms) or _strange_kernel(call, requester, terms)
+
+
+def closed(requester: PeerId, terms: Terms) -> tuple[Reason, str] | None:
+    """Why nothing at all of ``requester`` is taken now, with a sentence; None where some is."""
     if requester == terms.own:
         if not terms.stance.own:
             return Reason.PAUSED, owner.sentence(terms.stance)

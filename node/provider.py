@@ -389,16 +389,11 @@ class Provider:
                 running.give_up(closed)
 
     def _closed(self, conversation: Conversation) -> Refusal | None:
-        """Why this node takes nothing of this requester now, as an answer to it.
-
-        A lease ends with its device; another one may be had at once.
-        """
+        """Why this node takes nothing more under a lease, as an answer to its requester."""
         side = conversation.side
         assert side.call is not None
         terms = self._house.terms_on(conversation.device)
-        if terms.lost:
-            return Refusal(side.call.call, Reason.BUSY, terms.lost[:256])
-        reason = bidding.closed(side.requester, terms)
+        reason = bidding.ends_lease(side.call, side.requester, terms)
         return reason and Refusal(call=side.call.call, reason=reason[0], detail=reason[1])
 
     def _withheld(self, side: ProviderSide) -> Refusal | None:

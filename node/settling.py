@@ -30,6 +30,7 @@ import trio
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import VerificationError
 from shoal.node.acknowledging import NOTHING_TO_SETTLE, UNSETTLED_LIMIT, Acknowledging
+from shoal.node.admission import Bucket
 from shoal.node.errors import StoreError
 from shoal.node.journal_ledger import KeptAcknowledgement, Settled, Unacknowledged
 from shoal.node.ledger import Ledger, LedgerRow, added
@@ -60,6 +61,10 @@ EXCUSED: Final = 512
 """Receipts of cancelled units that a requester need not acknowledge: two leases' worth."""
 
 EXCUSED_PEERS_LIMIT: Final = 4096
+
+REPEATED_PER_S, REPEATED_BURST, REPEATED_PEERS_LIMIT = 0.5, 16.0, 4096
+"""How often it is looked for what one requester has acknowledged before: that takes some ten
+milliseconds, and an acknowledgement is charged for hardly anything (`node.allowance`)."""
 
 WRITE_INTERVAL_S: Final = 1.0
 
@@ -98,6 +103,7 @@ class Settling:
         self._new: dict[BlobId, _Answered] = {}
         self._settled: list[BlobId] = []
         self._kept: list[KeptAcknowledgement] = []
+        self._repeated: dict[PeerId, Bucket] = {}
 
     async def bind(self, house: House) -> None:
         """Begin, with what was written down before."""
@@ -217,8 +223,14 @@ class Settling:
         return Done()
 
     async def _has_acknowledged(self, peer: PeerId, said: Acknowledgement) -> bool:
-        """Whether an acknowledgement that was kept has any of these receipts."""
+        """Whether one that was kept has any of these receipts; False to who asks too often."""
         assert self._house is not None
+        now_s = trio.current_time()
+        fresh = Bucket(REPEATED_PER_S, REPEATED_BURST, now_s)
+        if not self._repeated.setdefault(peer, fresh).takes(now_s):
+            return False
+        if len(self._repeated) > REPEATED_PEERS_LIMIT:
+            del self._repeated[next(iter(self._repeated))]
         wanted = set(said.receipts)
         try:
             kept = await self._house.journal.acknowledgements(peer)

@@ -84,13 +84,12 @@ def check_reach(card: Card) -> None:
 
     built_for = "hip" if torch.version.hip else "cuda" if torch.version.cuda else ""
     if built_for != card.runtime:
-        maker, index = ("ROCm", "rocm6.4") if card.runtime == "hip" else ("CUDA", "cu128")
+        maker = "ROCm" if card.runtime == "hip" else "CUDA"
         raise ComputeError(
             f"torch {torch.__version__} is built without {maker}",
             code="card_unreachable",
-            hint="install the build that fits the driver: `pip install torch --index-url "
-            f"https://download.pytorch.org/whl/{index}`, or another of those that "
-            "https://pytorch.org/get-started lists",
+            hint=f"install a build for {maker} that fits the driver: "
+            "https://pytorch.org/get-started shows the command",
         )
     if not torch.cuda.is_available() or torch.cuda.device_count() != 1:
         raise ComputeError(

@@ -94,6 +94,8 @@ def _rotary(node: Node, inputs: Inputs, run: Run) -> Outputs:
     turned = node.get("rotary_embedding_dim", 0) or x.shape[-1]
     if positions is not None:
         size = cos.shape[0]
+        if not size or cos.shape != sin.shape:
+            fail("shape_mismatch", f"{list(cos.shape)} and {list(sin.shape)} hold no positions")
         places = positions.to(torch.int64)
         held = ((places >= 0) & (places < size)).all()
         run.require(node, held, "out_of_range", "a position is out of range")

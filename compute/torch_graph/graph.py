@@ -30,6 +30,7 @@ from shoal.compute.torch_graph.node import (
     FLOATS,
     HOST,
     HOST_LIMIT,
+    READ_LIMIT,
     Node,
     Run,
     Tensor,
@@ -170,6 +171,8 @@ def _gathered(step: Step, scope: _Scope, run: Run) -> list[Any]:
             arrays.append(None)
             continue
         if i in step.row.host:
+            if x.numel() > READ_LIMIT:
+                fail("too_large", f"input {i} has {x.numel()} elements, over {READ_LIMIT}")
             place, kind = HOST, x.dtype
         else:
             place = home or x.device

@@ -26,6 +26,7 @@ from shoal.compute.torch_graph.node import (
     fail,
     given,
     integers_of,
+    within_axis_limit,
     within_limit,
 )
 
@@ -205,6 +206,7 @@ def _pad(node: Node, inputs: Inputs, _: Run) -> Outputs:
             continue
         if not x.shape[axis]:
             fail("shape_mismatch", f"an empty axis cannot be padded in the mode {mode!r}")
+        within_axis_limit(x.shape[axis] + sum(width))
         index = np.pad(np.arange(x.shape[axis]), width, mode)
         x = x.index_select(axis, torch.from_numpy(index).to(x.device))
     return (x,)

@@ -29,6 +29,8 @@ def _likelihood_loss(
     classes = scores.shape[1] if scores.ndim > 1 else 0
     if not classes or scores.shape[:1] + scores.shape[2:] != labels.shape:
         fail("shape_mismatch", f"{list(labels.shape)} are no labels of {list(scores.shape)}")
+    if weights is not None and weights.shape != (classes,):
+        fail("shape_mismatch", f"{list(weights.shape)} are no weights of {classes} classes")
     labels = labels.to(torch.int64)
     ignored = node.get("ignore_index")
     counted = (

@@ -34,6 +34,13 @@ HOST_LIMIT: Final = 64
 ELEMENT_LIMIT: Final = 1 << 31
 """The most elements of a tensor whose size an input chooses: 8 GiB of float32."""
 
+READ_LIMIT: Final = 1 << 16
+"""Elements of an input that is read as Python numbers, each some 40 bytes of the host's memory,
+which nothing but the machine bounds for a card's worker."""
+
+AXIS_LIMIT: Final = 1 << 24
+"""Elements along one axis for which indices or weights are found on the host, likewise."""
+
 FLOATS: Final = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 WIDE_UNSIGNED: Final = frozenset({torch.uint16, torch.uint32, torch.uint64})
 """Dtypes that torch stores and hardly computes with."""
@@ -229,6 +236,16 @@ def within_limit(shape: Sequence[int]) -> tuple[int, ...]:
     if math.prod(max(size, 1) for size in sizes) > ELEMENT_LIMIT:
         fail("too_large", f"a tensor of {list(sizes)} has more than {ELEMENT_LIMIT} elements")
     return sizes
+
+
+def within_axis_limit(size: int) -> None:
+    """Refuse to find something on the host for each element of an axis that is too long.
+
+    Raises:
+        ProgramError: ``too_large``.
+    """
+    if size > AXIS_LIMIT:
+        fail("too_large", f"an axis of {size} elements is over {AXIS_LIMIT} for this operator")
 
 
 def fitting(shape: Sequence[int], value: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from shoal.compute.torch_graph.node import (
     Tensor,
     Width,
     fail,
+    within_axis_limit,
     within_limit,
 )
 
@@ -111,11 +112,12 @@ def _counts(windows: Windows, spatial: list[int], *, with_pads: bool) -> Tensor:
         low, high = (
             (0, size + first + windows.after[axis]) if with_pads else (first, first + size)
         )
+        within_axis_limit(windows.out[axis])
         starts = torch.arange(windows.out[axis]) * windows.strides[axis]
-        steps = torch.arange(windows.kernel[axis]) * windows.dilations[axis]
-        places = starts.unsqueeze(-1) + steps
-        inside = ((places >= low) & (places < high)).sum(-1)
-        counts = counts.unsqueeze(-1) * inside
+        gap, length = windows.dilations[axis], windows.kernel[axis]
+        # A window sees start, start + gap, and so on: how many of these lie before a bound?
+        under = [((end - starts + gap - 1) // gap).clamp(0, length) for end in (low, high)]
+        counts = counts.unsqueeze(-1) * (under[1] - under[0])
     return counts
 
 

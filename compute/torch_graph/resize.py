@@ -25,6 +25,7 @@ from shoal.compute.torch_graph.node import (
     fail,
     given,
     integers_of,
+    within_axis_limit,
     within_limit,
 )
 
@@ -66,6 +67,7 @@ def _resize(node: Node, inputs: Inputs, _: Run) -> Outputs:
         shape[axis] = after
         within_limit(shape)
         if after != x.shape[axis] or factor != 1:
+            within_axis_limit(after)
             x = _along(node, x, axis, after, factor)
     return (x,)
 

@@ -22,6 +22,7 @@ from shoal.compute.torch_graph.node import (
     dtype_of_code,
     fail,
     integers_of,
+    within_axis_limit,
     within_limit,
 )
 
@@ -88,6 +89,7 @@ def _window(cosines: tuple[float, ...]) -> Operator:
     def compute(node: Node, inputs: Inputs, run: Run) -> Outputs:
         (size,) = within_limit(integers_of(inputs[0])[:1])
         period = size if node.get("periodic", 1) else size - 1
+        within_axis_limit(size)
         places = np.arange(size, dtype=np.float64) * (2 * math.pi / max(period, 1))
         y = sum((-1) ** n * weight * np.cos(n * places) for n, weight in enumerate(cosines))
         dtype = dtype_of_code(node.get("output_datatype", 1))

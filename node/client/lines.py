@@ -53,15 +53,14 @@ class Lines:
 
     def close(self) -> None:
         """Close those that are idle."""
-        while self._idle:
-            self._idle.pop().close()
+        while (line := self._idle_one()) is not None:
+            line.close()
 
     def _take(self) -> socket.socket:
-        while self._idle:
-            line = self._idle.pop()
-            if _is_open(line):
-                return line
-            line.close()
+        while (idle := self._idle_one()) is not None:
+            if _is_open(idle):
+                return idle
+            idle.close()
         line = socket.socket(socket.AF_UNIX)
         try:
             line.settimeout(CONNECT_LIMIT_S)
@@ -70,6 +69,12 @@ class Lines:
             line.close()
             raise
         return line
+
+    def _idle_one(self) -> socket.socket | None:
+        try:
+            return self._idle.pop()
+        except IndexError:  # to look first would not do: another thread may take the last
+            return None
 
 
 def _is_open(line: socket.socket) -> bool:

@@ -389,6 +389,13 @@ async def test_nobody_settles_for_another_nor_twice_nor_what_was_never_given(pai
         assert await provider.settling.acknowledged(peer, good) == Done()
     with pytest.raises(VerificationError):  # nor is it anybody else's
         await provider.settling.acknowledged(mallory.peer_id, good)
+
+    async def repeat():
+        for _ in range(100):
+            await provider.settling.acknowledged(peer, good)
+
+    with pytest.raises(VerificationError):  # to look for it takes a while: not without end
+        await repeat()
     assert provider.settling.ledger.row(peer, "given").acknowledged_units == 1
 
 

@@ -10,6 +10,7 @@ from shoal.node.bidding import (
     Terms,
     bid,
     choose,
+    ends_lease,
     price,
     rank,
     refusal,
@@ -271,6 +272,23 @@ def test_kernels_are_taken_of_known_peers_only():
     refusal = chosen(KERNEL, open_cpu, takes, requester=stranger)
     assert refusal.reason is Reason.UNTRUSTED_REQUESTER
     assert "kernels" in refusal.detail
+
+
+def test_a_lease_of_kernels_ends_when_its_requester_comes_off_the_allow_list():
+    takes = replace(GPU, executors={"kernel": "triton"}, sandboxed=True)
+    assert ends_lease(KERNEL, REQUESTER, takes) is None
+    off = replace(takes, allowed=frozenset())
+    reason, detail = ends_lease(KERNEL, REQUESTER, off)
+    assert reason is Reason.UNTRUSTED_REQUESTER
+    assert "kernels" in detail
+    assert ends_lease(EXACT, REQUESTER, off) is None
+    assert ends_lease(KERNEL, TERMS.own, off) is None
+
+
+def test_a_lease_ends_with_its_device_and_another_may_be_had():
+    gone = replace(GPU, lost="the card gpu0 is gone: ECC")
+    assert ends_lease(EXACT, REQUESTER, gone) == (Reason.BUSY, gone.lost)
+    assert ends_lease(EXACT, REQUESTER, GPU) is None
 
 
 def test_who_may_have_nothing_is_told_so_whatever_devices_there_are():

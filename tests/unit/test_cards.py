@@ -207,4 +207,5 @@ def test_a_build_of_torch_that_does_not_fit_the_card_is_named_with_the_next_step
         check_reach(Card("gpu0", wrong, "", 0))
     assert error.value.code == "card_unreachable"
     assert "built without" in error.value.message
-    assert "download.pytorch.org" in error.value.hint
+    assert f"a build for {'CUDA' if wrong == 'cuda' else 'ROCm'}" in error.value.hint
+    assert "pytorch.org/get-started" in error.value.hint

@@ -238,6 +238,73 @@ def test_a_tensor_over_the_limit_is_refused_before_it_is_made():
     assert (error.code, error.node, error.operator) == ("too_large", "e", "Expand")
 
 
+@pytest.mark.parametrize(
+    ("text", "inputs", "operator"),
+    [
+        (
+            "(float[1] x, int64 n) => (float[a] y) { s = Expand (n, m) y = Reshape (x, s) }",
+            {"x": np.ones(1, np.float32), "n": np.array(1)},
+            "Reshape",
+        ),
+        (
+            "(int64 n) => (float[a] y) { y = HannWindow (n) }",
+            {"n": np.array(1 << 27)},
+            "HannWindow",
+        ),
+        (
+            "(float[1] x, int64[1] n) => (float[a] y) { y = Resize (x, , , n) }",
+            {"x": np.ones(1, np.float32), "n": np.array([1 << 27])},
+            "Resize",
+        ),
+        (
+            '(float[1] x, int64[2] n) => (float[a] y) { y = Pad <mode = "edge"> (x, n) }',
+            {"x": np.ones(1, np.float32), "n": np.array([0, 1 << 27])},
+            "Pad",
+        ),
+    ],
+)
+def test_what_the_host_would_need_much_memory_for_is_refused(text, inputs, operator):
+    graph = model(text)
+    if operator == "Reshape":
+        size = np.array([1 << 20], np.int64)
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(size, "m"))
+    runner = executor()
+    error = error_of(ProgramError, runner.run, runner.prepare(loaded(graph)), inputs)
+    assert (error.code, error.operator) == ("too_large", operator)
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [
+        (
+            """(float[1, 3] x, int64[1] l, float[2] w) => (float y)
+            { y = NegativeLogLikelihoodLoss (x, l, w) }""",
+            {
+                "x": np.zeros((1, 3), np.float32),
+                "l": np.array([2]),
+                "w": np.ones(2, np.float32),
+            },
+        ),
+        (
+            """(float[1, 1, 1, 2] x, float[4, 1] c, float[2, 1] s, int64[1, 1] p) =>
+            (float[1, 1, 1, 2] y) { y = RotaryEmbedding (x, c, s, p) }""",
+            {
+                "x": np.zeros((1, 1, 1, 2), np.float32),
+                "c": np.zeros((4, 1), np.float32),
+                "s": np.zeros((2, 1), np.float32),
+                "p": np.array([[3]]),
+            },
+        ),
+    ],
+)
+def test_a_table_that_is_too_short_for_an_index_is_refused_and_not_left_to_the_card(
+    text, inputs
+):
+    runner = executor()
+    handle = runner.prepare(loaded(model(text, opset=23)))
+    assert error_of(ProgramError, runner.run, handle, inputs).code == "shape_mismatch"
+
+
 def test_a_constant_that_errs_does_so_in_its_turn_and_not_when_prepared():
     runner = executor()
     graph = model(
