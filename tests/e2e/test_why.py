@@ -184,11 +184,12 @@ def submit(nodes, model=None, rows=1, **options):
 
 
 def line_of(node, job_id, *words, unit=None):
-    """The line of ``shoal job why`` that holds all these words."""
+    """The line of ``shoal job why`` that holds all these words, once an answer has come."""
 
     def found():
         with node.client() as client:
             lines = client.explanation(job_id, unit).summary.splitlines()
+        lines = [line for line in lines if "has not answered yet" not in line]
         return next((line for line in lines if all(word in line for word in words)), None)
 
     try:
