@@ -8,7 +8,7 @@ worker can start no more is gone: what ran on it is handed back, and the node st
 from __future__ import annotations
 
 import shutil
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -71,7 +71,14 @@ class Cards:
 
     async def _look(self, device: Device, lost: Callable[[ComputeError], None]) -> None:
         scratch = self._scratch / device.id
-        scratch.mkdir(mode=0o700, exist_ok=True)
+        try:
+            scratch.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            reason = f"its worker has no directory to write in: {error.strerror}"
+            hint = f"make room for {scratch}, where this user may write, and restart the daemon"
+            log.warning("a card is not used", device=device.id, reason=reason)
+            self._capacity.offer((), [failed(reason, hint)], device.id)
+            return
         worker = self._workers.add(
             frames.Start(
                 threads=self._config.cores,
@@ -105,7 +112,8 @@ async def open_cards(config: Config, capacity: Capacity) -> AsyncIterator[Cards]
     """Keep the cards' workers for as long as the block runs."""
     scratch = config.home / "cards"
     shutil.rmtree(scratch, ignore_errors=True)  # of a daemon that was killed
-    scratch.mkdir(mode=0o700)
+    with suppress(OSError):  # a node goes on without: each card says what it lacks
+        scratch.mkdir(mode=0o700)
     async with open_workers() as workers:
         try:
             yield Cards(config, capacity, workers, scratch)

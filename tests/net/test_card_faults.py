@@ -28,7 +28,7 @@ from shoal.crypto import identity
 from shoal.crypto.content import blob_id_of
 from shoal.node import config, jobs
 from shoal.node.blobs import open_store
-from shoal.node.cards import Cards
+from shoal.node.cards import Cards, open_cards
 from shoal.node.control import open_control
 from shoal.node.network import open_network
 from shoal.node.offer import Capacity
@@ -252,6 +252,19 @@ async def test_a_card_that_is_gone_from_the_start_is_listed_with_the_reason(card
         assert cards.workers == {}
     assert capacity.units_run_on() == ("cpu",)
     assert [lack.code for lack in capacity.canaries["gpu0"].lacks] == ["gone"]
+
+
+async def test_a_card_whose_worker_has_no_directory_is_listed_and_the_node_goes_on(tmp_path):
+    capacity = Capacity(devices=(device("gpu0"),))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "cards").write_text("in the way")
+    settings = config.load({"home": str(tmp_path / "home")}, {})
+    async with open_cards(settings, capacity) as cards:
+        await cards.look(lambda *_: None)
+        assert cards.workers == {}
+    (lack,) = capacity.canaries["gpu0"].lacks
+    assert "no directory" in lack.reason
+    assert lack.hint
 
 
 # --- a whole node ----------------------------------------------------------------------

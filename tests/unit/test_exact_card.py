@@ -62,6 +62,16 @@ def assert_same(kernels, method, *arguments, **options):
     assert given_by(lambda: getattr(kernels, method)(*arguments, **options)) == expected
 
 
+@pytest.mark.parametrize("axis", ["column", "k"])
+def test_more_matrices_than_one_launch_takes_are_multiplied_in_several(
+    kernels, axis, monkeypatch
+):
+    monkeypatch.setattr(products, "_MATRICES", 2)
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(5, 3, 7)).astype("f4"), rng.normal(size=(5, 7, 9)).astype("f4")
+    assert_same(kernels, "products", a, b, PRECISIONS["x16"], axis)
+
+
 LONG = {"MatMul/a long sum"}
 VECTORS = [
     pytest.param(case, id=case.name, marks=[pytest.mark.soak] * (case.name in LONG))

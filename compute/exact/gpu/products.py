@@ -51,6 +51,9 @@ _SCALE_ROWS: Final = 8
 _SCALE_TERMS: Final = 128
 _TILE: Final = {"x20": (128, 64, 64), "x16": (128, 128, 64), "x8": (128, 128, 128)}
 """Rows, columns and terms of a tile. x20 has five accumulators, and so a smaller one."""
+_MATRICES: Final = 65535
+"""Of one launch: CUDA's limit of programs along z."""
+
 _CHUNK: Final = 1 << 15
 """Terms whose digit products sum within int32: three of them at most 2^28 in x20, two of
 them at most 2^30 in x16."""
@@ -420,21 +423,32 @@ def product_batch(card: Card, a: torch.Tensor, b: Quantised) -> torch.Tensor:
         variant = _PRODUCT[b.precision.name, by_term, terms > _CHUNK]
         tiles = -(-rows // variant.constants["M"]) * -(-columns // variant.constants["N"])
         planes = (left.integers[0].numel(), b.integers[0].numel())
-        card.launch(
-            variant,
-            (tiles, 1, batch),
-            *(left.integers, b.integers, exponents, b.exponents, out, card.status),
-            *(rows, columns, terms, *planes),
-        )
+        for some in _launches(batch):
+            card.launch(
+                variant,
+                (tiles, 1, some.stop - some.start),
+                *(left.integers[:, some], b.integers[:, some]),
+                *(exponents[some], b.exponents[some], out[some], card.status),
+                *(rows, columns, terms, *planes),
+            )
     else:
-        card.launch(
-            _ROUNDING[b.precision.name, by_term],
-            (-(-rows // _SCALE_ROWS), -(-columns // _SCALE_TERMS), batch),
-            *(_float64_sums(left.integers, b.integers), exponents, b.exponents, out),
-            *(card.status, rows, columns),
-        )
+        sums = _float64_sums(left.integers, b.integers)
+        tiled = (-(-rows // _SCALE_ROWS), -(-columns // _SCALE_TERMS))
+        for some in _launches(batch):
+            card.launch(
+                _ROUNDING[b.precision.name, by_term],
+                (*tiled, some.stop - some.start),
+                *(sums[some], exponents[some], b.exponents[some], out[some]),
+                *(card.status, rows, columns),
+            )
     card.check("product")
     return out
+
+
+def _launches(batch: int) -> Iterator[slice]:
+    """The matrices of each launch."""
+    for first in range(0, batch, _MATRICES):
+        yield slice(first, min(first + _MATRICES, batch))
 
 
 def integer_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
