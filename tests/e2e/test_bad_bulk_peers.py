@@ -15,7 +15,7 @@ liar does is in `bulk_lies`.
 | another peer's certificate, TLS 1.2, none at all | `test_a_stolen_token_…` |
 | bytes that are no request | `test_who_sends_garbage_…` |
 | (a disk that fills in the middle) | `test_a_disk_that_fills_…` |
-| (the requester killed and restarted half-way) | `test_bulk.py`, `soak/test_killed_sources.py` |
+| (the requester killed half-way) | `test_bulk.py`, `soak/test_killed_sources.py` |
 """
 
 import os
