@@ -14,7 +14,7 @@ import numpy as np
 from numba.types import float32, int64, uint64
 
 from shoal.compute.exact.cpu.compiled import inline, kernel, writes
-from shoal.compute.exact.cpu.floats import FINE
+from shoal.compute.exact.statuses import FINE
 
 if TYPE_CHECKING:
     from shoal.compute.exact.cpu.threads import Threads

@@ -18,18 +18,9 @@ from shoal.compute.exact import spec
 from shoal.compute.exact.cpu import approximations
 from shoal.compute.exact.cpu import functions as f
 from shoal.compute.exact.cpu.compiled import inline, kernel, reads, writes
-from shoal.compute.exact.cpu.floats import (
-    FINE,
-    INFINITE,
-    INFINITY_BITS,
-    MASKED,
-    OUT_OF_RANGE,
-    check,
-    flushed,
-    magnitude,
-    status_of,
-)
+from shoal.compute.exact.cpu.floats import INFINITY_BITS, flushed, magnitude, status_of
 from shoal.compute.exact.kernels import BinaryName, UnaryName
+from shoal.compute.exact.statuses import FINE, INFINITE, MASKED, OUT_OF_RANGE, check
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

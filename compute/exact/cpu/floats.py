@@ -8,32 +8,15 @@ vector instructions; hence bits and selections in place of ldexp, frexp and copy
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
 from shoal.compute.exact.cpu.compiled import inline
-from shoal.compute.exact.kernels import ExactError
 from shoal.compute.exact.spec import FLUSH_BELOW, SUM_BITS
-
-if TYPE_CHECKING:
-    from shoal.compute.exact.kernels import ErrorCode
-
-# What a loop met. The greatest one decides, which is the order that `Kernels` states.
-FINE: Final = 0
-INFINITE: Final = 1
-NAN: Final = 2
-OUT_OF_RANGE: Final = 3
-MASKED: Final = 4
-
-_CODES: Final[dict[int, ErrorCode]] = {
-    INFINITE: "infinity",
-    NAN: "nan",
-    OUT_OF_RANGE: "out_of_range",
-    MASKED: "infinity",
-}
+from shoal.compute.exact.statuses import FINE, INFINITE, NAN
 
 INFINITY_BITS: Final = 0x7F80_0000
 INFINITY_BITS_64: Final = 0x7FF0_0000_0000_0000
@@ -44,16 +27,6 @@ _MANTISSA_64: Final = np.int64((1 << 52) - 1)
 _ONE_64: Final = np.int64(1023 << 52)
 MAGIC: Final = 1.5 * 2.0**52
 MAGIC_BITS: Final = np.int64(np.float64(MAGIC).view(np.int64))
-
-
-def check(kernel: str, status: int) -> None:
-    """Raise what a status says.
-
-    Raises:
-        ExactError: Unless it is FINE.
-    """
-    if status != FINE:
-        raise ExactError.in_kernel(_CODES[status], kernel)
 
 
 @intrinsic

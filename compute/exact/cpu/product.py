@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from shoal.compute.exact.cpu import products as loops
-from shoal.compute.exact.cpu.floats import FINE, MASKED, check
 from shoal.compute.exact.kernels import ExactError
 from shoal.compute.exact.spec import K_BLOCK, K_LIMIT
+from shoal.compute.exact.statuses import FINE, MASKED, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

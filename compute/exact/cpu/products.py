@@ -20,8 +20,6 @@ from numba.types import float32, float64, int8, int16, int32, int64
 
 from shoal.compute.exact.cpu.compiled import inline, kernel, reads, writes
 from shoal.compute.exact.cpu.floats import (
-    FINE,
-    INFINITE,
     INFINITY_BITS,
     INFINITY_BITS_64,
     exponent_of,
@@ -31,6 +29,7 @@ from shoal.compute.exact.cpu.floats import (
     power_of_two,
 )
 from shoal.compute.exact.spec import FLOAT32_MAX, SMALLEST_NORMAL
+from shoal.compute.exact.statuses import FINE, INFINITE
 
 _COLUMNS_AT_ONCE: Final = 512
 """Columns whose maxima and scales stay in the first-level cache."""

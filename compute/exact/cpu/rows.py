@@ -16,12 +16,9 @@ from numba.types import boolean, float32, float64, int64
 from shoal.compute.exact.cpu.approximations import exp_closely, near_border
 from shoal.compute.exact.cpu.compiled import inline, kernel, reads, writes
 from shoal.compute.exact.cpu.floats import (
-    FINE,
     INFINITY_BITS,
     MAGIC,
     MAGIC_BITS,
-    MASKED,
-    NAN,
     as_integer,
     bits_of,
     divided,
@@ -36,6 +33,7 @@ from shoal.compute.exact.cpu.floats import (
 )
 from shoal.compute.exact.cpu.functions import exp64, log64
 from shoal.compute.exact.spec import SUM_BITS
+from shoal.compute.exact.statuses import FINE, MASKED, NAN
 
 REDUCTIONS: Final = {
     name: code

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from shoal.compute.exact.cpu import rows as loops
-from shoal.compute.exact.cpu.floats import MASKED, NAN, check
 from shoal.compute.exact.kernels import ExactError
 from shoal.compute.exact.spec import K_LIMIT
+from shoal.compute.exact.statuses import MASKED, NAN, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
