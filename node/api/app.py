@@ -40,8 +40,14 @@ from shoal.node.api.queries import (
     seconds,
     whole_number,
 )
-from shoal.node.api.results import MSGPACK, ResultsQuery, note_later, results_of
-from shoal.node.api.shortcut import UNITS_PER_ANSWER_LIMIT, Shortcut
+from shoal.node.api.results import (
+    MSGPACK,
+    UNITS_PER_ANSWER_LIMIT,
+    ResultsQuery,
+    note_later,
+    results_of,
+)
+from shoal.node.api.shortcut import Shortcut
 from shoal.node.api.units import UnitReader, add_stream, check_ids, submit_stream, writes
 from shoal.node.errors import JobError, RequestError
 from shoal.node.metrics import CONTENT_TYPE

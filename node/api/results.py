@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MSGPACK = "application/msgpack"
 
+UNITS_PER_ANSWER_LIMIT = 1000
+
 ANSWER_LIMIT_BYTES = 4 << 20
 """Inline outputs in one answer; the units after them are for the next one."""
 

@@ -15,7 +15,13 @@ import structlog
 from shoal.crypto.errors import ShoalError
 from shoal.node import quick_request
 from shoal.node.api.answers import confess, refuse
-from shoal.node.api.results import MSGPACK, ResultsQuery, note_later, results_of
+from shoal.node.api.results import (
+    MSGPACK,
+    UNITS_PER_ANSWER_LIMIT,
+    ResultsQuery,
+    note_later,
+    results_of,
+)
 from shoal.node.api.units import UnitReader, add_stream, writes
 from shoal.node.records import JobId
 
@@ -26,8 +32,6 @@ if TYPE_CHECKING:
 
     from shoal.node.api.facade import DaemonFacade
     from shoal.node.quick_request import QuickRequest
-
-UNITS_PER_ANSWER_LIMIT = 1000
 
 _CREATED = 201
 log = structlog.get_logger(__name__)

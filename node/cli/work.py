@@ -42,12 +42,13 @@ class Limits:
         self,
         *,
         numeric_class: Annotated[
-            str,
+            str | None,
             Parameter(
                 name="--class",
-                help="Numeric class of the results: fp32, exact, or low (GPUs only).",
+                help="Numeric class of the results: fp32, exact, or low (GPUs only). "
+                "Without it the program's own: fp32, where it has no precision.",
             ),
-        ] = "fp32",
+        ] = None,
         precision: Annotated[
             str | None, Parameter(help="Of the class exact: x20 (the default), x16 or x8.")
         ] = None,
@@ -110,7 +111,7 @@ class Limits:
         from shoal.compute.exact.spec import PRECISIONS
         from shoal.node.client.flows import OFFERED_CLASSES
 
-        if numeric_class not in OFFERED_CLASSES:
+        if numeric_class is not None and numeric_class not in OFFERED_CLASSES:
             raise ConfigError(
                 f"--class: nothing runs a numeric class {numeric_class!r}",
                 code="usage",
@@ -135,9 +136,10 @@ class Limits:
                 code="usage",
                 hint="for example --memory-limit 2GB",
             ) from None
-        if precision is not None and (numeric_class != "exact" or precision not in PRECISIONS):
+        fits = numeric_class in {None, "exact"} and precision in PRECISIONS
+        if precision is not None and not fits:
             raise ConfigError(
-                f"--precision: {precision!r} does not fit --class {numeric_class}",
+                f"--precision: {precision!r} does not fit --class {numeric_class or 'exact'}",
                 code="usage",
                 hint=f"--class exact --precision {'|'.join(PRECISIONS)}",
             )
@@ -151,7 +153,8 @@ class Limits:
             "fail_fast": fail_fast,
             "outputs_stay": outputs_stay,
             "verify": _checked_verify(verify),
-            "proofs": _checked_proofs(proofs, numeric_class, verify),
+            # Of a program's own class the daemon knows.
+            "proofs": _checked_proofs(proofs, numeric_class or "exact", verify),
             "id": new_job_id() if job_id is None else _checked_id(job_id),
         }
         self.names_job = job_id is not None

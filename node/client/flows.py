@@ -86,7 +86,8 @@ OFFERED_CLASSES = (
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the units of a job are to be run: the fields of `JobSpec`, and ``precision``.
 
-    A GPU kernel's ``numeric_class`` is ``kernel``, which need not be said.
+    ``numeric_class`` is the program's own where it is not said: ``exact`` of one that was
+    made with a precision, ``kernel`` of a GPU kernel, ``fp32`` of the others.
 
     ``precision`` belongs to the class ``exact``: ``x20``, ``x16`` or ``x8``. It is
     part of the program, so a program that is prepared already keeps its own.
@@ -104,7 +105,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     can be repeated. Without it each submission is a job of its own.
     """
 
-    numeric_class: str = NumericClass.FP32.value
+    numeric_class: str | None = None
     precision: str | None = None
     label: str = ""
     time_limit_s: float = 300.0

@@ -19,7 +19,7 @@ import msgpack
 import msgspec
 
 from shoal.compute.errors import ProgramError
-from shoal.compute.kernel_manifest import KERNEL_CLASS, KernelManifest
+from shoal.compute.programs import own_class
 from shoal.compute.tensor import to_blob
 from shoal.crypto.errors import ShoalError
 from shoal.node.client.batching import batches, check_batch
@@ -81,8 +81,6 @@ REFILL_PART = 8
 
 LINGER_S = 0.02
 """Units of a slow iterator wait so long for others to go with them."""
-
-_NOT_CHOSEN = Options().numeric_class
 
 _MSGPACK = "application/msgpack"
 _RANK_FREE_BYTES = 192
@@ -209,8 +207,7 @@ def open_job(
         "open": stays_open,
     }
     del spec["precision"]
-    if isinstance(prepared.manifest, KernelManifest) and options.numeric_class == _NOT_CHOSEN:
-        spec["numeric_class"] = KERNEL_CLASS  # a kernel runs in no other
+    spec["numeric_class"] = options.numeric_class or own_class(prepared.manifest)
     job_id = spec["id"] = options.id or new_job_id()
     yield from _put(first)
     request = Request(

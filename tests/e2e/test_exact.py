@@ -28,7 +28,7 @@ def test_two_providers_give_the_same_bits_and_their_receipts_show_it(swarm):
     row = rows(3)
     units = [{"x": row}] * 24
     with swarm.nodes[0].client() as client:
-        job = client.submit(dense(), units, numeric_class="exact", precision="x20")
+        job = client.submit(dense(), units, precision="x20")  # which no other class takes
         ended = client.wait(job.id, 120)
         assert (ended.state, ended.units_done) == (JobState.DONE, 24), ended.failure
         done = client.units(job.id, 0, 24)

@@ -60,6 +60,7 @@ def test_a_job_that_is_not_to_wait_fails_with_the_reason(node, programs, tmp_pat
     ("name", "numeric_class", "inputs", "code"),
     [
         ("softmax", "exact", {"x": X}, "class_mismatch"),
+        ("softmax", "fp32", {"x": X}, "class_mismatch"),
         ("softmax", "kernel", {}, "missing_input"),
         ("softmax", "kernel", {"x": X[0]}, "wrong_shape"),
         ("softmax", "kernel", {"x": X.astype(np.float16)}, "wrong_dtype"),
