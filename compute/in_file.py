@@ -59,6 +59,11 @@ Tensor: TypeAlias = Buffer | InFile
 """A tensor's blob, in memory or in a file."""
 
 
+def in_memory(tensor: bytes | InFile) -> bytes:
+    """The bytes of a blob, which are read from its file where they are in one."""
+    return b"".join(tensor.pieces()) if isinstance(tensor, InFile) else tensor
+
+
 def size_of(tensor: Tensor) -> int:
     """The bytes of a blob."""
     return len(tensor) if isinstance(tensor, InFile) else memoryview(tensor).nbytes

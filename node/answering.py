@@ -175,8 +175,9 @@ class Answers:
         if not isinstance(request.body, Hello):
             self._conduct.broke(stream.remote, Offence.PROTOCOL_BROKEN, "no hello")
         await send_frame(stream, Response(id=request.id, body=answer))
-        heard_out = isinstance(answer, Hello) and isinstance(request.body, Hello)
-        return request.body.protocol if heard_out else None
+        if isinstance(answer, Hello) and isinstance(request.body, Hello):
+            return request.body.protocol
+        return None
 
     async def _serve_requests(
         self, stream: ByteStream, theirs: Version, asker: _Asker, nursery: trio.Nursery
@@ -225,9 +226,11 @@ class Answers:
         sending: trio.Lock,
         served: trio.Event,
     ) -> None:
+        answer: ResponseBody
+        body: RequestBody | None = None
         try:
             if isinstance(request, UnknownWord):
-                answer, body = request.problem(), None
+                answer = request.problem()
             else:
                 body = request.body
                 answer = said_to(theirs, await self.answer_guarded(stream.remote, body))

@@ -8,6 +8,8 @@ no record of progress is kept that could disagree with the bytes.
 
 from __future__ import annotations
 
+from functools import partial
+
 from shoal.crypto.content import CHUNK_SIZE_BYTES, BlobId, Buffer, ChunkList
 from shoal.crypto.possession import PossessionHasher
 from shoal.node.blob_files import OpenBlob, PartialFile, storing
@@ -149,7 +151,7 @@ class Reception:
         present = [
             index
             for index in range(-(-file.size_bytes // CHUNK_SIZE_BYTES))
-            if await shelf.work(lambda index=index: file.holds(index))
+            if await shelf.work(partial(file.holds, index))
         ]
         missing = dict.fromkeys(range(len(file.chunks.digests)))
         for index in present:

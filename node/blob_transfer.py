@@ -18,7 +18,7 @@ caller to decide. The words are in `protocol.blob_messages`, the bytes end in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -376,7 +376,7 @@ async def _take_all(stream: ByteStream, chunks: ChunkList, store: BlobStore) -> 
         return
     await send_frame(stream, BlobSend(first_chunk=0), MESSAGE_LIMIT_BYTES)
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncGenerator[bytes, None]:
         for index in range(len(chunks.digests)):
             chunk = await _receive_chunk(stream, chunks, index)
             await trio.to_thread.run_sync(_check_chunk, stream.remote, chunks, index, chunk)

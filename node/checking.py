@@ -282,7 +282,8 @@ class Checking:
         auto, itself = job.running.verify.level == "auto", self._may_run_itself(job)
         providers = {checked.machine.provider for checked in some}
         by_others = {each for each in providers if self._candidates.able(job.running, each)}
-        later, hopeless = [], []
+        later: list[Checked] = []
+        hopeless: list[Checked] = []
         for checked in some:
             checked.tries += 1
             others = not checked.own_only and checked.machine.provider in by_others

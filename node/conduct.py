@@ -177,7 +177,9 @@ class Conduct:
     def standing_of(self, peer: PeerId) -> StandingView | None:
         """A peer's standing, where it is not full."""
         record = self._standing.record(peer, trio.current_time())
-        return record and StandingView(
+        if record is None:
+            return None
+        return StandingView(
             standing=record.standing / FULL,
             why=record.why,
             offences={offence.value: count for offence, count in record.offences},

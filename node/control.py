@@ -204,10 +204,10 @@ class Control:
             with within(OPEN_TIME_LIMIT_S, line.peer):
                 theirs = await self._exchange(line, self._hello)
             if not isinstance(theirs, Hello):
+                problem = _problem(line.peer, theirs)
                 if not isinstance(theirs, Problem):
                     self._conduct.broke(line.peer, Offence.UNFITTING_ANSWER, "to hello")
-                problem = _problem(line.peer, theirs)
-                if problem.code == "version_unsupported":
+                elif problem.code == "version_unsupported":
                     self.versions.refuse(line.peer, f"answered: {theirs.message}")
                 raise problem
             line.theirs = theirs.protocol
@@ -248,16 +248,19 @@ class Control:
         try:
             while True:
                 data = await receive_message(stream)
+                response: Response | UnknownWord
                 if theirs is not None:
                     response = read_frame(data, Response, theirs)
                 else:
-                    response = read_greeting(data, Response)
-                    is_hello = isinstance(response.body, Hello)
-                    theirs = response.body.protocol if is_hello else OWN
+                    response = greeting = read_greeting(data, Response)
+                    said = greeting.body
+                    theirs = said.protocol if isinstance(said, Hello) else OWN
                 pending = line.pending.pop(response.id, None)
                 if pending is not None:  # else nobody waits for it, or not any more
-                    unknown = isinstance(response, UnknownWord)
-                    pending.answer = response.problem() if unknown else response.body
+                    if isinstance(response, UnknownWord):
+                        pending.answer = response.problem()
+                    else:
+                        pending.answer = response.body
                     pending.ended.set()
         except StreamClosedError:
             failure = NetworkError(f"{line.peer} closed the control stream", code="link_lost")

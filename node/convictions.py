@@ -470,9 +470,9 @@ class Convictions:
             self._believed.withdraw(self.house, accused)
             self._bans[accused] = ban
             self._pardoned.pop(accused, None)
-            since = readable_since(proof)
+            readable = readable_since(proof)
             self._believed.add(
-                Believed(accusation, verdict.sentence, own, now, private, since=since)
+                Believed(accusation, verdict.sentence, own, now, private, since=readable)
             )
             public = self._believed.publish(self.house, proof_id)
         log.warning("a peer is banned", peer=accused, proof=proof_id, why=verdict.sentence)
@@ -481,7 +481,7 @@ class Convictions:
             banned(accused)
         if public:
             for link in set(self.links()) - {besides, accused}:
-                if self.house.control.versions.of(link) < since:
+                if self.house.control.versions.of(link) < readable:
                     continue
                 if self._nursery is not None:
                     self._nursery.start_soon(self._tell, link, accusation)

@@ -22,8 +22,8 @@ import structlog
 import trio
 
 from shoal.compute.errors import ComputeError
+from shoal.compute.frames import UnitLimits
 from shoal.compute.in_file import InFile
-from shoal.compute.supervisor import UnitLimits
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement
 from shoal.crypto.errors import VerificationError

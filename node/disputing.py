@@ -23,7 +23,7 @@ import trio
 
 from shoal.compute import accusing
 from shoal.compute.exact.leaves import decode_operator_leaf
-from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import JobError
@@ -179,11 +179,9 @@ class Disputes:
         other = open_receipt(evidence.other) if evidence.other is not None else None
         if other is not None and (other.award, other.provider) == (receipt.award, accused):
             assert evidence.other is not None
-            proof = accusing.equivocation_proof(
-                evidence.award, evidence.receipt, evidence.other
-            )
-            if fraud_proof.contradicted(fraud_proof.examine(proof)):
-                return await self._convict(evidence, proof, {})
+            two = accusing.equivocation_proof(evidence.award, evidence.receipt, evidence.other)
+            if fraud_proof.contradicted(fraud_proof.examine(two)):
+                return await self._convict(evidence, two, {})
             other = None  # as where it calls what it said an error of the moment
         held = await exhibit(self._house, f"dispute/{number}", receipt, self._memory_bytes)
         try:
@@ -192,9 +190,9 @@ class Disputes:
                 outcome = await self._convict(evidence, proof, await self._blobs(held, proof))
                 if outcome == Outcome.CONVICTED:
                     return outcome
-            proof = accusing.unit_proof(evidence.award, evidence.receipt)
+            whole = accusing.unit_proof(evidence.award, evidence.receipt)
             inputs = await held.read([*dict.fromkeys(held.inputs.values())])
-            return await self._convict(evidence, proof, await held.blobs() | inputs)
+            return await self._convict(evidence, whole, await held.blobs() | inputs)
         finally:
             held.let_go()
 
@@ -249,8 +247,7 @@ class Disputes:
         if other is not None and other.outputs is not None:
             outputs = {name: BlobId(blob_id) for name, blob_id in other.outputs}
         elif finding.ending is Ending.TRACE and receipt.outputs is not None:
-            ran = await held.run()
-            outputs = {name: blob_id_of(tensor) for name, tensor in ran.outputs.items()}
+            outputs = await held.output_ids()
         else:
             outputs = {}
         return accusing.trace_proof(

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from shoal.compute.supervisor import UnitLimits
-from shoal.crypto.content import BlobId
+from shoal.compute.errors import ProgramError
+from shoal.compute.frames import UnitLimits
+from shoal.compute.in_file import in_memory
+from shoal.compute.manifest import Manifest
+from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.errors import StoreError
@@ -24,7 +27,6 @@ from shoal.protocol.limits import EnvelopeBytes
 from shoal.protocol.statements import open_receipt
 
 if TYPE_CHECKING:
-    from shoal.compute.programs import AnyManifest
     from shoal.compute.unit_runs import Execution, NodeTensors, Traced
     from shoal.node.house import House
     from shoal.node.state import State
@@ -96,7 +98,7 @@ class Exhibit:
     house: House
     name: str
     receipt: Receipt
-    manifest: AnyManifest
+    manifest: Manifest
     inputs: dict[str, BlobId]
     memory_bytes: int
 
@@ -129,6 +131,11 @@ class Exhibit:
             RANK,
             PATIENCE_S,
         )
+
+    async def output_ids(self) -> dict[str, BlobId]:
+        """The ids of what this node's own run gives; raises as `Worker.run`."""
+        outputs = (await self.run()).outputs
+        return {name: blob_id_of(in_memory(tensor)) for name, tensor in outputs.items()}
 
     async def trace(self, stage: int | None = None) -> Traced:
         """Its leaves; raises as `Worker.trace`."""
@@ -174,13 +181,15 @@ async def exhibit(house: House, name: str, receipt: Receipt, memory_bytes: int) 
 
     Raises:
         StoreError: ``blob_missing``: the job was forgotten, or a blob is gone.
-        ProgramError: The program is none.
+        ProgramError: The program is none, or ``no_trace``: it is a GPU kernel.
     """
     program = BlobId(receipt.program)
     inputs = {port: BlobId(blob_id) for port, blob_id in receipt.inputs}
     house.store.pin(program, name)
     try:
         manifest = await manifest_of(house.store, program)
+        if not isinstance(manifest, Manifest):
+            raise ProgramError("a GPU kernel has no trace", code="no_trace")
         for blob_id in (*program_blobs(manifest), *inputs.values()):
             house.store.pin(blob_id, name)
         small = [blob_id for blob_id in inputs.values() if not house.store.holds(blob_id)]
@@ -193,7 +202,7 @@ async def exhibit(house: House, name: str, receipt: Receipt, memory_bytes: int) 
                     f"the blob {blob_id[:16]}… of a disputed unit is not held any more",
                     code="blob_missing",
                 )
-        house.rights.grant(name, receipt.provider, [program, *needed])
+        house.rights.grant(name, PeerId(receipt.provider), [program, *needed])
     except BaseException:
         house.store.unpin(name)
         raise

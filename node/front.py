@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import structlog
 import trio
@@ -76,7 +76,7 @@ from shoal.protocol.negotiation_messages import (
 from shoal.protocol.reachability_messages import DialBack, Introduce, Introduction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from shoal.compute.devices import Device, Inventory
@@ -84,7 +84,6 @@ if TYPE_CHECKING:
     from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
     from shoal.crypto.identity import Identity
-    from shoal.node.answering import Answering
     from shoal.node.blobs import BlobStore
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
@@ -118,7 +117,11 @@ if TYPE_CHECKING:
     from shoal.node.standings import StandingPage, Standings
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
+    from shoal.node.work_done import WorkDone
     from shoal.protocol.messages import RequestBody, ResponseBody
+
+    Serving: TypeAlias = Callable[[PeerId, Any], Awaitable[ResponseBody]]
+    """Answers one kind of request of a peer."""
 
 log = structlog.get_logger(__name__)
 
@@ -152,7 +155,7 @@ class Daemon:
     introductions: Introductions
     joining: Joining
     retention: Retention
-    served: dict[type[RequestBody], Answering] = field(default_factory=dict)
+    served: dict[type[RequestBody], Serving] = field(default_factory=dict)
     """Who answers further requests of peers, by the request."""
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
@@ -244,7 +247,9 @@ class Daemon:
 
     def ledger(self, peer: str | None) -> LedgerPage:
         """Who did how much for whom."""
-        return self.house.settling.ledger.page(self.config.serve, peer and PeerId(peer))
+        return self.house.settling.ledger.page(
+            self.config.serve, PeerId(peer) if peer else None
+        )
 
     async def export_ledger(self, peer: str | None) -> bytes:
         """What others have signed of it, as a file: see `node.ledger_file`."""
@@ -406,7 +411,7 @@ class Daemon:
             pending=self.jobs_running.pending(job_id),
             disputes=await disputes_of(self.journal, job_id, time.time()),
         )
-        work = ()
+        work: tuple[WorkDone, ...] = ()
         if job.state.final or job.units_failed:
             work = await work_done(self.journal, job_id)
         if unit is None:

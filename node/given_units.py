@@ -69,7 +69,8 @@ async def take(
     """
     look = _Look(house, job_id, manifest)
     await look.know(given)
-    taken, large = Taken(), {}
+    taken = Taken()
+    large: dict[BlobId, bytes] = {}
     for index, inputs in enumerate(given, first):
         try:
             unit, tensors = await look.check(index, inputs)

@@ -252,10 +252,11 @@ async def _lacks_input(
         Whether it is: then it is nothing against the provider, nor against the unit.
     """
     lost: tuple[Left, ...] = ()
-    missing = answer.missing if answer.reason is Reason.DATA_MISSING else None
-    if missing in unit.inputs.values() and not house.store.holds(BlobId(missing)):
-        lost = await chaining.not_found(house, unit, BlobId(missing))
-        if house.store.holds(BlobId(missing)):
+    missing = BlobId(answer.missing or "")
+    lacks = answer.reason is Reason.DATA_MISSING and missing in unit.inputs.values()
+    if lacks and not house.store.holds(missing):
+        lost = await chaining.not_found(house, unit, missing)
+        if house.store.holds(missing):
             events.handed_back(state, batch.id, unit.index)
             return True
     elif answer.reason is Reason.PROGRAM_REFUSED:

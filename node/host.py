@@ -369,6 +369,7 @@ class Host:
     # -- how they are kept in bounds --
 
     async def _sweep(self) -> None:
+        assert self._nursery is not None
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
             now_s = trio.current_time()
@@ -384,6 +385,7 @@ class Host:
                 self._cut(max(unread)[2], Breach.HOARDING)
 
     def _cut(self, connection: Any, breach: Breach) -> None:
+        assert self._nursery is not None
         self.broke(PeerId(str(connection.muxed_conn.peer_id)), breach)
         self._nursery.start_soon(self.end, connection)
 

@@ -71,6 +71,7 @@ class Standings(Protocol):
         self,
         peer: PeerId,
         deed: Deed,
+        /,
         weight: float = 1.0,
         detail: str = "",
         *,

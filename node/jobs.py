@@ -149,7 +149,7 @@ class Jobs:
     def manifest(self, job_id: JobId) -> AnyManifest | None:
         """Of a running job, the manifest of its program, which is held as long as it runs."""
         running = self._running.get(job_id)
-        return running and running.need.manifest
+        return None if running is None else running.need.manifest
 
     async def outlook(self, job_id: JobId) -> Outlook | None:
         """How a job stands, peer by peer; None when it does not run."""
@@ -157,7 +157,9 @@ class Jobs:
             return None
         _, awaiting = await self._house.journal.count_open(job_id)
         job = self._state.jobs.get(job_id)
-        return job and outlook(self._state, job, awaiting, trio.current_time())
+        if job is None:
+            return None
+        return outlook(self._state, job, awaiting, trio.current_time())
 
     def watch(
         self, job_id: JobId

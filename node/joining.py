@@ -26,6 +26,7 @@ import trio
 from shoal.node import remembered_peers
 from shoal.node.addresses import Address, DnsAddress, parse_bootstrap
 from shoal.node.errors import ConfigError, NetworkError, StoreError
+from shoal.node.introductions import DIAL_TIME_LIMIT_S
 from shoal.node.joining_plan import (
     KEEP_AGAIN_S,
     KEEP_FROM_S,
@@ -36,7 +37,6 @@ from shoal.node.joining_plan import (
     to_tell,
 )
 from shoal.node.lan import Lan
-from shoal.node.membership import DIAL_TIME_LIMIT_S
 from shoal.node.records import JoiningView, SeedView
 from shoal.node.remembered_peers import RememberedPeer
 
@@ -153,7 +153,7 @@ class Joining:
             NetworkError: A name is not resolved, or nobody is reached there.
         """
         place = parse_bootstrap(text)
-        found = [place]
+        found: Sequence[Address] = ()
         if isinstance(place, DnsAddress):
             found = await self._network.dialing.names.peers(place)
         by_peer = _by_peer(found)

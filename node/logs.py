@@ -53,7 +53,7 @@ class LogFile(logging.handlers.RotatingFileHandler):
         """Open the file under its name: what had it may have been moved away."""
         self.acquire()
         try:
-            before, self.stream = self.stream, None  # type: ignore[assignment]
+            before, self.stream = self.stream, None
             with suppress(OSError):
                 if before is not None:
                     before.close()
@@ -74,12 +74,14 @@ class LogFile(logging.handlers.RotatingFileHandler):
         self.lost += 1
 
     def _is_ours(self, descriptor: int) -> bool:
+        assert self.stream is not None
         try:
             return os.path.samestat(os.fstat(descriptor), os.fstat(self.stream.fileno()))
         except OSError:
             return False
 
     def _take_along(self) -> None:
+        assert self.stream is not None  # opened just now
         for descriptor in self._standard:
             os.dup2(self.stream.fileno(), descriptor)
 

@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 from prometheus_client import CollectorRegistry, generate_latest
@@ -30,6 +30,8 @@ from prometheus_client.process_collector import ProcessCollector
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+    from shoal.node.network_statistics import NetworkStatistics
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 LAG_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0)
@@ -37,26 +39,6 @@ HEARTBEAT_S = 0.1
 """Often enough for a hundredth of a minute to be seen, at 0.1 % of a core."""
 
 RTT_BOUNDS_S = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-
-
-class NetworkReadings(Protocol):
-    """What the network part counts, as `Network.statistics` gives it.
-
-    Causes and breaches are names of closed lists.
-    """
-
-    connections_in: int
-    connections_out: int
-    half_open: int
-    streams: int
-    unread_bytes: int
-    refused: Mapping[str, int]
-    evicted: int
-    breaches: Mapping[str, int]
-    gossip_in: int
-    gossip_out: int
-    gossip_dropped: int
-    restarts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +78,7 @@ class Readings:
     disputes_open: int = 0
     disputes_ended: Mapping[str, float] = field(default_factory=dict)
     checks: Mapping[str, float] = field(default_factory=dict)
-    network: NetworkReadings | None = None
+    network: NetworkStatistics | None = None
 
 
 Figure: TypeAlias = float | Mapping[str, float] | None
@@ -125,7 +107,7 @@ class Row:
         return self.name.endswith("_total")
 
 
-def _of_network(read: Callable[[NetworkReadings], Figure]) -> Callable[[Readings], Figure]:
+def _of_network(read: Callable[[NetworkStatistics], Figure]) -> Callable[[Readings], Figure]:
     return lambda now: None if now.network is None else read(now.network)
 
 
@@ -359,7 +341,7 @@ class Metrics:
         )
         self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._registry)
-        self._registry.register(self)  # type: ignore[arg-type]  # it has `collect`
+        self._registry.register(self)  # it has `collect`
 
     async def follow_loop(self) -> None:
         """Measure for ever how late the loop is."""

@@ -22,8 +22,8 @@ import trio
 from shoal.compute import manifest as manifests
 from shoal.compute import programs
 from shoal.compute.exact.spec import SPEC_VERSION
+from shoal.compute.frames import UnitLimits
 from shoal.compute.in_file import InFile
-from shoal.compute.supervisor import UnitLimits
 from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.envelope import Statement

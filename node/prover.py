@@ -160,18 +160,18 @@ class Prover:
                 del self._sides[key]
         if isinstance(message, Challenge):
             return await self._prove(peer, message)
-        side = self._sides.get((peer, message.nonce))
-        if side is None:
+        held = self._sides.get((peer, message.nonce))
+        if held is None:
             if isinstance(message, ProofOffer):
                 return Done()
             return Refusal(
                 call=message.nonce, reason=Reason.EXPIRED, detail="no such challenge is held"
             )
-        side.receive(message, trio.current_time())
+        held.receive(message, trio.current_time())
         match message:
             case Draw():
-                opened = await trio.to_thread.run_sync(side.open)
-                side.send(opened, trio.current_time())
+                opened: Opened = await trio.to_thread.run_sync(held.open)
+                held.send(opened, trio.current_time())
                 return opened
             case ProofOffer():
                 del self._sides[peer, message.nonce]
@@ -184,7 +184,7 @@ class Prover:
     async def _prove(self, peer: PeerId, challenge: Challenge) -> Committed | Refusal:
         side = ProverSide(verifier=peer, prover=self._house.peer_id)
         side.receive(challenge, trio.current_time())
-        answer = self._refusal(peer, challenge)
+        answer: Committed | Refusal | None = self._refusal(peer, challenge)
         if answer is None:
             self._proving = True
             try:

@@ -40,6 +40,7 @@ from shoal.protocol.negotiation import (
 )
 from shoal.protocol.negotiation_messages import (
     AwardOffer,
+    Bid,
     Call,
     Cancel,
     Drop,
@@ -154,7 +155,7 @@ class Provider:
         self,
         peer: PeerId,
         message: Call | AwardOffer | UnitRequest | UnitsRequest | Cancel | Release,
-    ) -> Refusal | UnitResult | UnitsResult | Lease | Done | bidding.Bid:
+    ) -> Refusal | UnitResult | UnitsResult | Lease | Done | Bid:
         """Answer one negotiation message of ``peer``.
 
         Raises:
@@ -190,7 +191,7 @@ class Provider:
         self,
         peer: PeerId,
         message: Call | AwardOffer | UnitRequest | UnitsRequest | Cancel | Release,
-    ) -> Refusal | UnitResult | UnitsResult | Lease | Done | bidding.Bid:
+    ) -> Refusal | UnitResult | UnitsResult | Lease | Done | Bid:
         if isinstance(message, Call):
             return await self._bid(peer, message)
         conversation = self._conversations.get((peer, message.call))
@@ -239,7 +240,7 @@ class Provider:
                 conversation.unwanted |= names
             self._house.settling.excuse(conversation.side, names)
 
-    async def _bid(self, peer: PeerId, call: Call) -> bidding.Bid | Refusal:
+    async def _bid(self, peer: PeerId, call: Call) -> Bid | Refusal:
         terms = bidding.choose(call, peer, self._house.offers())
         if isinstance(terms, Refusal):
             return terms

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, NewType, TypeAlias
 
@@ -98,7 +99,7 @@ class OutputRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: str
 
 
-GivenUnit: TypeAlias = dict[str, BlobId | OutputRef | bytes]
+GivenUnit: TypeAlias = Mapping[str, BlobId | OutputRef | bytes]
 """A unit as a submitter gives it: what is bytes is a whole tensor."""
 
 

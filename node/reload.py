@@ -57,7 +57,7 @@ def change(running: Config, found: Config) -> Change:
         config=replace(
             running,
             **{setting.attribute: getattr(found, setting.attribute) for setting in live},
-            sources=running.sources | {s.name: found.sources[s.name] for s in live},
+            sources={**running.sources, **{s.name: found.sources[s.name] for s in live}},
             warnings=found.warnings,
         ),
         changed=tuple(setting.name for setting in live),

@@ -109,11 +109,11 @@ async def meet(
 
 async def keep(journal: State, rows: Iterable[RememberedPeer]) -> None:
     """Note where the peers that are links now are; raises as `meet`."""
-    values = [_values(row) for row in rows]
+    kept = list(rows)
 
     def write(database: sqlite3.Connection) -> None:
-        database.executemany(f"{_PUT} seen_at = excluded.seen_at", values)
-        _forget(database, max((each["seen_at"] for each in values), default=0.0))
+        database.executemany(f"{_PUT} seen_at = excluded.seen_at", map(_values, kept))
+        _forget(database, max((row.seen_at_s for row in kept), default=0.0))
 
     await journal.transact(write)
 
@@ -132,7 +132,7 @@ _PUT = (
 )
 
 
-def _values(row: RememberedPeer) -> dict[str, str | float]:
+def _values(row: RememberedPeer) -> dict[str, str | float | None]:
     return {
         "peer": row.peer,
         "addresses": to_json(row.addresses[:ADDRESSES_LIMIT]),

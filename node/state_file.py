@@ -183,9 +183,9 @@ def _look_through(database: sqlite3.Connection) -> None:
     finally:
         database.set_progress_handler(None, 0)
     if said != "ok":
-        error = sqlite3.DatabaseError(said)
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise error
+        damaged = sqlite3.DatabaseError(said)
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damaged
 
 
 def _size_bytes(path: Path) -> int:

@@ -73,7 +73,7 @@ class UnitTiming(msgspec.Struct, frozen=True):
 class _Added(NamedTuple):
     job: JobId
     first: int
-    count: int
+    units: int
     took_s: float
     at_s: float
 
@@ -194,7 +194,7 @@ class Timings:
 
     def _begun(self, job: JobId, index: int, now_s: float) -> _Marks:
         for added in reversed(self._added):
-            if added.job == job and added.first <= index < added.first + added.count:
+            if added.job == job and added.first <= index < added.first + added.units:
                 return _Marks(last_s=added.at_s, steps={"submitted": added.took_s})
         return _Marks(last_s=now_s)
 

@@ -116,6 +116,10 @@ class VerifierLease:
         self.house.store.unpin(self.job)
 
 
+def _refused(refusal: Refusal) -> JobError:
+    return JobError(refusal.detail or refusal.reason.value, code=refusal.reason.value)
+
+
 async def open_lease(
     house: House, need: Need, peer: PeerId, units: int, draw: Draw | None
 ) -> VerifierLease:
@@ -128,14 +132,11 @@ async def open_lease(
     # What a check gives is compared here, so it comes here.
     spec = msgspec.structs.replace(need.spec, outputs_stay=False)
     need = replace(need, spec=spec)
-    answer = await pipeline.call_for_bid(house, need, peer, units)
-    side = None
-    if not isinstance(answer, Refusal):
-        side = answer
-        offer = pipeline.sign_award(house, need, side, draw)
-        answer = await pipeline.await_lease(house, side, offer)
-    if answer is not None:
-        assert isinstance(answer, Refusal)
-        raise JobError(answer.detail or answer.reason.value, code=answer.reason.value)
-    assert side is not None
+    side = await pipeline.call_for_bid(house, need, peer, units)
+    if isinstance(side, Refusal):
+        raise _refused(side)
+    offer = pipeline.sign_award(house, need, side, draw)
+    refusal = await pipeline.await_lease(house, side, offer)
+    if refusal is not None:
+        raise _refused(refusal)
     return VerifierLease(house, need, side, draw, new_job_id())

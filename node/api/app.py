@@ -194,14 +194,15 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("GET", "/v1/jobs/{id}/receipts", api.receipts),
         ("GET", "/v1/receipts/{id}", api.receipt),
     )
+    handlers: dict[Any, Any] = {  # each takes its own kind of exception
+        ShoalError: refuse,
+        HTTPException: refuse_route,
+        ClientDisconnect: _leave,
+        Exception: confess,
+    }
     app = Starlette(
         routes=[Route(path, handler, methods=[method]) for method, path, handler in routes],
-        exception_handlers={
-            ShoalError: refuse,
-            HTTPException: refuse_route,
-            ClientDisconnect: _leave,
-            Exception: confess,
-        },  # type: ignore[arg-type]  # each takes its own kind of exception
+        exception_handlers=handlers,
     )
     app.state.shortcut = Shortcut(daemon)
     return app

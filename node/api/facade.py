@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shoal.node.assurance import Assurance, JobAssurance
     from shoal.node.capability_views import CapabilityView, ChallengeView
     from shoal.node.causes import Explanation
+    from shoal.node.journal_results import Order
     from shoal.node.ledger import LedgerPage
     from shoal.node.records import (
         Ban,
@@ -194,7 +195,7 @@ class DaemonFacade(Protocol):
         ...
 
     async def results(
-        self, job_id: JobId, after: int, limit: int, order: str
+        self, job_id: JobId, after: int, limit: int, order: Order
     ) -> tuple[list[Unit], int]:
         """Units that have ended, and the ``after`` of those that follow them.
 
@@ -206,7 +207,7 @@ class DaemonFacade(Protocol):
         """
         ...
 
-    async def note_read(self, job_id: JobId, until: int, order: str) -> None:
+    async def note_read(self, job_id: JobId, until: int, order: Order) -> None:
         """Note that whoever asks has the results up to ``until``, counted as in `results`."""
         ...
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 Body = TypeVar("Body")
+Word = TypeVar("Word", bound=str)
 
 WAIT_LIMIT_S = 3600.0
 """How long one request may wait for a job; a client may ask again."""
@@ -70,12 +71,13 @@ def cursor(request: Request) -> int:
     return whole_number(request, "after", 0)
 
 
-def one_of(request: Request, name: str, choices: tuple[str, ...]) -> str:
+def one_of(request: Request, name: str, choices: tuple[Word, ...]) -> Word:
     """One of some words, the first where none is given; raises RequestError."""
     text = request.query_params.get(name, choices[0])
-    if text not in choices:
-        raise RequestError(f"{name} is {' or '.join(choices)}, and not {text[:40]!r}")
-    return text
+    for choice in choices:
+        if text == choice:
+            return choice
+    raise RequestError(f"{name} is {' or '.join(choices)}, and not {text[:40]!r}")
 
 
 def whole_number(request: Request, name: str, default: int, limit: int = (1 << 63) - 1) -> int:

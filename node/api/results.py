@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from shoal.crypto.content import BlobId
     from shoal.node.api.facade import DaemonFacade
+    from shoal.node.journal_results import Order
     from shoal.node.records import Job, JobId, Unit
 
 MSGPACK = "application/msgpack"
@@ -53,7 +54,7 @@ class ResultsQuery:
 
     after: int
     limit: int
-    order: str
+    order: Order
     wait_s: float
 
 

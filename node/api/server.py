@@ -85,7 +85,8 @@ async def serve_on(
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
     open_now: set[trio.SocketStream] = set()
     shortcut = getattr(app.state, "shortcut", None)
-    handle = partial(_serve_connection, ASGIWrapper(app), shortcut, _settings(), open_now)
+    served = ASGIWrapper(app)  # type: ignore[arg-type]  # theirs names each message
+    handle = partial(_serve_connection, served, shortcut, _settings(), open_now)
     async with trio.open_nursery() as connections:
         try:
             task_status.started()
@@ -296,7 +297,7 @@ async def _serve_connection(
             settings,
             context,
             ConnectionState({}),
-            connection,  # type: ignore[arg-type]  # what it uses of one
+            connection,  # what it uses of one
         )
         await server.run()
     except (trio.BrokenResourceError, trio.ClosedResourceError):

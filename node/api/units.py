@@ -131,7 +131,7 @@ async def submit_stream(daemon: DaemonFacade, pieces: AsyncIterable[bytes]) -> J
     maps = UnitReader(pieces).maps()
     spec = _spec(await anext(maps, {}))
     stream = writes(maps)
-    first = await anext(stream, [])
+    first: list[GivenUnit] = await anext(stream, [])
     more = await anext(stream, None) if first else None
     if more is None:
         return await daemon.submit(spec, first)

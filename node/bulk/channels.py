@@ -90,7 +90,7 @@ class Channel:
     """One channel to a peer, had from `Channels.to`."""
 
     def __init__(
-        self, wire: Wire, run: Callable[[Wire, Callable[[], T]], Awaitable[T]]
+        self, wire: Wire, run: Callable[[Wire, Callable[[], None]], Awaitable[None]]
     ) -> None:
         self.peer = wire.peer
         self._wire = wire

@@ -168,7 +168,7 @@ class _NpyWriter:
             )
         self._rows += array.shape[0] if array.ndim else 1
         self._units += 1
-        self._file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def complete(self) -> None:
         """Write the header of what is there now; nothing more comes."""

@@ -209,12 +209,13 @@ def _print_notes(conducts: Sequence[ConductView], callers: Sequence[CallerView])
 def _print_offenders(conducts: Sequence[ConductView], cut: Sequence[CutView]) -> None:
     """Who broke the rules, and who is cut for it."""
     cut_peers = {view.peer for view in cut}
-    lowered = [view for view in conducts if view.standing and view.peer not in cut_peers]
+    standings = ((view.peer, view.standing) for view in conducts if view.peer not in cut_peers)
+    lowered = [(peer, view) for peer, view in standings if view is not None]
     if lowered:
         print()
         print_table(
             ("STANDING LOWERED", "STANDING", "IT"),
-            ((v.peer, f"{v.standing.standing:.0%}", v.standing.why) for v in lowered),
+            ((peer, f"{view.standing:.0%}", view.why) for peer, view in lowered),
         )
     if cut:
         print()

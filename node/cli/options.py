@@ -76,8 +76,8 @@ def read_time_s(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SettingFlags:
-    """What `SettingFlags` can do; its fields come from the table of settings."""
+class SettingFlags:
+    """Every setting as a flag, except the home, which `Here` has."""
 
     def given(self) -> dict[str, Any]:
         """The values given, by setting name."""
@@ -96,13 +96,13 @@ def _flag(setting: Any) -> tuple[str, Any, Any]:
     return setting.name, Annotated[kind, parameter], field(default=None)
 
 
-SettingFlags = make_dataclass(
-    "SettingFlags",
-    [_flag(setting) for setting in SETTINGS if setting.name != "home"],
-    bases=(_SettingFlags,),
-    frozen=True,
-    kw_only=True,
-)
-"""Every setting as a flag, except the home, which `Here` has."""
-SettingFlags.__module__ = __name__  # cyclopts looks into no class of the module "types"
-SettingFlags = Parameter(name="*")(SettingFlags)
+if not TYPE_CHECKING:  # its fields come from the table of settings
+    SettingFlags = make_dataclass(
+        "SettingFlags",
+        [_flag(setting) for setting in SETTINGS if setting.name != "home"],
+        bases=(SettingFlags,),
+        frozen=True,
+        kw_only=True,
+    )
+    SettingFlags.__module__ = __name__  # cyclopts looks into no class of the module "types"
+    SettingFlags = Parameter(name="*")(SettingFlags)

@@ -143,6 +143,7 @@ class Limits:
                 code="usage",
                 hint=f"--class exact --precision {'|'.join(PRECISIONS)}",
             )
+        checked_class = numeric_class or ("exact" if precision else "fp32")
         self.options: dict[str, Any] = {
             "numeric_class": numeric_class,
             "precision": precision,
@@ -153,8 +154,7 @@ class Limits:
             "fail_fast": fail_fast,
             "outputs_stay": outputs_stay,
             "verify": _checked_verify(verify),
-            # Of a program's own class the daemon knows.
-            "proofs": _checked_proofs(proofs, numeric_class or "exact", verify),
+            "proofs": _checked_proofs(proofs, checked_class, verify),
             "id": new_job_id() if job_id is None else _checked_id(job_id),
         }
         self.names_job = job_id is not None

@@ -110,7 +110,7 @@ class Executor(concurrent.futures.Executor):
         self._gathering.put(prepared, one)
         return one
 
-    def map(
+    def map(  # type: ignore[override]  # of outputs, whatever `fn` is
         self,
         fn: Any,
         *iterables: Iterable[Any],

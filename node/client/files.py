@@ -186,8 +186,8 @@ def _map(
     file: IO[bytes], dtype: Any, offset: int, shape: tuple[int, ...], order: Any, np: Any
 ) -> np.ndarray:
     if 0 in shape:
-        return np.empty(shape, dtype)  # type: ignore[no-any-return]  # numpy came as a value
-    return np.memmap(file, dtype, "r", offset, shape, order)  # type: ignore[no-any-return]
+        return np.empty(shape, dtype)
+    return np.memmap(file, dtype, "r", offset, shape, order)
 
 
 def _checked(array: np.ndarray, path: Path) -> np.ndarray:

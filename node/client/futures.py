@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shoal.crypto.content import BlobId
+    from shoal.node.client.submitting import Encoded
 
 
 class Future(concurrent.futures.Future[Outputs]):
@@ -114,7 +115,7 @@ class Submitted:
     def __init__(
         self,
         drive: flows.Drive,
-        unit: dict[str, bytes | str],
+        unit: Encoded,
         large: dict[BlobId, np.ndarray],
         size_bytes: int,
     ) -> None:

@@ -306,7 +306,7 @@ class Gathering:
             units.large |= one.large
         with self._changed:
             alone = job.quick and job.resting and len(job.units) == len(batch) == 1
-        pages: list[Page] = []
+        pages: list[Page | None] = []
 
         def add() -> None:
             if alone:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shoal.compute.convert import Program
 from shoal.compute.errors import ProgramError
-from shoal.compute.programs import decode
+from shoal.compute.manifest import decode
 from shoal.crypto.content import BlobId, blob_id_of
 
 CACHE_LIMIT_BYTES = 4 << 30

@@ -90,7 +90,7 @@ class Remote:
         self.local = target
         self._options = options
         self._axes = dynamic_axes
-        self._place = {"home": home, "socket": socket}
+        self._place: dict[str, Any] = {"home": home, "socket": socket}
         self._signature = inspect.signature(getattr(target, "forward", target))
         self._programs: dict[str, Program] = {}
         self._lock = threading.Lock()
@@ -184,7 +184,7 @@ class Remote:
         with self._lock:
             if self._executor is None:
                 options = {f: getattr(self._options, f) for f in Options.__struct_fields__}
-                self._executor = Executor(**self._place, as_="torch", **options)
+                self._executor = Executor(as_="torch", **(self._place | options))
             return self._executor
 
     @property

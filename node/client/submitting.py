@@ -124,8 +124,8 @@ def encoded(
     refs = {}
     if isinstance(inputs, Mapping):
         refs = {name: value for name, value in inputs.items() if isinstance(value, OutputRef)}
-    if refs:
         inputs = {name: value for name, value in inputs.items() if name not in refs}
+    if refs:
         ports = tuple(port for port in manifest.inputs if port.name not in refs)
         manifest = msgspec.structs.replace(manifest, inputs=ports)
     unit: Encoded = {name: msgspec.to_builtins(ref) for name, ref in refs.items()}

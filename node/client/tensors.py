@@ -188,5 +188,5 @@ def _from_torch(tensor: Any) -> np.ndarray:
     if tensor.dtype is torch.bfloat16:
         from ml_dtypes import bfloat16
 
-        return tensor.contiguous().view(torch.int16).numpy().view(bfloat16)  # type: ignore[no-any-return]
-    return tensor.numpy()  # type: ignore[no-any-return]  # torch is known as a value only
+        return tensor.contiguous().view(torch.int16).numpy().view(bfloat16)
+    return tensor.numpy()  # torch is known as a value only

@@ -113,7 +113,7 @@ def _share(
     verified = [receipts[each.unit.index] for each in ran if each.unit.index in receipts]
     role = "requester and provider" if peer == requester else "provider"
     killed = spread.killed is not None and spread.killed.peer == peer
-    if killed:
+    if spread.killed is not None and killed:
         role += ", killed half-way" if spread.killed.half_way else ", killed at the end"
     return Share(
         peer=peer,

@@ -90,8 +90,9 @@ def play(path: Path | None, nodes: int, receipts: Path | None) -> Report:
             step.text = "receipts verified again, magika asked about every file"
         if not report.ok:
             steps.aside("logs", f"the daemons' logs are kept in {swarm.keep_logs()}")
-    for delivered in outcome.units if receipts is not None else ():
-        (receipts / f"{delivered.unit.receipt}.receipt").write_bytes(delivered.envelope)
+    if receipts is not None:
+        for delivered in outcome.units:
+            (receipts / f"{delivered.unit.receipt}.receipt").write_bytes(delivered.envelope)
     return report
 
 

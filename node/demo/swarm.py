@@ -324,8 +324,8 @@ def _interrupts_wait() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-        for one in came:
-            signal.raise_signal(one)
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextmanager

@@ -126,6 +126,8 @@ class Gossip(Pubsub):
         counts: Where messages are counted.
     """
 
+    seen_messages: Any
+
     def __init__(
         self, host: SturdyHost, broke: Callable[[PeerId, Breach], None], counts: Counts
     ) -> None:

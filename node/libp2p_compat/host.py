@@ -130,9 +130,9 @@ class SturdyManager(TrioManager):
         if _internal:
             super().run_task(async_fn, *args, daemon=daemon, name=name, _internal=True)
         elif self._task_nursery is not None and self.is_running:
-            name = name or getattr(async_fn, "__qualname__", repr(async_fn))
-            task = functools.partial(_survive, name, daemon, async_fn, *args)
-            self._task_nursery.start_soon(task, name=name)
+            known_as = name or str(getattr(async_fn, "__qualname__", repr(async_fn)))
+            task = functools.partial(_survive, known_as, daemon, async_fn, *args)
+            self._task_nursery.start_soon(task, name=known_as)
 
 
 async def _survive(

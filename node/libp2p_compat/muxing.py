@@ -145,6 +145,7 @@ class SafeYamux(Yamux):
     """
 
     tcp: BufferedTCPStream
+    _rtt: float | None
     place: str = ""
     used_s: float = 0.0
     report: Callable[[Breach], None]

@@ -103,8 +103,9 @@ def visit_all(addresses: Sequence[str], private: PrivateNetwork | None) -> list[
 
 
 async def _visit_all(addresses: list[str], private: PrivateNetwork | None) -> list[Visit]:
-    from shoal.node.control import CONTROL_PROTOCOL, Control, open_control
+    from shoal.node.control import Control, open_control
     from shoal.node.network import open_network
+    from shoal.node.peer_versions import CONTROL_PROTOCOL
 
     unfinished = Visit(
         "",

@@ -7,6 +7,7 @@ each within its own limit, so that all of it ends within `LIMIT_S`.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from shoal.crypto.errors import ShoalError
@@ -51,7 +52,7 @@ def examine(patient: Patient, look: Callable[[], Inventory]) -> Iterator[Finding
         inventory = beside.submit(look)
         visits = beside.submit(_visits, patient)
         for check in _HERE:
-            yield from _guarded(check.__name__, lambda check=check: check(patient))
+            yield from _guarded(check.__name__, partial(check, patient))
         yield from _guarded("worker", lambda: work.worker_and_devices(inventory.result()))
         yield from _guarded("bootstrap", lambda: _network(patient, visits.result()))
 

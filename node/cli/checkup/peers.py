@@ -7,8 +7,9 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Final
 
-from shoal.node.cli.checkup.bootstrap import Clock, Stage
+from shoal.node.cli.checkup.bootstrap import Clock
 from shoal.node.cli.checkup.findings import Finding, failure, ok, warning
+from shoal.node.cli.checkup.meeting import Stage
 from shoal.node.cli.output import duration_text
 
 if TYPE_CHECKING:
