@@ -348,15 +348,18 @@ def test_shutdown_can_cancel_what_nobody_runs(served):
 
 
 def test_an_executor_that_is_dropped_ends_its_threads(served):
+    others = set(threading.enumerate())  # some of tests before may look for their daemon still
     executor = shoal.Executor(socket=served.socket)
     future = executor.submit(MODEL, one(1))
     assert future.result(RESULT_LIMIT_S)
+    own = [t for t in set(threading.enumerate()) - others if t.name.startswith("shoal-")]
+    assert own
     reference = weakref.ref(executor)
     del executor
     gc.collect()
     assert reference() is None
     deadline = time.monotonic() + 20
-    while any(t.name.startswith("shoal-") for t in threading.enumerate()):
+    while any(thread.is_alive() for thread in own):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
