@@ -218,6 +218,21 @@ async def test_a_bad_request_is_one_named_error(daemon, socket_path, name):
     assert not daemon.blobs.blobs
 
 
+async def test_a_body_that_is_refused_half_way_is_answered_though_much_of_it_is_still_to_come(
+    daemon, socket_path
+):
+    def work():
+        transport = httpx.HTTPTransport(uds=str(socket_path))
+        with httpx.Client(transport=transport, base_url="http://shoal") as web:
+            pieces = (bytes(1 << 20) for _ in range(4 * (QUOTA_BYTES >> 20)))
+            got = web.put("/v1/blobs", content=pieces)
+            assert (got.status_code, got.json()["error"]["code"]) == (507, "quota_exceeded")
+            assert web.get("/v1/status").status_code == 200
+
+    await blocking(work)
+    assert daemon.blobs.unfinished == 0
+
+
 async def test_a_program_with_blobs_missing_is_a_conflict_that_names_them(daemon, socket_path):
     program = convert(model_bytes(1000))
     await daemon.blobs.put_bytes(program.blobs[program.program_id])
