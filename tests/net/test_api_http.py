@@ -233,6 +233,25 @@ async def test_a_body_that_is_refused_half_way_is_answered_though_much_of_it_is_
     assert daemon.blobs.unfinished == 0
 
 
+@pytest.mark.parametrize(
+    ("job", "where"),
+    [
+        ({"program": "x", "units": []}, "program: 'x' is not a content id"),
+        (
+            {"program": MISSING, "units": [{"a": MISSING}, {"a": MISSING, "b": "x"}]},
+            "unit 1, input 'b': 'x' is not a content id",
+        ),
+    ],
+)
+async def test_an_id_in_a_job_that_is_none_is_named_with_its_place(
+    daemon, socket_path, job, where
+):
+    data = json.dumps({"policy": "run", **job})
+    status, body = await curl(socket_path, "--json", data, "http://shoal/v1/jobs")
+    told = json.loads(body)["error"]
+    assert (status, told["code"], told["message"]) == (400, "bad_blob_id", where)
+
+
 async def test_a_program_with_blobs_missing_is_a_conflict_that_names_them(daemon, socket_path):
     program = convert(model_bytes(1000))
     await daemon.blobs.put_bytes(program.blobs[program.program_id])
