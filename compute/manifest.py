@@ -157,7 +157,10 @@ def decode(data: bytes) -> Manifest:
         msgspec.ValidationError,
         RecursionError,
     ) as error:
-        raise _bad(f"these bytes are not a program manifest: {str(error)[:200]}") from None
+        raise _bad(
+            f"these bytes are not a program manifest: {str(error)[:200]}",
+            hint="a program's id is the one that submitting its model gave; a tensor's is none",
+        ) from None
     _check(manifest)
     if msgspec.msgpack.encode(manifest) != data:
         raise _bad("the manifest is not in its canonical encoding")
@@ -275,5 +278,5 @@ def _listing(ports: Iterable[Port]) -> str:
     return ", ".join(f"{port.name} {port}" for port in ports)[:400] or "none"
 
 
-def _bad(message: str) -> ProgramError:
-    return ProgramError(message, code="bad_manifest")
+def _bad(message: str, *, hint: str = "") -> ProgramError:
+    return ProgramError(message, code="bad_manifest", hint=hint)

@@ -166,7 +166,11 @@ class Challenger:
                 f"no node {peer[:64]} is known", code="no_such_peer", hint="see `shoal peers`"
             )
         if peer == self._house.peer_id:
-            raise PeerError("a node cannot vouch for itself", code="own_claim")
+            raise PeerError(
+                "a node cannot vouch for itself",
+                code="own_claim",
+                hint="name another one; `shoal peers` lists them",
+            )
         claim = challengeable(entry.advert, device)
         if claim is None:
             raise PeerError(

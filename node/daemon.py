@@ -163,6 +163,10 @@ async def serve(
             await journal.standing_rows(),
             friends=lambda: settings().allow,
         )
+        # Before what has a nursery, which would wrap the error of a port that is taken.
+        bulk_listeners = await _bulk_listeners(config)
+        for listener in bulk_listeners:
+            stack.push_async_callback(listener.aclose)
         network = await stack.enter_async_context(
             open_network(
                 identity,
@@ -269,7 +273,7 @@ async def serve(
                 network,
                 control,
                 blob_server,
-                await _bulk_listeners(config),
+                bulk_listeners,
                 announce=config.bulk_announce,
                 broke=conduct.broke,
                 noted=conduct.noted,

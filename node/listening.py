@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from shoal.node.addresses import Address
 
 
-async def bind(addresses: Sequence[Address]) -> list[trio.SocketListener]:
+async def bind(
+    addresses: Sequence[Address], *, flag: str = "--listen"
+) -> list[trio.SocketListener]:
     """Listen on every address, or on none.
+
+    Args:
+        addresses: Where.
+        flag: What chooses another port, for the error's next step.
 
     Raises:
         NetworkError: ``port_taken``, or the address is not to be had here.
@@ -28,7 +34,7 @@ async def bind(addresses: Sequence[Address]) -> list[trio.SocketListener]:
         except OSError as error:
             for listener in listeners:
                 await listener.aclose()
-            raise _cannot_listen(str(address), error) from None
+            raise _cannot_listen(str(address), error, flag) from None
     return listeners
 
 
@@ -54,16 +60,17 @@ async def bind_again(
     return found
 
 
-def _cannot_listen(address: str, error: OSError) -> NetworkError:
+def _cannot_listen(address: str, error: OSError, flag: str = "--listen") -> NetworkError:
     if error.errno == errno.EADDRINUSE:
         return NetworkError(
             f"another process listens on {address}",
             code="port_taken",
-            hint="choose another port with --listen; or, if that is a daemon of yours, "
+            hint=f"choose another port with {flag}; or, if that is a daemon of yours, "
             "end it with `shoal down --home ITS_HOME`",
         )
     return NetworkError(
         f"cannot listen on {address}: {error.strerror or error}",
         code="cannot_listen",
-        hint="choose an address of this machine and a port above 1023 with --listen",
+        hint="choose an address of this machine with --listen, "
+        f"and a port above 1023 with {flag}",
     )

@@ -44,7 +44,8 @@ def binary_size(size_bytes: int, *, exact: bool = False) -> str:
                 if size_bytes % unit == 0:
                     return f"{size_bytes // unit}{name}"
                 continue
-            return f"{size_bytes / unit:.3g} {name}"
+            size = size_bytes / unit
+            return f"{size:.0f} {name}" if size >= 1000 else f"{size:.3g} {name}"
     return f"{size_bytes}" if exact else count(size_bytes, "byte")
 
 

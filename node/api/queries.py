@@ -30,7 +30,9 @@ def decode(body: bytes, kind: type[Body]) -> Body:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         name = getattr(kind, "__name__", "list").strip("_")
-        raise RequestError(f"the body is not a {name}: {error}") from None
+        raise RequestError(
+            f"the body is not a {name}: {error}", hint="docs/API.md says what it consists of"
+        ) from None
 
 
 def blob_id_in(request: Request) -> BlobId:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from starlette.applications import Starlette
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from shoal.node.api.shortcut import Shortcut
 
@@ -85,7 +86,7 @@ async def serve_on(
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
     open_now: set[trio.SocketStream] = set()
     shortcut = getattr(app.state, "shortcut", None)
-    served = ASGIWrapper(app)  # type: ignore[arg-type]  # theirs names each message
+    served = ASGIWrapper(_reading_away(app))  # type: ignore[arg-type]  # theirs names each message
     handle = partial(_serve_connection, served, shortcut, _settings(), open_now)
     async with trio.open_nursery() as connections:
         try:
@@ -309,6 +310,45 @@ async def _serve_connection(
     finally:
         open_now.discard(stream)
         stream.socket.close()
+
+
+def _reading_away(app: ASGIApp) -> ASGIApp:
+    """The app, with what it left unread of a request's body read away while its answer ends.
+
+    The HTTP server ends a request by a message into the queue that the body comes through. An
+    app that answers half-way, since the disk is full for example, leaves that queue full, and
+    would wait for ever in its own answer, as would a client that only sends. Now the connection
+    is closed, and the client finds the answer.
+    """
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
+            await app(scope, receive, send)
+            return
+        whole = False
+
+        async def receive_noting() -> Message:
+            nonlocal whole
+            message = await receive()
+            whole = not message.get("more_body", False)
+            return message
+
+        async def read_away() -> None:
+            while not whole:
+                await receive_noting()
+
+        async def send_reading(message: Message) -> None:
+            if message["type"] != "http.response.body" or message.get("more_body", False):
+                await send(message)
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_away)
+                await send(message)
+                nursery.cancel_scope.cancel()
+
+        await app(scope, receive_noting, send_reading)
+
+    return serve
 
 
 async def _serve_quick(shortcut: Shortcut, connection: _Connection) -> bytes:

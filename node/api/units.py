@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from shoal.crypto.content import check_blob_id
+from shoal.crypto.errors import VerificationError
 from shoal.node.errors import JobError, RequestError
 from shoal.node.records import JobSpec, OutputRef
 
@@ -194,11 +195,23 @@ def given_unit(value: Mapping[Any, Any]) -> GivenUnit:
 
 
 def check_ids(spec: JobSpec) -> None:
-    """Check that what a job names as blobs can be; raises VerificationError."""
-    check_blob_id(spec.program)
-    for given in {given for unit in spec.units for given in unit.values()}:
-        if isinstance(given, str):
-            check_blob_id(given)
+    """Check that what a job names as blobs can be; raises VerificationError, saying where."""
+    _check_id(spec.program, "program")
+    seen: set[str] = set()
+    for index, unit in enumerate(spec.units):
+        for name, given in unit.items():
+            if isinstance(given, str) and given not in seen:
+                _check_id(given, f"unit {index}, input {name[:NAME_LIMIT]!r}")
+                seen.add(given)
+
+
+def _check_id(text: str, where: str) -> None:
+    try:
+        check_blob_id(text)
+    except VerificationError as error:
+        raise VerificationError(
+            f"{where}: {error.message}", code=error.code, hint=error.hint
+        ) from None
 
 
 def _spec(value: dict[Any, Any]) -> JobSpec:

@@ -168,7 +168,7 @@ async def _bind_all(addresses: Iterable[Address], port: int) -> list[trio.Socket
     listeners: list[trio.SocketListener] = []
     try:
         for address in addresses:
-            listeners += await bind([replace(address, port=port)])
+            listeners += await bind([replace(address, port=port)], flag="--bulk")
             port = port_of(listeners)
     except NetworkError:
         for listener in listeners:

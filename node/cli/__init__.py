@@ -8,6 +8,7 @@ quick.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -38,6 +39,10 @@ _WORK = Group("Work", sort_key=2)
 _HELP = Group("Help", sort_key=3)
 
 _CHECK_PATH = "check the path that was given, and who may use it"
+_MAKE_ROOM = (
+    "make room there, or name another place; results stay with the daemon: `shoal jobs` "
+    "lists them, and `shoal job fetch JOB --output DIR` brings them"
+)
 
 _COMMANDS = (
     ("init", "setup:init", _NODE),
@@ -128,7 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error("permission", _sentence(error), _CHECK_PATH, as_json=as_json)
         return EXIT_PERMISSION
     except OSError as error:  # a file that the user named
-        print_error("file", _sentence(error), _CHECK_PATH, as_json=as_json)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            message = f"what was to be written found no room: {_sentence(error)}"
+            print_error("disk_full", message, _MAKE_ROOM, as_json=as_json)
+        else:
+            print_error("file", _sentence(error), _CHECK_PATH, as_json=as_json)
         return EXIT_FAILED
     return code if isinstance(code, int) else EXIT_OK
 
@@ -153,7 +162,12 @@ def _usage(error: cyclopts.CycloptsError, tokens: list[str]) -> tuple[str, str]:
             f"each input needs its own --input, and there is none before {extra[0]!r}",
             f"write `{given}`",
         )
-    return str(error), f"see `{' '.join(['shoal', *(error.command_chain or ())])} --help`"
+    called = " ".join(["shoal", *(error.command_chain or ())])
+    message = str(error)
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        unused = shlex.join(error.unused_tokens or ())
+        message = f"`{called}` takes no argument {unused}, and no option before it does"
+    return message, f"see `{called} --help`"
 
 
 def _other_inputs(error: cyclopts.CycloptsError) -> list[str]:
@@ -166,4 +180,5 @@ def _other_inputs(error: cyclopts.CycloptsError) -> list[str]:
 
 
 def _sentence(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    said = error.strerror or str(error)
+    return f"{error.filename}: {said}" if error.filename else said

@@ -166,7 +166,10 @@ def standing(peer: str, /, *, daemon: Daemon | None = None) -> None:
         pairs.append(("banned until", _date_text(found.banned_until)))
     print_pairs(pairs)
     if not found.reasons:
-        note("nothing was noted of it yet: its first results are all checked")
+        checked = (
+            ": its first results are all checked" if found.check_probability >= 1.0 else ""
+        )
+        note(f"nothing was noted of it yet{checked}")
         return
     print()
     print_table(

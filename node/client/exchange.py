@@ -115,7 +115,7 @@ def unreachable(place: DaemonPlace) -> DaemonUnreachableError:
         return DaemonUnreachableError(
             f"this user may not use the daemon's socket {socket}",
             code="socket_forbidden",
-            hint="join its group, or start a daemon of your own: `shoal up`",
+            hint="join its group, or start a daemon of your own, with a home of yours (--home)",
         )
     holder = holder_of(place.home)
     if holder is None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -158,6 +159,16 @@ def test_a_second_daemon_on_the_home_is_refused(home):
         assert "next: " in second.stderr
         assert "Traceback" not in second.stderr
     assert shoal(home, "status").returncode == 0
+
+
+def test_a_chosen_bulk_port_that_is_taken_is_one_error_that_names_its_flag(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        up = shoal(tmp_path, "up", "--listen", "/ip4/127.0.0.1/tcp/0", "--bulk", port)
+    assert up.returncode == 1
+    assert f"error: another process listens on /ip4/127.0.0.1/tcp/{port}\n" in up.stderr
+    assert "choose another port with --bulk" in up.stderr
+    assert "Traceback" not in up.stderr
 
 
 def test_ctrl_c_lets_a_job_go_on_and_says_how_to_come_back(home, model, rows, tmp_path):

@@ -218,6 +218,40 @@ async def test_a_bad_request_is_one_named_error(daemon, socket_path, name):
     assert not daemon.blobs.blobs
 
 
+async def test_a_body_that_is_refused_half_way_is_answered_though_much_of_it_is_still_to_come(
+    daemon, socket_path
+):
+    def work():
+        transport = httpx.HTTPTransport(uds=str(socket_path))
+        with httpx.Client(transport=transport, base_url="http://shoal") as web:
+            pieces = (bytes(1 << 20) for _ in range(4 * (QUOTA_BYTES >> 20)))
+            got = web.put("/v1/blobs", content=pieces)
+            assert (got.status_code, got.json()["error"]["code"]) == (507, "quota_exceeded")
+            assert web.get("/v1/status").status_code == 200
+
+    await blocking(work)
+    assert daemon.blobs.unfinished == 0
+
+
+@pytest.mark.parametrize(
+    ("job", "where"),
+    [
+        ({"program": "x", "units": []}, "program: 'x' is not a content id"),
+        (
+            {"program": MISSING, "units": [{"a": MISSING}, {"a": MISSING, "b": "x"}]},
+            "unit 1, input 'b': 'x' is not a content id",
+        ),
+    ],
+)
+async def test_an_id_in_a_job_that_is_none_is_named_with_its_place(
+    daemon, socket_path, job, where
+):
+    data = json.dumps({"policy": "run", **job})
+    status, body = await curl(socket_path, "--json", data, "http://shoal/v1/jobs")
+    told = json.loads(body)["error"]
+    assert (status, told["code"], told["message"]) == (400, "bad_blob_id", where)
+
+
 async def test_a_program_with_blobs_missing_is_a_conflict_that_names_them(daemon, socket_path):
     program = convert(model_bytes(1000))
     await daemon.blobs.put_bytes(program.blobs[program.program_id])

@@ -1,6 +1,9 @@
 """The command line: exit codes, errors and help."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from cli_in_process import home, shoal
@@ -133,6 +136,29 @@ def test_the_command_comes_before_its_options(capsys):
     code, _, err = shoal(capsys, "--home", "X", "status")
     assert code == 2
     assert "  next: `shoal status --home X`" in err
+
+
+def test_a_word_that_a_command_does_not_take_is_named(capsys):
+    code, _, err = shoal(capsys, "pause", "gpu0")
+    assert code == 2
+    assert "`shoal pause` takes no argument gpu0" in err
+    assert "`shoal pause --help`" in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")  # noqa: PTH110
+def test_a_full_disk_is_told_with_where_results_are():
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "shoal.node.cli", "version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "error: what was to be written found no room: No space left on device" in done.stderr
+    assert "`shoal job fetch JOB --output DIR`" in done.stderr
+    assert "who may use it" not in done.stderr
 
 
 def test_wrong_usage_of_a_command_leads_to_its_own_help(capsys):
