@@ -136,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             message = f"what was to be written found no room: {_sentence(error)}"
             print_error("disk_full", message, _MAKE_ROOM, as_json=as_json)
+            # What stdout still holds would be written at the exit, and that fails again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
             print_error("file", _sentence(error), _CHECK_PATH, as_json=as_json)
         return EXIT_FAILED
