@@ -86,7 +86,7 @@ async def serve_on(
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
     open_now: set[trio.SocketStream] = set()
     shortcut = getattr(app.state, "shortcut", None)
-    served = ASGIWrapper(_reading_away(app))  # type: ignore[arg-type]  # theirs names each message
+    served = ASGIWrapper(reading_away(app))  # type: ignore[arg-type]  # theirs names each message
     handle = partial(_serve_connection, served, shortcut, _settings(), open_now)
     async with trio.open_nursery() as connections:
         try:
@@ -312,7 +312,7 @@ async def _serve_connection(
         stream.socket.close()
 
 
-def _reading_away(app: ASGIApp) -> ASGIApp:
+def reading_away(app: ASGIApp) -> ASGIApp:
     """The app, with what it left unread of a request's body read away while its answer ends.
 
     The HTTP server ends a request by a message into the queue that the body comes through. An

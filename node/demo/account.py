@@ -112,13 +112,13 @@ def _share(
     ran = [delivered for delivered in spread.units if delivered.unit.provider == peer]
     verified = [receipts[each.unit.index] for each in ran if each.unit.index in receipts]
     role = "requester and provider" if peer == requester else "provider"
-    killed = spread.killed is not None and spread.killed.peer == peer
-    if spread.killed is not None and killed:
-        role += ", killed half-way" if spread.killed.half_way else ", killed at the end"
+    killed = spread.killed if spread.killed and spread.killed.peer == peer else None
+    if killed is not None:
+        role += ", killed half-way" if killed.half_way else ", killed at the end"
     return Share(
         peer=peer,
         role=role,
-        killed=killed,
+        killed=killed is not None,
         files=sum(delivered.rows for delivered in ran),
         units=len(ran),
         receipts_verified=len(verified),

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+from contextlib import suppress
 
 import httpx
 import numpy as np
@@ -21,7 +22,7 @@ from shoal.compute.convert import convert
 from shoal.compute.tensor import to_blob
 from shoal.crypto.content import blob_id_of
 from shoal.node.api import make_app, serve_api
-from shoal.node.api.server import CONNECTIONS_LIMIT
+from shoal.node.api.server import CONNECTIONS_LIMIT, reading_away
 from shoal.node.client import Client
 
 
@@ -231,6 +232,31 @@ async def test_a_body_that_is_refused_half_way_is_answered_though_much_of_it_is_
 
     await blocking(work)
     assert daemon.blobs.unfinished == 0
+
+
+async def test_an_answer_before_the_body_was_read_makes_room_for_its_own_end():
+    """As with the HTTP server, whose end of a request goes the way of the body."""
+    into, out = trio.open_memory_channel(1)
+    piece = {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def refuse_unread(_scope, _receive, send):
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async def end(_message):
+        await into.send({"type": "http.disconnect"})
+
+    async def keep_sending():
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await into.send(piece)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_sending)
+        await trio.testing.wait_all_tasks_blocked()
+        scope = {"type": "http", "method": "PUT"}
+        with trio.fail_after(2):
+            await reading_away(refuse_unread)(scope, out.receive, end)
+        out.close()
 
 
 @pytest.mark.parametrize(
