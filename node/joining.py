@@ -153,9 +153,10 @@ class Joining:
             NetworkError: A name is not resolved, or nobody is reached there.
         """
         place = parse_bootstrap(text)
-        found: Sequence[Address] = ()
         if isinstance(place, DnsAddress):
-            found = await self._network.dialing.names.peers(place)
+            found: Sequence[Address] = await self._network.dialing.names.peers(place)
+        else:
+            found = [place]
         by_peer = _by_peer(found)
         if by_peer.pop(self._membership.own, None) and not by_peer:
             raise ConfigError(
