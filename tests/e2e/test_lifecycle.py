@@ -362,7 +362,7 @@ def test_metrics_follow_a_job_while_it_runs(swarm):
         with requester.client() as client:
             return client.job(job_id).state.final
 
-    eventually(over, 60, "the job ends")
+    eventually(over, 180, "the job ends")
     after = scraped(requester)
     assert max(one["shoal_jobs_running",] for one in seen) == 1
     assert max(one["shoal_units_out",] for one in seen) > 0
