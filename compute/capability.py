@@ -26,8 +26,8 @@ from shoal.protocol.statements import ClassRate
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from shoal.compute.device_worker import Worker
     from shoal.compute.devices import Device
-    from shoal.compute.supervisor import Worker
 
 PRECISION_SHOWN: Final = "x20"
 """The precision in which the class exact is measured and challenged."""

@@ -1,7 +1,7 @@
 """What is said to a worker's process once: a request, its answers, and what goes wrong.
 
 A process that has not answered as it must is ended here; what that means for the next
-unit is `shoal.compute.supervisor`'s.
+unit is `shoal.compute.rooms`'s.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ Outcome: TypeAlias = Execution | ProgramError | ComputeError
 
 @dataclass(slots=True, eq=False)
 class UnitRun:
-    """One unit of several that are run together (`supervisor.Worker.run_many`).
+    """One unit of several that are run together (`device_worker.Worker.run_many`).
 
     Attributes:
         inputs: Tensor blobs by input name.

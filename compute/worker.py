@@ -1,6 +1,6 @@
 """The worker: the process in which strangers' models are parsed and run.
 
-Started by `shoal.compute.supervisor` as ``python -m shoal.compute.worker FD``, where
+Started by `shoal.compute.starting` as ``python -m shoal.compute.worker FD``, where
 FD is its end of a socket pair. It answers one request after another (`shoal.compute.frames`)
 and every failure is an answer; what it cannot answer for, a crash or a hang, is
 the supervisor's part.

@@ -2,7 +2,7 @@
 
 Beside it, the process that compiles the kernels which a worker of the class `exact`
 loads. No policy here: who may use it, what a failure means for a unit and when to start
-another one is `shoal.compute.supervisor`'s.
+another one is `shoal.compute.rooms`'s.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from shoal.compute.device_worker import Worker
     from shoal.compute.devices import Device
-    from shoal.compute.supervisor import Worker
     from shoal.node.state import State
     from shoal.protocol.statements import Advert, ClassRate
 

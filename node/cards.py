@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from shoal.compute.device_worker import Worker
     from shoal.compute.devices import Device
     from shoal.compute.errors import ComputeError
-    from shoal.compute.supervisor import Worker, Workers
+    from shoal.compute.supervisor import Workers
     from shoal.node.config import Config
     from shoal.node.offer import Capacity
 

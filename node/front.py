@@ -79,9 +79,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from shoal.compute.device_worker import Worker
     from shoal.compute.devices import Device, Inventory
     from shoal.compute.programs import AnyManifest
-    from shoal.compute.supervisor import Worker
     from shoal.crypto.content import BlobId
     from shoal.crypto.identity import Identity
     from shoal.node.blobs import BlobStore

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shoal.compute import programs
+from shoal.compute.device_worker import Worker
 from shoal.compute.errors import ProgramError
 from shoal.compute.manifest import MANIFEST_LIMIT_BYTES
-from shoal.compute.supervisor import Worker
 from shoal.compute.tensor import TensorSpec, spec_of_blob
 from shoal.crypto.content import BlobId
 from shoal.crypto.errors import ShoalError

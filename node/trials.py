@@ -17,7 +17,7 @@ from shoal.protocol.verification.fraud_proof import Outcome, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shoal.compute.supervisor import Worker
+    from shoal.compute.device_worker import Worker
     from shoal.crypto.content import BlobId
 
 JUDGING_PROCESSOR_S: Final = 600.0

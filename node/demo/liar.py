@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from shoal.compute.device_worker import Worker
 from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
-from shoal.compute.supervisor import Worker
 from shoal.compute.tensor import spec_of_blob
 from shoal.compute.unit_runs import Execution, Traced
 from shoal.crypto.content import blob_id_of

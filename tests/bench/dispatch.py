@@ -17,9 +17,11 @@ import trio
 from onnx import parser
 
 from shoal.compute.convert import convert
+from shoal.compute.device_worker import Worker
 from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.frames import UnitLimits
 from shoal.compute.loading import load
-from shoal.compute.supervisor import UnitLimits, Worker, open_worker
+from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import from_blob, to_blob
 from shoal.crypto.content import BlobId
 

@@ -30,8 +30,9 @@ from shoal.compute import accusing
 from shoal.compute.convert import convert
 from shoal.compute.exact import tracing
 from shoal.compute.exact.cpu import CpuKernels
+from shoal.compute.frames import UnitLimits
 from shoal.compute.judging import missing
-from shoal.compute.supervisor import UnitLimits, open_worker
+from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import to_blob
 from shoal.protocol.verification import fraud_proof
 

@@ -18,10 +18,11 @@ import numpy as np
 import trio
 from onnx import parser
 
-from shoal.compute import supervisor
+from shoal.compute import exchanges
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError
-from shoal.compute.supervisor import UnitLimits, open_worker
+from shoal.compute.frames import UnitLimits
+from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import from_blob, to_blob
 
 WORKER = str(Path(__file__).with_name("misbehaving_worker.py"))
@@ -77,7 +78,7 @@ def names_in(directory):
 
 
 async def main():
-    supervisor.GRACE_S = 0.5
+    exchanges.GRACE_S = 0.5
     deeds = json.load(sys.stdin)
     outcomes = {}
     with (

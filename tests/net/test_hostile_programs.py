@@ -10,8 +10,9 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from shoal.compute import exchanges
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
+from shoal.compute.frames import UnitLimits
 from shoal.compute.sandbox import features, strangers_welcome
-from shoal.compute.supervisor import UnitLimits, open_worker
+from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import from_blob, to_blob
 
 pytestmark = pytest.mark.skipif(

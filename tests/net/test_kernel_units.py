@@ -15,9 +15,11 @@ from shoal.compute import frames
 from shoal.compute.devices.cards import Card
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import Evidence, NumericClass
+from shoal.compute.frames import UnitLimits
 from shoal.compute.kernel_manifest import Argument, program_of
-from shoal.compute.supervisor import Place, UnitLimits, open_worker, open_workers
+from shoal.compute.supervisor import open_worker, open_workers
 from shoal.compute.tensor import from_blob, to_blob
+from shoal.compute.worker_process import Place
 from shoal.crypto.content import blob_id_of
 
 WORKER = str(Path(__file__).with_name("kernel_worker.py"))

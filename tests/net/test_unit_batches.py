@@ -10,7 +10,7 @@ from job_nodes import DENSE, FRIEND, GATHER, LIMIT_S, OUT_OF_RANGE, X, bid_for, 
 from onnx import parser
 from trio.testing import wait_all_tasks_blocked
 
-from shoal.compute import supervisor
+from shoal.compute import unit_batches
 from shoal.compute.convert import convert
 from shoal.compute.exchanges import exchange_many
 from shoal.compute.in_file import InFile
@@ -147,7 +147,7 @@ async def test_a_receipt_does_not_wait_long_for_others_to_be_signed_with(node, m
 
 async def test_a_large_tensor_passes_a_provider_in_pieces(node, monkeypatch):
     """Neither as an input nor as an output is it in the daemon's memory."""
-    for module in (input_sources, supervisor):
+    for module in (input_sources, unit_batches):
         monkeypatch.setattr(module, "LARGE_BYTES", 1 << 17)
     call = await lease_for(node, FOURFOLD)
     x = to_blob(np.arange(300_000, dtype=np.float32))
@@ -175,7 +175,7 @@ async def test_a_large_tensor_passes_a_provider_in_pieces(node, monkeypatch):
 
 
 async def test_a_large_output_can_be_kept_for_its_requester(node, monkeypatch):
-    monkeypatch.setattr(supervisor, "LARGE_BYTES", 1 << 17)
+    monkeypatch.setattr(unit_batches, "LARGE_BYTES", 1 << 17)
     call = await lease_for(node, FOURFOLD)
     x = to_blob(np.arange(30_000, dtype=np.float32))
     unit = msgspec.structs.replace(unit_of(call, "a", x), keep=True)
@@ -370,7 +370,7 @@ async def test_a_batch_of_a_lease_that_is_released_ends_with_it(node, monkeypatc
         begun.set()
         return await exchange_many(*arguments)
 
-    monkeypatch.setattr(supervisor, "exchange_many", begin)
+    monkeypatch.setattr(unit_batches, "exchange_many", begin)
 
     async def keep():
         units = (unit_of(call, name, ENDLESSLY) for name in "abc")

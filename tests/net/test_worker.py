@@ -13,17 +13,14 @@ import pytest
 import trio
 from onnx import TensorProto, numpy_helper, parser
 
-from shoal.compute import frames, supervisor, worker_process
+from shoal.compute import device_worker, frames, worker_process
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import Evidence, NumericClass
-from shoal.compute.supervisor import (
-    ROOM_IDLE_LIMIT_S,
-    SWEEP_INTERVAL_S,
-    UnitLimits,
-    _Room,
-    open_worker,
-)
+from shoal.compute.frames import UnitLimits
+from shoal.compute.rooms import ROOM_IDLE_LIMIT_S, SWEEP_INTERVAL_S
+from shoal.compute.starting import Room
+from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import from_blob, to_blob
 from shoal.compute.worker_process import WorkerProcess
 
@@ -312,7 +309,7 @@ async def test_a_worker_that_answers_nonsense_is_ended(worker, monkeypatch, said
     ours, theirs = socket.socketpair()
     theirs.sendall(said)
     monkeypatch.setattr(
-        worker._rooms[ANN].process,
+        worker._rooms._rooms[ANN].process,
         "_stream",
         trio.SocketStream(trio.socket.from_stdlib_socket(ours)),
     )
@@ -327,7 +324,7 @@ async def test_a_worker_that_cannot_have_the_class_exact_goes_on_without_it(monk
     async def nothing_to_compile():
         return
 
-    monkeypatch.setattr(supervisor, "compile_kernels", nothing_to_compile)
+    monkeypatch.setattr(device_worker, "compile_kernels", nothing_to_compile)
     async with open_worker(threads=1, entry=("-c", NO_EXACT)) as worker:
         await worker.probe()
         with pytest.raises(ComputeError) as error:
@@ -409,7 +406,7 @@ async def test_the_requester_who_was_longest_away_makes_room(worker):
 
 
 async def test_a_process_whose_requester_stays_away_is_ended(autojump_clock, worker):
-    worker._rooms[ANN] = room = await _room_of_a_process()
+    worker._rooms._rooms[ANN] = room = await _room_of_a_process()
     await trio.sleep(ROOM_IDLE_LIMIT_S - SWEEP_INTERVAL_S)
     assert ANN in worker.pids
     await trio.sleep(2 * SWEEP_INTERVAL_S)
@@ -418,7 +415,7 @@ async def test_a_process_whose_requester_stays_away_is_ended(autojump_clock, wor
 
 
 async def _room_of_a_process():
-    room = _Room(WorkerProcess(), ())
+    room = Room(WorkerProcess(), ())
     room.used_at_s = trio.current_time()
     return room
 

@@ -7,10 +7,12 @@ import pytest
 import trio
 from test_worker import ANN, BOB, DOUBLE, LIMITS, program_of
 
-from shoal.compute import exchanges, supervisor
+from shoal.compute import exchanges, unit_batches
 from shoal.compute.errors import ProgramError
-from shoal.compute.supervisor import PART_LIMIT_BYTES, UnitLimits, open_worker
+from shoal.compute.frames import UnitLimits
+from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import from_blob, to_blob
+from shoal.compute.unit_batches import PART_LIMIT_BYTES
 from shoal.compute.unit_runs import Execution, UnitRun
 
 LIMIT_S = 60.0
@@ -220,7 +222,7 @@ async def test_a_short_unit_waits_for_one_turn_of_a_requester_with_many(
     misbehaving, monkeypatch
 ):
     """Of ann there are 60 units of 0.1 s each in three batches, of bob there is one."""
-    monkeypatch.setattr(supervisor, "TURN_S", 0.2)
+    monkeypatch.setattr(unit_batches, "TURN_S", 0.2)
     await run_many(misbehaving, runs_of(0), requester=ANN)
     await run_many(misbehaving, runs_of(0), requester=BOB)  # both have their process
     anns = [runs_of(*[SLOW] * 20) for _ in range(3)]

@@ -9,7 +9,8 @@ from test_worker import program_of
 
 from shoal.compute import accusing, priority
 from shoal.compute.errors import ComputeError
-from shoal.compute.supervisor import UnitLimits, open_worker
+from shoal.compute.frames import UnitLimits
+from shoal.compute.supervisor import open_worker
 from shoal.crypto.content import blob_id_of
 from shoal.protocol.verification import fraud_proof
 
@@ -87,7 +88,7 @@ async def test_a_proof_made_to_take_long_ends_at_its_limit_and_holds_up_no_unit(
 
         nursery.start_soon(judge)
         await trio.testing.wait_all_tasks_blocked()
-        assert not worker._turnstile.taken
+        assert not worker._rooms.taken
     verdict = await worker.judge(b"no proof", {}, LIMITS, PROCESSOR_S)
     assert verdict.outcome == "acquitted"
 
@@ -113,13 +114,13 @@ async def test_what_judging_takes_of_a_processor_is_counted(worker):
 async def test_a_nodes_own_proof_waits_for_no_others_and_is_judged_like_a_unit_runs(
     worker, monkeypatch
 ):
-    niceness, started = [], worker._started
+    niceness, started = [], worker._starter.started
 
     async def noted(start):
         niceness.append(start.niceness)
         return await started(start)
 
-    monkeypatch.setattr(worker, "_started", noted)
+    monkeypatch.setattr(worker._starter, "started", noted)
     sample = long_unit()
     proof = unit_proof(sample, {"y": blob_id_of(b"y")})
     async with trio.open_nursery() as nursery:

@@ -13,8 +13,9 @@ from shoal.compute.exact.leaves import decode_operator_leaf, decode_stage_leaf, 
 from shoal.compute.exact.reference import ReferenceKernels
 from shoal.compute.exact.stages import stage_leaves
 from shoal.compute.exact.tracing import Traceable, trace
+from shoal.compute.frames import UnitLimits
 from shoal.compute.loading import load
-from shoal.compute.supervisor import UnitLimits, open_worker
+from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import from_blob, to_blob
 from shoal.compute.unit_runs import Execution, UnitRun
 from shoal.crypto.content import blob_id_of

@@ -23,8 +23,9 @@ import trio
 from kinds import PLAYED, Asked, InDispute, Lie
 
 from shoal.compute.accusing import unit_proof
+from shoal.compute.device_worker import Worker
 from shoal.compute.exact.leaves import decode_operator_leaf, leaf_bytes
-from shoal.compute.supervisor import UnitLimits, Worker
+from shoal.compute.frames import UnitLimits
 from shoal.compute.unit_runs import Execution
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.errors import ShoalError
