@@ -14,11 +14,8 @@ import time
 from contextlib import suppress
 from typing import Final, Protocol
 
+from shoal.compute.card_memory import UNUSED_BYTES
 from shoal.compute.sandbox.limits import HardLimits, Meter, set_soft
-
-UNUSED_BYTES: Final = 256 << 20
-"""What the allocator may keep for the next unit, which is the faster for it; more would be
-missing to the processes of other requesters."""
 
 FILE_BYTES: Final = 1 << 30
 """The largest file that a compiler may write; its directory is the worker's own."""
@@ -47,6 +44,10 @@ class Allocator(Protocol):
 
     def empty_cache(self) -> None:
         """Give back what is not in use."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for all that was set going; raises what went wrong there."""
         ...
 
 
@@ -78,6 +79,19 @@ class CardMeter(Meter):
         free, _ = self.allocator.mem_get_info()
         unused = self.allocator.memory_reserved() - self.allocator.memory_allocated()
         return free + unused
+
+    def memory_used_bytes(self) -> int:
+        """What this process has of the card for the programs that it holds."""
+        return self.allocator.memory_allocated() if self.allocator is not None else 0
+
+    def settle(self) -> None:
+        """Wait for what a unit has set going: what fails there late is its own fault.
+
+        Raises:
+            RuntimeError: As the card's runtime says.
+        """
+        if self.allocator is not None:
+            self.allocator.synchronize()
 
     def hold(self, memory_bytes: int, processor_s: float) -> None:
         """Set the limits of a request; see `Meter.hold`."""

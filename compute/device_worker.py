@@ -1,4 +1,4 @@
-"""The daemon's side of a worker: one unit at a time, each ends, whatever happens.
+"""The daemon's side of a worker: units run, and each ends, whatever happens.
 
 A unit that meets its limits, a worker that dies, hangs or answers nonsense: the
 unit ends with an error that says so, the process is ended, and the next unit gets
@@ -22,7 +22,8 @@ from shoal.compute import frames, unit_batches
 from shoal.compute.exchanges import Answer, nonsense
 from shoal.compute.frames import FrameError, UnitLimits
 from shoal.compute.judges import Judges
-from shoal.compute.rooms import FIRST, LAST, Rooms, name_of
+from shoal.compute.preparing import name_of, prepare
+from shoal.compute.rooms import FIRST, LAST, Rooms
 from shoal.compute.unit_runs import Execution, NodeTensors, Traced, UnitRun
 from shoal.compute.worker_process import Place, compile_kernels
 from shoal.crypto.content import BlobId
@@ -51,7 +52,7 @@ class Converted:
 
 
 class Worker:
-    """Runs units, one after another, each requester's in a process of its own.
+    """Runs units, each requester's in a process of its own: one at a time, or a few.
 
     Made by `supervisor.open_worker`. Callers wait for one another, the foremost rank first. One
     spare process stands ready: a new requester gets it, and another one is started.
@@ -148,7 +149,7 @@ class Worker:
             ProgramError: The model is not a program.
             ComputeError: A limit was met, or the worker failed.
         """
-        async with self._rooms.turn(FIRST, requester) as room:
+        async with self._rooms.turn(FIRST, requester, limits=limits) as room:
             request = frames.Convert(limits, precision)
             answer, blobs = await self._rooms.ask(
                 room, request, [onnx], limits, frames.Converted
@@ -186,8 +187,8 @@ class Worker:
                 ``output_limit``) or the worker failed (``worker_died``,
                 ``worker_nonsense``, ``worker_start``, ``no_memory``).
         """
-        async with self._rooms.turn(rank, requester, patience_s) as room:
-            await self._rooms.prepare(room, program_id, fetch_blobs, limits)
+        async with self._rooms.turn(rank, requester, patience_s, limits, program_id) as room:
+            await prepare(self._rooms, room, program_id, fetch_blobs, limits)
             return await unit_batches.run_one(self._rooms, room, program_id, inputs, limits)
 
     async def run_many(
@@ -203,9 +204,11 @@ class Worker:
     ) -> None:
         """Run several units of one program, in as few exchanges as is fair to others.
 
-        Each is held to the limits by itself, and its error is its own. What is done of
-        them within `TURN_S` is done in one turn; then whoever waits has theirs. Where one
-        breaks its process it runs again by itself, and so do those behind it.
+        One after another, in one process; those of other calls run beside them where the
+        device has places for several. Each is held to the limits by itself, and its error is
+        its own. What is done of them within `TURN_S` is done in one turn; then whoever waits
+        has theirs. Where one breaks its process it runs again by itself, and so do those
+        behind it.
 
         Cancelling ends the requester's process; of one unit, `UnitRun.cancel` does, and
         the others go on.
@@ -264,8 +267,8 @@ class Worker:
             ComputeError: As for `run`.
         """
         request = frames.Trace(program_id, tuple(inputs), limits, stage)
-        async with self._rooms.turn(rank, requester, patience_s) as room:
-            await self._rooms.prepare(room, program_id, fetch_blobs, limits)
+        async with self._rooms.turn(rank, requester, patience_s, limits, program_id) as room:
+            await prepare(self._rooms, room, program_id, fetch_blobs, limits)
             attachments = list(inputs.values())
             _, packed = await self._rooms.ask(room, request, attachments, limits, frames.Traced)
             try:
@@ -304,8 +307,8 @@ class Worker:
             ComputeError: As for `run`.
         """
         request = frames.TensorsOf(program_id, tuple(inputs), limits, index)
-        async with self._rooms.turn(rank, requester, patience_s) as room:
-            await self._rooms.prepare(room, program_id, fetch_blobs, limits)
+        async with self._rooms.turn(rank, requester, patience_s, limits, program_id) as room:
+            await prepare(self._rooms, room, program_id, fetch_blobs, limits)
             attachments = list(inputs.values())
             answer, tensors = await self._rooms.ask(
                 room, request, attachments, limits, frames.NodeTensors
@@ -352,15 +355,18 @@ class Worker:
     ) -> Answer:
         """Have a measurement made, or a challenge's work done, by the spare process.
 
-        Nobody's data is in it, so the spare stays one. Units that wait go first, but for
-        a verifier's few rows. Cancelling ends the process.
+        Nobody's data is in it, so the spare stays one; a process that failed at it does not.
+        Units that wait go first, but for a verifier's few rows; but for those nothing else
+        runs on the device meanwhile. Cancelling ends the process.
 
         Raises:
+            ProgramError: A library failed.
             ComputeError: As for `run`.
         """
         limits = UnitLimits(time_s=time_limit_s, memory_bytes=0, output_bytes=0)
-        rank = FIRST if isinstance(request, frames.Recompute) else LAST
-        async with self._rooms.turn_with_spare(rank) as spare:
+        quick = isinstance(request, frames.Recompute)
+        rank = FIRST if quick else LAST
+        async with self._rooms.turn_with_spare(rank, alone=not quick) as spare:
             answer, _ = await self._rooms.ask(spare, request, [], limits, kind)
         return answer
 

@@ -1,6 +1,6 @@
 """Whose turn it is: start-time fair queuing over measured seconds. Pure.
 
-A worker does one thing at a time, and several ask for it. Ranks are strict: a machine's
+A worker does few things at a time, and many ask for it. Ranks are strict: a machine's
 owner comes before friends, and friends before strangers. Within a rank each *flow* (a
 requester) has the same share of the seconds, whatever number of jobs, leases and units
 it waits with: a requester with thousands of units in front does not delay another's
@@ -64,23 +64,37 @@ class FairQueue(Generic[Item]):
         held.flows[flow].waiting.append((self._arrivals, item))
         self._arrivals += 1
 
+    def foremost(self) -> Item:
+        """The next item, which goes on waiting.
+
+        Raises:
+            IndexError: Nothing waits.
+        """
+        _, _, flow = self._first()
+        return flow.waiting[0][1]
+
     def take(self) -> Item:
         """The next item: of the least rank, then of the flow that has used least.
 
         Raises:
             IndexError: Nothing waits.
         """
-        ranks = [rank for rank, held in self._ranks.items() if held.flows]
-        if not ranks:
-            raise IndexError("nothing waits")
-        held = self._ranks[min(ranks)]
-        name, flow = min(held.flows.items(), key=lambda f: (f[1].start_s, f[1].waiting[0][0]))
+        held, name, flow = self._first()
         held.virtual_s = flow.start_s
         _, item = flow.waiting.popleft()
         if not flow.waiting:
             del held.flows[name]
             held.ahead[name] = flow.start_s
         return item
+
+    def _first(self) -> tuple[_Rank[Item], str, _Flow[Item]]:
+        """Where the next item waits: its rank, its flow's name, and its flow."""
+        ranks = [rank for rank, held in self._ranks.items() if held.flows]
+        if not ranks:
+            raise IndexError("nothing waits")
+        held = self._ranks[min(ranks)]
+        name, flow = min(held.flows.items(), key=lambda f: (f[1].start_s, f[1].waiting[0][0]))
+        return held, name, flow
 
     def charge(self, rank: int, flow: str, seconds: float) -> None:
         """Note how long the turn took that ``flow`` had; only then is the next one taken."""

@@ -235,9 +235,10 @@ class Converted(_Message):
 
 
 class Prepared(_Message):
-    """The program is kept, and these are all that are."""
+    """The program is kept, and these are all that are; what they take of a card."""
 
     held: tuple[str, ...]
+    card_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 _Leaf = Annotated[bytes, msgspec.Meta(min_length=1, max_length=LEAF_LIMIT_BYTES)]

@@ -4,33 +4,39 @@ A process runs the units of one requester and of nobody else, so that whoever br
 into it finds nothing of another's, and falsifies nothing of another's. The next
 requester gets a spare that has settled in already, and another one is started.
 
+As many run units at once as the device has places, of one requester or of several, where
+their memory fits (`compute.card_memory`). What ends one of them leaves the others alone.
+
 A unit that finds its card gone ends by `device_lost`. Where no process can be started on
-the card any more (`compute.starting`), nothing more runs there.
+the card any more (`compute.starting`), all that run there end, and nothing more begins.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import trio
 
-from shoal.compute import frames
-from shoal.compute.errors import ComputeError
+from shoal.compute import card_memory, frames
+from shoal.compute.card_memory import Use
+from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exchanges import Answer, exchange
-from shoal.compute.starting import Starter
-from shoal.compute.turnstile import Turnstile
+from shoal.compute.executors.card_faults import LOST
+from shoal.compute.seats import Seat
+from shoal.compute.starting import STARTS_TRIED, Starter
+from shoal.compute.turnstile import Alone, Claim, Turnstile
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from shoal.compute.frames import UnitLimits
     from shoal.compute.in_file import Tensor
     from shoal.compute.starting import Room
     from shoal.compute.worker_process import Place
-    from shoal.crypto.content import BlobId, Buffer
 
 ROOMS_LIMIT: Final = 3
 """Requesters whose processes are kept at once, with what is prepared for them."""
@@ -39,6 +45,10 @@ ROOM_IDLE_LIMIT_S: Final = 300.0
 """How long a process waits for its requester's next unit; a cold one takes about a second."""
 
 SWEEP_INTERVAL_S: Final = 30.0
+
+_SOUND_AFTER: Final = frozenset({"no_executor", "time_limit"})
+"""How a measurement may fail in a process that units run in afterwards: by what the process
+said and not by what it met. After anything else, no memory too, nobody knows its state."""
 
 FIRST: Final = 0  # what the owner waits for, and what is soon done
 LAST: Final = 3  # what nobody waits for: after strangers' units
@@ -58,17 +68,31 @@ class Rooms:
     ) -> None:
         self.starter = Starter(start, entry, place, self._lost)
         self._nursery = nursery
-        self._turnstile = Turnstile()
-        self._starting = trio.Lock()
-        self._rooms: dict[str, Room] = {}  # the least recently used first
+        self._lent_bytes = place.lent_bytes
+        self._kept = max(ROOMS_LIMIT, place.units_at_once)
+        self._turnstile = Turnstile(place.units_at_once)
+        self._starting, self._clearing = trio.Lock(), trio.Lock()
+        self._rooms: list[Room] = []  # the least recently used first
+        self.seats: list[Seat] = []
+        """Of those whose turn it is."""
         self._spare: Room | None = None
         self._looking = False
 
     @property
     def pids(self) -> dict[str, int]:
-        """The live processes, by requester; the spare's name is empty."""
-        rooms = self._rooms | ({"": self._spare} if self._spare else {})
-        return {name: room.process.pid for name, room in rooms.items() if room.process.alive}
+        """The live processes, by requester, from the second of one on with its number.
+
+        The spare's name is empty.
+        """
+        named: dict[str, int] = {}
+        seen: Counter[str] = Counter()
+        for room in (*self._rooms, *([self._spare] if self._spare else [])):
+            if room.process.alive and not room.process.ended:
+                seen[room.requester] += 1
+                number = seen[room.requester]
+                name = room.requester if number == 1 else f"{room.requester} {number}"
+                named[name] = room.process.pid
+        return named
 
     @property
     def taken(self) -> bool:
@@ -82,41 +106,79 @@ class Rooms:
 
     def holds(self, requester: str, held_as: str) -> bool:
         """Whether a program is prepared for a requester, under this name."""
-        room = self._rooms.get(requester)
-        return room is not None and room.process.alive and held_as in room.held
+        return any(
+            room.requester == requester and room.process.alive and held_as in room.held
+            for room in self._rooms
+        )
+
+    def free_room(self, requester: str, held_as: str) -> Room | None:
+        """A process of the requester's that runs nothing, which holds a program if any does."""
+        free = [r for r in self._rooms if r.requester == requester and r.idle]
+        free = [room for room in free if room.process.alive]
+        return max(free, key=lambda room: (held_as in room.held, room.used_at_s), default=None)
+
+    def fits(self, wanted: Use) -> bool:
+        """Whether one more unit may begin beside those that run."""
+        if not self._lent_bytes:
+            return True
+        running = [seat.use for seat in self.seats]
+        unit_bytes = self.starter.start.memory_bytes
+        return card_memory.fits(self._lent_bytes, unit_bytes, running, wanted)
 
     @asynccontextmanager
     async def turn(
-        self, rank: int, requester: str, patience_s: float = math.inf
+        self,
+        rank: int,
+        requester: str,
+        patience_s: float = math.inf,
+        limits: UnitLimits | None = None,
+        held_as: str = "",
     ) -> AsyncIterator[Room]:
-        """Wait for a turn, and have the requester's process while the block runs.
+        """Wait for a turn, and have a process of the requester's while the block runs.
 
         Args:
             rank: A lower one goes first.
             requester: Whose process is wanted; nobody else's units ever run there.
             patience_s: After so long at a rank it goes on waiting at the one before.
+            limits: What is to run there may take so much.
+            held_as: The name of the program that it is of.
 
         Raises:
             ComputeError: No process can be had.
         """
-        async with self._turnstile.turn(rank, requester, patience_s):
-            yield await self._room_of(requester)
+        seat = Seat(self, requester, limits, held_as)
+        async with self._turnstile.turn(rank, requester, patience_s, seat):
+            yield await self._room_for(seat)
 
     @asynccontextmanager
-    async def turn_with_spare(self, rank: int) -> AsyncIterator[Room]:
-        """The same with the spare, which stays one: for what needs nobody's data.
+    async def turn_with_spare(self, rank: int, *, alone: bool = True) -> AsyncIterator[Room]:
+        """Have a turn with the spare, for what needs nobody's data: it stays one.
+
+        A process that fails at it does not.
+
+        Args:
+            rank: A lower one goes first.
+            alone: Nothing else is to run meanwhile on this device.
 
         Raises:
             ComputeError: No process can be had.
         """
-        async with self._turnstile.turn(rank), self._starting:
+        await self.probe()  # before its turn, in which it may be that nothing else runs
+        claim = Alone() if alone else Claim()
+        async with self._turnstile.turn(rank, claim=claim), self._starting:
             spare = await self._ready_spare()
             try:
                 yield spare
+            except (ProgramError, ComputeError) as error:
+                if error.code not in _SOUND_AFTER and not spare.process.ended:
+                    await spare.process.end()
+                self.heard(error)
+                raise
             finally:
                 if spare.process.ended:
                     self._spare = None
-                    self._nursery.start_soon(self._keep_spare)
+                    if not self._looking:
+                        self._nursery.start_soon(self._keep_spare)
 
     async def probe(self) -> Room:
         """The spare, started if there is none.
@@ -133,7 +195,7 @@ class Rooms:
         Raises:
             ComputeError: They do not start so; the next ones are told what was told before.
         """
-        async with self._turnstile.turn(FIRST), self._starting:
+        async with self._turnstile.turn(FIRST, claim=Alone()), self._starting:
             before, self.starter.start = self.starter.start, start
             await self.close()
             try:
@@ -142,30 +204,12 @@ class Rooms:
                 self.starter.start = before
                 raise
 
-    async def prepare(
-        self,
-        room: Room,
-        program_id: BlobId,
-        fetch_blobs: Callable[[], Awaitable[Mapping[BlobId, Buffer]]],
-        limits: UnitLimits,
-        numeric_class: str = "",
-    ) -> None:
-        """Have a program prepared in a process.
-
-        Raises:
-            ProgramError: It is none.
-            ComputeError: A limit was met, or the worker failed.
-        """
-        held_as = name_of(program_id, numeric_class)
-        if held_as not in room.held:
-            blobs = await fetch_blobs()
-            request = frames.Prepare(
-                program_id, tuple(blobs), limits, numeric_class, held_as=held_as
-            )
-            prepared, _ = await self.ask(
-                room, request, list(blobs.values()), limits, frames.Prepared
-            )
-            room.held = frozenset(prepared.held)
+    def prepared(self, room: Room) -> None:
+        """Go by what a process holds from now on: it may be less than it could have been."""
+        for seat in self.seats:
+            if seat.room is room:
+                seat.prepared()
+        self._turnstile.look()
 
     async def ask(
         self,
@@ -181,22 +225,29 @@ class Rooms:
             return await exchange(
                 room.process, request, attachments, limits, kind, in_file_from
             )
+        except ComputeError as error:
+            if room.process.ended and self.starter.lost is not None:
+                raise self.starter.lost from error
+            raise
         finally:
             self.forget_if_ended(room)
 
     def forget_if_ended(self, room: Room) -> None:
         """Let go of a process that is no more."""
-        if room.process.ended:
-            self._rooms = {name: r for name, r in self._rooms.items() if r is not room}
+        if room.process.ended and room in self._rooms:
+            self._rooms.remove(room)
 
     async def end(self, room: Room) -> None:
-        """End a process."""
-        await room.process.end()
+        """End a process; until it is gone it counts as one that is there."""
+        if room.ending or room.process.ended:
+            return
+        room.ending = True
+        await room.process.end()  # nothing interrupts it
         self.forget_if_ended(room)
 
     async def close(self) -> None:
         """End all processes and wait until they are gone; a later call starts others."""
-        for room in tuple(self._rooms.values()):
+        for room in tuple(self._rooms):
             await self.end(room)
         await self._end_spare()
 
@@ -204,19 +255,19 @@ class Rooms:
         """End the processes of requesters that do not come back, for ever."""
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
-            async with self._turnstile.turn(FIRST):
-                for room in tuple(self._rooms.values()):
-                    if room.used_at_s + ROOM_IDLE_LIMIT_S <= trio.current_time():
-                        await self.end(room)
+            for room in tuple(self._rooms):
+                if room.idle and room.used_at_s + ROOM_IDLE_LIMIT_S <= trio.current_time():
+                    await self.end(room)
 
-    def look_again(self) -> None:
-        """See whether a device is there that a unit has found gone.
+    def heard(self, outcome: object) -> None:
+        """See whether a device is there that a unit has found gone, if it has.
 
         What one unit met is no proof: it may have been made to. A fresh process is. One
         look is for all that say so meanwhile, or whoever says it often would have every
         start wait.
         """
-        if self.starter.start.card is not None and not self._looking:
+        gone = isinstance(outcome, ComputeError) and outcome.code == LOST
+        if gone and self.starter.start.card is not None and not self._looking:
             self._looking = True
             self._nursery.start_soon(self._look_again)
 
@@ -224,36 +275,59 @@ class Rooms:
         async with self._starting:
             await self._end_spare()  # it was started before
             self._looking = False  # what is said from now on is of a later time
-            while self.starter.lost is None:
-                with suppress(ComputeError):
+            for _ in range(STARTS_TRIED):  # so many tell that it is gone, if it is
+                try:
                     await self._ready_spare()
+                except ComputeError as error:
+                    if self.starter.lost is not None:
+                        return
+                    log.warning("a device cannot be looked at", error=str(error))
+                else:
                     return
 
     def _lost(self) -> None:
+        """End what runs: each of the units says that the device is lost."""
+        for seat in self.seats:
+            if seat.room is not None and not seat.room.process.ended:
+                seat.room.process.kill()
         self._nursery.start_soon(self._end_all)
 
     async def _end_all(self) -> None:
-        async with self._turnstile.turn(FIRST):
+        async with self._turnstile.turn(FIRST, claim=Alone()):
             await self.close()
 
-    async def _room_of(self, requester: str) -> Room:
-        """The process that runs this requester's units and nobody else's."""
+    async def _room_for(self, seat: Seat) -> Room:
+        """The process for whoever has this seat: their own, or the spare."""
         if self.starter.lost is not None:
             raise self.starter.lost
-        room = self._rooms.pop(requester, None)
-        if room is not None and not room.process.alive:
-            await room.process.end()  # it died between two units: no unit's fault
-            room = None
-        if room is None:
-            while len(self._rooms) >= ROOMS_LIMIT:
-                await self.end(next(iter(self._rooms.values())))
-            await self.probe()
-            room, self._spare = self._spare, None
-            assert room is not None
-            self._nursery.start_soon(self._keep_spare)
-        room.used_at_s = trio.current_time()
-        self._rooms[requester] = room
+        async with self._clearing:  # another one may be making room just now
+            for room in self._in_the_way(seat):
+                await self.end(room)
+            if seat.room is not None and not seat.room.process.alive:
+                await self.end(seat.room)  # it died between two units: no unit's fault
+                seat.room = None
+        if seat.room is not None:
+            self._rooms.remove(seat.room)
+            self._rooms.append(seat.room)  # the last one used
+            return seat.room
+        async with self._starting:
+            room = await self._ready_spare()
+            self._spare = None
+            seat.sit(room)
+            self._rooms.append(room)
+        self._nursery.start_soon(self._keep_spare)
         return room
+
+    def _in_the_way(self, seat: Seat) -> list[Room]:
+        """What is to end before this one begins: the dead, and too many idle ones."""
+        dead = [room for room in self._rooms if room.idle and not room.process.alive]
+        idle = [room for room in self._rooms if room.idle and room.process.alive]
+        surplus = len(self._rooms) - len(dead) + (seat.room is None) - self._kept
+        if self._lent_bytes:
+            running = [each.use for each in self.seats]
+            uses = [Use(room.weights_bytes) for room in idle]
+            surplus = max(surplus, card_memory.to_end(self._lent_bytes, running, uses))
+        return dead + idle[: max(0, surplus)]
 
     async def _ready_spare(self) -> Room:
         """The spare, started if there is none; the caller holds `_starting`."""
@@ -275,8 +349,3 @@ class Rooms:
         spare, self._spare = self._spare, None
         if spare is not None:
             await spare.process.end()
-
-
-def name_of(program_id: BlobId, numeric_class: str) -> str:
-    """Under which name a process holds a program, which it may hold in several classes."""
-    return f"{program_id} {numeric_class}" if numeric_class else program_id

@@ -7,7 +7,7 @@ process can be started on a card any more, the card is gone, and `Place.lost` is
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +26,7 @@ from shoal.compute.worker_process import Place, WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from shoal.compute.card_memory import Use
     from shoal.compute.devices.inventory import Lack
     from shoal.compute.executors.base import NumericClass, Probe
 
@@ -39,16 +40,38 @@ requesters take turns than have processes, each turn begins with one."""
 log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Room:
-    """A worker's process, what it showed, and whose units alone it runs."""
+    """A worker's process, what it showed, and whose units alone it runs.
+
+    Attributes:
+        requester: Whose; "" before it is anybody's.
+        held: The programs prepared there, and the bytes of their blobs.
+        card_bytes: What these take of a card, as the process says.
+        use: What the unit that runs there may take; None where none does.
+        ending: Somebody ends it.
+    """
 
     process: WorkerProcess
     probes: tuple[Probe, ...]
-    held: frozenset[str] = frozenset()
+    requester: str = ""
+    held: dict[str, int] = field(default_factory=dict)
+    card_bytes: int = 0
+    use: Use | None = None
+    ending: bool = False
     used_at_s: float = 0.0
     turn_s: float = FIRST_TURN_S
     """How long its next turn lasts, where many units wait."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """What its programs take of a card, at the least."""
+        return max(self.card_bytes, sum(self.held.values()))
+
+    @property
+    def idle(self) -> bool:
+        """Whether it may be used, or ended."""
+        return self.use is None and not self.ending
 
 
 class Starter:

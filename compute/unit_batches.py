@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -9,9 +10,8 @@ from typing import TYPE_CHECKING, Final
 from shoal.compute import frames
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exchanges import exchange_many
-from shoal.compute.executors.card_faults import LOST
 from shoal.compute.in_file import LARGE_BYTES, size_of
-from shoal.compute.rooms import Rooms, name_of
+from shoal.compute.preparing import name_of, prepare
 from shoal.compute.unit_runs import Execution
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from shoal.compute.frames import UnitLimits
     from shoal.compute.in_file import Tensor
+    from shoal.compute.rooms import Rooms
     from shoal.compute.starting import Room
     from shoal.compute.unit_runs import Outcome, UnitRun
     from shoal.crypto.content import BlobId, Buffer
@@ -49,8 +50,8 @@ async def run_many(
     left = deque(units)
     while left := deque(unit for unit in left if not unit.cancelled):
         try:
-            async with rooms.turn(rank, requester) as room:
-                await rooms.prepare(room, program_id, fetch_blobs, limits, numeric_class)
+            async with rooms.turn(rank, requester, math.inf, limits, held_as) as room:
+                await prepare(rooms, room, program_id, fetch_blobs, limits, numeric_class)
                 part = _part(left) if together else [left[0]]
                 turn_s, room.turn_s = room.turn_s, TURN_S
                 if len(part) == 1:
@@ -84,7 +85,7 @@ async def run_one(
     limits: UnitLimits,
     *,
     trace: bool = False,
-    in_file_from: float = float("inf"),
+    in_file_from: float = math.inf,
 ) -> Execution:
     """Run one unit of a program that a process holds.
 
@@ -129,8 +130,7 @@ async def _run_one(
 
 def _ended(rooms: Rooms, tell: Callable[[UnitRun], None], unit: UnitRun) -> None:
     """Tell of a unit's end; by some of them the device may be gone."""
-    if isinstance(unit.outcome, ComputeError) and unit.outcome.code == LOST:
-        rooms.look_again()
+    rooms.heard(unit.outcome)
     tell(unit)
 
 

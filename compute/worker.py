@@ -33,6 +33,7 @@ from shoal.compute import (
     measuring,
     priority,
 )
+from shoal.compute.card_memory import OVERHEAD_BYTES
 from shoal.compute.card_meter import CardMeter
 from shoal.compute.convert import convert
 from shoal.compute.devices.abilities import failed
@@ -62,12 +63,6 @@ if TYPE_CHECKING:
 
 HELD_PROGRAMS_LIMIT: Final = 8
 """How many programs stay prepared; each has scratch memory of its own."""
-
-_OVERHEAD_BYTES: Final = 64 << 20
-"""What a runtime's sessions take, whatever the program.
-
-Added to every memory limit, so small programs run under any (`frames.UnitLimits`).
-"""
 
 _SHARES_OF_A_UNIT: Final = 3
 """Its inputs and its outputs may each be as large as its memory, and come on top of it."""
@@ -108,7 +103,7 @@ class Worker:
         self._meter = CardMeter() if self._card else Meter()
         self._watchdog = Watchdog(self._terminate)
         self._threads = start.threads
-        self._unit_bytes = _OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
+        self._unit_bytes = OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
         self._cache_bytes = start.cache_bytes
         self._niceness = start.niceness
         self._held: OrderedDict[str, Held] = OrderedDict()
@@ -134,7 +129,7 @@ class Worker:
             raise ComputeError(reasons, code="no_executor")
         self._runtimes = {probe.numeric_class: probe.runtime for probe in probes}
         # A runtime keeps weights as they came and as it likes them, and memory to work in.
-        held_bytes = 2 * self._cache_bytes + HELD_PROGRAMS_LIMIT * _OVERHEAD_BYTES
+        held_bytes = 2 * self._cache_bytes + HELD_PROGRAMS_LIMIT * OVERHEAD_BYTES
         hard_limits = HardLimits(held_bytes + self._unit_bytes)
         lock = lock.close(self._meter, hard_limits)
         return frames.Started(tuple(probes), tuple(self._missing), str(lock), lock.complete)
@@ -218,15 +213,15 @@ class Worker:
         name = request.held_as or request.program_id
         self._held[name] = held
         self._leave_room(name, request.limits)
-        return frames.Prepared(tuple(self._held))
+        used = self._meter.memory_used_bytes() if isinstance(self._meter, CardMeter) else 0
+        return frames.Prepared(tuple(self._held), used)
 
     def run(
         self, request: frames.Run, attachments: list[Buffer]
     ) -> tuple[frames.Ran, list[bytes]]:
         """Run a program that is held."""
         started = time.perf_counter()
-        held = self._held[request.program_id]  # the supervisor knows what is held
-        self._held.move_to_end(request.program_id)
+        held = self._held_as(request.program_id)
         with self._within(request.limits):
             arrays = _inputs(held, request.input_names, attachments)
             executor = self._executor_of(held.numeric_class)
@@ -280,14 +275,29 @@ class Worker:
             time.process_time(),
         )
 
+    def _held_as(self, name: str) -> Held:
+        """A program that is held.
+
+        Raises:
+            ComputeError: ``not_prepared``: it is not. The daemon knows what is held, so that
+                this is nobody's fault but its own, and never the program's.
+        """
+        try:
+            held = self._held[name]
+        except KeyError:
+            raise ComputeError(
+                "the worker does not hold the program any more", code="not_prepared"
+            ) from None
+        self._held.move_to_end(name)
+        return held
+
     def _traced(self, program_id: str) -> tuple[Held, Any]:
         """A program that is held, and the executor that traces it.
 
         Raises:
             ProgramError: ``no_trace``: it is of another class than exact.
         """
-        held = self._held[program_id]
-        self._held.move_to_end(program_id)
+        held = self._held_as(program_id)
         if held.numeric_class is not NumericClass.EXACT:
             raise ProgramError("only programs of the class exact have a trace", code="no_trace")
         return held, self._executor_of(held.numeric_class)
@@ -296,7 +306,18 @@ class Worker:
         self, request: frames.Measure | frames.Prove | frames.Recompute
     ) -> frames.Answer:
         """Measure this device, or do a capability challenge's work."""
-        return measuring.answer(request, self._executors)
+        if self._card is None:
+            return measuring.answer(request, self._executors)
+        try:
+            answer = measuring.answer(request, self._executors)
+            self._settle()
+        except Exception as error:
+            self._raise_fault(error, self._card.memory_bytes)
+            raise
+        else:
+            return answer
+        finally:  # units of other processes want the memory that this took
+            self._meter.release()
 
     def _executor_of(self, numeric_class: NumericClass) -> Executor[Any]:
         try:
@@ -326,7 +347,7 @@ class Worker:
         card promises nothing beyond what this program's units may ask for: no two programs
         could stay there otherwise.
         """
-        wanted = _OVERHEAD_BYTES + limits.memory_bytes if self._card else self._unit_bytes
+        wanted = OVERHEAD_BYTES + limits.memory_bytes if self._card else self._unit_bytes
         others = [program_id for program_id in self._held if program_id != prepared]
         while others and self._meter.memory_left_bytes() < wanted:
             del self._held[others.pop(0)]
@@ -343,13 +364,15 @@ class Worker:
         if processor_s is None:
             processor_s = self._threads * limits.time_s + _PROCESSOR_GRACE_S
         try:
-            self._meter.hold(_OVERHEAD_BYTES + limits.memory_bytes, processor_s)
+            self._meter.hold(OVERHEAD_BYTES + limits.memory_bytes, processor_s)
             with self._watchdog.within(limits.time_s):
                 yield
+                self._settle()
         except MemoryError:
             raise _over_memory(limits) from None
         except Exception as error:
-            self._raise_fault(error, limits)
+            self._raise_fault(error, limits.memory_bytes)
+            self._raise_late(limits.memory_bytes)
             if not isinstance(error, ComputeError):
                 raise
             if error.code == "memory_limit":
@@ -360,7 +383,24 @@ class Worker:
         finally:
             self._meter.release()
 
-    def _raise_fault(self, error: Exception, limits: frames.UnitLimits) -> None:
+    def _settle(self) -> None:
+        """Wait for what was set going on a card: a late fault is not the next unit's."""
+        if isinstance(self._meter, CardMeter):
+            self._meter.settle()
+
+    def _raise_late(self, memory_bytes: int) -> None:
+        """Raise what a unit that has failed leaves behind, where that ends this process."""
+        if self._card is None:
+            return
+        try:
+            self._settle()
+        except Exception as error:  # noqa: BLE001  # a driver's, of whatever kind
+            fault = fault_of(error, self._card.id, memory_bytes)
+            if fault is not None and fault.code in ENDS_WORKER:
+                self.broken = True
+                raise fault from None
+
+    def _raise_fault(self, error: Exception, memory_bytes: int) -> None:
         """Raise what a failure means where it is the card's.
 
         An executor may have said it in its own words; what it heard is told with the error.
@@ -368,7 +408,7 @@ class Worker:
         if self._card is None:
             return
         heard = error.__context__ if isinstance(error, PLACED) else error
-        fault = heard and fault_of(heard, self._card.id, limits.memory_bytes)
+        fault = heard and fault_of(heard, self._card.id, memory_bytes)
         if fault is None and isinstance(error, ComputeError) and error.code in ENDS_WORKER:
             fault = error
         if fault is None:
@@ -376,6 +416,8 @@ class Worker:
         if isinstance(error, PLACED):
             fault.node, fault.operator = error.node, error.operator
         self.broken = fault.code in ENDS_WORKER
+        if not self.broken:
+            self._raise_late(memory_bytes)
         raise fault from None
 
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from array import array
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from shutil import rmtree
@@ -146,12 +146,16 @@ class Place:
             this device's alone.
         start_limit_s: How long a start may take.
         lost: Told once, when the device computes nothing more.
+        units_at_once: How many units run there at once, each in a process of its own.
+        lent_bytes: How much memory of a card they share; 0 where nobody counts it.
     """
 
     variables: Mapping[str, str] = field(default_factory=dict)
     scratch: Path | None = None
     start_limit_s: float = START_LIMIT_S
     lost: Callable[[ComputeError], None] = _nobody_asks
+    units_at_once: int = 1
+    lent_bytes: int = 0
 
     @property
     def kernels(self) -> Path:
@@ -178,35 +182,35 @@ class WorkerProcess:
     def __init__(self, entry: Sequence[str] = WORKER, place: Place | None = None) -> None:
         place = place or Place()
         self.scratch = ""
-        if place.scratch is not None:
-            self.scratch = mkdtemp(dir=place.scratch)
-            with suppress(OSError):  # then it compiles them itself
-                kernel_cache.give(place.kernels, self.scratch)
-        own = scratch_variables(self.scratch) if self.scratch else {}
-        ours, theirs = socket.socketpair()
-        self._stderr, stderr = os.pipe()
-        # A worker that says too much loses words; it never waits for a reader.
-        os.set_blocking(stderr, False)
-        os.set_blocking(self._stderr, False)
-        try:
-            self._process = subprocess.Popen(  # noqa: S603  # no text of a stranger in it
-                # -P: no module is ever taken from the current directory
-                [sys.executable, "-P", *entry, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                env={**_environment(), **place.variables, **own},
-                start_new_session=True,  # a Ctrl-C at the terminal is not for the worker
-            )
-        except OSError:
-            ours.close()
-            os.close(self._stderr)
-            self._remove_scratch()
-            raise
-        finally:
-            theirs.close()
-            os.close(stderr)
+        with ExitStack() as undo:  # what was had of this process where the rest is not
+            if place.scratch is not None:
+                self.scratch = mkdtemp(dir=place.scratch)
+                undo.callback(self._remove_scratch)
+                with suppress(OSError):  # then it compiles them itself
+                    kernel_cache.give(place.kernels, self.scratch)
+            own = scratch_variables(self.scratch) if self.scratch else {}
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                self._stderr, stderr = os.pipe()
+                undo.callback(os.close, self._stderr)
+                try:
+                    # A worker that says too much loses words; it never waits for a reader.
+                    os.set_blocking(stderr, False)
+                    os.set_blocking(self._stderr, False)
+                    self._process = subprocess.Popen(  # noqa: S603  # no text of a stranger in it
+                        # -P: no module is ever taken from the current directory
+                        [sys.executable, "-P", *entry, str(theirs.fileno())],
+                        pass_fds=(theirs.fileno(),),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=stderr,
+                        env={**_environment(), **place.variables, **own},
+                        start_new_session=True,  # a Ctrl-C at the terminal is not for it
+                    )
+                finally:
+                    os.close(stderr)
+            undo.pop_all()
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._received = bytearray()
         self.ended = False
@@ -338,6 +342,11 @@ class WorkerProcess:
                 raise WorkerGoneError
             self._received += data
 
+    def kill(self) -> None:
+        """Kill the process, and all that it started; whoever talks to it sees it die."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     async def end(self) -> str:
         """Kill the process if it still runs, and wait until it is gone. Call it once.
 
@@ -346,8 +355,7 @@ class WorkerProcess:
         """
         self.ended = True
         # All that it started is in its session, and a compiler may have hung with it.
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self.kill()
         with trio.CancelScope(shield=True):
             await self._stream.aclose()
             with suppress(subprocess.TimeoutExpired):

@@ -34,7 +34,7 @@ BYTES_PER_CREDIT = 100e6
 BID_VALID_S = 15.0
 LEASE_IDLE_S = 30.0
 LEASES_LIMIT = 32
-"""Leases that one device serves at once; each waits for the one worker."""
+"""Leases that one device serves at once; their units wait for its few processes."""
 
 STRANGERS_LEASES_LIMIT = LEASES_LIMIT // 2
 """From so many on no stranger gets one: they cannot shut out the owner and friends."""
@@ -49,7 +49,8 @@ ONLY_ON_CARDS = frozenset({KERNEL_CLASS, "low"})
 """Classes that no executor serves on a CPU."""
 
 IN_FLIGHT = 2
-"""One unit runs while the next one's inputs arrive; of a requester that sends no batches."""
+"""One unit runs while the next one's inputs arrive; of a requester that sends no batches. More
+on a device that runs several at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class Terms:
     """Whether a stranger's units wait behind all others'."""
     compiled: Mapping[str, str] = field(default_factory=dict)
     """The executor of each class that only compiles for the device, and takes no units."""
+    at_once: int = 1
+    """How many units the device runs at a time."""
     lost: str = ""
     """Why the device computes nothing more."""
 
@@ -309,9 +312,10 @@ def bid(call: Call, terms: Terms, held_bytes: int, nonce: str, *, batches: bool 
         executor=terms.executors[call.numeric_class],
         price=price(call, terms, held_bytes),
         units_max=LEASE_UNITS_LIMIT,
-        in_flight_max=UNITS_IN_FLIGHT_LIMIT if batches else IN_FLIGHT,
+        in_flight_max=UNITS_IN_FLIGHT_LIMIT if batches else IN_FLIGHT - 1 + terms.at_once,
         valid_s=BID_VALID_S,
         batch_max=BATCH_UNITS_LIMIT if batches else 1,
+        at_once=terms.at_once,
     )
 
 

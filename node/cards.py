@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from shoal.compute import frames
+from shoal.compute import card_memory, frames
 from shoal.compute.devices.abilities import failed, takes_units
 from shoal.compute.devices.cards import card_of, may_be_used, only
 from shoal.compute.supervisor import open_workers
@@ -80,6 +80,7 @@ class Cards:
             log.warning("a card is not used", device=device.id, reason=reason)
             self._capacity.offer((), [failed(reason, hint)], device.id)
             return
+        at_once = card_memory.places(device.memory_bytes, self._config.units_per_card)
         worker = self._workers.add(
             frames.Start(
                 threads=self._config.cores,
@@ -89,7 +90,14 @@ class Cards:
                 niceness=self._config.niceness,
                 card=card_of(device),
             ),
-            Place(only(device, self._capacity.devices), scratch, CARD_START_LIMIT_S, lost),
+            Place(
+                only(device, self._capacity.devices),
+                scratch,
+                CARD_START_LIMIT_S,
+                lost,
+                at_once,
+                card_memory.lent_bytes(device.memory_bytes),
+            ),
         )
         try:
             probes = await worker.probe()
@@ -102,7 +110,12 @@ class Cards:
         else:
             await worker.close()
         self._capacity.offer(
-            probes, worker.missing, device.id, worker.sandbox, sandboxed=worker.sandboxed
+            probes,
+            worker.missing,
+            device.id,
+            worker.sandbox,
+            sandboxed=worker.sandboxed,
+            units_at_once=at_once,
         )
         for lack in worker.missing:
             log.warning("an executor does not work", device=device.id, reason=lack.reason)

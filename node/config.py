@@ -47,6 +47,7 @@ from shoal.node.setting_values import (
     read_serve,
     read_size_bytes,
     read_text,
+    read_units_at_once,
     read_yes_or_no,
 )
 from shoal.node.settings_file import read_settings_file, toml
@@ -98,6 +99,7 @@ class Config:
         provide: Whether units are taken from peers at all.
         cores: Processor cores that units may use.
         memory_bytes: Memory that units may use.
+        units_per_card: How many units a card runs at once, where its memory allows.
         niceness: How far units yield to other processes.
         blob_quota_bytes: Disk space that blobs may take.
         results_quota_bytes: What jobs may take in the journal before those that were
@@ -132,6 +134,7 @@ class Config:
     provide: bool
     cores: int
     memory_bytes: int
+    units_per_card: int
     niceness: int
     blob_quota_bytes: int
     results_quota_bytes: int
@@ -585,6 +588,14 @@ SETTINGS = (
         "Memory that units may use, such as 8GB or 25%; half of it where not set.",
         example='"8GB"',
         field="memory_bytes",
+    ),
+    Setting(
+        "units_per_card",
+        "N",
+        read_units_at_once,
+        lambda: 2,
+        "Units that a card runs at once where its memory allows, each in a process of its own.",
+        example="2",
     ),
     Setting(
         "niceness",

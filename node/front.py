@@ -582,7 +582,13 @@ class Daemon:
         used = self.capacity.units_run_on()
         others = (device.id for device in self.capacity.devices if device.id not in used)
         paused = (device for device in others if not self.owner.stance(device).own)
-        return owner_view(self.config, self.owner, (*used, *paused), self.house.terms())
+        return owner_view(
+            self.config,
+            self.owner,
+            (*used, *paused),
+            self.house.terms(),
+            self.capacity.units_at_once,
+        )
 
     def _sandboxes(self) -> str:
         """How the worker of each device that takes units is locked in."""

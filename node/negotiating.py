@@ -93,6 +93,7 @@ class Negotiation:
             units_max=bid.units_max,
             in_flight_max=bid.in_flight_max,
             batch_max=min(bid.batch_max, each),
+            at_once=bid.at_once,
             proven=self._house.proven(peer, bid.device),
         )
         now_s = trio.current_time()

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import shoal
+from shoal.compute import card_memory
 from shoal.compute.devices.abilities import Canaries, executor_of, takes_units, with_abilities
 from shoal.compute.devices.inventory import Inventory, Lack
 from shoal.compute.executors.base import Evidence
@@ -44,9 +45,6 @@ AGENT: Final = f"shoal/{shoal.__version__}"
 
 
 CPU: Final = "cpu"
-
-UNIT_SHARE: Final = 0.9
-"""Of a card's memory that a unit may ask for: its driver and its kernels take some of it."""
 
 
 @dataclass(slots=True)
@@ -84,6 +82,11 @@ class Capacity:
             if wanted(probe)
         }
 
+    def units_at_once(self, device: str) -> int:
+        """How many units a device runs at a time; 0 where it runs none."""
+        known = self.canaries.get(device, Canaries())
+        return known.units_at_once if any(map(takes_units, known.probes)) else 0
+
     def offer(
         self,
         probes: Sequence[Probe],
@@ -92,9 +95,10 @@ class Capacity:
         sandbox: str = "",
         *,
         sandboxed: bool = False,
+        units_at_once: int = 1,
     ) -> None:
         """Offer what these canaries showed, and nothing else; note what they did not."""
-        self.canaries[device] = Canaries(tuple(probes), tuple(lacks), sandbox)
+        self.canaries[device] = Canaries(tuple(probes), tuple(lacks), sandbox, units_at_once)
         self.sandboxed[device] = sandboxed
 
     def lose(self, device: str, error: ComputeError) -> None:
@@ -170,7 +174,7 @@ def make_terms(
     device: str = CPU,
 ) -> Terms:
     """By what this node bids on one device, or refuses, at this moment (`node.bidding`)."""
-    load = provider.load_on(device)
+    load, at_once = provider.load_on(device), max(1, capacity.units_at_once(device))
     card = next((d for d in capacity.devices if d.id == device and device != CPU), None)
     return Terms(
         device=device,
@@ -182,7 +186,7 @@ def make_terms(
         allowed=frozenset(config.allow),
         leases=load.leases,
         units_waiting=load.units,
-        waiting_s=load.waiting_s,
+        waiting_s=load.waiting_s / at_once,
         stance=owner.stance(device),
         denied=frozenset(config.deny),
         strangers=config.serve != "friends",
@@ -195,6 +199,7 @@ def make_terms(
         doubted=standings.doubted,
         compiled=capacity.compiled(device),
         lost=capacity.lost.get(device, ""),
+        at_once=at_once,
     )
 
 
@@ -204,5 +209,5 @@ def unit_memory_bytes(card: Device, config: Config) -> int:
     No more than there either: what it takes in and gives passes through this machine's
     memory, and may be as much.
     """
-    on_card = int(card.memory_bytes * UNIT_SHARE) or config.memory_bytes
+    on_card = card_memory.unit_most_bytes(card.memory_bytes) or config.memory_bytes
     return min(on_card, config.memory_bytes)

@@ -8,7 +8,7 @@ that the owner typed against those that there are.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from shoal.node import owner, schedule
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def owner_view(
-    config: Config, watch: OwnerWatch, devices: Sequence[str], terms: Terms
+    config: Config,
+    watch: OwnerWatch,
+    devices: Sequence[str],
+    terms: Terms,
+    units_at_once: Callable[[str], int],
 ) -> OwnerView:
     """How the owner's settings and pauses stand at this moment."""
     change = schedule.next_change(config.schedule, schedule.wall_clock(time.time()))
@@ -37,7 +41,10 @@ def owner_view(
         min_price=config.min_price,
         cores=config.cores,
         memory_bytes=config.memory_bytes,
-        stances=tuple(stance_view(device, watch.stance(device)) for device in devices),
+        stances=tuple(
+            stance_view(device, watch.stance(device), units_at_once(device))
+            for device in devices
+        ),
         schedule=tuple(schedule.texts(config.schedule)),
         schedule_changes_at=None if change is None else change.timestamp(),
         step_back=config.step_back,
@@ -45,7 +52,7 @@ def owner_view(
     )
 
 
-def stance_view(device: str, stance: Stance) -> StanceView:
+def stance_view(device: str, stance: Stance, units_at_once: int) -> StanceView:
     """One device's stance as a record."""
     return StanceView(
         device=device,
@@ -54,6 +61,7 @@ def stance_view(device: str, stance: Stance) -> StanceView:
         cause=None if stance.cause is None else stance.cause.value,
         until=stance.until_s,
         sentence=owner.sentence(stance),
+        units_at_once=units_at_once,
     )
 
 

@@ -264,7 +264,9 @@ class Provider:
         nonce = secrets.token_hex(16)
         offer = bidding.bid(call, terms, held_bytes, nonce, batches=batches)
         side.send(offer, trio.current_time())
-        self._conversations[peer, call.call] = Conversation(side)
+        conversation = Conversation(side)
+        conversation.room.total_tokens += terms.at_once - 1
+        self._conversations[peer, call.call] = conversation
         return offer
 
     async def _held_bytes(self, peer: PeerId, call: Call) -> int:

@@ -441,6 +441,7 @@ class StanceView(msgspec.Struct, frozen=True):
         cause: ``paused``, ``schedule`` or ``stepping_back``, where peers' are not.
         until: When the cause ends by itself, in seconds since the epoch, where known.
         sentence: The same for a person, or "".
+        units_at_once: How many units it runs at a time, where its memory allows; 0 where none.
     """
 
     device: str
@@ -449,6 +450,7 @@ class StanceView(msgspec.Struct, frozen=True):
     cause: str | None = None
     until: float | None = None
     sentence: str = ""
+    units_at_once: int = 0
 
 
 class OwnerView(msgspec.Struct, frozen=True):

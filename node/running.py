@@ -42,7 +42,8 @@ HELD_LIMIT_BYTES = 8 << 20
 """Inputs of one message's units that are in memory at once, but for one unit's own."""
 
 HELD_BATCHES_LIMIT = 2
-"""Messages of one lease whose inputs are in memory: one runs while the next one's arrive."""
+"""Messages of one lease whose inputs are in memory: one runs while the next one's arrive. More
+on a device that runs several at a time."""
 
 SIGNED_WITHIN_S = 1.0
 """How long a unit that has ended waits for others to be signed with it."""
@@ -118,7 +119,7 @@ class Conversation:
     room: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(HELD_BATCHES_LIMIT)
     )
-    """For messages whose units' inputs are in memory."""
+    """For messages whose units' inputs are in memory: one more for each that runs beside."""
     _manifest: AnyManifest | None = None
     _fetching: trio.Lock = field(default_factory=trio.Lock)
 

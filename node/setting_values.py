@@ -16,6 +16,7 @@ from shoal.crypto.peer_id import check_peer_id
 from shoal.node.addresses import parse_bootstrap
 from shoal.node.errors import ConfigError
 from shoal.node.schedule import WINDOWS_LIMIT, Schedule, Window, parse_window
+from shoal.protocol.limits import AT_ONCE_LIMIT
 
 BOOTSTRAP_LIMIT = 64
 """Addresses to join through: each is dialled for ever, and told of when it fails."""
@@ -142,6 +143,15 @@ def read_cores(value: object) -> int:
     text = str(value).strip()
     if isinstance(value, bool) or not text.isdecimal() or not 1 <= int(text) <= 4096:
         message = "is not a number of cores from 1 to 4096"
+        raise ValueError(message)
+    return int(text)
+
+
+def read_units_at_once(value: object) -> int:
+    """Read how many units a card runs at once."""
+    text = str(value).strip()
+    if isinstance(value, bool) or not text.isdecimal() or not 1 <= int(text) <= AT_ONCE_LIMIT:
+        message = f"is not a number of units from 1 to {AT_ONCE_LIMIT}"
         raise ValueError(message)
     return int(text)
 

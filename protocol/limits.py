@@ -14,14 +14,15 @@ from msgspec import Meta
 PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
-PROTOCOL_MINOR = 5
+PROTOCOL_MINOR = 6
 """A newer minor adds words that are said only to peers whose hello names it.
 
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
 introductions; 1.3 brought many units in one message, and outputs that stay with their
 provider; 1.4 brought what catches liars: draws, acknowledgements, traces and accusations;
-1.5 brought bulk channels, and units that go out with the award.
+1.5 brought bulk channels, and units that go out with the award; 1.6 brought several units at
+once on one device.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
@@ -98,6 +99,10 @@ before 1.3, and no bid to an older peer names more.
 
 BATCH_UNITS_LIMIT = 64
 """Units in one message: what a message costs is then a hundredth of what they cost."""
+
+AT_ONCE_LIMIT = 16
+"""Messages whose units one device runs at once: each takes a process, and a part of a card's
+memory."""
 
 BATCH_PORTS_LIMIT_BYTES = 192 << 10
 """Names and ids of the inputs and outputs of one message's units, `PORT_BYTES` and the

@@ -84,6 +84,8 @@ class Bid(Message, frozen=True, tag="bid"):
     Attributes:
         in_flight_max: Units that may be out at once, in however many messages.
         batch_max: Units that one `UnitsRequest` may carry; 1: none may be sent.
+        at_once: Messages whose units run at the same time, where memory allows: so many are
+            to be out for the device to be fully used.
     """
 
     call: Nonce
@@ -95,6 +97,7 @@ class Bid(Message, frozen=True, tag="bid"):
     in_flight_max: Annotated[int, Meta(ge=1, le=limits.UNITS_IN_FLIGHT_LIMIT)]
     valid_s: Seconds
     batch_max: Annotated[int, Meta(ge=1, le=limits.BATCH_UNITS_LIMIT)] = 1
+    at_once: Annotated[int, Meta(ge=1, le=limits.AT_ONCE_LIMIT)] = 1
 
 
 class Refusal(Message, frozen=True, tag="refusal"):

@@ -128,6 +128,7 @@ FIELDS_SINCE: Mapping[tuple[type[msgspec.Struct], str], int] = {
     (UnitRequest, "trace"): 4,
     (AwardOffer, "sources"): 5,
     (UnitResult, "times"): 5,
+    (Bid, "at_once"): 6,
 }
 """The minor that brought a field, where it is younger than its message. It has a default."""
 

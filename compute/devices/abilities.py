@@ -42,11 +42,13 @@ class Canaries:
         probes: Of the canaries that were right.
         lacks: What did not come about, and why.
         sandbox: How their worker is locked in.
+        units_at_once: How many units it runs at a time.
     """
 
     probes: tuple[Probe, ...] = ()
     lacks: tuple[Lack, ...] = (NOT_PROBED,)
     sandbox: str = ""
+    units_at_once: int = 1
 
 
 def failed(reason: str, hint: str = "") -> Lack:
@@ -90,6 +92,7 @@ def _device(device: Device, canaries: Mapping[str, Canaries]) -> Device:
         abilities=tuple(sorted(map(_ability, known.probes), key=_order)),
         executors=tuple(sorted(executors)),
         sandbox=known.sandbox,
+        units_at_once=known.units_at_once if executors else 0,
         missing=(*device.missing, *known.lacks),
         note="; ".join(filter(None, (device.note, note))),
     )

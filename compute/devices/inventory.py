@@ -66,6 +66,8 @@ class Device(msgspec.Struct, frozen=True):
         executors: The executors of this node that take units on it.
         abilities: What executors do on it, with the evidence.
         sandbox: How the worker that runs its units is locked in; "" where none does.
+        units_at_once: How many of them it runs at a time, where its memory allows; 0 where
+            it runs none.
         missing: What keeps it from being used, and how to get that.
         note: What else a person should know about it, or "".
     """
@@ -88,6 +90,7 @@ class Device(msgspec.Struct, frozen=True):
     executors: tuple[str, ...] = ()
     abilities: tuple[Ability, ...] = ()
     sandbox: str = ""
+    units_at_once: int = 0
     missing: tuple[Lack, ...] = ()
     note: str = ""
 

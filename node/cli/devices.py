@@ -119,7 +119,8 @@ def _print(
         claims_line = f"claims {claims_text(claims)}" if claims else ""
         # The CPU's is what is meant where nothing is said: `shoal status` shows it.
         locked = f"sandbox: {device.sandbox}" if device.sandbox and device.id != "cpu" else ""
-        for text in filter(None, (_parts(device), claims_line, locked, device.note)):
+        at_once = _at_once(device)
+        for text in filter(None, (_parts(device), claims_line, at_once, locked, device.note)):
             _line(device.id, text)
     if claimed:
         _line("this node", measured_text(claimed))
@@ -154,6 +155,13 @@ def _runs(device: "Device") -> str:
         ", ".join(f"{a.executor} ({a.numeric_class}, {a.evidence})" for a in device.abilities)
         or "nothing yet"
     )
+
+
+def _at_once(device: "Device") -> str:
+    """How many units run there at a time, where it is more than one."""
+    if device.units_at_once < 2:
+        return ""
+    return f"runs {device.units_at_once} units at once where its memory allows"
 
 
 def _parts(device: "Device") -> str:

@@ -85,7 +85,7 @@ class Draft:
         return self._virtual_s.get(job.id, job.virtual_s)
 
     def free_at_s(self, peer: PeerId) -> float:
-        """When a peer is expected to have done all that it was given."""
+        """When a peer is expected to have a place free for more than it was given."""
         if peer in self.fed:
             return self.fed[peer]
         if peer not in self._free_at_s:

@@ -1,13 +1,15 @@
 """How long things will take, by what was measured: pure looks at the state.
 
-A peer is taken as a line that does one unit after another, of all this node's jobs. What
-others than this node give it shows in its measured speed.
+A peer is taken as a line before the places that it has, each of which does one batch after
+another, of all this node's jobs. What others than this node give it shows in its measured
+speed.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from heapq import heapreplace
 from statistics import median_low
 from typing import TYPE_CHECKING
 
@@ -116,23 +118,27 @@ def ends(state: State, peer: PeerId, now_s: float) -> dict[BatchId, float]:
     One that should be back already is taken to need as long again as it is late: who has
     been waited for in vain is not about to come.
     """
+    return _ends(state, peer, now_s)[0]
+
+
+def _ends(state: State, peer: PeerId, now_s: float) -> tuple[dict[BatchId, float], float]:
+    """The same, and when a place is free next."""
     line = state.line(peer)
-    at_s = line.answered_s
+    places = line.places_free_s()  # a sorted list is a heap
     expected: dict[BatchId, float] = {}
     for batch_id in line.batches:
         batch = state.batches[batch_id]
-        began_s = max(at_s, batch.handed_s)
-        at_s = began_s + batch_s(state, batch)
+        at_s = max(places[0], batch.handed_s) + batch_s(state, batch)
         if at_s < now_s:
             at_s = now_s + (now_s - at_s)
+        heapreplace(places, at_s)
         expected[batch_id] = at_s
-    return expected
+    return expected, places[0]
 
 
 def free_at_s(state: State, peer: PeerId, now_s: float) -> float:
-    """When a peer is expected to have done all that this node has given it."""
-    expected = ends(state, peer, now_s)
-    return max(now_s, *expected.values()) if expected else now_s
+    """When a peer is expected to have a place free for more than this node has given it."""
+    return max(now_s, _ends(state, peer, now_s)[1])
 
 
 def due_s(state: State, batch: Batch) -> float:

@@ -258,6 +258,8 @@ def lease_expected(state: State, job_id: JobId, peer: PeerId, now_s: float) -> L
     state.next_lease += 1
     state.leases[lease.id] = lease
     candidate.offer, candidate.awarding, candidate.lease = None, False, lease.id
+    there = (each.offer.at_once for each in state.leases.values() if each.peer == peer)
+    state.line(peer).at_once = max(there)
     return lease.id
 
 
@@ -361,9 +363,9 @@ def came_back(
         return
     batch.answered = True
     line = state.line(batch.peer)
-    took_s = now_s - max(batch.handed_s, line.answered_s)
+    took_s = now_s - max(batch.handed_s, line.places_free_s()[0])
     line.batches.pop(batch_id, None)
-    line.answered_s = now_s
+    line.answered(now_s)
     job = state.jobs[batch.job]
     if ran:
         state.in_vain.pop(batch.peer, None)

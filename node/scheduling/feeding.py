@@ -1,11 +1,12 @@
 """What units go to which peer in which message: sizes, turns among jobs, second copies.
 
 Units go out in batches of about `BATCH_S`, fewer toward the end of a job, and each peer
-has about `LOOKAHEAD_S` of work of all jobs together, so that inputs arrive while units run
-and what comes later has not long to wait. Turns at a peer go by start-time fair queuing
-over measured seconds (Goyal, Vin and Cheng 1996), batches by guided self-scheduling
-(Polychronopoulos and Kuck 1987). When nothing of a job waits, units that are late, or that
-an idle peer would end sooner, are run again there; the first verified result counts.
+has about `LOOKAHEAD_S` of work of all jobs together in each of its places, so that inputs
+arrive while units run and what comes later has not long to wait. Turns at a peer go by
+start-time fair queuing over measured seconds (Goyal, Vin and Cheng 1996), batches by guided
+self-scheduling (Polychronopoulos and Kuck 1987). When nothing of a job waits,
+units that are late, or that an idle peer would end sooner, are run again there; the first
+verified result counts.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ LOOKAHEAD_S = 2 * BATCH_S
 """What a peer has in hand, in seconds: one batch runs while the next one's inputs arrive."""
 
 BATCHES_OUT, BATCHES_OUT_SHORT = 2, 4
-"""Messages out at one peer, of all jobs: the same, where nothing is known of the speed. More
-where they are so short that it would wait for the next one, which is `SHORT_S` away."""
+"""Messages out at one peer that runs one at a time, of all jobs: the same, where nothing is
+known of the speed. More where they are so short that it would wait for the next one, which is
+`SHORT_S` away; and one more for each that it runs at once beside."""
 
 SHORT_S = 0.1
 
@@ -89,7 +91,8 @@ def _feed_one(draft: Draft, job: JobQueue, lease: Lease) -> bool:
         return False
     look_s = LOOKAHEAD_S + estimates.fetch_s(job)
     free_s = draft.free_at_s(peer)
-    batches = len(state.line(peer).batches)
+    line = state.line(peer)
+    batches = len(line.batches) - (line.at_once - 1)
     if batches >= BATCHES_OUT and (
         batches >= BATCHES_OUT_SHORT or free_s - draft.now_s >= SHORT_S
     ):

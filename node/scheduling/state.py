@@ -15,6 +15,7 @@ from typing import NewType, TypeAlias
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
 from shoal.node.records import JobId
+from shoal.protocol.limits import AT_ONCE_LIMIT
 
 LeaseId = NewType("LeaseId", int)
 BatchId = NewType("BatchId", int)
@@ -77,6 +78,7 @@ class Offer:
     in_flight_max: int
     batch_max: int = 1
     proven: bool = False
+    at_once: int = 1
 
 
 @dataclass(slots=True)
@@ -228,15 +230,29 @@ class JobQueue:
 
 @dataclass(slots=True)
 class Line:
-    """What this node has at one peer, of all its jobs: a peer runs one unit at a time.
+    """What this node has at one peer, of all its jobs: it runs few batches at a time.
 
     Attributes:
         batches: In the order in which they were handed over.
+        at_once: How many it runs at a time, by its bids: it has so many places.
         answered_s: When it last answered one.
+        answers_s: When it answered the last ones, the latest last.
     """
 
     batches: dict[BatchId, None] = field(default_factory=dict)
+    at_once: int = 1
     answered_s: float = -math.inf
+    answers_s: deque[float] = field(default_factory=lambda: deque(maxlen=AT_ONCE_LIMIT))
+
+    def answered(self, now_s: float) -> None:
+        """Note an answer."""
+        self.answered_s = now_s
+        self.answers_s.append(now_s)
+
+    def places_free_s(self) -> list[float]:
+        """Since when each of its places had been free, had nothing come since; least first."""
+        latest = list(self.answers_s)[-self.at_once :]
+        return [-math.inf] * (self.at_once - len(latest)) + latest
 
 
 @dataclass(slots=True)

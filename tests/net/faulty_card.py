@@ -17,8 +17,8 @@ from shoal.compute.executors.base import NumericClass
 from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
 from shoal.compute.executors.table import Entry
 
-FINE, OUT_OF_MEMORY, HANGS, BROKEN, GONE, DIES, IN_OTHER_WORDS = (
-    *(0.0, 1e3, 2e3, 3e3, 4e3, 5e3, 6e3),
+FINE, OUT_OF_MEMORY, HANGS, BROKEN, GONE, DIES, IN_OTHER_WORDS, LATE = (
+    *(0.0, 1e3, 2e3, 3e3, 4e3, 5e3, 6e3, 7e3),
 )
 
 GONE_IS = Path(os.environ.get("FAULTY_CARD", "/nowhere")).exists()
@@ -31,6 +31,33 @@ class OutOfMemoryError(RuntimeError):
 
 class AcceleratorError(RuntimeError):
     """The same."""
+
+
+class MadeUpMemory:
+    """In place of `torch.cuda`: nothing is ever taken of 64 GB."""
+
+    def __init__(self):
+        self.fails_late = False
+
+    def memory_allocated(self):
+        return 0
+
+    memory_reserved = memory_allocated
+
+    def mem_get_info(self):
+        return 1 << 36, 1 << 36
+
+    def set_per_process_memory_fraction(self, _):
+        if self.fails_late:
+            raise AcceleratorError("CUDA error: unspecified launch failure")
+
+    empty_cache = memory_allocated
+
+    def synchronize(self):
+        self.set_per_process_memory_fraction(1.0)
+
+
+CARD = MadeUpMemory()
 
 
 class Faulty(OnnxRuntimeCpu):
@@ -62,6 +89,8 @@ class Faulty(OnnxRuntimeCpu):
                     ) from None
             case first if first == DIES:
                 os.abort()
+            case first if first == LATE:  # when whoever looks next hears of it
+                CARD.fails_late = True
         return super().run(handle, inputs)
 
 
@@ -71,8 +100,13 @@ def reach(card):
         raise ComputeError("torch finds 0 cards where this one is to be found", code="gone")
 
 
+def fails(*_):
+    """In place of a measurement."""
+    raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
 class OnMadeUpCard(worker.Worker):
-    """Whose memory nobody meters: the card has none."""
+    """Of whose memory nothing is ever used."""
 
     def _reached(self):
         try:
@@ -80,6 +114,7 @@ class OnMadeUpCard(worker.Worker):
         except ComputeError as error:
             self._missing.append(worker.Lack(error.code, error.message, error.hint))
             return False
+        self._meter.allocator = CARD
         return True
 
 
@@ -87,4 +122,5 @@ if __name__ == "__main__":
     entry = Entry("faulty", NumericClass.FP32, (), lambda start: lambda: Faulty(threads=1))
     worker.entries = lambda _: (entry,)
     worker.check_reach = reach
+    worker.measuring.answer = fails
     worker.main(OnMadeUpCard)

@@ -16,6 +16,7 @@ import trio
 from job_nodes import DENSE, LIMIT_S, LOOPBACK, Node, until
 
 from shoal.compute import frames
+from shoal.compute.card_memory import lent_bytes, unit_most_bytes
 from shoal.compute.devices.cards import Card
 from shoal.compute.devices.inventory import Device, Lack
 from shoal.compute.frames import UnitLimits
@@ -223,7 +224,10 @@ async def test_a_daemon_offers_the_cards_that_it_may_use_until_they_are_gone(car
         await cards.look(lost)
         ((start, place),) = made_up.starts  # none for the card that is hidden
         assert (start.card.id, start.card.target) == ("gpu0", "gfx942")
-        assert start.memory_bytes == min(int((1 << 36) * 0.9), settings.memory_bytes)
+        assert start.memory_bytes == min(unit_most_bytes(1 << 36), settings.memory_bytes)
+        assert place.units_at_once == settings.units_per_card == 2
+        assert place.lent_bytes == lent_bytes(1 << 36)
+        assert capacity.units_at_once("gpu0") == 2
         assert place.variables["ROCR_VISIBLE_DEVICES"] == "GPU-gpu0"
         assert capacity.units_run_on() == ("cpu", "gpu0")
         assert capacity.executors("gpu0") == {"fp32": "onnxruntime"}  # by which it is made up

@@ -309,7 +309,7 @@ async def test_a_worker_that_answers_nonsense_is_ended(worker, monkeypatch, said
     ours, theirs = socket.socketpair()
     theirs.sendall(said)
     monkeypatch.setattr(
-        worker._rooms._rooms[ANN].process,
+        worker._rooms.free_room(ANN, "").process,
         "_stream",
         trio.SocketStream(trio.socket.from_stdlib_socket(ours)),
     )
@@ -406,7 +406,7 @@ async def test_the_requester_who_was_longest_away_makes_room(worker):
 
 
 async def test_a_process_whose_requester_stays_away_is_ended(autojump_clock, worker):
-    worker._rooms._rooms[ANN] = room = await _room_of_a_process()
+    worker._rooms._rooms.append(room := await _room_of_a_process())
     await trio.sleep(ROOM_IDLE_LIMIT_S - SWEEP_INTERVAL_S)
     assert ANN in worker.pids
     await trio.sleep(2 * SWEEP_INTERVAL_S)
@@ -415,7 +415,7 @@ async def test_a_process_whose_requester_stays_away_is_ended(autojump_clock, wor
 
 
 async def _room_of_a_process():
-    room = Room(WorkerProcess(), ())
+    room = Room(WorkerProcess(), (), ANN)
     room.used_at_s = trio.current_time()
     return room
 

@@ -91,6 +91,54 @@ def test_a_slow_peer_gets_nothing_that_a_faster_one_would_end_sooner(slow_s, tak
     assert handed == Counter(fast=2 - takes, slow=takes)
 
 
+def a_peer_with_places(at_once, units=8):
+    """A job whose units take 10 s each, and a lease at a peer that runs some at a time."""
+    state, job = s.State(), a_job(units=units)
+    events.peers_known(state, {CLASS: {"p": s.Facts(rtt_s=0.0)}})
+    events.job_started(state, job)
+    events.units_read(state, "j", list(range(units)), more=False, near={})
+    state.speeds[job.kind] = {"p": s.Speed(10.0)}
+    offer = s.Offer(1.0, 100, 100, batch_max=10, at_once=at_once)
+    events.bid_came(state, "j", "p", offer, 0.0)
+    events.lease_granted(state, "j", "p", 0.0)
+    return state, job
+
+
+def handed_over(state, now_s):
+    """The batches that go out now."""
+    batches = []
+    while actions := plan(state, now_s).actions:
+        for action in actions:
+            events.apply(state, action, now_s)
+            if isinstance(action, do.HandOver):
+                batches.append(action.batch)
+    return batches
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_as_many_long_units_are_out_as_a_peer_runs_at_once_and_the_next_one_just_in_time(
+    at_once,
+):
+    state, job = a_peer_with_places(at_once)
+    first = handed_over(state, 0.0)
+    assert len(first) == at_once
+    assert handed_over(state, 5.0) == []
+    assert len(handed_over(state, 9.5)) == 1  # its inputs arrive while those run
+    for batch in first:
+        events.came_back(state, batch, 10.0, 1)
+    assert state.speeds[job.kind]["p"].unit_s == pytest.approx(
+        10.0
+    )  # each of them took so long
+
+
+def test_a_peer_is_free_when_the_first_of_its_places_is():
+    state, _ = a_peer_with_places(2)
+    first, second = handed_over(state, 0.0)
+    assert estimates.ends(state, "p", 1.0) == {first: 10.0, second: 10.0}
+    events.came_back(state, first, 8.0, 1)
+    assert estimates.free_at_s(state, "p", 8.0) == 8.0
+
+
 def test_a_unit_that_one_peer_called_an_error_is_taken_to_another_one_at_once():
     state, job = s.State(), a_job(units=1)
 

@@ -5,7 +5,7 @@ import trio
 import trio.lowlevel
 from trio.testing import wait_all_tasks_blocked
 
-from shoal.compute.turnstile import Turnstile
+from shoal.compute.turnstile import Alone, Claim, Turnstile
 
 
 @pytest.fixture
@@ -124,3 +124,122 @@ async def test_an_error_inside_frees_the_turn(turnstile):
     with trio.fail_after(1):
         async with turnstile.turn(0):
             pass
+
+
+# --- several places -----------------------------------------------------------------------
+
+
+class Memory:
+    """So much that those inside share."""
+
+    def __init__(self, size):
+        self.left = size
+
+
+class Wants(Claim):
+    def __init__(self, memory, size):
+        self._memory, self._size = memory, size
+
+    def fits(self):
+        return self._size <= self._memory.left
+
+    def enter(self):
+        self._memory.left -= self._size
+
+    def leave(self):
+        self._memory.left += self._size
+
+
+class Crowd:
+    """Callers who stay inside until they are told to go."""
+
+    def __init__(self, turnstile, nursery):
+        self._turnstile, self._nursery = turnstile, nursery
+        self.inside, self._go, self._scopes = [], {}, {}
+
+    async def comes(self, name, rank=2, claim=None):
+        self._go[name], self._scopes[name] = trio.Event(), trio.CancelScope()
+
+        async def stay():
+            with self._scopes[name]:
+                async with self._turnstile.turn(rank, name, claim=claim):
+                    self.inside.append(name)
+                    await self._go[name].wait()
+                    self.inside.remove(name)
+
+        self._nursery.start_soon(stay)
+        await wait_all_tasks_blocked()
+
+    async def goes(self, name):
+        self._go[name].set()
+        await wait_all_tasks_blocked()
+
+    async def gives_up(self, name):
+        self._scopes[name].cancel()
+        await wait_all_tasks_blocked()
+
+
+async def test_as_many_are_inside_as_there_are_places(nursery):
+    crowd = Crowd(Turnstile(2), nursery)
+    for name in "abc":
+        await crowd.comes(name)
+    assert crowd.inside == ["a", "b"]
+    await crowd.goes("a")
+    assert crowd.inside == ["b", "c"]
+    await crowd.goes("b")
+    await crowd.goes("c")
+
+
+async def test_who_is_next_waits_until_it_fits_and_is_passed_by_nobody_who_wants_less(nursery):
+    memory = Memory(10)
+    crowd = Crowd(Turnstile(3), nursery)
+    await crowd.comes("a", claim=Wants(memory, 6))
+    await crowd.comes("large", claim=Wants(memory, 8))
+    await crowd.comes("small", claim=Wants(memory, 1))
+    assert crowd.inside == ["a"]
+    await crowd.comes("owner", rank=0, claim=Wants(memory, 2))  # the foremost rank goes first
+    assert crowd.inside == ["a", "owner"]
+    await crowd.goes("a")
+    assert crowd.inside == ["owner", "large"]
+    await crowd.gives_up("small")
+    await crowd.goes("large")
+    await crowd.goes("owner")
+    assert memory.left == 10
+
+
+async def test_alone_anything_fits(nursery):
+    memory = Memory(10)
+    crowd = Crowd(Turnstile(2), nursery)
+    await crowd.comes("huge", claim=Wants(memory, 99))
+    assert crowd.inside == ["huge"]
+    await crowd.goes("huge")
+    assert memory.left == 10
+
+
+async def test_who_gives_up_in_front_lets_those_behind_in_that_fit(nursery):
+    memory = Memory(10)
+    crowd = Crowd(Turnstile(2), nursery)
+    await crowd.comes("a", claim=Wants(memory, 6))
+    await crowd.comes("large", claim=Wants(memory, 8))
+    await crowd.comes("small", claim=Wants(memory, 1))
+    await crowd.gives_up("large")
+    assert crowd.inside == ["a", "small"]
+    await crowd.goes("a")
+    await crowd.goes("small")
+
+
+async def test_who_wants_to_be_alone_waits_for_all_and_nobody_enters_meanwhile(nursery):
+    turnstile = Turnstile(3)
+    crowd = Crowd(turnstile, nursery)
+    await crowd.comes("a")
+    await crowd.comes("b")
+    await crowd.comes("alone", claim=Alone())
+    await crowd.comes("c")
+    assert crowd.inside == ["a", "b"]
+    await crowd.goes("a")
+    await crowd.goes("b")
+    assert crowd.inside == ["alone"]
+    await crowd.goes("alone")
+    assert crowd.inside == ["c"]
+    await crowd.goes("c")
+    assert not turnstile.taken

@@ -73,6 +73,9 @@ def test_of_batches_an_older_peer_hears_nothing():
     old = said_to((OWN[0], 2), a_bid(batch_max=64))
     assert b"batch_max" not in encode(old)
     assert old.in_flight_max == a_bid().in_flight_max
+    several = said_to((OWN[0], 5), a_bid(at_once=2))
+    assert b"at_once" not in encode(several)
+    assert said_to((OWN[0], 6), a_bid(at_once=2)).at_once == 2
     many = Cancel(call="ab" * 16, unit="a", others=("b",))
     assert b"others" not in encode(said_to((OWN[0], 2), many))
     for batch in (some_units("a"), some_results("a")):

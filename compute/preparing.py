@@ -1,0 +1,52 @@
+"""Has programs prepared in a requester's process, and knows which it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shoal.compute import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from shoal.compute.frames import UnitLimits
+    from shoal.compute.rooms import Rooms
+    from shoal.compute.starting import Room
+    from shoal.crypto.content import BlobId, Buffer
+
+
+async def prepare(
+    rooms: Rooms,
+    room: Room,
+    program_id: BlobId,
+    fetch_blobs: Callable[[], Awaitable[Mapping[BlobId, Buffer]]],
+    limits: UnitLimits,
+    numeric_class: str = "",
+) -> None:
+    """Have a program prepared in a process.
+
+    Raises:
+        ProgramError: It is none.
+        ComputeError: A limit was met, or the worker failed.
+    """
+    held_as = name_of(program_id, numeric_class)
+    if held_as not in room.held:
+        blobs = await fetch_blobs()
+        request = frames.Prepare(
+            program_id, tuple(blobs), limits, numeric_class, held_as=held_as
+        )
+        sizes = {held_as: sum(memoryview(blob).nbytes for blob in blobs.values())}
+        # It lets go of others before it sees whether this one is any good, and does not
+        # say of which: what is not known to be there is prepared again.
+        before, room.held = room.held, {}
+        prepared, _ = await rooms.ask(
+            room, request, list(blobs.values()), limits, frames.Prepared
+        )
+        room.held = {name: (before | sizes).get(name, 0) for name in prepared.held}
+        room.card_bytes = prepared.card_bytes
+    rooms.prepared(room)
+
+
+def name_of(program_id: BlobId, numeric_class: str) -> str:
+    """Under which name a process holds a program, which it may hold in several classes."""
+    return f"{program_id} {numeric_class}" if numeric_class else program_id
