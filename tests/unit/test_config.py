@@ -342,6 +342,8 @@ def test_a_share_is_written_into_the_file_as_it_was_given(home):
         ("schedule", "18-8"),
         ("step_back", "25"),
         ("niceness", "0"),
+        ("units_per_card", "0"),
+        ("units_per_card", "17"),
         ("cores", "0%"),
         ("memory", "101%"),
     ],

@@ -18,6 +18,7 @@ from shoal.compute.devices.inventory import Device, Inventory, Lack
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors import onnxruntime as executor
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
+from shoal.node.cli import devices
 from shoal.node.offer import Capacity
 
 IDLE_PROVIDER = "AzureExecutionProvider"
@@ -178,6 +179,22 @@ def test_what_runs_on_a_card_is_what_its_own_canaries_showed():
     assert gpu.executors == ("exact",)
     assert [(a.executor, a.numeric_class) for a in gpu.abilities] == [("exact", "exact")]
     assert "claims none" in gpu.note
+
+
+def test_a_device_says_how_many_units_it_runs_at_once_where_it_runs_any(capsys):
+    exact = probe(runtime="exact 1 triton 3.7.0", of=NumericClass.EXACT)
+    compiles = probe(Evidence.COMPILE_ONLY, "exact 1 triton 3.7.0", NumericClass.EXACT)
+    second = msgspec.structs.replace(CARD, id="gpu1")
+    canaries = {
+        "cpu": Canaries((probe(),), ()),
+        "gpu0": Canaries((exact,), (), units_at_once=2),
+        "gpu1": Canaries((compiles,), (), units_at_once=2),
+    }
+    found = with_abilities(Inventory((CPU, CARD, second)), canaries)
+    assert [device.units_at_once for device in found.devices] == [1, 2, 0]
+    devices._print(found, None, None)
+    said = [line for line in capsys.readouterr().out.splitlines() if "at once" in line]
+    assert said == ["gpu0: runs 2 units at once where its memory allows"]
 
 
 def test_a_card_for_which_kernels_only_compile_says_so_and_takes_no_units():

@@ -31,6 +31,7 @@ OTHERS = {
     "cores": "1",
     "memory": '"1GB"',
     "niceness": "7",
+    "units_per_card": "1",
     "lan": "false",
     "blob_quota": '"3GB"',
     "results_quota": '"1GB"',
