@@ -239,10 +239,11 @@ class Rooms:
 
     async def end(self, room: Room) -> None:
         """End a process; until it is gone it counts as one that is there."""
-        if room.ending or room.process.ended:
+        if room.ending:
             return
         room.ending = True
-        await room.process.end()  # nothing interrupts it
+        if not room.process.ended:
+            await room.process.end()  # nothing interrupts it
         self.forget_if_ended(room)
 
     async def close(self) -> None:
@@ -301,7 +302,7 @@ class Rooms:
         if self.starter.lost is not None:
             raise self.starter.lost
         async with self._clearing:  # another one may be making room just now
-            for room in self._in_the_way(seat):
+            while (room := self._in_the_way(seat)) is not None:
                 await self.end(room)
             if seat.room is not None and not seat.room.process.alive:
                 await self.end(seat.room)  # it died between two units: no unit's fault
@@ -318,16 +319,16 @@ class Rooms:
         self._nursery.start_soon(self._keep_spare)
         return room
 
-    def _in_the_way(self, seat: Seat) -> list[Room]:
-        """What is to end before this one begins: the dead, and too many idle ones."""
-        dead = [room for room in self._rooms if room.idle and not room.process.alive]
-        idle = [room for room in self._rooms if room.idle and room.process.alive]
-        surplus = len(self._rooms) - len(dead) + (seat.room is None) - self._kept
+    def _in_the_way(self, seat: Seat) -> Room | None:
+        """What is to end next before this one begins: one that is dead, or one too many."""
+        idle = [room for room in self._rooms if room.idle]
+        dead = [room for room in idle if not room.process.alive]
+        surplus = len(self._rooms) + (seat.room is None) - self._kept
         if self._lent_bytes:
             running = [each.use for each in self.seats]
             uses = [Use(room.weights_bytes) for room in idle]
             surplus = max(surplus, card_memory.to_end(self._lent_bytes, running, uses))
-        return dead + idle[: max(0, surplus)]
+        return next(iter(dead or idle[: max(0, surplus)]), None)
 
     async def _ready_spare(self) -> Room:
         """The spare, started if there is none; the caller holds `_starting`."""

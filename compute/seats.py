@@ -52,7 +52,8 @@ class Seat(Claim):
 
     def sit(self, room: Room) -> None:
         """Take a process that was the spare."""
-        self.room, room.requester, room.use = room, self._requester, self.use
+        self.room, room.requester = room, self._requester
+        self.use = room.use = self._use_in(room)
 
     def prepared(self) -> None:
         """Go on with what the process says that it holds now."""
