@@ -18,14 +18,22 @@ ZOO := tests/e2e/test_zoo.py
 EXTRAS ?= demo,dev,notebook
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint bench dry-run-amd simulate interop soak soak-short docs clean
+# Tests start a thousand processes, and none of them should have to compile all of this anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo ready test test-gpu lint bench dry-run-amd simulate interop soak soak-short docs clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is killed, and one that lies is caught
 	@$(BIN)/shoal demo
 
-test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
-	$(BIN)/python -m shoal.compute.exact.cpu  # once per machine: some tens of seconds
+test: ready  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
 	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=4 --dist=loadfile --no-loadscope-reorder  # much of it waits
+
+ready: $(VENV)/.dev-installed  ## compile once what tests would compile several times at once: kernels, Python's files
+	@$(BIN)/python -m shoal.compute.exact.cpu & \
+	$(BIN)/python -m compileall -q compute crypto deploy/package node protocol; \
+	$(BIN)/python -m pytest --collect-only -qqq >/dev/null; \
+	wait $$!  # for the kernels: once per machine some tens of seconds of one core
 
 test-gpu: $(VENV)/.dev-installed  ## what needs a card; EXTRAS=demo,dev,notebook,gpu, and PyTorch's build for it
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu

@@ -38,7 +38,7 @@ from shoal.protocol.negotiation_messages import Release
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 WORDS_LIMIT_S = 60
 RUN_LIMIT_S = 60
-"""A peer that refused is asked again after 20 s at the latest."""
+"""A peer that refused is asked again within seconds: see `few_links`."""
 
 NO_PROGRAM = blob_id_of(b"no program")
 
