@@ -1,6 +1,8 @@
 """The order of the test files: those that take longest begin first. And no test is timed.
 
-What is marked ``soak`` is for `make soak` and `make soak-short`.
+What is marked ``soak`` is for `make soak` and `make soak-short`, which repeat nothing of
+`make test`: beside their own files and the property tests, which draw more examples there,
+they run what is marked alone.
 
 `make test` hands out whole files to four processes. One that begins last should not be one
 that takes a minute while three of them have nothing left to do; and not all four should have
@@ -87,9 +89,15 @@ OTHERS_PER_E2E = 2
 
 def pytest_collection_modifyitems(config, items):
     tests = config.rootpath / "tests"
-    if "SHOAL_SOAK_S" not in os.environ:
-        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("soak")])
-        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    soak = "SHOAL_SOAK_S" in os.environ
+
+    def wanted(item):
+        if item.get_closest_marker("soak"):
+            return soak
+        return not soak or item.path.relative_to(tests).parts[0] in ("soak", "property")
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
     files = {}
     for item in items:  # within a file nothing moves
         files.setdefault(item.path.relative_to(tests).as_posix(), []).append(item)
