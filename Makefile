@@ -15,8 +15,10 @@ ALONE := tests/soak/test_challenges.py tests/soak/test_shaped.py
 TIMED := tests/soak/test_connections.py tests/soak/test_hostile_network.py tests/soak/test_joining.py \
 	tests/soak/test_lan_flood.py
 COMPUTING := tests/unit/test_exact_card_targets.py tests/soak/test_thousand_nodes.py $(DEEPER)
-# Every liar in turn beside honest daemons: half an hour by itself.
+# Every liar in turn beside honest daemons: half an hour by itself; and one of them, twice.
 ZOO := tests/e2e/test_zoo.py
+ONE_LIAR := $(addprefix $(ZOO)::,test_a_private_conviction_stays_with_the_requester \
+	test_who_turns_one_bit_is_convicted_and_nothing_of_it_is_delivered)
 # What tests need. With `gpu` PyTorch and Triton too, whose tests are skipped otherwise: some
 # gigabytes, unless PyTorch's build for CPUs is what pip finds first.
 EXTRAS ?= demo,dev,notebook
@@ -90,7 +92,7 @@ soak-short: $(VENV)/.dev-installed  ## the same for one minute
 	$(BIN)/python -m pytest $(ALONE)
 	$(MAKE) --no-print-directory --jobs=2 --output-sync .soak-timed .soak-computing
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
-		$(filter-out $(ALONE) $(TIMED) $(COMPUTING),$(wildcard tests/soak/test_*.py)) $(MARKED)
+		$(filter-out $(ALONE) $(TIMED) $(COMPUTING),$(wildcard tests/soak/test_*.py)) $(MARKED) $(ONE_LIAR)
 
 .soak-timed:
 	$(BIN)/python -m pytest $(TIMED)
