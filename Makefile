@@ -4,28 +4,42 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Files that do more in the soak: several times as many examples, and tests marked `soak`.
-THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/property/test_judging.py \
-	tests/property/test_traces.py tests/net/test_exact_invariance.py tests/e2e/test_chaining.py tests/zoo \
-	tests/unit/test_exact_card_targets.py
-# Parts of the soak that hold a daemon to times, and so run by themselves.
-TIMED := tests/soak/test_challenges.py tests/soak/test_connections.py tests/soak/test_hostile_network.py \
-	tests/soak/test_joining.py tests/soak/test_lan_flood.py tests/soak/test_shaped.py
-# Every liar in turn beside honest daemons: half an hour by itself.
+# Files whose tests draw several times as many examples in the soak.
+DEEPER := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/property/test_judging.py \
+	tests/property/test_torch_hostile.py tests/property/test_traces.py
+# Files elsewhere that have tests for the soak alone, marked so: those alone are run.
+MARKED := tests/e2e/test_chaining.py tests/net/test_exact_invariance.py tests/unit/test_exact_card.py tests/zoo/test_liar.py
+# Parts of the soak that measure, and so have the machine for themselves.
+ALONE := tests/soak/test_challenges.py tests/soak/test_shaped.py
+# Parts that hold a daemon to times: beside them runs, at the lowest priority, what only computes.
+TIMED := tests/soak/test_connections.py tests/soak/test_hostile_network.py tests/soak/test_joining.py \
+	tests/soak/test_lan_flood.py
+COMPUTING := tests/unit/test_exact_card_targets.py tests/soak/test_thousand_nodes.py $(DEEPER)
+# Every liar in turn beside honest daemons: half an hour by itself; and one of them, twice.
 ZOO := tests/e2e/test_zoo.py
+ONE_LIAR := $(addprefix $(ZOO)::,test_a_private_conviction_stays_with_the_requester \
+	test_who_turns_one_bit_is_convicted_and_nothing_of_it_is_delivered)
 # What tests need. With `gpu` PyTorch and Triton too, whose tests are skipped otherwise: some
 # gigabytes, unless PyTorch's build for CPUs is what pip finds first.
 EXTRAS ?= demo,dev,notebook
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint bench dry-run-amd simulate interop soak soak-short docs clean
+# Tests start a thousand processes, and none of them should have to compile all of this anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo ready test test-gpu lint bench dry-run-amd simulate interop soak soak-short .soak-timed .soak-computing docs clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is killed, and one that lies is caught
 	@$(BIN)/shoal demo
 
-test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
-	$(BIN)/python -m shoal.compute.exact.cpu  # once per machine: some tens of seconds
+test: ready  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
 	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=4 --dist=loadfile --no-loadscope-reorder  # much of it waits
+
+ready: $(VENV)/.dev-installed  ## compile once what tests would compile several times at once: kernels, Python's files
+	@$(BIN)/python -m shoal.compute.exact.cpu & \
+	$(BIN)/python -m compileall -q compute crypto deploy/package node protocol; \
+	$(BIN)/python -m pytest --collect-only -qqq >/dev/null; \
+	wait $$!  # for the kernels: once per machine some tens of seconds of one core
 
 test-gpu: $(VENV)/.dev-installed  ## what needs a card; EXTRAS=demo,dev,notebook,gpu, and PyTorch's build for it
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
@@ -70,12 +84,21 @@ interop: $(VENV)/.dev-installed  ## beside go- and rust-libp2p (as `make test`) 
 	$(BIN)/python -m pytest tests/interop
 
 soak: $(VENV)/.dev-installed  ## long runs with faults: 20 minutes
-	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak tests/property $(filter-out tests/property/%,$(THOROUGH)) $(ZOO)
+	SHOAL_SOAK_S=1200 $(BIN)/python -m pytest tests/soak tests/property $(filter-out tests/property/%,$(COMPUTING)) \
+		$(MARKED) $(ZOO)
 
+soak-short: export SHOAL_SOAK_S = 60
 soak-short: $(VENV)/.dev-installed  ## the same for one minute
-	SHOAL_SOAK_S=60 $(BIN)/python -m pytest $(TIMED)
-	SHOAL_SOAK_S=60 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
-		$(filter-out $(TIMED),$(wildcard tests/soak/test_*.py)) $(THOROUGH)
+	$(BIN)/python -m pytest $(ALONE)
+	$(MAKE) --no-print-directory --jobs=2 --output-sync .soak-timed .soak-computing
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+		$(filter-out $(ALONE) $(TIMED) $(COMPUTING),$(wildcard tests/soak/test_*.py)) $(MARKED) $(ONE_LIAR)
+
+.soak-timed:
+	$(BIN)/python -m pytest $(TIMED)
+
+.soak-computing:
+	nice -n 19 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(COMPUTING)
 
 docs: $(VENV)/.dev-installed  ## write what is generated from the code
 	$(BIN)/python -m shoal.protocol.document > docs/PROTOCOL.md

@@ -1,6 +1,8 @@
 """The order of the test files: those that take longest begin first. And no test is timed.
 
-What is marked ``soak`` is for `make soak` and `make soak-short`.
+What is marked ``soak`` is for `make soak` and `make soak-short`, which repeat nothing of
+`make test`: beside their own files and the property tests, which draw more examples there,
+they run what is marked alone.
 
 `make test` hands out whole files to four processes. One that begins last should not be one
 that takes a minute while three of them have nothing left to do; and not all four should have
@@ -50,13 +52,13 @@ LONG = (
     "soak/",
     "e2e/test_owner.py",
     "e2e/test_lifecycle.py",
+    "e2e/test_demo.py",
     "e2e/test_doctor.py",
-    "e2e/test_bulk.py",
     "e2e/test_why.py",
     "e2e/test_data_path.py",
-    "e2e/test_chaos.py",
+    "e2e/test_bulk.py",
     "e2e/test_local_faults.py",
-    "e2e/test_demo.py",
+    "e2e/test_chaos.py",
     "e2e/test_notebook.py",
     "e2e/test_zoo.py",
     "e2e/test_malicious_provider.py",
@@ -65,13 +67,23 @@ LONG = (
     "e2e/test_those_who_serve.py",
     "e2e/test_shared_programs.py",
     "e2e/",
-    "property/test_exact_cpu.py",
-    "zoo/test_simulator.py",
+    "unit/test_exact_card.py",
+    "net/test_card_worker.py",
     "net/test_misbehaving_worker.py",
     "net/test_hostile_programs.py",
+    "unit/test_torch_operators.py",
+    "property/test_torch_hostile.py",
+    "property/test_exact_cpu.py",
+    "zoo/test_simulator.py",
+    "net/test_card_faults.py",
+    "net/test_kernel_units.py",
     "net/test_libp2p_compat.py",
     "net/test_exact_onnx_backend.py",
     "net/test_chained_jobs.py",
+    "unit/test_exact_card",
+    "unit/test_user_kernels.py",
+    "unit/test_torch_executor.py",
+    "emulated/",
     "property/test_judging.py",
     "property/test_exact_operators.py",
     "net/test_connection_limits.py",
@@ -87,9 +99,15 @@ OTHERS_PER_E2E = 2
 
 def pytest_collection_modifyitems(config, items):
     tests = config.rootpath / "tests"
-    if "SHOAL_SOAK_S" not in os.environ:
-        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("soak")])
-        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    soak = "SHOAL_SOAK_S" in os.environ
+
+    def wanted(item):
+        if item.get_closest_marker("soak"):
+            return soak
+        return not soak or item.path.relative_to(tests).parts[0] in ("soak", "property")
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
     files = {}
     for item in items:  # within a file nothing moves
         files.setdefault(item.path.relative_to(tests).as_posix(), []).append(item)

@@ -97,4 +97,4 @@ def mend(swarm):
         else:
             swarm.start(node)
             swarm.wait_ready(node)
-    swarm.wait_acquainted()
+    swarm.wait_acquainted(timeout_s=60)

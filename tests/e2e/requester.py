@@ -23,7 +23,7 @@ from shoal.node.state import open_state
 from shoal.protocol.messages import Adverts, Digest, Done
 from shoal.protocol.negotiation_messages import Bid
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 NO_PROGRAM = blob_id_of(b"no program")
 
 

@@ -13,7 +13,7 @@ SEED = int(os.environ.get("SHOAL_SOAK_SEED", FIXED_SEED))
 
 
 def test_every_unit_is_delivered_once_and_right_whatever_happens_to_daemons():
-    run_chaos(SEED, LENGTH_S, units_wanted=800, units_per_job=100, jobs_limit_s=120, rest_s=1.5)
+    run_chaos(SEED, LENGTH_S, units_wanted=400, units_per_job=50, jobs_limit_s=180, rest_s=1.5)
 
 
 def test_so_short_a_time_has_all_faults_but_a_clock_that_goes_back_and_hurts_every_daemon():

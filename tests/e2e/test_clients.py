@@ -44,7 +44,7 @@ def test_futures_outlive_the_daemon_that_is_killed_in_the_middle(swarm):
         receipt = open_receipt(futures[3].receipt())
         assert receipt.unit == f"{futures[3].job_id}/3"
     with node.client() as client:
-        job = client.wait(late.job_id, 30)
+        job = client.wait(late.job_id, 60)
         assert (job.state, job.open, job.units_done) == ("done", False, 41)
         assert len(client.receipts(job.id)) == 41
 

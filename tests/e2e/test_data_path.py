@@ -167,7 +167,7 @@ def test_ctrl_c_lets_a_map_go_on_and_says_how_to_come_back(node, slow, array):
         with node.client() as client:
             job = eventually(
                 lambda: next((j for j in client.jobs(1) if j.label == "let go"), None),
-                30,
+                60,
                 "the job is submitted",
             )
             eventually(lambda: client.job(job.id).units_done, 60, "a unit is done")
@@ -213,7 +213,7 @@ def test_why_knows_the_nodes_that_do_not_trust_the_requester_when_another_has_do
         eventually(
             lambda: known <= {answer.peer for answer in client.why(job_id)[0]}, 10, "answered"
         )
-        assert client.wait(job_id, 20).state is JobState.DONE  # the stranger's own node does it
+        assert client.wait(job_id, 60).state is JobState.DONE  # the stranger's own node does it
     why = shoal("job", "why", job_id, "--json", node=stranger)
     assert why.code == 0, why
     answers = {answer["peer"]: answer["verdict"] for answer in why.json["answers"]}

@@ -258,11 +258,11 @@ def daemon(home, **variables):
         command, env=clean_environment() | variables, stderr=subprocess.DEVNULL
     ) as running:
         try:
-            eventually((home / "shoal.sock").exists, 30)
+            eventually((home / "shoal.sock").exists, 60)
             yield
         finally:
             running.terminate()
-            running.wait(30)
+            running.wait(60)
 
 
 @contextmanager

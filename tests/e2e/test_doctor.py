@@ -130,7 +130,7 @@ def test_of_a_healthy_node_doctor_says_nothing_but_what_is_true_of_the_machine(s
     node = swarm.nodes[1]
     with node.client() as client:
         eventually(lambda: client.status().peers_linked, 60, "linked")
-        eventually(lambda: client.status().sandbox, 30, "probed")
+        eventually(lambda: client.status().sandbox, 60, "probed")
     told = diagnosis(shoal("doctor", "--json", node=node))
     true_here = {"device"}
     if os.geteuid() == 0:

@@ -71,13 +71,13 @@ def test_a_claim_is_measured_then_shown_and_counts_by_who_has_seen_it(swarm, str
     with stranger.client() as client:
         client.connect(asker.address)
         eventually(
-            lambda: claims_about(stranger, prover.peer), 30, "the stranger has heard of it"
+            lambda: claims_about(stranger, prover.peer), 60, "the stranger has heard of it"
         )
 
     challenged(stranger, prover)
     claim = eventually(
         lambda: (found := claims_about(asker, prover.peer)).verifiers and found,
-        30,
+        60,
         "the advert brings the stranger's word",
     )
     assert claim.verifiers == (stranger.peer,)

@@ -11,7 +11,7 @@ from links import Machines, lan_state, link_or_skip, near
 
 from shoal.node.swarm_key import make_key, save_new_key
 
-FOUND_LIMIT_S = 15.0
+FOUND_LIMIT_S = 60.0
 SILENT_S = 3.0
 
 

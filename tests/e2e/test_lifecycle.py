@@ -26,7 +26,7 @@ from shoal.node.records import JobState, UnitState
 SLOW_TURNS = 150_000
 """A unit then takes some tenths of a second."""
 
-END_LIMIT_S = 15.0
+END_LIMIT_S = 30.0
 
 
 def submit(node, rows, turns=SLOW_TURNS):
@@ -93,7 +93,7 @@ def test_a_daemon_that_is_told_to_end_costs_its_requesters_no_unit_and_no_error(
     requester, provider = swarm.nodes[1:]
     rows = models.rows(30)
     job_id = submit(requester, rows)
-    eventually(lambda: served_by(requester, provider, job_id), 30, "it has done a unit")
+    eventually(lambda: served_by(requester, provider, job_id), 60, "it has done a unit")
     before, its_before = len(log_of(requester)), len(log_of(provider))
     provider.signal(signal.SIGTERM)
     assert provider.process.wait(END_LIMIT_S) == 0
@@ -115,7 +115,7 @@ def test_while_a_daemon_drains_it_takes_nothing_and_down_says_what_it_waits_for(
     assert shoal("reload", "--json", node=provider).json["reload"]["changed"] == ["drain"]
     job_id = submit(provider, models.rows(4), turns=30_000_000)  # each takes a minute or so
     with provider.client() as client:
-        eventually(lambda: client.status().units_running, 30, "a unit runs")
+        eventually(lambda: client.status().units_running, 60, "a unit runs")
         process = subprocess.Popen(
             [*SHOAL, "down", f"--home={provider.home}"],
             stderr=subprocess.PIPE,
@@ -154,7 +154,7 @@ def test_told_twice_or_told_to_do_it_now_a_daemon_ends_at_once(swarm, again, cod
     node = swarm.nodes[2]
     submit(node, models.rows(2), turns=30_000_000)
     with node.client() as client:
-        eventually(lambda: client.status().units_running, 30, "a unit runs")
+        eventually(lambda: client.status().units_running, 60, "a unit runs")
     began_s = time.monotonic()
     if again is None:
         with node.client() as client:
@@ -162,7 +162,7 @@ def test_told_twice_or_told_to_do_it_now_a_daemon_ends_at_once(swarm, again, cod
     else:
         node.signal(signal.SIGTERM)
         with node.client() as client:
-            eventually(lambda: client.status().phase == "draining", 30, "it drains")
+            eventually(lambda: client.status().phase == "draining", 60, "it drains")
         node.signal(again)
     assert node.process.wait(8) == code
     assert time.monotonic() - began_s < 8  # of the 10 s that a drain may take
@@ -183,7 +183,7 @@ def test_settings_read_again_count_at_once_and_bad_ones_change_nothing(swarm):
         settings.write_text("min_price = 7\nlog_level = 'debug'\nniceness = 7\n")
         node.signal(signal.SIGHUP)
         with node.client() as client:
-            eventually(lambda: client.status().owner.min_price == 7.0, 30, "it was read")
+            eventually(lambda: client.status().owner.min_price == 7.0, 60, "it was read")
             assert client.log_level().level == "debug"
         settings.write_text("min_price = 8\ndrain = 'soon'\n")
         refused = shoal("reload", node=node)
@@ -242,7 +242,7 @@ def test_a_detached_daemon_outlives_a_hang_up_and_opens_its_log_anew(tmp_path):
     try:
         (home / "daemon.log").rename(home / "moved")
         os.kill(pid, signal.SIGHUP)
-        eventually((home / "daemon.log").exists, 30, "the log is opened anew")
+        eventually((home / "daemon.log").exists, 60, "the log is opened anew")
         standard = {Path(f"/proc/{pid}/fd/{fd}").readlink() for fd in (1, 2)}
         assert standard == {home / "daemon.log"}
     finally:
@@ -353,7 +353,7 @@ def scraped(node):
 def test_metrics_follow_a_job_while_it_runs(swarm):
     requester = swarm.nodes[1]
     before = scraped(requester)
-    rows = models.rows(12)
+    rows = models.rows(6)
     job_id = submit(requester, rows)
     seen = []
 
@@ -362,7 +362,7 @@ def test_metrics_follow_a_job_while_it_runs(swarm):
         with requester.client() as client:
             return client.job(job_id).state.final
 
-    eventually(over, 180, "the job ends")
+    eventually(over, 300, "the job ends")
     after = scraped(requester)
     assert max(one["shoal_jobs_running",] for one in seen) == 1
     assert max(one["shoal_units_out",] for one in seen) > 0

@@ -120,7 +120,7 @@ def test_units_run_on_both_and_every_receipt_is_valid(private, tmp_path):
     with second.client() as client:
         eventually(
             lambda: [view.numeric_classes for view in client.peers()] and client.devices(),
-            20,
+            60,
             "the first offers work",
         )
         eventually(lambda: all(v.numeric_classes for v in client.peers()), 60, "offers")

@@ -29,7 +29,7 @@ JUDGED_LIMIT_S = 150
 """Links, then a round of dial-backs of 4 s at most, another 10 s after the first: 11 s alone.
 A peer that was too busy to answer is asked again 120 s later."""
 
-KNOWN_LIMIT_S = 30
+KNOWN_LIMIT_S = 60
 
 
 class Daemons:

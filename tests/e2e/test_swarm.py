@@ -39,7 +39,7 @@ def test_a_benchmark_that_is_told_to_end_leaves_no_daemon(tmp_path, number):
         assert len(pids) == 2
         bench.send_signal(number)
         assert bench.wait(60) != 0
-        eventually(lambda: not any(map(is_there, pids)), 10, "they are gone")
+        eventually(lambda: not any(map(is_there, pids)), 60, "they are gone")
     finally:
         bench.kill()
         for pid in filter(is_there, pids):

@@ -141,6 +141,6 @@ def test_a_daemon_and_its_workers_live_within_the_system_calls_of_the_units(exac
                 assert found["y"].shape == np.shape(models.rows(3))
         ended = shoal("down", node=node)
         assert ended.code == 0, ended
-        assert node.process.wait(30) == 0
+        assert node.process.wait(60) == 0
     finally:
         node.kill()

@@ -26,7 +26,7 @@ from zoo import (
 
 from shoal.node.result_standing import NEW, Deed
 
-pytestmark = pytest.mark.usefixtures("exact")
+pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.soak]
 
 ALONE = [name for name in PROVIDERS if not PLAYED[name].ring]
 MODELS = [name for name in ("magika", "minilm") if is_installed(name)]
@@ -113,14 +113,12 @@ def assert_nobody_else_knows(zoo):
                 assert peer not in bans_of(node)
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("kind", CONVICTED)
 def test_a_kind_that_gives_wrong_results_is_convicted(zoo, kind, model, tmp_path):
     check_convicted(zoo, kind, model, tmp_path)
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("kind", DISTRUSTED)
 def test_a_kind_that_gives_nothing_false_loses_standing_and_is_not_convicted(zoo, kind):
     with zoo.liars(kind) as (liar,), zoo.requester.client() as client:
@@ -128,7 +126,6 @@ def test_a_kind_that_gives_nothing_false_loses_standing_and_is_not_convicted(zoo
         assert proof_against(zoo.requester, liar.peer) is None
 
 
-@pytest.mark.soak
 def test_who_answers_just_before_its_time_is_up_is_overtaken_and_loses_standing(zoo):
     with zoo.liars("slow_roller") as (liar,), zoo.requester.client() as client:
         for _ in range(ROUNDS):
@@ -139,7 +136,6 @@ def test_who_answers_just_before_its_time_is_up_is_overtaken_and_loses_standing(
         assert proof_against(zoo.requester, liar.peer) is None
 
 
-@pytest.mark.soak
 def test_a_requester_that_never_acknowledges_is_refused_and_named(zoo):
     with zoo.liars("never_acknowledges") as (liar,), liar.client() as client:
         honest = [node for node in zoo.nodes if node.running and node is not liar]
@@ -162,7 +158,6 @@ def test_a_requester_that_never_acknowledges_is_refused_and_named(zoo):
             assert rows[0].units > 0
 
 
-@pytest.mark.soak
 def test_who_accuses_the_innocent_is_believed_by_nobody_and_loses_standing(zoo):
     with zoo.liars("false_accuser") as (liar,):
         with liar.client() as client:
@@ -177,7 +172,6 @@ def test_who_accuses_the_innocent_is_believed_by_nobody_and_loses_standing(zoo):
         assert [node for node in honest if bans_of(node) & {each.peer for each in honest}] == []
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("gang", GANGS)
 def test_who_lies_together_is_convicted_and_nothing_of_it_is_delivered(zoo, gang, tmp_path):
     with zoo.liars(gang) as liars, zoo.requester.client() as client:
@@ -187,7 +181,6 @@ def test_who_lies_together_is_convicted_and_nothing_of_it_is_delivered(zoo, gang
                 assert_convicted(zoo, liar, tmp_path / str(number))
 
 
-@pytest.mark.soak
 def test_a_banned_node_that_comes_back_under_another_key_is_convicted_again(zoo, tmp_path):
     for number in range(2):
         check_convicted(zoo, "sybil", "magika", tmp_path / str(number))

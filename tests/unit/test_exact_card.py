@@ -119,13 +119,24 @@ def test_what_enters_is_flushed_and_what_may_not_enter_is_refused(card_kernels):
         assert_same(card_kernels, "admit", np.array(values, np.float32))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda p: p.name)
+SMALL = ((1, 5, 33, 4), (1, 0, 3, 3), (1, 3, 0, 3))
+LARGE = ((3, 17, 64, 70), (2, 1, 300, 3))
+"""Of which `make test` looks at the precision with the most digits alone."""
+
+PRODUCTS = [
+    pytest.param(
+        sizes,
+        precision,
+        id=f"{sizes}-{precision.name}",
+        marks=[pytest.mark.soak] * (sizes in LARGE and precision.name != "x20"),
+    )
+    for sizes in (*SMALL, *LARGE)
+    for precision in PRECISIONS.values()
+]
+
+
 @pytest.mark.parametrize("axis", ["column", "k"])
-@pytest.mark.parametrize(
-    "sizes",
-    [(1, 5, 33, 4), (3, 17, 64, 70), (2, 1, 300, 3), (1, 0, 3, 3), (1, 3, 0, 3)],
-    ids=str,
-)
+@pytest.mark.parametrize(("sizes", "precision"), PRODUCTS)
 def test_products_are_the_reference_s(sizes, axis, precision, kernels):
     rng = np.random.default_rng(3)
     batch, rows, terms, columns = sizes
@@ -162,7 +173,18 @@ def test_products_of_small_integers_wrap_around(card_kernels):
 
 
 @pytest.mark.parametrize("name", get_args(ReduceName))
-@pytest.mark.parametrize("shape", [(5, 7), (17, 300), (2, 2500), (3, 0), (0, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (5, 7),
+        (9, 130),
+        pytest.param((17, 300), marks=pytest.mark.soak),
+        (2, 2500),
+        (3, 0),
+        (0, 3),
+    ],
+    ids=str,
+)
 def test_one_number_of_every_row_is_the_reference_s(shape, name, card_kernels):
     x = drawn(np.random.default_rng(6), *shape)
     for given in (x, np.abs(x), np.clip(x, -1, 1)):
