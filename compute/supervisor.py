@@ -87,6 +87,10 @@ MEMORY_BYTES: Final = 8 << 30
 STARTS_TRIED: Final = 2
 """A card whose worker fails to start so often in a row is gone: once, any process may."""
 
+_SOUND_AFTER: Final = frozenset({"no_executor", "time_limit"})
+"""How a measurement may fail in a process that units run in afterwards: by what the process
+said and not by what it met. After anything else, no memory too, nobody knows its state."""
+
 CONVERT_LIMITS: Final = UnitLimits(time_s=60.0, memory_bytes=8 << 30, output_bytes=4 << 30)
 """For a model that comes by plain HTTP; larger ones are converted by their owner's client."""
 
@@ -335,11 +339,15 @@ class Worker:
 
     def _ended(self, tell: Callable[[UnitRun], None], unit: UnitRun) -> None:
         """Tell of a unit's end; by some of them the device may be gone."""
-        gone = isinstance(unit.outcome, ComputeError) and unit.outcome.code == LOST
+        self._heard(unit.outcome)
+        tell(unit)
+
+    def _heard(self, outcome: object) -> None:
+        """See whether the device is there, where this says that it is gone."""
+        gone = isinstance(outcome, ComputeError) and outcome.code == LOST
         if gone and self._start.card is not None and not self._looking:
             self._looking = True
             self._nursery.start_soon(self._look_again)
-        tell(unit)
 
     async def _look_again(self) -> None:
         """See whether a device is there that a unit has found gone.
@@ -580,22 +588,30 @@ class Worker:
     ) -> Answer:
         """Have a measurement made, or a challenge's work done, by the spare process.
 
-        Nobody's data is in it, so the spare stays one. Units that wait go first, but for
-        a verifier's few rows. Cancelling ends the process.
+        Nobody's data is in it, so the spare stays one; a process that failed at it does not.
+        Units that wait go first, but for a verifier's few rows. Cancelling ends the process.
 
         Raises:
+            ProgramError: A library failed.
             ComputeError: As for `run`.
         """
         limits = UnitLimits(time_s=time_limit_s, memory_bytes=0, output_bytes=0)
         rank = _FIRST if isinstance(request, frames.Recompute) else _LAST
+        await self.probe()  # before its turn, in which nothing else runs
         async with self._turnstile.turn(rank), self._starting:
             spare = await self._ready_spare()
             try:
                 answer, _ = await exchange(spare.process, request, [], limits, kind)
+            except (ProgramError, ComputeError) as error:
+                if error.code not in _SOUND_AFTER and not spare.process.ended:
+                    await spare.process.end()
+                self._heard(error)
+                raise
             finally:
                 if spare.process.ended:
                     self._spare = None
-                    self._nursery.start_soon(self._keep_spare)
+                    if not self._looking:
+                        self._nursery.start_soon(self._keep_spare)
         return answer
 
     async def close(self) -> None:

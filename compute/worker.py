@@ -296,7 +296,15 @@ class Worker:
         self, request: frames.Measure | frames.Prove | frames.Recompute
     ) -> frames.Answer:
         """Measure this device, or do a capability challenge's work."""
-        return measuring.answer(request, self._executors)
+        if self._card is None:
+            return measuring.answer(request, self._executors)
+        try:
+            return measuring.answer(request, self._executors)
+        except Exception as error:
+            self._raise_fault(error, frames.UnitLimits(0.0, self._card.memory_bytes, 0))
+            raise
+        finally:  # units of other processes want the memory that this took
+            self._meter.release()
 
     def _executor_of(self, numeric_class: NumericClass) -> Executor[Any]:
         try:
