@@ -208,9 +208,7 @@ async def measure_class(
 
 async def measure_memory(worker: Worker, amounts: Amounts = ON_CPU) -> float:
     """Bytes per second that a copy in memory reads and writes; raises as `measure_class`."""
-    return await _measure(
-        worker, frames.Measure("memory", SAMPLE_MEMORY_S, amounts.copy_bytes)
-    )
+    return await _measure(worker, frames.Measure("memory", SAMPLE_MEMORY_S, amounts.copy_bytes))
 
 
 def measure_disk(directory: Path) -> float:

@@ -1,9 +1,9 @@
 """The arithmetic of a capability challenge: a chain of products, and single rows of it.
 
-Runs in the worker, on the exact class's kernels: of the CPU or of a card, which give the
-same bits. What is hashed is hashed on the CPU, by the worker's threads. The prover runs `chain`; the
-verifier runs `row_leaves` for the rows that it has drawn, at a cost of so many rows.
-What is drawn from what is said in `protocol.challenge`.
+Runs in the worker, on the exact class's kernels: the CPU's or a card's, which give the
+same bits. What is hashed is hashed on the CPU, by the worker's threads. The prover runs
+`chain`; the verifier runs `row_leaves` for the rows that it has drawn, at a cost of so
+many rows. What is drawn from what is said in `protocol.challenge`.
 """
 
 from __future__ import annotations

@@ -180,7 +180,9 @@ class TorchExecutor:
             raise translated(error) from None
         return dict(zip(names, arrays, strict=True))
 
-    def resident(self, handle: Prepared, inputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
+    def resident(
+        self, handle: Prepared, inputs: Mapping[str, np.ndarray]
+    ) -> Callable[[], None]:
         """A prepared program with its inputs on the device, to see how fast that is.
 
         Returns:

@@ -70,13 +70,18 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a bid says that matters here."""
+    """What a bid says that matters here.
+
+    Attributes:
+        rate: Multiply-adds per second that the peer claims of the device that bids.
+    """
 
     price: float
     units_max: int
     in_flight_max: int
     batch_max: int = 1
     proven: bool = False
+    rate: float | None = None
 
 
 @dataclass(slots=True)
