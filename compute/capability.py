@@ -11,8 +11,8 @@ the CPU, in larger pieces.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -85,7 +85,7 @@ ON_CPU: Final = Amounts(size=1024, depth=1, copy_bytes=64 << 20)
 
 _COPY_ON_CARD: Final = 1 << 30
 _SHARE_COPIED: Final = 16
-"""A small card, or one whose memory is not known, is given this part, or of 4 GiB."""
+"""A small card is given this part of its memory, and one of unknown size that of 4 GiB."""
 
 
 def amounts_for(device: Device) -> Amounts:
@@ -135,15 +135,21 @@ class Figures:
 
 def key_of(device: Device, threads: int, classes: Iterable[str]) -> str:
     """What a device's figures depend on: what it is, what runs there, on how many cores."""
-    versions = []
     card = device.kind != "cpu"
-    for name in _RUNTIMES_OF_CARDS if card else _RUNTIMES:
-        with suppress(PackageNotFoundError):
-            versions.append(f"{name} {version(name)}")
-    what = [device.name, *device.isa, *versions, *sorted(classes)]
+    versions = map(_version_of, _RUNTIMES_OF_CARDS if card else _RUNTIMES)
+    what = [device.name, *device.isa, *filter(None, versions), *sorted(classes)]
     if card:
         what += [device.uuid, device.target, device.driver, device.driver_supports]
     return f"{threads} threads of {device.threads}; {'; '.join(what)}"
+
+
+@cache
+def _version_of(package: str) -> str:
+    """Read once: a file is, and what a node claims is asked for with every bid."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return ""
 
 
 def claim_of(samples: Sequence[float]) -> float:
