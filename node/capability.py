@@ -279,6 +279,8 @@ class Capability:
             tries.problem, tries.failures = error.message, tries.failures + 1
             tries.again_s = trio.current_time() + retry_after_s(tries.failures)
             log.warning("a device was not measured", device=device.id, error=str(error))
+            if tries.belied and self._measured.pop(device.id, None) is not None:
+                self.changed()  # neither shown nor measured: it is claimed no more
         else:
             tries.problem, tries.failures, tries.belied = "", 0, False
         finally:

@@ -4,6 +4,7 @@ import time
 from contextlib import asynccontextmanager
 
 import msgspec
+import pytest
 import trio
 from challenge_samples import ALICE, BOB, CAROL, signed_proof
 
@@ -262,6 +263,21 @@ async def test_a_card_that_fails_every_time_is_left_alone_longer_and_longer(
     assert 4 <= len(measuring.measured) <= 5
     (figures,) = made.view(None).devices
     assert figures.problem == "a library failed"
+
+
+@pytest.mark.parametrize("belied", [False, True])
+async def test_a_claim_that_could_neither_be_shown_nor_measured_is_made_no_more(
+    autojump_clock, monkeypatch, belied
+):
+    measuring = Measuring(monkeypatch)
+    measuring.problems["gpu0"] = [ComputeError("the card failed", code="device_failed")] * 9
+    made = capability(card_figures(0), devices=CARDS[:1])  # of long ago: due anyway
+    if belied:
+        made.belie("gpu0")
+    async with keeping(made):
+        await trio.sleep(30)
+    assert measuring.measured == ["gpu0"]
+    assert bool(made.rates("gpu0")) is not belied
 
 
 def test_what_a_card_claims_is_shown_of_each_card_and_so_is_why_a_class_has_no_rate():
