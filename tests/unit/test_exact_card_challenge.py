@@ -3,6 +3,8 @@
 `tests/net/test_challenge_work.py` has the reference; `tests/gpu` does the same on a card.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from shoal.compute.exact.cpu import CpuKernels
 from shoal.compute.exact.gpu.card import Card
 from shoal.compute.exact.gpu.kernels import CardKernels
 from shoal.protocol.challenge import Row
-from shoal.protocol.challenge_terms import Work, seeds_of
+from shoal.protocol.challenge_terms import RATE_SHOWN_MIN, Work, seeds_of, work_for
 
 ROOT = bytes(range(32))
 SMALL = Work(rows=5, size=36, steps=2)
@@ -63,3 +65,39 @@ def test_a_chain_of_other_numbers_has_other_leaves(card):
     work = Work(rows=5, size=36, steps=1)
     one, other = (ChallengeWork(card).chain(root, work, "x8") for root in (ROOT, bytes(32)))
     assert not {*one[0].leaves} & {*other[0].leaves}
+
+
+class Recording(Card):
+    """A card that runs nothing, and notes what Triton would compile for each launch."""
+
+    def __init__(self):
+        super().__init__("cpu")
+        self.compiled = set()
+
+    def launch(self, variant, grid, *arguments):
+        self.compiled.add((variant.name, *map(self._told_apart, arguments)))
+
+    @staticmethod
+    def _told_apart(argument):
+        """By what of an argument Triton compiles a kernel anew."""
+        if isinstance(argument, int):
+            return argument == 1, argument % 16 == 0, -(2**31) <= argument < 2**31
+        return argument.dtype, argument.data_ptr() % 16 == 0
+
+
+def compiled_by(call):
+    card = Recording()
+    call(ChallengeWork(CardKernels(card, threads=2)))
+    return card.compiled
+
+
+def test_what_a_worker_compiles_at_its_start_is_all_that_any_challenge_takes():
+    compiled = compiled_by(lambda work: work.warm_up("x20"))
+    assert len(compiled) >= 4
+    for rate in (RATE_SHOWN_MIN, 3e9, 1e11, 1e15):
+        work = replace(work_for(rate), steps=1)
+        assert compiled_by(lambda on, work=work: on.chain(ROOT, work, "x20")) <= compiled
+    rows = [Row(ROOT, row) for row in range(64)]
+    assert compiled_by(lambda on: on.row_leaves(ROOT, 640, rows, "x20")) <= compiled
+    odd = Work(rows=5, size=36, steps=1)
+    assert not compiled_by(lambda on: on.chain(ROOT, odd, "x20")) <= compiled
