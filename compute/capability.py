@@ -4,22 +4,26 @@ The daemon's side of it: what the worker is asked for (`compute.measuring`), in 
 amounts, and what is claimed of the answers. There is no table of device names. A claim
 is the lowest of some samples, taken in the worker at the priority of units, so that
 whoever claims it can show it later, beside whatever ran beside it then. The class exact
-is measured by the very work that a challenge asks for.
+is measured by the very work that a challenge asks for. Of a card the same is asked as of
+the CPU, in larger pieces.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from shoal.compute import frames
+from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import NumericClass
+from shoal.compute.executors.card_faults import LOST
 from shoal.protocol.challenge_terms import RATE_SHOWN_MIN, Work, first_seed, work_for
 from shoal.protocol.statements import ClassRate
 
@@ -37,7 +41,7 @@ SAMPLES_EXACT: Final = 5
 """More of them, since others will hold the node to this claim."""
 
 SAMPLE_EXACT_S: Final = 0.5
-SAMPLE_FP32_S: Final = 0.15
+SAMPLE_PRODUCTS_S: Final = 0.15
 SAMPLE_MEMORY_S: Final = 0.1
 TIME_LIMIT_S: Final = 20.0
 """For one sample; a machine that needs longer has other troubles."""
@@ -45,13 +49,55 @@ TIME_LIMIT_S: Final = 20.0
 DISK_BYTES: Final = 32 << 20
 """Written and flushed: enough for a disk's own cache to be no help, 1 s of a slow one."""
 
+MEMORY: Final = "memory"
+"""In place of a class, where one is named: how fast memory is copied."""
+
+VERSION: Final = 2
+"""Of how is measured; a new one makes old figures stale. Those without one are of 1."""
+
 _FIRST_WORK: Final = Work(rows=256, size=256, steps=1)
 _GROWING_LIMIT: Final = 4
 _ENOUGH_S: Final = 0.1
-_VERSION: Final = "1"
-"""Of how is measured; a new one makes old figures stale."""
 
 _RUNTIMES: Final = ("onnxruntime", "numba", "numpy")
+_RUNTIMES_OF_CARDS: Final = ("onnxruntime", "torch", "triton", "numpy")
+
+PRODUCTS: Final = (NumericClass.FP32.value, NumericClass.LOW.value)
+"""The classes that are measured by a program of products."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much a device is given at once, so that nothing counts but what is measured.
+
+    Attributes:
+        size: Rows, terms and columns of a product.
+        depth: Products in a program.
+        copy_bytes: Far over the caches; as much again is written to.
+    """
+
+    size: int
+    depth: int
+    copy_bytes: int
+
+
+ON_CPU: Final = Amounts(size=1024, depth=1, copy_bytes=64 << 20)
+
+_COPY_ON_CARD: Final = 1 << 30
+_SHARE_COPIED: Final = 16
+"""A small card is given this part of its memory, and one of unknown size that of 4 GiB."""
+
+
+def amounts_for(device: Device) -> Amounts:
+    """How much a device is given at once.
+
+    A product of 4096 columns has work for all units of a card, and several in a row keep the
+    way there and back from counting where an executor has no other way than to go it.
+    """
+    if device.kind == "cpu":
+        return ON_CPU
+    share = (device.memory_bytes or 4 << 30) // _SHARE_COPIED
+    return Amounts(size=4096, depth=8, copy_bytes=min(_COPY_ON_CARD, share))
 
 
 class Measurement(msgspec.Struct, frozen=True):
@@ -64,6 +110,8 @@ class Measurement(msgspec.Struct, frozen=True):
         rates: One for each class that is offered there.
         memory_rate: Bytes per second read and written by a copy; 0: not measured.
         disk_rate: Bytes per second written to the store's disk; 0: not measured.
+        failed: Classes, or `MEMORY`, that could not be measured, each with the reason.
+        version: `VERSION` of then.
     """
 
     device: str
@@ -72,16 +120,36 @@ class Measurement(msgspec.Struct, frozen=True):
     rates: tuple[ClassRate, ...]
     memory_rate: float = 0.0
     disk_rate: float = 0.0
+    failed: tuple[tuple[str, str], ...] = ()
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was found of one device; fields as those of `Measurement`."""
+
+    rates: tuple[ClassRate, ...]
+    memory_rate: float
+    failed: tuple[tuple[str, str], ...] = ()
 
 
 def key_of(device: Device, threads: int, classes: Iterable[str]) -> str:
     """What a device's figures depend on: what it is, what runs there, on how many cores."""
-    versions = []
-    for name in _RUNTIMES:
-        with suppress(PackageNotFoundError):
-            versions.append(f"{name} {version(name)}")
-    what = (_VERSION, device.name, *device.isa, *versions, *sorted(classes))
+    card = device.kind != "cpu"
+    versions = map(_version_of, _RUNTIMES_OF_CARDS if card else _RUNTIMES)
+    what = [device.name, *device.isa, *filter(None, versions), *sorted(classes)]
+    if card:
+        what += [device.uuid, device.target, device.driver, device.driver_supports]
     return f"{threads} threads of {device.threads}; {'; '.join(what)}"
+
+
+@cache
+def _version_of(package: str) -> str:
+    """Read once: a file is, and what a node claims is asked for with every bid."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return ""
 
 
 def claim_of(samples: Sequence[float]) -> float:
@@ -91,29 +159,62 @@ def claim_of(samples: Sequence[float]) -> float:
     return float(lowest // step * step)
 
 
-async def measure_rates(worker: Worker, classes: Iterable[str]) -> tuple[ClassRate, ...]:
-    """Measure each class that is offered; some seconds in all, in pieces of half a second.
+async def measure_device(
+    worker: Worker, classes: Iterable[str], amounts: Amounts = ON_CPU
+) -> Figures:
+    """Measure each class that is offered, and memory; some seconds in all.
 
-    Units that wait come in between the pieces.
+    In pieces of about half a second, between which units that wait have their turns. What
+    fails is told, and the rest is measured all the same.
 
     Raises:
+        ProgramError: A library failed at all of it.
+        ComputeError: All of it failed, or the device is gone.
+    """
+    rates: list[ClassRate] = []
+    failed: list[tuple[str, str]] = []
+    memory_rate = 0.0
+    first: ProgramError | ComputeError | None = None
+    for what in (*sorted(classes), MEMORY):
+        try:
+            if what == MEMORY:
+                memory_rate = await measure_memory(worker, amounts)
+            elif rate := await measure_class(worker, what, amounts):
+                rates.append(rate)
+        except (ProgramError, ComputeError) as error:
+            if error.code == LOST:
+                raise
+            first = first or error
+            failed.append((what, error.message))
+    if first and not rates and not memory_rate:
+        raise first
+    return Figures(tuple(rates), memory_rate, tuple(failed))
+
+
+async def measure_class(
+    worker: Worker, numeric_class: str, amounts: Amounts = ON_CPU
+) -> ClassRate | None:
+    """Measure one class; None where it has no rate, or one too low to be shown.
+
+    Raises:
+        ProgramError: A library failed.
         ComputeError: The worker failed.
     """
-    rates = []
-    for numeric_class in sorted(classes):
-        if numeric_class == NumericClass.EXACT.value:
-            rate = await _measure_exact(worker)
-            if rate >= RATE_SHOWN_MIN:
-                rates.append(ClassRate(numeric_class, PRECISION_SHOWN, rate))
-        elif numeric_class == NumericClass.FP32.value:
-            rate = await _measure(worker, frames.Measure("fp32", SAMPLE_FP32_S))
-            rates.append(ClassRate(numeric_class, None, rate))
-    return tuple(rates)
+    if numeric_class == NumericClass.EXACT.value:
+        rate = await _measure_exact(worker)
+        if rate < RATE_SHOWN_MIN:
+            return None
+        return ClassRate(numeric_class, PRECISION_SHOWN, rate)
+    if numeric_class in PRODUCTS:
+        what: Any = numeric_class
+        request = frames.Measure(what, SAMPLE_PRODUCTS_S, amounts.size, amounts.depth)
+        return ClassRate(numeric_class, None, await _measure(worker, request))
+    return None
 
 
-async def measure_memory(worker: Worker) -> float:
-    """Bytes per second that a copy in memory reads and writes; raises ComputeError."""
-    return await _measure(worker, frames.Measure("memory", SAMPLE_MEMORY_S))
+async def measure_memory(worker: Worker, amounts: Amounts = ON_CPU) -> float:
+    """Bytes per second that a copy in memory reads and writes; raises as `measure_class`."""
+    return await _measure(worker, frames.Measure("memory", SAMPLE_MEMORY_S, amounts.copy_bytes))
 
 
 def measure_disk(directory: Path) -> float:

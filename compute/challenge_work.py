@@ -1,14 +1,15 @@
 """The arithmetic of a capability challenge: a chain of products, and single rows of it.
 
-Runs in the worker, on the exact class's CPU kernels. The prover runs `chain`; the
-verifier runs `row_leaves` for the rows that it has drawn, at a cost of so many rows.
-What is drawn from what is said in `protocol.challenge`.
+Runs in the worker, on the exact class's kernels: the CPU's or a card's, which give the
+same bits. What is hashed is hashed on the CPU, by the worker's threads. The prover runs
+`chain`; the verifier runs `row_leaves` for the rows that it has drawn, at a cost of so
+many rows. What is drawn from what is said in `protocol.challenge`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -20,13 +21,42 @@ from shoal.protocol.challenge_terms import Work, first_seed, next_seed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shoal.compute.exact.cpu.kernels import CpuKernels
-    from shoal.compute.exact.cpu.product import Quantised
-    from shoal.compute.exact.kernels import Floats
+    from shoal.compute.exact.cpu.threads import Threads
+    from shoal.compute.exact.kernels import Floats, ScaleAxis
+    from shoal.compute.exact.spec import Precision
 
 _NANOSECONDS_PER_BYTE_HASHED = 1
 _WORDS_PER_BLOCK = 4
 _BYTES_PER_NUMBER = 4
+
+_LIKE_ANY: Final = Work(rows=16, size=128, steps=1)
+"""The least work whose kernels are those of every other: a compiler for cards tells sizes
+apart by whether 16 divides them, and it divides those of every challenge."""
+
+
+class Arithmetic(Protocol):
+    """Of a backend of the class exact, what a challenge takes."""
+
+    @property
+    def threads(self) -> Threads:
+        """Who hashes."""
+        ...
+
+    def empty(self, rows: int, size: int) -> Floats:
+        """Memory for float32, (rows, size), where `draw` and `product` want it."""
+        ...
+
+    def draw(self, key: int, stream: int, first: int, out: Floats) -> None:
+        """Fill ``out`` with the numbers of blocks ``first``.. of a stream."""
+        ...
+
+    def prepare(self, b: Floats, precision: Precision, axis: ScaleAxis) -> Any:
+        """See `exact.kernels.Kernels.prepare`."""
+        ...
+
+    def product(self, a: Floats, b: Any, precision: Precision, axis: ScaleAxis) -> Floats:
+        """See `exact.kernels.Kernels.product`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +68,18 @@ class Step:
 
 
 class ChallengeWork:
-    """Both sides' arithmetic of a challenge on one CPU.
+    """Both sides' arithmetic of a challenge on one device.
 
     Args:
-        kernels: The exact class on this CPU.
+        kernels: The exact class there.
     """
 
-    def __init__(self, kernels: CpuKernels) -> None:
+    def __init__(self, kernels: Arithmetic) -> None:
         self._kernels = kernels
+
+    def warm_up(self, precision: str) -> None:
+        """Have everything compiled that a chain takes: what a clock is not to count."""
+        self.chain(bytes(32), _LIKE_ANY, precision)
 
     def chain(
         self,
@@ -66,7 +100,7 @@ class ChallengeWork:
             What each step leaves.
         """
         right = self._right(root, work.size, precision)
-        left = np.empty((work.rows, work.size), np.float32)
+        left = self._kernels.empty(work.rows, work.size)
         seed = first_seed(root)
         steps: list[Step] = []
         for _ in range(work.steps):
@@ -90,14 +124,14 @@ class ChallengeWork:
             precision: As for `chain`.
         """
         right = self._right(root, size, precision)
-        left = np.empty((len(rows), size), np.float32)
+        left = self._kernels.empty(len(rows), size)
         for place, row in enumerate(rows):
             self._draw(row.seed, row.row * size // _WORDS_PER_BLOCK, left[place])
         product = self._kernels.product(left, right, PRECISIONS[precision], "column")
         return self._leaves(product)
 
-    def _right(self, root: bytes, size: int, precision: str) -> Quantised:
-        right = np.empty((size, size), np.float32)
+    def _right(self, root: bytes, size: int, precision: str) -> Any:
+        right = self._kernels.empty(size, size)
         self._draw(root, 0, right)
         return self._kernels.prepare(right, PRECISIONS[precision], "column")
 

@@ -188,10 +188,19 @@ class Judge(_Message):
 
 
 class Measure(_Message):
-    """Multiply float32, or copy memory, for about so long. Answer: `Measured`."""
+    """Multiply in a class, or copy memory, for about so long. Answer: `Measured`.
 
-    what: Literal["fp32", "memory"]
+    Attributes:
+        what: The class, or ``memory``.
+        time_s: After one time that does not count, until so long is over.
+        size: Rows, terms and columns of each product; or bytes copied at once.
+        depth: How many products one run of the program makes, each of the one before.
+    """
+
+    what: Literal["fp32", "low", "memory"]
     time_s: float
+    size: int
+    depth: int = 1
 
 
 class Prove(_Message):

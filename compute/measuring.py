@@ -2,23 +2,27 @@
 
 Runs in the worker, under the conditions that units run under: its priority, its
 threads, its executors. Answers three requests of `shoal.compute.frames`: `Measure`
-(float32 products by the executor that runs programs of the class, or bytes moved in
-memory), `Prove` (the chain of a capability challenge, which is also how the class
-exact is measured: the claim then is about the very work that will be asked for) and
-`Recompute` (a verifier's few rows of it). What becomes of the figures is
-`shoal.compute.capability`'s.
+(products by the executor that runs programs of the class, or bytes moved in memory),
+`Prove` (the chain of a capability challenge, which is also how the class exact is
+measured: the claim then is about the very work that will be asked for) and `Recompute`
+(a verifier's few rows of it). What becomes of the figures is `shoal.compute.capability`'s.
+
+Whatever is measured is done once before a clock starts: kernels are compiled, libraries
+loaded and memory taken by then. On a card, operands lie there already, and the clock is
+read when the card has done what it was given.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from shoal.compute import frames
-from shoal.compute.challenge_work import ChallengeWork
+from shoal.compute.challenge_work import Arithmetic, ChallengeWork
 from shoal.compute.convert import convert
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors.base import NumericClass
@@ -29,15 +33,20 @@ from shoal.protocol.challenge_terms import Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from shoal.compute.exact.cpu.kernels import CpuKernels
     from shoal.compute.executors.base import Executor
 
-_ROWS: Final = 1024
-_SIZE: Final = 1024
-"""Of the float32 product: large enough that nothing but multiplying counts."""
 
-_COPY_BYTES: Final = 64 << 20
-"""Copied at once, far over most last-level caches; as much again is written to."""
+@runtime_checkable
+class OnCard(Protocol):
+    """An executor that can leave tensors on its device: without, their way there counts."""
+
+    def resident(self, handle: Any, inputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
+        """What runs a program on inputs that lie there, leaves outputs there, and waits."""
+        ...
+
+    def copying(self, size_bytes: int) -> Callable[[], None]:
+        """What copies so many bytes there, and waits."""
+        ...
 
 
 def answer(
@@ -52,10 +61,12 @@ def answer(
     """
     match request:
         case frames.Measure(what="memory"):
-            return _repeated(_copy(executors), 2 * _COPY_BYTES, request.time_s)
+            copy = _copy(executors, request.size)
+            return _repeated(copy, 2 * request.size, request.time_s)
         case frames.Measure():
-            product = _float32_product(_executor_of(executors, NumericClass.FP32))
-            return _repeated(product, _ROWS * _SIZE * _SIZE, request.time_s)
+            executor = _executor_of(executors, NumericClass(request.what))
+            products = _products(executor, request.size, request.depth)
+            return _repeated(products, request.depth * request.size**3, request.time_s)
         case frames.Prove():
             return _prove(request, _challenge_work(executors))
         case frames.Recompute():
@@ -67,6 +78,7 @@ def answer(
 
 
 def _prove(request: frames.Prove, challenge_work: ChallengeWork) -> frames.Proved:
+    challenge_work.warm_up(request.precision)
     started = time.perf_counter()
 
     def check() -> None:
@@ -93,51 +105,60 @@ def _repeated(once: Callable[[], object], amount: int, time_s: float) -> frames.
     return frames.Measured(float(count * amount), elapsed_s)
 
 
-def _float32_product(executor: Executor[Any]) -> Callable[[], object]:
-    """A program of one product, prepared as a stranger's would be."""
-    weights = np.ones((_SIZE, _SIZE), np.float32) / np.float32(_SIZE)
+def _products(executor: Executor[Any], size: int, depth: int) -> Callable[[], object]:
+    """A program of products, each of the one before, prepared as a stranger's would be.
+
+    Numbers are drawn: what a card draws of power, and with it how fast it runs, depends on
+    them. Those of each product are about as large as those of the one before.
+    """
+    numbers = np.random.default_rng(0)
+    weights = numbers.standard_normal((size, size), np.float32) / np.float32(size**0.5)
+    names = ["x", *(f"y{index}" for index in range(1, depth)), "y"]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [_ROWS, _SIZE])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [_ROWS, _SIZE])],
+        [helper.make_node("MatMul", [left, "w"], [right]) for left, right in pairwise(names)],
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [size, size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [size, size])],
         [numpy_helper.from_array(weights, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     program = convert(model.SerializeToString())
     prepared = executor.prepare(load(program.program_id, program.blobs))
-    inputs = {"x": np.ones((_ROWS, _SIZE), np.float32)}
+    inputs = {"x": numbers.standard_normal((size, size), np.float32)}
+    if isinstance(executor, OnCard):
+        return executor.resident(prepared, inputs)
     return lambda: executor.run(prepared, inputs)
 
 
-def _copy(executors: Mapping[NumericClass, Executor[Any]]) -> Callable[[], object]:
-    """A copy, by all threads of the exact class where there are any."""
-    source = np.ones(_COPY_BYTES, np.uint8)
+def _copy(
+    executors: Mapping[NumericClass, Executor[Any]], size_bytes: int
+) -> Callable[[], object]:
+    """A copy: on a card there, else by all threads of the exact class where there are any."""
+    for executor in executors.values():
+        if isinstance(executor, OnCard):
+            return executor.copying(size_bytes)
+    source = np.ones(size_bytes, np.uint8)
     target = np.zeros_like(source)
     if NumericClass.EXACT not in executors:
         return lambda: np.copyto(target, source)
-    threads = _kernels(executors).threads
+    threads = _arithmetic(executors).threads
 
     def part(start: int, stop: int) -> int:
         np.copyto(target[start:stop], source[start:stop])
         return 0
 
-    return lambda: threads.split(part, _COPY_BYTES, cost=1)
+    return lambda: threads.split(part, size_bytes, cost=1)
 
 
 def _challenge_work(executors: Mapping[NumericClass, Executor[Any]]) -> ChallengeWork:
-    return ChallengeWork(_kernels(executors))
+    return ChallengeWork(_arithmetic(executors))
 
 
-def _kernels(executors: Mapping[NumericClass, Executor[Any]]) -> CpuKernels:
-    executor = _executor_of(executors, NumericClass.EXACT)
-    # Both modules are loaded where the executor is: a locked-in worker could not load them.
-    from shoal.compute.exact.cpu.kernels import CpuKernels
-    from shoal.compute.executors.exact import Exact
-
-    assert isinstance(executor, Exact)
-    assert isinstance(executor.kernels, CpuKernels)
-    return executor.kernels
+def _arithmetic(executors: Mapping[NumericClass, Executor[Any]]) -> Arithmetic:
+    """The kernels of the class exact, which the CPU's and the cards' executor both has."""
+    executor: Any = _executor_of(executors, NumericClass.EXACT)
+    kernels: Arithmetic = executor.kernels
+    return kernels
 
 
 def _executor_of(

@@ -94,13 +94,15 @@ class Terms:
     """How many units the device runs at a time."""
     lost: str = ""
     """Why the device computes nothing more."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Multiply-adds per second that were measured there, of the classes that were."""
 
 
 def choose(call: Call, requester: PeerId, offers: Sequence[Terms]) -> Terms | Refusal:
     """Which device of this node bids on ``call``; why none does.
 
-    Of those that have no reason to refuse, the one with the shortest wait; where two have
-    none, a card before the CPU, which its owner has other uses for.
+    Of those that have no reason to refuse, the one that will be done first; where nothing
+    tells two apart, a card before the CPU, which its owner has other uses for.
 
     Args:
         call: What is asked for.
@@ -110,7 +112,11 @@ def choose(call: Call, requester: PeerId, offers: Sequence[Terms]) -> Terms | Re
     refusals = [(terms, refusal(call, requester, terms)) for terms in offers]
     free = [terms for terms, no in refusals if no is None]
     if free:
-        return min(free, key=lambda t: (t.waiting_s, t.leases, t.device == offers[0].device))
+        fastest = max(t.rates.get(call.numeric_class, 0.0) for t in free)
+        return min(
+            free,
+            key=lambda t: (done_s(t, call, fastest), t.leases, t.device == offers[0].device),
+        )
     told = [(terms, no) for terms, no in refusals if no is not None]
     for terms, no in told:  # a device that would do, but for what passes or can be changed
         if call.numeric_class in terms.executors:
@@ -119,6 +125,22 @@ def choose(call: Call, requester: PeerId, offers: Sequence[Terms]) -> Terms | Re
     if no.reason in {Reason.CLASS_NOT_OFFERED, Reason.NO_DEVICE}:
         return _not_served(call, offers) or no
     return no
+
+
+def done_s(terms: Terms, call: Call, fastest: float) -> float:
+    """When a unit of ``call`` would be done on a device, in seconds from now: an estimate.
+
+    After those that wait there, it runs for `BASE_UNIT_S` on the fastest device of this
+    node, and on another one as much longer as that is slower in its class. A device whose
+    rate is not known is taken to be as fast.
+
+    Args:
+        terms: What is offered there.
+        call: What is asked for.
+        fastest: The highest rate of the class among this node's devices; 0 of none.
+    """
+    rate = terms.rates.get(call.numeric_class, 0.0) or fastest
+    return terms.waiting_s + (BASE_UNIT_S * fastest / rate if rate else BASE_UNIT_S)
 
 
 def _not_served(call: Call, offers: Sequence[Terms]) -> Refusal | None:

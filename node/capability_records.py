@@ -6,8 +6,10 @@ Two small tables in the node's state (`node.state`); what they mean is elsewhere
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 
 from shoal.compute.capability import Measurement
@@ -41,14 +43,15 @@ async def keep_measurement(journal: State, measurement: Measurement) -> None:
     await journal.transact(write)
 
 
-async def kept_measurement(journal: State, device: str) -> Measurement | None:
-    """A device's figures of an earlier time."""
+async def kept_measurements(journal: State) -> list[Measurement]:
+    """All devices' figures of an earlier time; what cannot be read is measured anew."""
 
-    def read(database: sqlite3.Connection) -> Measurement | None:
-        row = database.execute(
-            "SELECT figures FROM measurements WHERE device = ?", (device,)
-        ).fetchone()
-        return None if row is None else from_json(row["figures"], Measurement)
+    def read(database: sqlite3.Connection) -> list[Measurement]:
+        kept = []
+        for row in database.execute("SELECT figures FROM measurements ORDER BY device"):
+            with suppress(msgspec.DecodeError):
+                kept.append(from_json(row["figures"], Measurement))
+        return kept
 
     return await journal.transact(read)
 

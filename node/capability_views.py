@@ -14,7 +14,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     Attributes:
         device: The device's id.
-        numeric_class: ``exact`` or ``fp32``.
+        numeric_class: ``exact``, ``fp32`` or ``low``.
         precision: Of the class exact, such as ``x20``.
         rate: Multiply-adds per second.
         proven: Whether a verifier whose word counts here has seen it.
@@ -29,15 +29,44 @@ class Claim(msgspec.Struct, frozen=True):
     verifiers: tuple[PeerId, ...] = ()
 
 
+class NoRate(msgspec.Struct, frozen=True):
+    """A class of a device that has no rate, and why."""
+
+    numeric_class: str
+    why: str
+
+
+class DeviceFigures(msgspec.Struct, frozen=True):
+    """What was measured of one device beside the rates that are claimed.
+
+    Attributes:
+        device: Its id.
+        memory_rate: Bytes per second that a copy there reads and writes; 0: not measured.
+        measured_at: Seconds since the epoch; None before.
+        problem: Why the last try to measure it gave nothing; "" as in `CapabilityView`.
+        without: Its classes that have no rate.
+        memory_problem: Why its memory was not measured, where the rest was.
+    """
+
+    device: str
+    memory_rate: float
+    measured_at: float | None
+    problem: str = ""
+    without: tuple[NoRate, ...] = ()
+    memory_problem: str = ""
+
+
 class CapabilityView(msgspec.Struct, frozen=True):
     """What this node claims of itself, and which of it others have seen.
 
     ``proven`` says here that any other node has seen it shown: whether that counts is
-    for each of the others to say. Rates are per second; 0 is not measured.
+    for each of the others to say. Rates are per second; 0 is not measured. What is not
+    in ``claims`` or ``devices`` is about the CPU.
 
     Attributes:
         problem: Why the last try to measure gave nothing; "" where it gave something, or
             none was made.
+        devices: What was measured of each device.
     """
 
     claims: tuple[Claim, ...]
@@ -45,6 +74,7 @@ class CapabilityView(msgspec.Struct, frozen=True):
     disk_rate: float
     measured_at: float | None
     problem: str = ""
+    devices: tuple[DeviceFigures, ...] = ()
 
 
 class ChallengeView(msgspec.Struct, frozen=True):

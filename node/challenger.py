@@ -29,6 +29,7 @@ from shoal.crypto.errors import ShoalError, VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.capability_records import leased_from, take_up
 from shoal.node.capability_views import ChallengeView, Claim
+from shoal.node.device_lines import line_of
 from shoal.node.errors import NetworkError, PeerError
 from shoal.node.house import fitting, wall_ms
 from shoal.node.proofs import ProofBook, checked
@@ -115,12 +116,24 @@ def is_challengeable(claim: ClassRate | Claim) -> bool:
 
 
 def challengeable(advert: Advert, device: str | None = None) -> tuple[str, ClassRate] | None:
-    """The first claim in an advert that a challenge can put to the test, and its device."""
-    for offer in advert.devices:
+    """A claim in an advert that a challenge can put to the test, and its device.
+
+    Args:
+        advert: Of the prover.
+        device: Which of its devices, perhaps one that stands in a line with others; the
+            first that can be asked where it is None.
+    """
+    line = None if device is None else line_of(advert.devices, device)
+    for offer in advert.devices if device is None else filter(None, (line,)):
         for rate in offer.rates:
-            if device in (None, offer.id) and is_challengeable(rate):
-                return offer.id, rate
+            if is_challengeable(rate):
+                return device or offer.id, rate
     return None
+
+
+def unproven(claims: Iterable[Claim]) -> str | None:
+    """The first device with a claim that could be shown and that nobody who counts has seen."""
+    return next((c.device for c in claims if is_challengeable(c) and not c.proven), None)
 
 
 # --- effects ------------------------------------------------------------------------------
@@ -328,8 +341,10 @@ class Challenger:
             ready=self._is_ready,
             jitter=self._random.random(),
         )
-        if peer is not None:
-            view = await self.challenge(peer)
+        entry = self._membership.table.get(peer) if peer is not None else None
+        if peer is not None and entry is not None:
+            device = unproven(self._book.claims(entry.advert, wall_ms()))
+            view = await self.challenge(peer, device)
             log.info("a provider was challenged", peer=peer, outcome=view.outcome)
 
     def _is_ready(self, peer: PeerId) -> bool:
@@ -338,8 +353,7 @@ class Challenger:
 
 
 def _is_proven(book: ProofBook, advert: Advert) -> bool:
-    claims = book.claims(advert, wall_ms())
-    return all(claim.proven for claim in claims if is_challengeable(claim))
+    return unproven(book.claims(advert, wall_ms())) is None
 
 
 @asynccontextmanager

@@ -44,7 +44,13 @@ from shoal.node.introductions import Introductions
 from shoal.node.jobs import open_jobs
 from shoal.node.joining import Joining
 from shoal.node.kept_outputs import KeptOutputs
-from shoal.node.known_peers import facts_of, find_seeds, is_proven, providers
+from shoal.node.known_peers import (
+    claimed_rate,
+    facts_of,
+    find_seeds,
+    is_proven,
+    providers,
+)
 from shoal.node.lifecycle import Lifecycle
 from shoal.node.logs import no_logs, set_up_logs
 from shoal.node.membership import Membership, open_membership
@@ -236,15 +242,16 @@ async def serve(
         book = ProofBook(identity.peer_id, frozenset(config.allow))
         measured = Capability(
             journal,
-            worker,
             directory=config.home / "blobs",
             threads=config.cores,
-            cpu=lambda: next((d for d in capacity.devices if d.kind == "cpu"), None),
-            classes=lambda: frozenset(capacity.executors()),
-            idle=lambda: (
+            devices=lambda: capacity.devices,
+            classes=capacity.executors,
+            compiled=capacity.compiled,
+            worker=lambda device: worker if device == CPU else cards.workers.get(device),
+            idle=lambda device: (
                 settings().provide
-                and owner.stance(CPU).cause is None
-                and not provider.units_waiting
+                and owner.stance(device).cause is None
+                and not provider.load_on(device).units
             ),
             changed=membership.announce,
             book=book,
@@ -291,6 +298,7 @@ async def serve(
                 convictions.is_banned,
                 standings,
                 house.settling,
+                measured.rates(device),
                 device,
             )
 
@@ -312,6 +320,7 @@ async def serve(
             card_workers=cards.workers,
             noted=conduct.noted,
             proven=partial(is_proven, membership, book),
+            claimed_rate=partial(claimed_rate, membership),
             convictions=convictions,
             standings=standings,
             # Both are made below, of this house.
@@ -335,7 +344,7 @@ async def serve(
         prover = Prover(
             house,
             book,
-            rates=lambda: measured.rates,
+            rates=measured.rates,
             belied=measured.belie,
             proven=membership.announce,
             gives=measured.to_give,

@@ -167,6 +167,8 @@ class House:
     `node.defending`."""
     proven: Callable[[PeerId, str], bool] = lambda _peer, _device: False
     """Whether a peer has shown what it claims of a device, by a verifier that counts."""
+    claimed_rate: Callable[[PeerId, str, str], float | None] = lambda *_: None
+    """Multiply-adds per second that a peer claims of a device in a class."""
     standings: Standings = field(default_factory=NoStandings)
     accuse: Callable[[bytes, bytes, bytes | None, JobId, int], Awaitable[None]] = _accuse_nobody
     """Bring a false receipt to the disputes: award, receipt, another one for the same award

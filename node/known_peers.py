@@ -17,6 +17,7 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node import remembered_peers
 from shoal.node.addresses import Address, parse_bootstrap
 from shoal.node.bidding import distrusted, withheld
+from shoal.node.device_lines import line_of
 from shoal.node.house import wall_ms
 from shoal.node.joining_plan import Entry, Source
 from shoal.node.membership import REMEMBERED_LIMIT, Membership, Seeds
@@ -103,15 +104,26 @@ def providers(
 
 
 def is_proven(membership: Membership, book: ProofBook, peer: PeerId, device: str) -> bool:
-    """Whether any claim about a peer's device counts as proven; this node knows its own."""
+    """Whether any claim about a peer's device counts as proven; this node knows its own.
+
+    Of equal cards in one line, whichever bids: the claim is about each of them.
+    """
     entry = membership.table.get(peer)
-    return peer == membership.own or (
-        entry is not None
-        and any(
-            claim.proven and claim.device == device
-            for claim in book.claims(entry.advert, wall_ms())
-        )
-    )
+    if peer == membership.own or entry is None:
+        return peer == membership.own
+    line = line_of(entry.advert.devices, device)
+    claims = book.claims(entry.advert, wall_ms())
+    return line is not None and any(c.proven and c.device == line.id for c in claims)
+
+
+def claimed_rate(
+    membership: Membership, peer: PeerId, device: str, numeric_class: str
+) -> float | None:
+    """Multiply-adds per second that a peer claims of a device in a class; None of no claim."""
+    entry = membership.table.get(peer)
+    line = line_of(entry.advert.devices, device) if entry is not None else None
+    rates = (r.rate for r in (line.rates if line else ()) if r.numeric_class == numeric_class)
+    return next(rates, None)
 
 
 def facts_of(

@@ -95,6 +95,7 @@ class Negotiation:
             batch_max=min(bid.batch_max, each),
             at_once=bid.at_once,
             proven=self._house.proven(peer, bid.device),
+            rate=self._house.claimed_rate(peer, bid.device, running.need.job.numeric_class),
         )
         now_s = trio.current_time()
         events.bid_came(self._state, running.need.job.id, peer, offer, now_s)

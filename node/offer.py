@@ -20,13 +20,12 @@ from shoal.compute.executors.base import Evidence
 from shoal.node.addresses import address_of
 from shoal.node.bidding import Terms
 from shoal.node.serving import withheld
-from shoal.protocol.advert_fitting import grouped
-from shoal.protocol.limits import ADDRESSES_LIMIT, DEVICES_LIMIT
+from shoal.protocol.limits import ADDRESSES_LIMIT
 from shoal.protocol.statements import Advert, DeviceOffer
 from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from shoal.compute.devices import Device
     from shoal.compute.errors import ComputeError
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from shoal.node.settling import Settling
     from shoal.node.standings import Standings
     from shoal.protocol.advertising import Advertised
+    from shoal.protocol.statements import ClassRate
 
 AGENT: Final = f"shoal/{shoal.__version__}"
 
@@ -128,7 +128,9 @@ def make_advert(
 ) -> Advert:
     """What this node says of itself, before its figures (`node.capability`).
 
-    It may be over the limit: `protocol.advert_fitting` leaves out what does not fit.
+    Each device has a line of its own, so that it may be over the limit:
+    `node.device_lines` puts equal ones together, `protocol.advert_fitting` leaves out what
+    does not fit then.
     """
     return Advert(
         peer=peer,
@@ -138,20 +140,16 @@ def make_advert(
         protocol=OWN,
         agent=AGENT,
         addresses=tuple(address_of(ip, port) for ip, port in reached.places)[:ADDRESSES_LIMIT],
-        devices=grouped(
-            tuple(
-                DeviceOffer(
-                    id=device.id,
-                    kind=device.kind,
-                    name=device.name[:48],
-                    memory_bytes=device.memory_bytes,
-                    executors=device.executors,
-                )
-                for device in with_abilities(
-                    Inventory(capacity.devices), capacity.canaries
-                ).devices
+        devices=tuple(
+            DeviceOffer(
+                id=device.id,
+                kind=device.kind,
+                name=device.name[:48],
+                memory_bytes=device.memory_bytes,
+                executors=device.executors,
             )
-        )[:DEVICES_LIMIT],
+            for device in with_abilities(Inventory(capacity.devices), capacity.canaries).devices
+        ),
         numeric_classes=tuple(
             sorted(
                 {c for device in capacity.units_run_on() for c in capacity.executors(device)}
@@ -171,6 +169,7 @@ def make_terms(
     ban_of: Callable[[PeerId], Ban | None],
     standings: Standings,
     settling: Settling,
+    rates: Collection[ClassRate],
     device: str = CPU,
 ) -> Terms:
     """By what this node bids on one device, or refuses, at this moment (`node.bidding`)."""
@@ -200,6 +199,7 @@ def make_terms(
         compiled=capacity.compiled(device),
         lost=capacity.lost.get(device, ""),
         at_once=at_once,
+        rates={rate.numeric_class: rate.rate for rate in rates},
     )
 
 

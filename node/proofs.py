@@ -21,6 +21,7 @@ import msgspec
 from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.capability_views import Claim
+from shoal.node.device_lines import line_of
 from shoal.protocol.limits import CLOCK_TOLERANCE_MS, PROOFS_LIMIT
 from shoal.protocol.statements import CapabilityProof, open_proof
 
@@ -78,21 +79,29 @@ def claims_of(
     proofs: Sequence[Proof],
     counted: Collection[str],
     wall_ms: int,
+    lines: Sequence[DeviceOffer] = (),
 ) -> tuple[Claim, ...]:
     """A node's claims, with who has seen them shown.
 
+    A claim is about each card of its line: who has seen any of them show it has seen it.
+
     Args:
         prover: The node.
-        devices: As it offers them.
+        devices: Those whose claims are meant.
         proofs: All there are; those about something else do not matter.
         counted: Verifiers whose word counts.
         wall_ms: This node's wall clock.
+        lines: As it offers them, where that is not what ``devices`` are.
     """
-    valid = [proof for proof in proofs if is_valid(proof, wall_ms)]
+    devices = tuple(devices)
+    lines = lines or devices
+    valid = [(p, line_of(lines, p.said.device)) for p in proofs if is_valid(p, wall_ms)]
     claims = []
     for device in devices:
+        line = line_of(lines, device.id)
+        seen = [p for p, at in valid if p.said.device == device.id or (at and at is line)]
         for rate in device.rates:
-            by = {p.verifier for p in valid if supports(p, prover, device.id, rate)}
+            by = {p.verifier for p in seen if supports(p, prover, p.said.device, rate)}
             claims.append(
                 Claim(
                     device=device.id,

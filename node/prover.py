@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from shoal.compute import frames
-from shoal.compute.errors import ComputeError
+from shoal.compute.errors import ComputeError, ProgramError
 from shoal.crypto.envelope import Statement
 from shoal.node.capability_records import take_up
 from shoal.node.proofs import Proof, ProofBook, checked
@@ -49,6 +49,9 @@ CHALLENGES_PER_MINUTE: Final = 4
 STRANGERS_PER_MINUTE: Final = 2
 """Of those; the others are for peers on the allow list, whom strangers so cannot shut out."""
 
+_NOT_THE_DEVICES: Final = frozenset({"worker_start", "no_memory"})
+"""Why a claim is not shown that is as true as it was: the machine is short of something."""
+
 HELD_LIMIT: Final = 8
 """Challenges whose digests are held for the verifier's draw: 8 MiB each at the most."""
 
@@ -63,7 +66,15 @@ def refusal(
     *,
     busy: bool,
 ) -> Refusal | None:
-    """Why this node does not take a challenge of ``verifier``, or None where it does."""
+    """Why this node does not take a challenge of ``verifier``, or None where it does.
+
+    Args:
+        challenge: What is to be shown.
+        verifier: To whom.
+        terms: Of the device that it names; of any, where there is none of that name.
+        rates: What is claimed of the device.
+        busy: Whether something runs there, or could not at once.
+    """
     claim = next(
         (
             rate.rate
@@ -83,7 +94,7 @@ def refusal(
     elif terms.draining:
         reason = (Reason.DRAINING, "this node is shutting down")
     elif challenge.device != terms.device:
-        reason = (Reason.NO_DEVICE, f"the device that is used here is {terms.device}")
+        reason = (Reason.NO_DEVICE, "no such device takes units here; see the newest advert")
     elif claim == 0.0:
         reason = (Reason.CLASS_NOT_OFFERED, "no rate is claimed for this class and precision")
     elif challenge.rate > claim:
@@ -119,9 +130,9 @@ class Prover:
     Args:
         house: The modules of this node.
         book: The proofs.
-        rates: Gives what this node claims now of its CPU.
+        rates: Gives what this node claims now of a device.
         gives: Gives the proofs of those claims.
-        belied: Told when this node could not show its own claim.
+        belied: Told of which device this node could not show its own claim.
         proven: Told when a verifier has seen it shown.
     """
 
@@ -129,9 +140,9 @@ class Prover:
         self,
         house: House,
         book: ProofBook,
-        rates: Callable[[], Collection[ClassRate]],
+        rates: Callable[[str], Collection[ClassRate]],
         gives: Callable[[], Collection[Proof]],
-        belied: Callable[[], None],
+        belied: Callable[[str], None],
         proven: Callable[[], None],
     ) -> None:
         self._house = house
@@ -189,10 +200,15 @@ class Prover:
             self._proving = True
             try:
                 answer = await self._commit(side, challenge)
-            except ComputeError as error:
-                log.warning("a claim could not be shown", verifier=peer, error=str(error))
-                if error.code == "time_limit":
-                    self._belied()
+            except (ProgramError, ComputeError) as error:
+                log.warning(
+                    "a claim could not be shown",
+                    verifier=peer,
+                    device=challenge.device,
+                    error=str(error),
+                )
+                if error.code not in _NOT_THE_DEVICES:
+                    self._belied(challenge.device)
                 answer = Refusal(
                     call=challenge.nonce, reason=Reason.INTERNAL, detail=error.message[:256]
                 )
@@ -206,8 +222,11 @@ class Prover:
         return answer
 
     def _refusal(self, peer: PeerId, challenge: Challenge) -> Refusal | None:
-        busy = self._proving or self._house.worker.busy
-        answer = refusal(challenge, peer, self._house.terms(), self._rates(), busy=busy)
+        offers = self._house.offers()
+        terms = next((t for t in offers if t.device == challenge.device), offers[0])
+        busy = self._proving or self._house.worker_on(terms.device).busy
+        rates = self._rates(terms.device)
+        answer = refusal(challenge, peer, terms, rates, busy=busy)
         if answer is None and (peer, challenge.nonce) in self._sides:
             answer = Refusal(
                 call=challenge.nonce, reason=Reason.EXPIRED, detail="this nonce was used"
@@ -231,7 +250,8 @@ class Prover:
             precision=challenge.precision,
             time_limit_s=limit_s,
         )
-        done = await self._house.worker.measure(request, frames.Proved, limit_s)
+        worker = self._house.worker_on(challenge.device)
+        done = await worker.measure(request, frames.Proved, limit_s)
         commitment = side.commitment_to(done.roots, done.elapsed_s)
         side.leaves = done.leaves
         envelope = self._house.identity.sign(Statement.COMMITMENT, encode(commitment))

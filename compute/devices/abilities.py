@@ -30,8 +30,6 @@ COMPILING: Final = Lack(
     "the class exact is not offered yet: its kernels are being compiled, once per machine",
     "ask again in a minute or two; `shoal devices` shows when it is done",
 )
-RATE_NOT_MEASURED: Final = "its rates are not measured, so that it claims none"
-"""What is said of a card that takes units: figures are the CPU's alone (`node.capability`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +79,10 @@ def with_abilities(inventory: Inventory, canaries: Mapping[str, Canaries]) -> In
 
 
 def _device(device: Device, canaries: Mapping[str, Canaries]) -> Device:
-    card = device.kind != "cpu"
-    if card and not may_be_used(device):
+    if device.kind != "cpu" and not may_be_used(device):
         return device  # what it lacks says why
     known = canaries.get(device.id, Canaries())
     executors = {executor_of(probe) for probe in known.probes if takes_units(probe)}
-    note = RATE_NOT_MEASURED if card and executors else ""
     return msgspec.structs.replace(
         device,
         abilities=tuple(sorted(map(_ability, known.probes), key=_order)),
@@ -94,7 +90,6 @@ def _device(device: Device, canaries: Mapping[str, Canaries]) -> Device:
         sandbox=known.sandbox,
         units_at_once=known.units_at_once if executors else 0,
         missing=(*device.missing, *known.lacks),
-        note="; ".join(filter(None, (device.note, note))),
     )
 
 

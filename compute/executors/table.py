@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -136,16 +137,19 @@ ON_CPUS: Final = (
 # --- on cards --------------------------------------------------------------------------
 
 
-def _exact_by_triton(_: Start) -> Make:
+def _exact_by_triton(start: Start) -> Make:
     import triton
 
+    from shoal.compute.challenge_work import ChallengeWork
     from shoal.compute.exact.gpu.card import Card as TorchCard
     from shoal.compute.exact.gpu.kernels import CardKernels
     from shoal.compute.executors.exact import Exact
 
     def make() -> Executor[Any]:
-        kernels = CardKernels(TorchCard(TORCH_DEVICE))
-        return Exact(kernels, f"triton {triton.__version__}")
+        kernels = CardKernels(TorchCard(TORCH_DEVICE), threads=start.threads)
+        # What a challenge runs is compiled now: its prover has no time for that.
+        warm_up = partial(ChallengeWork(kernels).warm_up, "x20")
+        return Exact(kernels, f"triton {triton.__version__}", warm_up)
 
     return make
 

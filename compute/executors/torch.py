@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -179,6 +180,47 @@ class TorchExecutor:
             raise translated(error) from None
         return dict(zip(names, arrays, strict=True))
 
+    def resident(
+        self, handle: Prepared, inputs: Mapping[str, np.ndarray]
+    ) -> Callable[[], None]:
+        """A prepared program with its inputs on the device, to see how fast that is.
+
+        Returns:
+            What runs it once, leaves the outputs there and waits for them; raises as `run`.
+
+        Raises:
+            ProgramError: The inputs cannot be placed.
+            ComputeError: ``memory_limit`` or ``device_lost``.
+        """
+        run = self._new_run()
+
+        def once() -> None:
+            with _translating(), torch.no_grad():
+                self._computed(handle, placed, run)
+                settle(run)
+                self._wait()
+
+        with _translating(), torch.no_grad():
+            placed = {name: placed_input(each, self._device) for name, each in inputs.items()}
+        return once
+
+    def copying(self, size_bytes: int) -> Callable[[], None]:
+        """What copies so many bytes on the device, and waits for that; raises as `resident`."""
+        with _translating():
+            source = torch.ones(size_bytes // 4, device=self._device)
+            target = torch.zeros_like(source)
+
+        def once() -> None:
+            with _translating():
+                target.copy_(source)
+                self._wait()
+
+        return once
+
+    def _wait(self) -> None:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+
     def terminate(self) -> None:
         """End what is going on before its next node. See `Executor.terminate`."""
         self._ended.set()
@@ -204,6 +246,14 @@ class TorchExecutor:
     def _check(self) -> None:
         if self._ended.is_set():
             raise ComputeError("the program was ended", code="terminated")
+
+
+@contextmanager
+def _translating() -> Iterator[None]:
+    try:
+        yield
+    except FAILURES as error:
+        raise translated(error) from None
 
 
 def _device_named(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from shoal.node.capability_views import CapabilityView, ChallengeView, Claim
+from shoal.node.capability_views import CapabilityView, ChallengeView, Claim, DeviceFigures
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import (
     EXIT_FAILED,
@@ -58,13 +58,31 @@ def measured_text(view: CapabilityView) -> str:
     return f"{told}, and not since: {view.problem.rstrip('.')}" if view.problem else told
 
 
+def card_texts(figures: DeviceFigures) -> list[str]:
+    """What was measured of a card beside its claims; and which classes have none, and why."""
+    told = []
+    if figures.measured_at is not None:
+        rate = f"moves {size_text(int(figures.memory_rate))}/s"
+        if not figures.memory_rate:
+            rate = f"was not measured: {figures.memory_problem.rstrip('.')}"
+        age = duration_text(max(0.0, time.time() - figures.measured_at))
+        told.append(f"memory {rate}; measured {age} ago")
+    if figures.measured_at is not None and figures.problem:
+        told.append(f"could not be measured since: {figures.problem.rstrip('.')}")
+    reasons: dict[str, list[str]] = {}
+    for each in figures.without:
+        reasons.setdefault(each.why, []).append(each.numeric_class)
+    told += [f"no rate of {', '.join(which)}: {why}" for why, which in reasons.items()]
+    return told
+
+
 def _claim_text(claim: Claim) -> str:
     name = " ".join(filter(None, (claim.numeric_class, claim.precision)))
     return f"{name} {_rate_text(claim.rate)} {'proven' if claim.proven else 'unproven'}"
 
 
 def _rate_text(rate: float) -> str:
-    return f"{rate / 1e9:.3g} GMAC/s"
+    return f"{rate / 1e12:.3g} TMAC/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GMAC/s"
 
 
 def _print_challenge(found: ChallengeView) -> None:

@@ -6,7 +6,7 @@ Asks the daemon; where none runs, this command looks by itself, which needs no h
 from typing import TYPE_CHECKING
 
 from shoal.crypto.errors import ShoalError
-from shoal.node.cli.capability import claims_text, measured_text
+from shoal.node.cli.capability import card_texts, claims_text, measured_text
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import note, print_json, print_table, printable, runnable, size_text
 from shoal.node.cli.owner import stance_text
@@ -120,7 +120,10 @@ def _print(
         # The CPU's is what is meant where nothing is said: `shoal status` shows it.
         locked = f"sandbox: {device.sandbox}" if device.sandbox and device.id != "cpu" else ""
         at_once = _at_once(device)
-        for text in filter(None, (_parts(device), claims_line, at_once, locked, device.note)):
+        known = [f for f in claimed.devices if f.device == device.id] if claimed else []
+        beside = [t for f in known for t in card_texts(f) if device.id != "cpu"]
+        texts = (_parts(device), claims_line, *beside, at_once, locked, device.note)
+        for text in filter(None, texts):
             _line(device.id, text)
     if claimed:
         _line("this node", measured_text(claimed))

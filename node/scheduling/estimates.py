@@ -98,12 +98,22 @@ def unit_s(state: State, job: JobQueue, peer: PeerId) -> float | None:
 
 def _slower_by_claim(state: State, job: JobQueue, peer: PeerId) -> float:
     """How many times slower a peer says it is than those that were measured; 1 of no claims."""
-    rate = state.facts(job, peer).rate
+    rate = _claimed(state, job, peer)
     if not rate:
         return 1.0
-    claims = [state.facts(job, p).rate for p in state.speeds[job.kind]]
-    rates = [claim for claim in claims if claim]
+    rates = [claim for p in state.speeds[job.kind] if (claim := _claimed(state, job, p))]
     return median_low(rates) / rate if rates else 1.0
+
+
+def _claimed(state: State, job: JobQueue, peer: PeerId) -> float | None:
+    """What a peer claims of the device it has bid with; before a bid, of its fastest."""
+    candidate = job.candidates.get(peer)
+    offer = candidate.offer if candidate is not None else None
+    if candidate is not None and candidate.lease in state.leases:
+        offer = state.leases[candidate.lease].offer
+    if offer is not None and offer.rate:
+        return offer.rate
+    return state.facts(job, peer).rate
 
 
 def batch_s(state: State, batch: Batch) -> float:

@@ -71,7 +71,11 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a bid says that matters here."""
+    """What a bid says that matters here.
+
+    Attributes:
+        rate: Multiply-adds per second that the peer claims of the device that bids.
+    """
 
     price: float
     units_max: int
@@ -79,6 +83,7 @@ class Offer:
     batch_max: int = 1
     proven: bool = False
     at_once: int = 1
+    rate: float | None = None
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ import psutil
 import trio
 
 from shoal.compute import frames
-from shoal.compute.capability import claim_of, measure_rates
+from shoal.compute.capability import claim_of, measure_class
 from shoal.compute.challenge_work import ChallengeWork
 from shoal.compute.devices import detect
 from shoal.compute.errors import ComputeError
@@ -142,7 +142,7 @@ async def series(worker, name, claim, runs, time_s):
 
 
 async def exact_claim(worker):
-    (rate,) = await measure_rates(worker, ["exact"])
+    rate = await measure_class(worker, "exact")
     return rate.rate
 
 

@@ -2,7 +2,8 @@
 
 The test build of ``shoal.compute.worker``: locked in by the profile ``gpu``, with one
 executor in its table, which runs programs on the CPU and raises what torch and Triton
-raise, in their words, where the first number of an input asks for it.
+raise, in their words, where the first number of an input asks for it. While it is measured
+it fails where the size that is asked for says so.
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.compute import worker
+from shoal.compute import measuring, worker
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
@@ -20,6 +21,9 @@ from shoal.compute.executors.table import Entry
 FINE, OUT_OF_MEMORY, HANGS, BROKEN, GONE, DIES, IN_OTHER_WORDS, LATE = (
     *(0.0, 1e3, 2e3, 3e3, 4e3, 5e3, 6e3, 7e3),
 )
+
+SIZE_FULL, SIZE_BROKEN, SIZE_GONE, SIZE_ODD, SIZE_SLOW = 17, 18, 19, 20, 21
+"""Of what is measured."""
 
 GONE_IS = Path(os.environ.get("FAULTY_CARD", "/nowhere")).exists()
 """Whether the card is gone; looked at while files may still be opened."""
@@ -58,6 +62,32 @@ class MadeUpMemory:
 
 
 CARD = MadeUpMemory()
+FULL = OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 64.00 GiB. GPU 0 has a total capacity of 79.11 GiB "
+    "of which 3.00 GiB is free."
+)
+ASTRAY = AcceleratorError(
+    "CUDA error: an illegal memory access was encountered\nCompile with "
+    "`TORCH_USE_CUDA_DSA` to enable device-side assertions."
+)
+ECC = AcceleratorError("HIP error: uncorrectable ECC error encountered")
+
+WHILE_MEASURED = {
+    SIZE_FULL: FULL,
+    SIZE_BROKEN: ASTRAY,
+    SIZE_GONE: ECC,
+    SIZE_ODD: ValueError("the library does not know this shape"),
+}
+
+
+def answer(request, executors, measure=measuring.answer):
+    """In place of what measures."""
+    size = getattr(request, "size", 0)
+    if size in WHILE_MEASURED:
+        raise WHILE_MEASURED[size]
+    if size == SIZE_SLOW:
+        time.sleep(0.5)
+    return measure(request, executors)
 
 
 class Faulty(OnnxRuntimeCpu):
@@ -66,20 +96,14 @@ class Faulty(OnnxRuntimeCpu):
     def run(self, handle, inputs):
         match float(np.ravel(next(iter(inputs.values())))[0]):
             case first if first == OUT_OF_MEMORY:
-                raise OutOfMemoryError(
-                    "CUDA out of memory. Tried to allocate 64.00 GiB. GPU 0 has a total "
-                    "capacity of 79.11 GiB of which 3.00 GiB is free."
-                )
+                raise FULL
             case first if first == HANGS:
                 while True:  # a kernel that never ends holds the thread that waits for it
                     time.sleep(60)
             case first if first == BROKEN:
-                raise AcceleratorError(
-                    "CUDA error: an illegal memory access was encountered\nCompile with "
-                    "`TORCH_USE_CUDA_DSA` to enable device-side assertions."
-                )
+                raise ASTRAY
             case first if first == GONE:
-                raise AcceleratorError("HIP error: uncorrectable ECC error encountered")
+                raise ECC
             case first if first == IN_OTHER_WORDS:
                 try:
                     raise AcceleratorError("CUDA error: misaligned address")
@@ -100,11 +124,6 @@ def reach(card):
         raise ComputeError("torch finds 0 cards where this one is to be found", code="gone")
 
 
-def fails(*_):
-    """In place of a measurement."""
-    raise AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-
 class OnMadeUpCard(worker.Worker):
     """Of whose memory nothing is ever used."""
 
@@ -122,5 +141,5 @@ if __name__ == "__main__":
     entry = Entry("faulty", NumericClass.FP32, (), lambda start: lambda: Faulty(threads=1))
     worker.entries = lambda _: (entry,)
     worker.check_reach = reach
-    worker.measuring.answer = fails
+    measuring.answer = answer
     worker.main(OnMadeUpCard)

@@ -14,8 +14,10 @@ import pytest
 import trio
 
 from shoal.compute import frames
+from shoal.compute.challenge_work import ChallengeWork
 from shoal.compute.convert import convert
 from shoal.compute.devices.cards import Card
+from shoal.compute.exact.cpu import CpuKernels
 from shoal.compute.executors.base import Evidence
 from shoal.compute.frames import UnitLimits
 from shoal.compute.supervisor import open_worker, open_workers
@@ -23,6 +25,7 @@ from shoal.compute.tensor import from_blob, to_blob
 from shoal.compute.unit_runs import Execution, UnitRun
 from shoal.compute.worker_process import CARD_START_LIMIT_S, Place, compile_kernels
 from shoal.crypto.content import blob_id_of
+from shoal.protocol.challenge_terms import Work
 
 pytestmark = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("triton") is None,
@@ -88,6 +91,24 @@ async def test_a_card_serves_its_classes_side_by_side_and_exact_has_the_cpu_s_bi
     assert np.abs(from_blob(fp32) - wanted).max() < 1e-5
     assert 1e-5 < np.abs(from_blob(low) - wanted).max() < 0.1
     assert worker.processes_started <= 2
+
+
+async def test_a_card_is_measured_where_it_is_and_a_cpu_checks_what_it_showed(worker):
+    work = Work(rows=5, size=36, steps=2)
+    with trio.fail_after(300):
+        for what in ("fp32", "low"):
+            request = frames.Measure(what, 0.0, 48, 3)
+            done = await worker.measure(request, frames.Measured, 60.0)
+            assert (done.amount, done.elapsed_s > 0) == (3 * 48**3, True)
+        request = frames.Measure("memory", 0.0, 1 << 16)
+        done = await worker.measure(request, frames.Measured, 60.0)
+        assert done.amount == 2 << 16
+        request = frames.Prove(bytes(32), work.rows, work.size, work.steps, "x20", 60.0)
+        proved = await worker.measure(request, frames.Proved, 60.0)
+    assert worker.processes_started == 1
+    steps = ChallengeWork(CpuKernels(1)).chain(bytes(32), work, "x20")
+    assert proved.leaves == tuple(b"".join(step.leaves) for step in steps)
+    assert proved.roots == tuple(step.root for step in steps)
 
 
 async def test_what_a_worker_compiled_at_its_start_is_there_for_the_next_process(tmp_path):

@@ -1,16 +1,20 @@
 """A challenge's arithmetic: the reference's bits, by real kernels and in a real worker."""
 
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from shoal.compute import frames
-from shoal.compute.capability import measure_disk, measure_memory, measure_rates
+from shoal.compute import frames, measuring
+from shoal.compute.capability import measure_device, measure_disk
 from shoal.compute.challenge_work import ChallengeWork
 from shoal.compute.errors import ComputeError
 from shoal.compute.exact import philox
 from shoal.compute.exact.cpu import CpuKernels
 from shoal.compute.exact.reference import products as reference
 from shoal.compute.exact.spec import X20
+from shoal.compute.executors.base import NumericClass
 from shoal.compute.supervisor import open_worker
 from shoal.crypto.merkle import leaf_of, root_of
 from shoal.protocol.challenge import Row
@@ -75,6 +79,33 @@ def test_any_part_of_a_stream_is_drawn_alike(kernels):
     assert len(set((whole * 2**20).astype(int) & 1)) == 2  # full width: no shorter product
 
 
+class Compiling:
+    """Kernels that are compiled when they are first used, and how often they ran."""
+
+    def __init__(self, kernels):
+        self._kernels, self.compiled, self.products = kernels, False, []
+        self.threads, self.empty, self.draw = kernels.threads, kernels.empty, kernels.draw
+        self.prepare = kernels.prepare
+
+    def product(self, a, b, precision, axis):
+        if not self.compiled:
+            time.sleep(0.5)
+        self.compiled = True
+        self.products.append(a.shape)
+        return self._kernels.product(a, b, precision, axis)
+
+
+def test_what_is_compiled_for_a_chain_is_in_no_claim_and_ends_no_challenge(kernels):
+    compiling = Compiling(kernels)
+    executors = {NumericClass.EXACT: SimpleNamespace(kernels=compiling)}
+    request = frames.Prove(ROOT, SMALL.rows, SMALL.size, SMALL.steps, "x20", 0.4)
+    done = measuring.answer(request, executors)
+    assert done.elapsed_s < 0.4
+    assert compiling.products[1:] == [(24, 64)] * 3
+    wanted = by_reference(ROOT, SMALL)  # the warm-up left nothing behind
+    assert done.leaves == tuple(b"".join(leaves) for leaves in wanted)
+
+
 def test_a_chain_can_be_given_up_before_any_step(kernels):
     def check():
         raise ComputeError("enough", code="time_limit")
@@ -109,10 +140,12 @@ async def test_a_worker_measures_proves_and_recomputes(tmp_path):
             await prove(worker, time_limit_s=0.0)
         assert caught.value.code == "time_limit"
 
-        exact, fp32 = await measure_rates(worker, ["fp32", "exact"])
+        found = await measure_device(worker, ["fp32", "exact"])
+        exact, fp32 = found.rates
         assert (exact.numeric_class, exact.precision) == ("exact", "x20")
         assert (fp32.numeric_class, fp32.precision) == ("fp32", None)
-        assert min(exact.rate, fp32.rate, await measure_memory(worker)) > 1e6
+        assert min(exact.rate, fp32.rate, found.memory_rate) > 1e6
+        assert found.failed == ()
         assert worker.pids == spare  # nobody's data was in it: still the spare
     assert measure_disk(tmp_path) > 0
     assert not list(tmp_path.iterdir())

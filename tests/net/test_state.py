@@ -15,6 +15,7 @@ from challenge_samples import ALICE, MALLORY, WALL_MS, signed_proof
 from journal_samples import end_one
 from trio.testing import wait_all_tasks_blocked
 
+from shoal.compute.capability import VERSION, Measurement
 from shoal.crypto.content import BlobId, blob_id_of
 from shoal.crypto.peer_id import PeerId
 from shoal.node import capability_records, remembered_peers
@@ -36,6 +37,7 @@ from shoal.node.records import (
 from shoal.node.remembered_peers import AWAY_S, PEERS_LIMIT, RememberedPeer, remembered
 from shoal.node.state import ANSWERS_LIMIT, open_state
 from shoal.node.state_file import open_database
+from shoal.protocol.statements import ClassRate
 
 PROGRAM = blob_id_of(b"program")
 PEER = PeerId("12D3KooWpeer")
@@ -301,6 +303,32 @@ async def test_pauses_outlast_a_restart_and_go_when_they_are_resumed(tmp_path):
         assert sorted(await state.pauses(), key=lambda pause: pause.device) == pauses
         await state.keep_pauses([])
         assert await state.pauses() == []
+
+
+async def test_each_device_s_newest_figures_outlast_a_restart_and_older_kinds_are_no_trouble(
+    tmp_path,
+):
+    path = tmp_path / "state.sqlite"
+    figures = [
+        Measurement(device, "key", 1.0, (ClassRate("low", None, 1e14),), version=VERSION)
+        for device in ("cpu", "gpu0")
+    ]
+    rows = [
+        ("gpu1", '{"device":"gpu1","key":"k","measured_at":1.0,"rates":[]}'),
+        ("gpu2", '{"device":"gpu2"}'),
+    ]
+    async with open_state(path) as state:
+        for each in (msgspec.structs.replace(figures[1], key="older"), *figures):
+            await capability_records.keep_measurement(state, each)
+        await state.transact(
+            lambda database: database.executemany(
+                "INSERT INTO measurements (device, figures) VALUES (?, ?)", rows
+            )
+        )
+    async with open_state(path) as state:
+        *kept, old = await capability_records.kept_measurements(state)
+    assert kept == figures
+    assert (old.device, old.version) == ("gpu1", 1)
 
 
 async def test_on_disk_too_no_strangers_proof_displaces_one_that_counts(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from test_card_faults import ENTRY, LIMITS, START, MadeUpCard, rows_of, run_all
 
 from shoal.compute import rooms, starting, worker_process
 from shoal.compute.errors import ProgramError
-from shoal.compute.frames import Measure, Measured, UnitLimits
+from shoal.compute.frames import UnitLimits
 from shoal.compute.supervisor import open_worker, open_workers
 from shoal.compute.unit_runs import Execution, UnitRun
 from shoal.compute.worker_process import WorkerProcess
@@ -189,16 +189,6 @@ async def test_a_fault_that_comes_late_is_of_the_unit_that_has_made_it(card):
     async with on(card) as worker:
         codes, _ = await run_all(worker, faulty_card.LATE)
         assert codes == ["device_failed"]
-        assert (await run_all(worker, FINE))[0] == [""]
-
-
-async def test_a_process_whose_context_broke_while_it_was_measured_is_no_spare(card):
-    async with on(card) as worker:
-        pid = worker.pids[""]
-        with pytest.raises(Exception, match="illegal memory access") as failed:
-            await worker.measure(Measure("fp32", 0.1), Measured, 10.0)
-        assert failed.value.code == "device_failed"
-        assert not is_running(pid)
         assert (await run_all(worker, FINE))[0] == [""]
 
 

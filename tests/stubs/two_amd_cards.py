@@ -187,6 +187,8 @@ async def check_from_outside(report, node, folder):
         lines = [(line.id, line.count) for line in advert.devices]
         right = lines == [("cpu", 1), ("gpu0", 2)]
         report.check("equal cards are one line", right, lines)
+        claims = [line.rates or line.memory_rate for line in advert.devices if line.id != "cpu"]
+        report.check("no rate of a card is claimed", not any(claims), claims)
         classes = advert.numeric_classes
         report.check("classes", classes == ("exact", "fp32"), ", ".join(classes))
         print("\nwhat it is answered (call for bids):")
@@ -230,6 +232,8 @@ def main() -> int:
             print("\n".join(f"  {line}" for line in shown.splitlines()))
             what = "not installed" if LACKS else "compile-only"
             report.check("it says", what in shown, what)
+            why = "no rate of exact, kernel: compile-only"
+            report.check("it says why no rate is claimed", LACKS or why in shown, why)
             trio.run(check_from_outside, report, node, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -222,6 +222,25 @@ def test_of_several_the_one_with_the_shortest_wait_bids_and_a_card_where_none_ha
     assert chosen(EXACT, CPU, replace(GPU, leases=1), second) == "gpu1"
 
 
+FAST, SLOW = {"exact": 1e12}, {"exact": 5e10}
+
+
+def test_of_several_the_one_bids_that_will_be_done_first_by_the_rates_of_the_class():
+    cpu, gpu = replace(CPU, rates=SLOW), replace(GPU, rates=FAST)
+    assert chosen(EXACT, cpu, gpu) == "gpu0"
+    assert chosen(EXACT, cpu, replace(gpu, waiting_s=18.9)) == "gpu0"  # it is 20 times as fast
+    assert chosen(EXACT, cpu, replace(gpu, waiting_s=19.1)) == "cpu"
+    fast_cpu, slow_card = replace(CPU, rates=FAST), replace(GPU, rates=SLOW)
+    assert chosen(EXACT, fast_cpu, slow_card) == "cpu"
+    both = replace(CPU, executors={"fp32": "a", "low": "b"}, rates=FAST)
+    assert chosen(LOW, both, slow_card) == "gpu0"  # rates of another class do not matter
+
+
+def test_a_card_that_was_not_measured_is_taken_to_be_as_fast_as_what_was():
+    assert chosen(EXACT, replace(CPU, rates=FAST), GPU) == "gpu0"
+    assert chosen(EXACT, replace(CPU, rates=SLOW), replace(GPU, waiting_s=0.1)) == "cpu"
+
+
 def test_a_device_without_the_memory_for_a_unit_leaves_it_to_another():
     assert chosen(EXACT, CPU, replace(GPU, memory_bytes=1 << 20)) == "cpu"
     assert chosen(LOW, CPU, replace(GPU, memory_bytes=1 << 20)).reason is Reason.TOO_LARGE

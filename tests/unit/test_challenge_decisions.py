@@ -6,11 +6,22 @@ import msgspec
 import pytest
 from challenge_samples import ALICE, BOB, CAROL, MALLORY, WALL_MS, a_challenge
 
-from shoal.compute.capability import Measurement, claim_of, key_of
+from shoal.compute.capability import VERSION, Measurement, amounts_for, claim_of, key_of
 from shoal.compute.devices import Device
 from shoal.node.bidding import Terms
-from shoal.node.capability import BELIED_AFTER_S, LIFETIME_S, is_stale
-from shoal.node.challenger import challengeable, choose_candidate
+from shoal.node.capability import (
+    ALONE_S,
+    BELIED_AFTER_S,
+    FAILED_AFTER_S,
+    LIFETIME_S,
+    RETRY_LIMIT_S,
+    is_stale,
+    may_begin,
+    retry_after_s,
+    why_no_rate,
+)
+from shoal.node.capability_views import Claim
+from shoal.node.challenger import challengeable, choose_candidate, unproven
 from shoal.node.owner import Cause, Stance
 from shoal.node.prover import (
     CHALLENGES_PER_MINUTE,
@@ -146,7 +157,23 @@ def test_a_device_can_be_named():
     assert challengeable(advert(BOB), "gpu0") is None
 
 
-KEPT = Measurement(device="cpu", key="k", measured_at=1000.0, rates=(RATE,))
+def test_a_card_of_a_line_can_be_named_and_the_first_that_nobody_has_seen_is_asked():
+    cards = DeviceOffer(id="gpu0", kind="amd", name="", memory_bytes=1, rates=(RATE,), count=2)
+    both = advert(BOB, devices=(*advert(BOB).devices, cards))
+    assert challengeable(both, "gpu1") == ("gpu1", RATE)
+    assert challengeable(both, "gpu0") == ("gpu0", RATE)
+    seen = Claim("cpu", "exact", "x20", 1e6, proven=True)
+    fp32 = Claim("cpu", "fp32", None, 1e6)
+    assert unproven([seen, fp32, Claim("gpu0", "exact", "x20", 1e6)]) == "gpu0"
+    assert unproven([seen, fp32]) is None
+
+
+KEPT = Measurement(device="cpu", key="k", measured_at=1000.0, rates=(RATE,), version=VERSION)
+OLD = msgspec.json.decode(  # as it was kept before figures said how they were taken
+    b'{"device":"cpu","key":"k","measured_at":1000.0,"rates":[["exact","x20",1e6]]}',
+    type=Measurement,
+)
+PARTLY = msgspec.structs.replace(KEPT, failed=(("low", "no memory"),))
 
 
 @pytest.mark.parametrize(
@@ -159,8 +186,14 @@ KEPT = Measurement(device="cpu", key="k", measured_at=1000.0, rates=(RATE,))
         (True, KEPT, "k", 1001.0 + BELIED_AFTER_S, True),
         (False, KEPT, "k", 1000.0 + BELIED_AFTER_S, True),
         (True, KEPT, "k", 0.0, False),
+        (True, OLD, "k", 1000.0, False),
+        (False, PARTLY, "k", 1000.0 + FAILED_AFTER_S, False),
+        (True, PARTLY, "k", 1001.0 + FAILED_AFTER_S, False),
     ],
-    ids=["none", "fresh", "old", "changed", "belied", "belied just now", "clock set back"],
+    ids=[
+        *("none", "fresh", "old", "changed", "belied", "belied just now", "clock set back"),
+        *("of another version", "partly failed", "partly failed long ago"),
+    ],
 )
 def test_figures_are_taken_anew_when_old_changed_or_belied(stale, kept, key, now_s, belied):
     assert is_stale(kept, key, now_s, belied=belied) is stale
@@ -182,3 +215,62 @@ def test_figures_depend_on_the_device_the_threads_and_what_runs_there():
     assert key not in [*others, key_of(device, 4, {"fp32"})]
     busier = msgspec.structs.replace(device, memory_free_bytes=0)
     assert key == key_of(busier, 4, {"exact", "fp32"})
+
+
+CARD = Device(
+    id="gpu0",
+    kind="nvidia",
+    name="NVIDIA H200",
+    memory_bytes=150 << 30,
+    memory_free_bytes=1,
+    uuid="GPU-1",
+    driver="570.1",
+    target="sm_90",
+)
+
+
+@pytest.mark.parametrize(
+    "change", [{"uuid": "GPU-2"}, {"driver": "580.1"}, {"name": "other"}, {"target": "sm_80"}]
+)
+def test_a_card_s_figures_depend_on_which_card_it_is_and_on_its_driver(change):
+    key = key_of(CARD, 4, {"exact"})
+    assert key == key_of(msgspec.structs.replace(CARD, memory_free_bytes=0), 4, {"exact"})
+    assert key != key_of(msgspec.structs.replace(CARD, **change), 4, {"exact"})
+
+
+def test_a_card_is_given_larger_pieces_than_a_cpu_and_no_more_than_it_has_room_for():
+    cpu = amounts_for(msgspec.structs.replace(CARD, kind="cpu"))
+    large = amounts_for(CARD)
+    assert large.size > cpu.size
+    assert large.copy_bytes == 1 << 30
+    for memory_bytes, most in ((4 << 30, 1 << 28), (0, 1 << 28)):
+        small = amounts_for(msgspec.structs.replace(CARD, memory_bytes=memory_bytes))
+        assert small.copy_bytes == most
+
+
+def test_a_device_that_cannot_be_measured_is_tried_ever_more_seldom():
+    times = [retry_after_s(failures) for failures in (1, 2, 3, 20, 5000)]
+    assert times == [60.0, 120.0, 240.0, RETRY_LIMIT_S, RETRY_LIMIT_S]
+
+
+def test_devices_are_measured_one_after_another_unless_one_takes_very_long():
+    assert may_begin({}, "gpu0", 0.0)
+    assert not may_begin({"cpu": 0.0}, "gpu0", ALONE_S)
+    assert may_begin({"cpu": 0.0}, "gpu0", ALONE_S + 1)
+    assert not may_begin({"gpu0": 0.0}, "gpu0", ALONE_S + 1)
+
+
+@pytest.mark.parametrize(
+    ("begins", "numeric_class", "kept", "problem", "compiled"),
+    [
+        ("compile-only", "exact", None, "", True),
+        ("units of this class are kernels of their own", "kernel", KEPT, "", False),
+        ("not measured yet", "low", None, "", False),
+        ("it could not be measured: the card is gone", "low", None, "the card is gone.", False),
+        ("it could not be measured: no memory", "low", PARTLY, "", False),
+        ("slower than the 1e+08 a second", "exact", KEPT, "", False),
+    ],
+)
+def test_why_a_class_has_no_rate_is_said(begins, numeric_class, kept, problem, compiled):
+    why = why_no_rate(numeric_class, kept, problem, compiled=compiled)
+    assert why.startswith(begins)

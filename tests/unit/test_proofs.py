@@ -1,7 +1,11 @@
+import time
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 from challenge_samples import ALICE, BOB, CAROL, MALLORY, WALL_MS, signed_proof
 
+from shoal.node.known_peers import claimed_rate, is_proven
 from shoal.node.proofs import (
     BOOK_LIMIT,
     CLAIM_GROWTH,
@@ -85,6 +89,36 @@ def test_a_proof_of_anything_else_or_of_another_time_supports_nothing(change):
 
 def test_a_claim_measured_anew_may_be_a_little_more_than_was_shown():
     assert exact_claim([proof(rate=2e9 / CLAIM_GROWTH)], {ALICE.peer_id}).proven
+
+
+CARDS = DeviceOffer(id="gpu0", kind="amd", name="MI300X", memory_bytes=1, rates=RATES, count=4)
+
+
+@pytest.mark.parametrize(
+    ("device", "proven"), [("gpu0", True), ("gpu3", True), ("gpu4", True), ("cpu", False)]
+)
+def test_a_claim_of_equal_cards_is_proven_by_whoever_saw_one_of_them_show_it(device, proven):
+    others = msgspec.structs.replace(CARDS, id="gpu4", name="MI210", rates=())
+    lines = (CPU, CARDS, others) if device != "gpu4" else (CPU, CARDS)
+    claims = claims_of(BOB.peer_id, lines, [proof(device=device)], {ALICE.peer_id}, WALL_MS)
+    exact = {claim.device: claim for claim in claims if claim.numeric_class == "exact"}
+    assert exact["gpu0"].proven is proven
+    assert exact["cpu"].proven is not proven
+
+
+def test_a_card_that_bids_is_proven_as_its_line_is_whichever_of_it_it_is():
+    book = ProofBook(ALICE.peer_id, frozenset())
+    book.keep(proof(device="gpu1", issued_at_ms=time.time_ns() // 1_000_000))
+    entry = SimpleNamespace(advert=advert(devices=(CPU, CARDS)))
+    membership = SimpleNamespace(own=ALICE.peer_id, table={BOB.peer_id: entry})
+    for device in ("gpu0", "gpu1", "gpu3"):
+        assert is_proven(membership, book, BOB.peer_id, device)
+        assert claimed_rate(membership, BOB.peer_id, device, "fp32") == 9e9
+    assert not is_proven(membership, book, BOB.peer_id, "cpu")
+    assert not is_proven(membership, book, CAROL.peer_id, "gpu0")
+    assert is_proven(membership, book, ALICE.peer_id, "whatever")
+    assert claimed_rate(membership, BOB.peer_id, "gpu0", "low") is None
+    assert claimed_rate(membership, CAROL.peer_id, "gpu0", "fp32") is None
 
 
 def shown(book, *envelopes):

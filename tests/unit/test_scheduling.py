@@ -48,6 +48,19 @@ def test_what_others_take_is_the_lower_median_of_all_but_one(count):
     assert len(measured) == count
 
 
+def test_a_peer_s_time_is_estimated_by_the_claim_of_the_device_that_it_bids_with():
+    state, job = s.State(), a_job(units=9)
+    known, slow, fast = map(PeerId, ("known", "slow", "fast"))
+    events.peers_known(state, {CLASS: dict.fromkeys((known, slow, fast), s.Facts(rate=1e12))})
+    events.job_started(state, job)
+    events._measure(state, job, known, 1.0)
+    assert estimates.unit_s(state, job, slow) == 1.0
+    for peer, rate in ((slow, 8e11), (fast, 1.25e12)):
+        events.bid_came(state, "j", peer, s.Offer(1.0, 10, 10, rate=rate), 0.0)
+    assert estimates.unit_s(state, job, slow) == 1.25
+    assert estimates.unit_s(state, job, fast) == 0.8
+
+
 # --- one slow peer, and the end of a job --------------------------------------------------
 
 

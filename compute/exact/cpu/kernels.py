@@ -55,6 +55,10 @@ class CpuKernels:
         """The threads that compute."""
         return self._threads
 
+    def empty(self, rows: int, size: int) -> Floats:
+        """See `shoal.compute.challenge_work.Arithmetic`."""
+        return np.empty((rows, size), np.float32)
+
     def draw(self, key: int, stream: int, first: int, out: Floats) -> None:
         """Fill ``out`` with numbers for a capability challenge; see `draw.numbers`."""
         draw.numbers(key, stream, first, out, self._threads)

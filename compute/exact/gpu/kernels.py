@@ -6,11 +6,13 @@ kernel gives another stays on the card.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shoal.compute.exact.gpu import elementwise, products, rows, scatter
+from shoal.compute.exact.cpu.threads import Threads
+from shoal.compute.exact.gpu import draw, elementwise, products, rows, scatter
 from shoal.compute.exact.gpu.arrays import CardArray
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 def variants() -> Iterator[Variant]:
     """Every kernel as it is ever compiled."""
-    for module in (elementwise, products, rows, scatter):
+    for module in (draw, elementwise, products, rows, scatter):
         yield from module.variants()
 
 
@@ -46,11 +48,27 @@ class CardKernels:
     Args:
         card: The card.
         way: How integers are multiplied.
+        threads: How many hash what comes off the card, in a challenge.
     """
 
-    def __init__(self, card: Card, way: products.Way = "digits") -> None:
+    def __init__(self, card: Card, way: products.Way = "digits", threads: int = 1) -> None:
         self._card = card
         self._way = way
+        self._threads = threads
+
+    @cached_property
+    def threads(self) -> Threads:
+        """The threads that do on the host what no card does."""
+        return Threads(self._threads)
+
+    def empty(self, rows: int, size: int) -> Floats:
+        """See `shoal.compute.challenge_work.Arithmetic`."""
+        return self._give(self._card.empty(rows, size))
+
+    def draw(self, key: int, stream: int, first: int, out: Floats) -> None:
+        """See `shoal.compute.challenge_work.Arithmetic`; ``out`` lies on the card."""
+        assert isinstance(out, CardArray)
+        draw.numbers(self._card, key, stream, first, out.tensor)
 
     def admit(self, x: Floats) -> Floats:
         """See `Kernels.admit`."""
