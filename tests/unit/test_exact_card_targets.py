@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-FEW = ("unary_kernel[NAME=gelu,", "add_kernel[TARGETED=True")
+FEW = ("STEPS=add 0 1; gelu 2,", "add_kernel[TARGETED=True")
 TARGETS = {"sm_80", "sm_90", "gfx90a", "gfx942", "gfx1100"}
 
 
