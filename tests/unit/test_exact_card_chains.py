@@ -82,8 +82,8 @@ def run(kernels, program, *, looks=lambda _: False):
                 with placed(f"node {place}", name, kernels):
                     call = kernels.unary if len(operands) == 1 else kernels.binary
                     values.append(call(name, *(values[at] for at in operands)))
-                if looks(place):
-                    np.asarray(values[-1])
+                    if looks(place):
+                        np.asarray(values[-1])
     except ExactError as error:
         return error.code, error.message, error.node, error.operator
     return [(value.shape, np.asarray(value, order="C").tobytes()) for value in values]
