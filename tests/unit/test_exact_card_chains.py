@@ -181,6 +181,14 @@ def test_strangers_programs_compile_no_more_chains_than_the_limit(
     assert launched == ["abs 0", "sqrt 0", "log 0"]
 
 
+def test_no_more_steps_wait_than_the_limit(kernels, launched, monkeypatch):
+    monkeypatch.setattr(elementwise, "_WAITING_LIMIT", 3)
+    x = np.linspace(-1, 1, 10, dtype=np.float32)
+    waiting = [kernels.unary("neg", x) for _ in range(5)]
+    assert [value.waits for value in waiting] == [False, False, True, True, True]
+    assert launched == ["neg 0", "neg 0"]
+
+
 def test_what_nobody_reads_is_judged(kernels):
     kernels.unary("log", np.zeros(3, np.float32))
     fine = kernels.unary("neg", np.zeros(3, np.float32))

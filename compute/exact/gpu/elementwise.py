@@ -28,7 +28,9 @@ _BLOCK: Final = 1024
 _INPUTS: Final = 8
 """What a kernel reads, at most: GELU by tanh, of single operations, has five constants."""
 _STEPS_LIMIT: Final = 16
-"""Of one kernel: what waits to be computed holds on to what it reads."""
+"""Of one kernel."""
+_WAITING_LIMIT: Final = 64
+"""Steps that nobody has needed yet: each holds on to what it reads."""
 _CHAINS_LIMIT: Final = 1024
 """Kernels of more than one step: programs are strangers', and what was compiled stays."""
 _CHEAP: Final = frozenset({"abs", "add", "max", "min", "mul", "neg", "relu", "sub"})
@@ -71,6 +73,8 @@ class Step:
         )
         card.asked[self.mark.order] = self
         self._program()
+        if len(card.asked) > _WAITING_LIMIT:
+            next(iter(card.asked.values())).compute()
 
     def compute(self) -> torch.Tensor:
         """Its elements, (shape) float32, computed now if they were not."""
