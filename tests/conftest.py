@@ -40,6 +40,7 @@ NEEDS = {
     "property/test_torch_hostile.py": ("torch",),
     "unit/test_exact_card.py": ("torch", "triton"),
     "unit/test_exact_card_challenge.py": ("torch", "triton"),
+    "unit/test_exact_card_chains.py": ("torch", "triton"),
     "unit/test_exact_card_targets.py": ("torch", "triton"),
     "unit/test_torch_executor.py": ("torch",),
     "unit/test_torch_operators.py": ("torch",),

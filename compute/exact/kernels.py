@@ -13,6 +13,10 @@ and, behind a mask, -inf. Every kernel
   the order of work: ``k_limit``; -inf among the inputs where its text does not allow
   it, ``infinity``; ``out_of_range``; any result not a number, ``nan``; any result
   infinite, ``infinity``.
+
+A backend may raise an error later than in the call that met it, since a card would have to
+be waited for: at the latest when ``settle`` is called or the host takes a value that was
+computed since. The error that it raises then is the one that came first.
 """
 
 from __future__ import annotations
@@ -94,14 +98,15 @@ class ExactError(ProgramError):
         return cls(_SENTENCES[code].format(kernel=kernel), code=code)
 
     def at(self, node: str, operator: str) -> Self:
-        """This error, placed in the graph.
+        """This error, placed in the graph: where it was met, if it knows that already.
 
         Args:
             node: The name of the node.
             operator: The node's ONNX operator.
         """
-        self.node = node
-        self.operator = operator
+        if not self.operator:
+            self.node = node
+            self.operator = operator
         return self
 
 
@@ -123,6 +128,26 @@ class Prepared(Protocol):
 
 class Kernels(Protocol):
     """The arithmetic of the exact class. See the module's text for what all share."""
+
+    # -- errors that are raised late -------------------------------------------------
+
+    def enter(self, node: str, operator: str) -> None:
+        """Say whose work the next calls are, for the errors that they meet.
+
+        Args:
+            node: The name of the node.
+            operator: The node's ONNX operator.
+        """
+
+    def settle(self) -> None:
+        """Raise the first error that was met and not raised yet, and forget the others.
+
+        Raises:
+            ExactError: With its node and operator, where `enter` said them.
+        """
+
+    def forget(self) -> None:
+        """Forget what was asked for: the run is over, and nobody needs it."""
 
     def admit(self, x: Floats) -> Floats:
         """A program input or constant as it enters: subnormals become zeros of their sign.
@@ -279,3 +304,16 @@ class Kernels(Protocol):
         Raises:
             ExactError: ``k_limit``, ``nan`` or ``infinity``.
         """
+
+
+class AtOnce:
+    """A backend that raises every error in the call that meets it."""
+
+    def enter(self, node: str, operator: str) -> None:
+        """See `Kernels.enter`."""
+
+    def settle(self) -> None:
+        """See `Kernels.settle`."""
+
+    def forget(self) -> None:
+        """See `Kernels.forget`."""

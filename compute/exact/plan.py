@@ -3,7 +3,7 @@
 Part of *execute*. Making a plan quantises constant operands once, and computes once what
 depends on constants alone. Running it holds a value no longer than until its last use.
 What errs does so in its turn, a node of constants alone too, so that each backend names
-the same first error: the first in the graph's order.
+the same first error: the first in the graph's order, also where it raises errors late.
 """
 
 from __future__ import annotations
@@ -85,20 +85,21 @@ class Plan:
             ExactError: An input is not what was declared, or a node left the exact
                 class: it names the node.
         """
-        values = {
-            name: admitted(name, inputs[name], dtype, "input", self.kernels)
-            for name, dtype in self.inputs.items()
-        }
-        for step in self.steps:
-            before_step()
-            reached(step.index, values)
-            arrays = [self._value(name, values) for name in step.node.inputs]
-            results = run_node(step.node, arrays, self.kernels)
-            values.update(zip(step.node.outputs, results, strict=False))
-            del arrays, results
-            for name in step.frees:
-                values.pop(name, None)
-        reached(self.node_count, values)
+        with settled(self.kernels):
+            values = {
+                name: admitted(name, inputs[name], dtype, "input", self.kernels)
+                for name, dtype in self.inputs.items()
+            }
+            for step in self.steps:
+                before_step()
+                reached(step.index, values)
+                arrays = [self._value(name, values) for name in step.node.inputs]
+                results = run_node(step.node, arrays, self.kernels)
+                values.update(zip(step.node.outputs, results, strict=False))
+                del arrays, results
+                for name in step.frees:
+                    values.pop(name, None)
+            reached(self.node_count, values)
         return {name: self._value(name, values) for name in self.outputs}
 
     def _value(self, name: str, values: Mapping[str, Array]) -> Any:
@@ -113,30 +114,43 @@ def run_node(node: Node, inputs: Sequence[Any], kernels: Kernels) -> tuple[Array
     Args:
         node: A node of a plan.
         inputs: Its inputs; None for an optional one that is not given.
-        kernels: Any backend.
+        kernels: Any backend; it may raise what it meets later, see `Kernels.settle`.
 
     Raises:
-        ExactError: With the node's name and operator.
+        ExactError: With the node's name and operator, or those of an earlier one.
     """
-    with placed(node):
+    with placed(node.name, node.operator, kernels):
         return OPERATORS[node.operator].run(node, inputs, kernels)
 
 
 @contextmanager
-def placed(node: Node) -> Iterator[None]:
-    """Give the errors of a block their place in the graph."""
+def placed(node: str, operator: str, kernels: Kernels) -> Iterator[None]:
+    """Give the errors of a block their place in the graph, behind those met before it."""
+    kernels.enter(node, operator)
     try:
         yield
     except ExactError as error:
-        raise error.at(node.name, node.operator) from None
+        kernels.settle()
+        raise error.at(node, operator) from None
     except (ValueError, IndexError, ArithmeticError):
+        kernels.settle()
         # numpy's own words differ between its versions; a receipt's may not.
         raise ExactError(
             "the shapes of its inputs do not fit it, or each other",
             code="shape_mismatch",
-            node=node.name,
-            operator=node.operator,
+            node=node,
+            operator=operator,
         ) from None
+
+
+@contextmanager
+def settled(kernels: Kernels) -> Iterator[None]:
+    """Raise what a block met at its end, at the latest; nothing of it is left for the next."""
+    try:
+        yield
+        kernels.settle()
+    finally:
+        kernels.forget()
 
 
 def make_plan(
@@ -165,15 +179,17 @@ def make_plan(
     """
     graph = read(model, precision, scale_axes)
     inputs = dict(graph.inputs)
-    constants = {
-        name: admitted(
-            name, numpy_helper.to_array(tensor), graph.dtypes[name], "constant", kernels
-        )
-        for name, tensor in graph.initializers.items()
-    }
-    for name, array in weights.items():
-        constants[name] = admitted(name, array, inputs.pop(name), "constant", kernels)
-    left = _folded(graph.nodes, constants, kernels, before_node)
+    with settled(kernels):
+        constants = {
+            name: admitted(
+                name, numpy_helper.to_array(tensor), graph.dtypes[name], "constant", kernels
+            )
+            for name, tensor in graph.initializers.items()
+        }
+        for name, array in weights.items():
+            constants[name] = admitted(name, array, inputs.pop(name), "constant", kernels)
+        kernels.settle()
+        left = _folded(graph.nodes, constants, kernels, before_node)
     return Plan(
         steps=_steps(left, graph.outputs),
         inputs=inputs,
@@ -200,19 +216,14 @@ def admitted(name: str, array: Array, dtype: str, what: str, kernels: Kernels) -
     Raises:
         ExactError: ``wrong_dtype``, ``nan`` or ``infinity``.
     """
-    if array.dtype.name != dtype:
-        raise ExactError(
-            f"the {what} {printable(name)!r} is {array.dtype.name}, and {dtype} is declared",
-            code="wrong_dtype",
-            node=printable(name),
-            operator=what,
-        )
-    if dtype != "float32":
-        return array
-    try:
-        return kernels.admit(np.asarray(array, order="C"))
-    except ExactError as error:
-        raise error.at(printable(name), what) from None
+    with placed(printable(name), what, kernels):
+        if array.dtype.name != dtype:
+            raise ExactError(
+                f"the {what} {printable(name)!r} is {array.dtype.name}, and {dtype} is "
+                "declared",
+                code="wrong_dtype",
+            )
+        return kernels.admit(np.asarray(array, order="C")) if dtype == "float32" else array
 
 
 def _folded(
@@ -235,11 +246,13 @@ def _folded(
             if all(name in constants for name in node.inputs if name):
                 arrays = [constants[name] if name else None for name in node.inputs]
                 results = run_node(node, arrays, kernels)
+                kernels.settle()
                 constants.update(zip(node.outputs, results, strict=False))
                 del left[index]
             elif row.prepare and node.product and node.inputs[1] in constants:
-                with placed(node):
+                with placed(node.name, node.operator, kernels):
                     prepared = row.prepare(node, constants[node.inputs[1]], kernels)
+                    kernels.settle()
                 left[index] = replace(node, product=replace(node.product, prepared=prepared))
     return left
 

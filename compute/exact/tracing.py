@@ -22,7 +22,7 @@ from shoal.compute.errors import ProgramError
 from shoal.compute.exact.kernels import ExactError
 from shoal.compute.exact.leaves import LEAF_VALUES_LIMIT, OperatorLeaf
 from shoal.compute.exact.operators.node import dense
-from shoal.compute.exact.plan import admitted, last_uses, run_node
+from shoal.compute.exact.plan import admitted, last_uses, run_node, settled
 from shoal.compute.exact.reading import Graph, read
 from shoal.compute.exact.spec import PRECISIONS
 from shoal.compute.tensor import encode_header, spec_of_array, to_blob
@@ -230,10 +230,11 @@ def _entered(program: Traceable, inputs: Mapping[str, Array], kernels: Kernels) 
         ExactError: As `plan.make_plan` and `plan.Plan.run` raise it, in their order.
     """
     dtypes = program.graph.dtypes
-    for name, array in program.constants.items():
-        admitted(name, array, dtypes[name], "constant", kernels)
-    for name, dtype in program.inputs.items():
-        admitted(name, inputs[name], dtype, "input", kernels)
+    with settled(kernels):
+        for name, array in program.constants.items():
+            admitted(name, array, dtypes[name], "constant", kernels)
+        for name, dtype in program.inputs.items():
+            admitted(name, inputs[name], dtype, "input", kernels)
     return _Walk(program, inputs, kernels)
 
 
@@ -260,7 +261,8 @@ class _Walk:
             ExactError: It errs.
         """
         arrays = [self._read(name) for name in node.inputs]
-        results = run_node(node, arrays, self._kernels)
+        with settled(self._kernels):  # a leaf says where a node errs
+            results = run_node(node, arrays, self._kernels)
         given = {n: a for n, a in zip(node.outputs, results, strict=False) if n}
         self._made.update(given)
         return tuple(given)

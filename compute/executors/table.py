@@ -154,7 +154,7 @@ def _exact_by_triton(start: Start) -> Make:
     return make
 
 
-_EXACT_CANARY: Final = ("admit", "binary", "digit_product")
+_EXACT_CANARY: Final = ("admit", "chain", "digit_product")
 """Kernels that stand for all: `python -m shoal.compute.exact.gpu` compiles every one."""
 
 

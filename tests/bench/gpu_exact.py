@@ -90,10 +90,10 @@ def bandwidth_table(card: Card) -> None:
     copy_s = median_ms(lambda: out.copy_(x)) / 1e3
     print(f"copy {moved / copy_s / 1e9:8.0f} GB/s")
     kernels = {
-        "add": lambda: elementwise.binary(card, "add", x, x),
-        "relu": lambda: elementwise.unary(card, "relu", x),
-        "gelu": lambda: elementwise.unary(card, "gelu", x),
-        "exp": lambda: elementwise.unary(card, "exp", x),
+        "add": lambda: elementwise.Step(card, "add", x, x).compute(),
+        "relu": lambda: elementwise.Step(card, "relu", x).compute(),
+        "gelu": lambda: elementwise.Step(card, "gelu", x).compute(),
+        "exp": lambda: elementwise.Step(card, "exp", x).compute(),
         "softmax": lambda: rows.softmax_rows(card, x, logarithm=False),
         "layer norm": lambda: rows.norm_rows(card, x, None, None, 1e-5, centred=True),
     }

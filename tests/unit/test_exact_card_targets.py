@@ -11,7 +11,21 @@ import sys
 
 import pytest
 
-FEW = ("unary_kernel[NAME=gelu,", "add_kernel[TARGETED=True")
+KEYS = """
+import itertools
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+from shoal.compute.exact.gpu.steps import chain_kernel as kernel
+
+x, chain = torch.empty(64), {"READS": "all", "STEPS": "exp 0", "WIDE": False, "BLOCK": 1024}
+backend = make_backend(GPUTarget("cuda", 90, 32))
+told_apart_by = create_function_from_signature(kernel.signature, kernel.params, backend)
+sizes = itertools.product((1, 7, 16, 1 << 40), repeat=3)
+print(len({str(told_apart_by(*[x] * 10, *s, *[1] * 14, **chain)[1]) for s in sizes}))
+"""
+FEW = ("STEPS=add 0 1; gelu 2,", "add_kernel[TARGETED=True")
 TARGETS = {"sm_80", "sm_90", "gfx90a", "gfx942", "gfx1100"}
 
 
@@ -34,6 +48,18 @@ def test_a_kernel_compiles_for_every_generation(kernel, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["target"] for row in rows} == TARGETS
     assert all(row["size_bytes"] > 0 and not row["error"] for row in rows)
+
+
+def test_a_chain_is_compiled_once_for_all_sizes():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", KEYS],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert done.stdout.split() == ["1"]
 
 
 @pytest.mark.soak

@@ -13,6 +13,7 @@ import numpy as np
 
 from shoal.compute.exact.cpu import draw, elementwise, product, sums
 from shoal.compute.exact.cpu.threads import Threads
+from shoal.compute.exact.kernels import AtOnce
 from shoal.compute.exact.spec import X20
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["CpuKernels"]
 
 
-class CpuKernels:
+class CpuKernels(AtOnce):
     """`Kernels` on this machine's processor cores. Thread-safe, one call at a time is fastest.
 
     Args:

@@ -10,11 +10,14 @@ Only float32 and bool lie on a card. Nothing here rounds: it moves, compares and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+
+from shoal.compute.exact.gpu.elementwise import Operand, Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,42 +34,54 @@ class CardArray(np.lib.mixins.NDArrayOperatorsMixin):
     """What stands for a numpy array whose elements lie on a card.
 
     Args:
-        tensor: float32 or bool.
+        held: float32 or bool; or a step, whose elements are computed when they are needed.
         card: Where it lies.
     """
 
-    __slots__ = ("card", "tensor")
+    __slots__ = ("card", "held")
 
-    def __init__(self, tensor: torch.Tensor, card: Card) -> None:
-        self.tensor = tensor
+    def __init__(self, held: Operand, card: Card) -> None:
+        self.held = held
         self.card = card
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """Its elements."""
+        if isinstance(self.held, Step):
+            self.held = self.held.compute()
+        return self.held
+
+    @property
+    def waits(self) -> bool:
+        """Whether its elements are still to be computed."""
+        return isinstance(self.held, Step) and self.held.tensor is None
 
     # -- what it is -----------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As numpy has it."""
-        return tuple(self.tensor.shape)
+        return tuple(self.held.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """As numpy has it."""
-        return _DTYPES[self.tensor.dtype]
+        return np.dtype(np.float32) if self.waits else _DTYPES[self.tensor.dtype]
 
     @property
     def ndim(self) -> int:
         """As numpy has it."""
-        return self.tensor.dim()
+        return len(self.held.shape)
 
     @property
     def size(self) -> int:
         """As numpy has it."""
-        return self.tensor.numel()
+        return math.prod(self.held.shape)
 
     @property
     def nbytes(self) -> int:
         """As numpy has it."""
-        return self.tensor.numel() * self.tensor.element_size()
+        return self.size * self.dtype.itemsize
 
     @property
     def T(self) -> CardArray:  # noqa: N802  # numpy's name
@@ -74,7 +89,7 @@ class CardArray(np.lib.mixins.NDArrayOperatorsMixin):
         return self.transpose()
 
     def __len__(self) -> int:
-        return len(self.tensor)
+        return self.shape[0]
 
     def __array__(
         self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
@@ -85,13 +100,13 @@ class CardArray(np.lib.mixins.NDArrayOperatorsMixin):
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def __bool__(self) -> bool:
-        return bool(self.tensor)
+        return bool(np.asarray(self))
 
     def __float__(self) -> float:
-        return float(self.tensor)
+        return float(np.asarray(self))
 
     def __int__(self) -> int:
-        return int(self.tensor)
+        return int(np.asarray(self))
 
     # -- the same elements, arranged otherwise ------------------------------------------
 
@@ -131,7 +146,7 @@ class CardArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def any(self) -> bool:
         """Whether any element is not zero."""
-        return bool(self.tensor.any())
+        return bool(self.card.give(self.tensor.any()))
 
     def __getattr__(self, name: str) -> Any:
         """Any other attribute of a numpy array is a host copy's."""
@@ -203,7 +218,9 @@ def _on_card(card: Card, value: Any) -> torch.Tensor | None:
 def _asarray(card: Card, array: Any, dtype: Any = None, order: str | None = None) -> Any:
     if dtype is not None and np.dtype(dtype) != array.dtype:
         return NotImplemented
-    return CardArray(array.tensor.contiguous() if order == "C" else array.tensor, card)
+    if order != "C" or array.waits:  # what is computed will be dense
+        return array
+    return CardArray(array.tensor.contiguous(), card)
 
 
 def _zeros(card: Card, shape: Any, dtype: Any = float) -> Any:

@@ -1,47 +1,21 @@
-"""Elementwise kernels of the exact class on a card: SPEC, "Elementwise" and "Functions".
+"""Elementwise operations on a card, asked for one by one and computed in chains.
 
-Part of *execute*. float64 has over twice float32's bits and two more, so that + - * / and
-sqrt in float64, rounded again to float32, are those operations rounded once.
+Part of *execute*. What is asked for is a `Step`, which is computed when somebody needs its
+elements: a product, a sum, the host. Its kernel then computes what it rests on along with it
+(`steps`), so that elements are read and written once for all of them. The steps of a kernel
+all have the shape of its result; an operand that is broadcast is computed before. A step that
+two kernels need is computed in both, unless that costs more than reading it again.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, get_args
+from math import prod
+from typing import TYPE_CHECKING, Final, TypeAlias, get_args
 
+import numpy as np
 import torch
-import triton
-import triton.language as tl
 
-from shoal.compute.exact import spec
-from shoal.compute.exact.gpu.functions import (
-    cos64,
-    erf64,
-    exp64,
-    fmod64,
-    gelu64,
-    gelu_tanh64,
-    log64,
-    maximum,
-    minimum,
-    pow64,
-    sigmoid64,
-    sin64,
-    softplus64,
-    tanh64,
-)
-from shoal.compute.exact.gpu.numbers import (
-    FINE,
-    MASKED,
-    OUT_OF_RANGE,
-    absolute,
-    is_masked,
-    nearest,
-    negated,
-    report,
-    round32,
-    status_of,
-    with_sign,
-)
+from shoal.compute.exact.gpu.steps import admit_kernel, chain_kernel
 from shoal.compute.exact.gpu.variants import Variant
 from shoal.compute.exact.kernels import BinaryName, UnaryName
 
@@ -51,198 +25,257 @@ if TYPE_CHECKING:
     from shoal.compute.exact.gpu.card import Card
 
 _BLOCK: Final = 1024
-_ANGLE_LIMIT = tl.constexpr(spec.ANGLE_LIMIT)
+_INPUTS: Final = 8
+"""What a kernel reads, at most: GELU by tanh, of single operations, has five constants."""
+_STEPS_LIMIT: Final = 16
+"""Of one kernel."""
+_WAITING_LIMIT: Final = 64
+"""Steps that nobody has needed yet: each holds on to what it reads."""
+_CHAINS_LIMIT: Final = 1024
+"""Kernels of more than one step: programs are strangers', and what was compiled stays."""
+_CHEAP: Final = frozenset({"abs", "add", "max", "min", "mul", "neg", "relu", "sub"})
+"""What is rather computed twice than written and read: a few operations of float64."""
+
+_Read: TypeAlias = tuple[torch.Tensor, str, int, int]
+_Chain: TypeAlias = tuple[str, str, bool]
 
 
-@triton.jit
-def _function(NAME: tl.constexpr, v):  # noqa: C901  # a table of functions
-    """One function of float64 values, unrounded."""
-    if NAME == "abs":
-        y = absolute(v)
-    elif NAME == "ceil":
-        n = nearest(v)
-        y = with_sign(absolute(tl.where(n < v, n + 1.0, n)), v)
-    elif NAME == "cos":
-        y = cos64(v)
-    elif NAME == "erf":
-        y = erf64(v)
-    elif NAME == "exp":
-        y = exp64(v)
-    elif NAME == "floor":
-        n = nearest(v)
-        y = with_sign(absolute(tl.where(n > v, n - 1.0, n)), v)
-    elif NAME == "gelu":
-        y = gelu64(v)
-    elif NAME == "gelu_tanh":
-        y = gelu_tanh64(v)
-    elif NAME == "log":
-        y = log64(v)
-    elif NAME == "neg":
-        y = negated(v)
-    elif NAME == "reciprocal":
-        y = 1.0 / v
-    elif NAME == "relu":
-        y = tl.where(v > 0.0, v, 0.0)
-    elif NAME == "round":
-        y = nearest(v)
-    elif NAME == "sigmoid":
-        y = sigmoid64(v)
-    elif NAME == "sign":
-        y = tl.where(v > 0.0, 1.0, tl.where(v < 0.0, -1.0, v * 0.0 + 0.0))
-    elif NAME == "sin":
-        y = sin64(v)
-    elif NAME == "softplus":
-        y = softplus64(v)
-    elif NAME == "sqrt":
-        y = tl.sqrt(v)
-    else:
-        tl.static_assert(NAME == "tanh")
-        y = tanh64(v)
-    return y
+class Step:
+    """An elementwise operation that was asked for.
+
+    Args:
+        card: Where.
+        name: The operation.
+        operands: One or two, which broadcast together; tensors are C-contiguous float32.
+
+    Attributes:
+        shape: Of its elements, float32.
+        operands: What it takes; nothing once it is computed.
+        tensor: Its elements, when they are computed.
+        ever_computed: Whether a kernel has computed them, be it as a step of another's.
+
+    Raises:
+        ValueError: The operands do not broadcast.
+    """
+
+    __slots__ = ("_card", "ever_computed", "mark", "name", "operands", "shape", "tensor")
+
+    def __init__(self, card: Card, name: UnaryName | BinaryName, *operands: Operand) -> None:
+        self._card = card
+        self.name = name
+        self.shape = np.broadcast_shapes(*(tuple(operand.shape) for operand in operands))
+        self.mark = card.mark(name)
+        self.ever_computed = False
+        self.tensor: torch.Tensor | None = None
+        self.operands: tuple[Operand, ...] = tuple(
+            one.compute() if isinstance(one, Step) and one.shape != self.shape else one
+            for one in operands
+        )
+        card.asked[self.mark.order] = self
+        self._program()
+        if len(card.asked) > _WAITING_LIMIT:
+            next(iter(card.asked.values())).compute()
+
+    def compute(self) -> torch.Tensor:
+        """Its elements, (shape) float32, computed now if they were not."""
+        if self.tensor is None:
+            steps, inputs = self._program()
+            reads = [_read(tensor, self.shape) for tensor in inputs]
+            wide = prod(self.shape) + _BLOCK >= 1 << 31
+            chain = _text(steps, inputs, reads, wide)
+            if len(steps) > 1 and chain not in _CHAINS and len(_CHAINS) >= _CHAINS_LIMIT:
+                self._settle_operands()
+                return self.compute()
+            self.tensor = self._run(_variant(chain, len(steps)), steps, reads)
+            for step in steps:
+                step.ever_computed = True
+                self._card.asked.pop(step.mark.order, None)
+            self.operands = ()
+        return self.tensor
+
+    def _program(self) -> tuple[list[Step], list[torch.Tensor]]:
+        """The steps of its kernel, itself the last, and what that reads: within the bounds."""
+        steps, inputs = self._rests_on()
+        for operand in self.operands:
+            if len(steps) <= _STEPS_LIMIT and len(inputs) <= _INPUTS:
+                break
+            if isinstance(operand, Step):
+                operand.compute()
+                steps, inputs = self._rests_on()
+        return steps, inputs
+
+    def _rests_on(self) -> tuple[list[Step], list[torch.Tensor]]:
+        found = {self.mark.order: self}
+        unseen = [self]
+        while unseen:
+            step = unseen.pop()
+            step.operands = tuple(map(_as_it_is, step.operands))
+            for operand in step.operands:
+                if isinstance(operand, Step) and operand.mark.order not in found:
+                    found[operand.mark.order] = operand
+                    unseen.append(operand)
+        steps = [found[order] for order in sorted(found)]
+        inputs: list[torch.Tensor] = []
+        for step in steps:
+            for operand in step.operands:
+                if isinstance(operand, torch.Tensor) and _place(inputs, operand) is None:
+                    inputs.append(operand)
+        return steps, inputs
+
+    def _settle_operands(self) -> None:
+        for operand in self.operands:
+            if isinstance(operand, Step):
+                operand.compute()
+
+    def _run(self, variant: Variant, steps: list[Step], reads: list[_Read]) -> torch.Tensor:
+        out = self._card.empty(*self.shape)
+        if out.numel():
+            padded = reads + [(out, "", 1, 1)] * (_INPUTS - len(reads))
+            self._card.launch(
+                variant,
+                _blocks(out),
+                *(tensor for tensor, *_ in padded),
+                *(out, self._card.status_of(tuple(step.mark for step in steps)), out.numel()),
+                *(number for read in padded for number in read[2:]),
+            )
+        return out
 
 
-@triton.jit
-def _operation(NAME: tl.constexpr, x, y):
-    """One operation on float64 values, unrounded."""
-    if NAME == "add":
-        z = x + y
-    elif NAME == "div":
-        z = x / y
-    elif NAME == "fmod":
-        z = fmod64(x, y)
-    elif NAME == "max":
-        z = maximum(x, y)
-    elif NAME == "min":
-        z = minimum(x, y)
-    elif NAME == "mul":
-        z = x * y
-    elif NAME == "pow":
-        z = pow64(x, y)
-    else:
-        tl.static_assert(NAME == "sub")
-        z = x - y
-    return z
+Operand: TypeAlias = "Step | torch.Tensor"
 
 
-@triton.jit
-def unary_kernel(x, out, status, size, NAME: tl.constexpr, BLOCK: tl.constexpr):
-    """Out = NAME(x), both (size,) float32."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    given = tl.load(x + i, inside, 1.0)
-    v = given.to(tl.float64)
-    result = round32(_function(NAME, tl.where(is_masked(given), 1.0, v)))
-    met = status_of(result)
-    if NAME == "sin" or NAME == "cos":
-        met = tl.where(absolute(v) > _ANGLE_LIMIT, OUT_OF_RANGE, met)
-    met = tl.where(is_masked(given), MASKED, met)
-    report(status, tl.where(inside, met, FINE))
-    tl.store(out + i, result, inside)
+def _as_it_is(operand: Operand) -> Operand:
+    """An operand as a tensor where it is computed, or is better computed for itself."""
+    if isinstance(operand, torch.Tensor):
+        return operand
+    again = operand.ever_computed and operand.name not in _CHEAP
+    return operand.compute() if operand.tensor is not None or again else operand
 
 
-@triton.jit
-def binary_kernel(
-    x, y, out, status, size, x_inner, x_size, y_inner, y_size,
-    NAME: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Out[i] = x[i // x_inner % x_size] NAME y[i // y_inner % y_size], float32."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    left = tl.load(x + (i // x_inner) % x_size, inside, 1.0)
-    right = tl.load(y + (i // y_inner) % y_size, inside, 1.0)
-    result = round32(_operation(NAME, left.to(tl.float64), right.to(tl.float64)))
-    met = status_of(result)
-    masked = is_masked(left) | is_masked(right)
-    if NAME == "add" or NAME == "max":
-        met = tl.where(masked, FINE, met)
-    else:
-        met = tl.where(masked, MASKED, met)
-    report(status, tl.where(inside, met, FINE))
-    tl.store(out + i, result, inside)
+def _place(inputs: list[torch.Tensor], tensor: torch.Tensor) -> int | None:
+    return next((i for i, known in enumerate(inputs) if known is tensor), None)
 
 
-@triton.jit
-def admit_kernel(x, out, status, size, BLOCK: tl.constexpr):
-    """Out = x, (size,) float32, with subnormals flushed; refuses +inf and what is no number."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    given = tl.load(x + i, inside, 1.0)
-    bits = given.to(tl.int32, bitcast=True)
-    small = (bits & 0x7F80_0000) == 0
-    met = tl.where(is_masked(given) & (bits < 0), FINE, status_of(given))
-    report(status, tl.where(inside, met, FINE))
-    kept = tl.where(small, bits & -0x8000_0000, bits).to(tl.float32, bitcast=True)
-    tl.store(out + i, kept, inside)
+def _text(
+    steps: list[Step], inputs: list[torch.Tensor], reads: list[_Read], wide: bool
+) -> _Chain:
+    """A chain as `steps` has it."""
+    made = {step.mark.order: len(inputs) + place for place, step in enumerate(steps)}
+    words = [
+        " ".join(
+            [
+                step.name,
+                *(
+                    str(made[one.mark.order] if isinstance(one, Step) else _place(inputs, one))
+                    for one in step.operands
+                ),
+            ]
+        )
+        for step in steps
+    ]
+    return "; ".join(how for _, how, *_ in reads), "; ".join(words), wide
 
 
-_ONE = {"x": "*fp32", "out": "*fp32", "status": "*i32", "size": "i64"}
-_TWO = {
-    "x": "*fp32", "y": "*fp32", "out": "*fp32", "status": "*i32", "size": "i64",
-    "x_inner": "i64", "x_size": "i64", "y_inner": "i64", "y_size": "i64",
-}  # fmt: skip
-_UNARY: Final = {
-    name: Variant(unary_kernel, _ONE, {"NAME": name, "BLOCK": _BLOCK})
-    for name in get_args(UnaryName)
-}
-_BINARY: Final = {
-    name: Variant(binary_kernel, _TWO, {"NAME": name, "BLOCK": _BLOCK})
-    for name in get_args(BinaryName)
-}
-_ADMIT: Final = Variant(admit_kernel, _ONE, {"BLOCK": _BLOCK})
+def _read(x: torch.Tensor, shape: tuple[int, ...]) -> _Read:
+    """How a tensor is read where it is broadcast to a shape: see `steps`.
+
+    The tensor, the word for it, and the numbers ``inner`` and ``size``. What no word fits is
+    copied first.
+    """
+    sizes = (1,) * (len(shape) - x.dim()) + tuple(x.shape)
+    own = [axis for axis, size in enumerate(sizes) if size != 1]
+    if x.numel() == prod(shape):
+        return x, "all", 1, 1
+    if not own:
+        return x, "one", 1, 1
+    first, last = own[0], own[-1] + 1
+    inner = prod(shape[last:])
+    if sizes[first:last] == shape[first:last]:
+        if last == len(shape):
+            return x, "tail", 1, x.numel()
+        return x, "head" if prod(shape[:first]) == 1 else "middle", inner, x.numel()
+    gap = [axis for axis in range(first, last) if sizes[axis] != shape[axis]]
+    low, high = gap[0], gap[-1] + 1
+    if prod(shape[:first]) * inner == 1 and prod(sizes[low:high]) == 1:
+        return x, "ends", prod(shape[low:]), prod(shape[high:])
+    return x.expand(shape).contiguous(), "all", 1, 1
+
+
+# -- kernels ----------------------------------------------------------------------------------
+
+
+def _made(reads: str, steps: str, wide: bool = False) -> Variant:
+    return Variant(
+        chain_kernel,
+        {
+            **{f"x{place}": "*fp32" for place in range(_INPUTS)},
+            "out": "*fp32",
+            "status": "*i32",
+            "size": "i64",
+            **{f"{what}{i}": "i64" for i in range(_INPUTS) for what in ("inner", "size")},
+        },
+        {"READS": reads, "STEPS": steps, "WIDE": wide, "BLOCK": _BLOCK},
+    )
+
+
+_REPRESENTATIVES: Final[tuple[_Chain, ...]] = (
+    *(("all", f"{name} 0", False) for name in get_args(UnaryName)),
+    *(("all; all", f"{name} 0 1", False) for name in get_args(BinaryName)),
+    *((f"all; {how}", "add 0 1", False) for how in ("one", "tail", "head", "middle", "ends")),
+    ("all", "exp 0", True),
+)
+"""Every operation by itself, and every way of reading."""
+
+_LIKELY: Final[tuple[_Chain, ...]] = (
+    # a bias and its activation, which may be many operations: GELU by erf, and by tanh
+    ("all; tail", "add 0 1; gelu 2", False),
+    ("all; tail", "add 0 1; gelu_tanh 2", False),
+    ("all; tail", "add 0 1; relu 2", False),
+    ("all; middle", "add 0 1; relu 2", False),
+    ("all", "sigmoid 0; mul 0 1", False),
+    ("all; tail; one; one; one", "add 0 1; div 5 2; erf 6; add 7 3; mul 4 8; mul 5 9", False),
+    (
+        "all; tail; one; one; one; one; one",
+        "add 0 1; pow 7 2; mul 3 8; add 7 9; mul 4 10; tanh 11; add 12 5; mul 6 13; mul 7 14",
+        False,
+    ),
+    # scores of attention, scaled and masked, before a softmax
+    ("all; one; ends", "div 0 1; add 3 2", False),
+    ("all; one; all", "mul 0 1; add 3 2", False),
+    # a bias, and what goes round
+    ("all; tail; all", "add 0 1; add 2 3", False),
+    # what a layer norm of single operations leaves to do with each element
+    ("all; head", "sub 0 1; mul 2 2", False),
+    ("all; head; head; tail; tail", "sub 0 1; div 5 2; mul 6 3; add 7 4", False),
+)
+_CHAINS: Final[dict[_Chain, Variant]] = {chain: _made(*chain) for chain in _LIKELY}
+_SINGLE: Final[dict[_Chain, Variant]] = {chain: _made(*chain) for chain in _REPRESENTATIVES}
+_ADMIT: Final = Variant(
+    admit_kernel,
+    {"x": "*fp32", "out": "*fp32", "status": "*i32", "size": "i64"},
+    {"BLOCK": _BLOCK},
+)
+
+
+def _variant(chain: _Chain, steps: int) -> Variant:
+    table = _SINGLE if steps == 1 else _CHAINS
+    if chain not in table:
+        table[chain] = _made(*chain)
+    return table[chain]
 
 
 def variants() -> Iterator[Variant]:
-    """All that this module launches."""
+    """Each operation, each way of reading, and the chains of usual models."""
     yield _ADMIT
-    yield from _UNARY.values()
-    yield from _BINARY.values()
+    yield from (_SINGLE[chain] for chain in _REPRESENTATIVES)
+    yield from (_CHAINS[chain] for chain in _LIKELY)
 
 
 def admit(card: Card, x: torch.Tensor) -> torch.Tensor:
     """See `Kernels.admit`."""
     out = torch.empty_like(x)
-    card.launch(_ADMIT, _blocks(x), x, out, card.status, x.numel())
-    card.check("input")
+    card.launch(_ADMIT, _blocks(x), x, out, card.status("input"), x.numel())
     return out
-
-
-def unary(card: Card, name: UnaryName, x: torch.Tensor) -> torch.Tensor:
-    """See `Kernels.unary`."""
-    out = torch.empty_like(x)
-    card.launch(_UNARY[name], _blocks(x), x, out, card.status, x.numel())
-    card.check(name)
-    return out
-
-
-def binary(card: Card, name: BinaryName, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """See `Kernels.binary`."""
-    shape = torch.broadcast_shapes(x.shape, y.shape)
-    out = card.empty(*shape)
-    left, right = _repeated(x, shape), _repeated(y, shape)
-    card.launch(
-        _BINARY[name],
-        _blocks(out),
-        *(left[0], right[0], out, card.status, out.numel(), *left[1:], *right[1:]),
-    )
-    card.check(name)
-    return out
-
-
-def _repeated(x: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, int, int]:
-    """How a tensor is read where it is broadcast: element ``i // inner % size``.
-
-    One run of its own axes amid broadcast ones is read in place, a bias or a scalar for
-    instance; anything else is copied first.
-    """
-    sizes = (1,) * (len(shape) - x.dim()) + tuple(x.shape)
-    own = [axis for axis, size in enumerate(sizes) if size != 1]
-    if not own:
-        return x, 1, max(1, x.numel())
-    first, last = own[0], own[-1]
-    if sizes[first : last + 1] == tuple(shape[first : last + 1]):
-        return x, max(1, shape[last + 1 :].numel()), x.numel()
-    copied = x.expand(shape).contiguous()
-    return copied, 1, copied.numel()
 
 
 def _blocks(x: torch.Tensor) -> tuple[int]:

@@ -1,7 +1,7 @@
 """`Kernels` on a card: one class over the modules of this package.
 
 Part of *execute*. Numpy arrays or `CardArray`s go in, and `CardArray`s come out: what one
-kernel gives another stays on the card.
+kernel gives another stays on the card, and elementwise operations wait to be run together.
 """
 
 from __future__ import annotations
@@ -70,6 +70,18 @@ class CardKernels:
         assert isinstance(out, CardArray)
         draw.numbers(self._card, key, stream, first, out.tensor)
 
+    def enter(self, node: str, operator: str) -> None:
+        """See `Kernels.enter`."""
+        self._card.enter(node, operator)
+
+    def settle(self) -> None:
+        """See `Kernels.settle`."""
+        self._card.settle()
+
+    def forget(self) -> None:
+        """See `Kernels.forget`."""
+        self._card.forget()
+
     def admit(self, x: Floats) -> Floats:
         """See `Kernels.admit`."""
         return self._give(elementwise.admit(self._card, self._take(x)))
@@ -77,9 +89,7 @@ class CardKernels:
     def prepare(self, b: Floats, precision: Precision, axis: ScaleAxis) -> products.Quantised:
         """See `Kernels.prepare`."""
         matrices = self._take(b)[None]
-        quantised = products.prepare_batch(self._card, matrices, precision, axis, self._way)
-        self._card.check("product")
-        return quantised
+        return products.prepare_batch(self._card, matrices, precision, axis, self._way)
 
     def product(
         self, a: Floats, b: Floats | Prepared, precision: Precision, axis: ScaleAxis
@@ -102,11 +112,13 @@ class CardKernels:
 
     def unary(self, name: UnaryName, x: Floats) -> Floats:
         """See `Kernels.unary`."""
-        return self._give(elementwise.unary(self._card, name, self._take(x)))
+        return self._give(elementwise.Step(self._card, name, self._operand(x)))
 
     def binary(self, name: BinaryName, x: Floats, y: Floats) -> Floats:
         """See `Kernels.binary`."""
-        return self._give(elementwise.binary(self._card, name, self._take(x), self._take(y)))
+        return self._give(
+            elementwise.Step(self._card, name, self._operand(x), self._operand(y))
+        )
 
     def reduce_rows(self, name: ReduceName, x: Floats) -> Floats:
         """See `Kernels.reduce_rows`."""
@@ -163,8 +175,13 @@ class CardKernels:
             return array.tensor.contiguous()
         return self._card.take(array)
 
-    def _give(self, tensor: torch.Tensor) -> Any:
-        return CardArray(tensor, self._card)
+    def _operand(self, array: NDArray[Any] | CardArray) -> elementwise.Operand:
+        if isinstance(array, CardArray) and array.waits:
+            return array.held
+        return self._take(array)
+
+    def _give(self, held: elementwise.Operand) -> Any:
+        return CardArray(held, self._card)
 
 
 if TYPE_CHECKING:

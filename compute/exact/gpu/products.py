@@ -82,7 +82,7 @@ def _values(
     return given, v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "group"))
 def scale_kernel(
     x, fold, exponents, status, rows, terms, group, group_stride, row_stride, term_stride,
     BITS: tl.constexpr, LIMIT: tl.constexpr, FOLD: tl.constexpr,
@@ -108,7 +108,7 @@ def scale_kernel(
     tl.store(exponents + r, e.to(tl.int32), r < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "group"))
 def quantise_kernel(
     x, fold, exponents, out, rows, terms, group, group_stride, row_stride, term_stride,
     plane, BITS: tl.constexpr, FOLD: tl.constexpr, BY_TERM: tl.constexpr,
@@ -159,7 +159,7 @@ def _finish(
     tl.store(out + place, result, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def digit_product_kernel(
     a, b, a_exponents, b_exponents, out, status, rows, columns, terms, a_plane, b_plane,
     BITS: tl.constexpr, BY_TERM: tl.constexpr, DIGITS: tl.constexpr, BASE_BITS: tl.constexpr,
@@ -232,7 +232,7 @@ def _digit_sums(
     return z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def rounding_kernel(
     z, a_exponents, b_exponents, out, status, rows, columns,
     BITS: tl.constexpr, BY_TERM: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
@@ -413,11 +413,11 @@ def product_batch(card: Card, a: torch.Tensor, b: Quantised) -> torch.Tensor:
     lying = _Vectors(batch, rows, terms, terms, 1)
     fold = b.exponents if b.axis == "k" else None
     exponents = _exponents(card, a, fold, lying, b.precision)
-    card.check("product")
     out = card.empty(batch, rows, columns)
     if not terms or not out.numel():
         return out.zero_()
     by_term = b.axis == "k"
+    status = card.status("product")
     left = _quantised(card, a, fold, exponents, lying, b.precision, b.axis, b.way, False)
     if b.way == "digits":
         variant = _PRODUCT[b.precision.name, by_term, terms > _CHUNK]
@@ -428,7 +428,7 @@ def product_batch(card: Card, a: torch.Tensor, b: Quantised) -> torch.Tensor:
                 variant,
                 (tiles, 1, some.stop - some.start),
                 *(left.integers[:, some], b.integers[:, some]),
-                *(exponents[some], b.exponents[some], out[some], card.status),
+                *(exponents[some], b.exponents[some], out[some], status),
                 *(rows, columns, terms, *planes),
             )
     else:
@@ -439,9 +439,8 @@ def product_batch(card: Card, a: torch.Tensor, b: Quantised) -> torch.Tensor:
                 _ROUNDING[b.precision.name, by_term],
                 (*tiled, some.stop - some.start),
                 *(sums[some], exponents[some], b.exponents[some], out[some]),
-                *(card.status, rows, columns),
+                *(status, rows, columns),
             )
-    card.check("product")
     return out
 
 
@@ -469,7 +468,8 @@ def _exponents(
     card.launch(
         _SCALE[precision.name, fold is not None],
         (-(-exponents.numel() // _SCALE_ROWS),),
-        *(x, exponents if fold is None else fold, exponents, card.status, *lying.layout),
+        *(x, exponents if fold is None else fold, exponents),
+        *(card.status("product"), *lying.layout),
     )
     return exponents
 

@@ -132,7 +132,7 @@ def _masked(x, rows, n, r, R: tl.constexpr, N: tl.constexpr):
     return met
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def reduce_kernel(
     x, counts, out, status, rows, n, NAME: tl.constexpr, R: tl.constexpr, N: tl.constexpr
 ):
@@ -166,7 +166,7 @@ def reduce_kernel(
     tl.store(out + r, result, r < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def cumsum_kernel(
     x, out, status, rows, n,
     EXCLUSIVE: tl.constexpr, REVERSE: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
@@ -196,7 +196,7 @@ def cumsum_kernel(
     report(status, tl.where(r < rows, met, FINE))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def softmax_kernel(
     x, out, status, rows, n, LOGARITHM: tl.constexpr, R: tl.constexpr, N: tl.constexpr
 ):
@@ -224,7 +224,7 @@ def softmax_kernel(
     report(status, tl.where(r < rows, met, FINE))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def norm_kernel(
     x, w, b, out, status, rows, n, w_groups, b_groups, eps,
     CENTRED: tl.constexpr, WEIGHTED: tl.constexpr, OFFSET: tl.constexpr,
@@ -342,8 +342,7 @@ def reduce_rows(card: Card, name: ReduceName, x: torch.Tensor) -> torch.Tensor:
     if not x.shape[1] and out.numel() and name in _NOTHING_TO_CHOOSE:
         raise ExactError.in_kernel("nan", name)
     variant = _REDUCE[name, _tile_for(x)]
-    card.launch(variant, _tiles(x), x, x, out, card.status, *x.shape)
-    card.check(name)
+    card.launch(variant, _tiles(x), x, x, out, card.status(name), *x.shape)
     return out
 
 
@@ -352,8 +351,7 @@ def average_rows(card: Card, x: torch.Tensor, counts: torch.Tensor) -> torch.Ten
     _check_terms(x, "average")
     out = card.empty(x.shape[0])
     variant = _REDUCE["average", _tile_for(x)]
-    card.launch(variant, _tiles(x), x, counts, out, card.status, *x.shape)
-    card.check("average")
+    card.launch(variant, _tiles(x), x, counts, out, card.status("average"), *x.shape)
     return out
 
 
@@ -362,8 +360,7 @@ def cumsum_rows(card: Card, x: torch.Tensor, exclusive: bool, reverse: bool) -> 
     _check_terms(x, "cumsum")
     out = torch.empty_like(x)
     variant = _CUMSUM[exclusive, reverse, _tile_for(x)]
-    card.launch(variant, _tiles(x), x, out, card.status, *x.shape)
-    card.check("cumsum")
+    card.launch(variant, _tiles(x), x, out, card.status("cumsum"), *x.shape)
     return out
 
 
@@ -374,8 +371,7 @@ def softmax_rows(card: Card, x: torch.Tensor, *, logarithm: bool) -> torch.Tenso
     out = torch.empty_like(x)
     if out.numel():
         variant = _SOFTMAX[logarithm, _tile_for(x)]
-        card.launch(variant, _tiles(x), x, out, card.status, *x.shape)
-        card.check(name)
+        card.launch(variant, _tiles(x), x, out, card.status(name), *x.shape)
     return out
 
 
@@ -399,10 +395,9 @@ def norm_rows(
         card.launch(
             variant,
             _tiles(x),
-            *(x, gain, offset, out, card.status, *x.shape),
+            *(x, gain, offset, out, card.status(name), *x.shape),
             *(gain.shape[0], offset.shape[0], added),
         )
-        card.check(name)
     return out
 
 

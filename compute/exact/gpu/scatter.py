@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _BLOCK: Final = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("size",))
 def peaks_kernel(x, indices, peaks, status, size, TARGETED: tl.constexpr, BLOCK: tl.constexpr):
     """The largest magnitude that meets at each target, as a float32's bits."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -49,7 +49,7 @@ def peaks_kernel(x, indices, peaks, status, size, TARGETED: tl.constexpr, BLOCK:
     tl.atomic_max(peaks + target, magnitude(given), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("size",))
 def add_kernel(x, indices, peaks, sums, size, TARGETED: tl.constexpr, BLOCK: tl.constexpr):
     """Sums += x in the units of each target."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -63,7 +63,7 @@ def add_kernel(x, indices, peaks, sums, size, TARGETED: tl.constexpr, BLOCK: tl.
     tl.atomic_add(sums + target, q, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("size",))
 def settle_kernel(data, counts, peaks, sums, out, status, size, BLOCK: tl.constexpr):
     """Out = the sums, and what no update reaches as it was."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -77,7 +77,7 @@ def settle_kernel(data, counts, peaks, sums, out, status, size, BLOCK: tl.conste
     tl.store(out + i, result, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("size", "channels"))
 def batch_norm_kernel(
     x, scale, b, mean, var, eps, out, status, size, channels, inner, BLOCK: tl.constexpr
 ):
@@ -157,16 +157,15 @@ def scatter_add(
     counts = torch.bincount(indices, minlength=size)
     if size and int(counts.max()) + 1 > K_LIMIT:
         raise ExactError.in_kernel("k_limit", "scatter_add")
+    status = card.status("scatter_add")
     peaks = torch.zeros(size, dtype=torch.int32, device=data.device)
     sums = torch.zeros(size, dtype=torch.int64, device=data.device)
-    card.launch(_PEAKS[False], _blocks(size), data, data, peaks, card.status, size)
-    card.launch(_PEAKS[True], _blocks(count), updates, indices, peaks, card.status, count)
-    card.check("scatter_add")
+    card.launch(_PEAKS[False], _blocks(size), data, data, peaks, status, size)
+    card.launch(_PEAKS[True], _blocks(count), updates, indices, peaks, status, count)
     card.launch(_ADD[False], _blocks(size), data, data, peaks, sums, size)
     card.launch(_ADD[True], _blocks(count), updates, indices, peaks, sums, count)
     out = torch.empty_like(data)
-    card.launch(_SETTLE, _blocks(size), data, counts, peaks, sums, out, card.status, size)
-    card.check("scatter_add")
+    card.launch(_SETTLE, _blocks(size), data, counts, peaks, sums, out, status, size)
     return out
 
 
@@ -186,9 +185,8 @@ def batch_norm(
     card.launch(
         _BATCH_NORM,
         _blocks(size),
-        *(x, scale, b, mean, var, added, out, card.status, size, channels, inner),
+        *(x, scale, b, mean, var, added, out, card.status("batch_norm"), size, channels, inner),
     )
-    card.check("batch_norm")
     return out
 
 

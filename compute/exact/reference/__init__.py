@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal.compute.exact.kernels import AtOnce
 from shoal.compute.exact.reference import functions, products, rounding, rows
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["ReferenceKernels"]
 
 
-class ReferenceKernels:
+class ReferenceKernels(AtOnce):
     """`Kernels` by the reference: each method is the function of that name."""
 
     admit = staticmethod(rounding.admit)
