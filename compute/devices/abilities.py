@@ -30,6 +30,9 @@ COMPILING: Final = Lack(
     "the class exact is not offered yet: its kernels are being compiled, once per machine",
     "ask again in a minute or two; `shoal devices` shows when it is done",
 )
+NOT_USED: Final = "not_used"
+"""Code of the lack of an executor whose class another one has on that device."""
+
 RATE_NOT_MEASURED: Final = "its rates are not measured, so that it claims none"
 """What is said of a card that takes units: figures are the CPU's alone (`node.capability`)."""
 
