@@ -205,7 +205,7 @@ class Worker:
             for entry, lack in self._not_loaded
             if entry.numeric_class not in self._executors
         )
-        return (*missed, *self._missing)
+        return (*self._missing, *missed)
 
     def _compiled(self) -> list[Probe]:
         """What compiles for a card that torch does not reach."""

@@ -358,7 +358,7 @@ def test_a_build_without_the_provider_is_missed_only_where_nothing_else_has_the_
     absent = entry("onnxruntime", absent=True)
     assert shown(monkeypatch, entry("torch"), absent) == (["torch"], [])
     both = shown(monkeypatch, entry("torch", fails=True), absent)
-    assert both == ([], ["provider_missing", "executor_failed"])
+    assert both == ([], ["executor_failed", "provider_missing"])
 
 
 def test_the_usual_build_says_what_a_card_would_take():
