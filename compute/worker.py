@@ -42,7 +42,13 @@ from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.leaves import leaf_bytes
 from shoal.compute.executors.base import Executor, NumericClass, Probe
 from shoal.compute.executors.card_faults import ENDS_WORKER, fault_of
-from shoal.compute.executors.table import check_reach, entries, missing_packages
+from shoal.compute.executors.providers import MISSING
+from shoal.compute.executors.table import (
+    check_reach,
+    entries,
+    missing_packages,
+    passed_over,
+)
 from shoal.compute.judging import judge
 from shoal.compute.loading import load
 from shoal.compute.manifest import check_inputs
@@ -96,6 +102,7 @@ class Worker:
         self._card = start.card
         self._scratch = start.scratch
         self._missing: list[Lack] = []
+        self._not_loaded: list[tuple[Entry, Lack]] = []
         self._loaded: list[tuple[Entry, Make]] = []
         self._executors: dict[NumericClass, Executor[Any]] = {}
         self._load(entries(start), start)
@@ -123,16 +130,20 @@ class Worker:
             else lock_in(CPU)
         )
         self._watchdog.start()
-        probes = self._probes() if self._reached() else self._compiled()
+        reached = self._reached()
+        probes = self._probes(reached)
+        if not reached:
+            probes += self._compiled()
+        missing = self._lacks()
         if not probes and not self._card:
-            reasons = "; ".join(lack.reason for lack in self._missing)
+            reasons = "; ".join(lack.reason for lack in missing)
             raise ComputeError(reasons, code="no_executor")
         self._runtimes = {probe.numeric_class: probe.runtime for probe in probes}
         # A runtime keeps weights as they came and as it likes them, and memory to work in.
         held_bytes = 2 * self._cache_bytes + HELD_PROGRAMS_LIMIT * OVERHEAD_BYTES
         hard_limits = HardLimits(held_bytes + self._unit_bytes)
         lock = lock.close(self._meter, hard_limits)
-        return frames.Started(tuple(probes), tuple(self._missing), str(lock), lock.complete)
+        return frames.Started(tuple(probes), missing, str(lock), lock.complete)
 
     def _load(self, wanted: Sequence[Entry], start: frames.Start) -> None:
         """Import what the executors take, while this process may still read any file."""
@@ -144,11 +155,11 @@ class Worker:
                 except Exception as error:  # noqa: BLE001  # a library may fail in any way
                     lack = _lack(entry, error)
             if lack is not None:
-                self._missing.append(lack)
+                self._not_loaded.append((entry, lack))
 
     def _reached(self) -> bool:
-        """Whether the device is here; of a card that is not, why."""
-        if self._card is None or not self._loaded:
+        """Whether torch reaches the device; of a card that it does not, why."""
+        if self._card is None or not any(entry.by_torch for entry, _ in self._loaded):
             return True
         try:
             check_reach(self._card)
@@ -161,10 +172,16 @@ class Worker:
             self._meter.allocator = torch.cuda
         return True
 
-    def _probes(self) -> list[Probe]:
-        """What the canaries show."""
+    def _probes(self, reached: bool) -> list[Probe]:
+        """What the canaries show; those that need torch, where it reaches the device."""
         probes: list[Probe] = []
+        first: dict[NumericClass, Entry] = {}
         for entry, make in self._loaded:
+            if entry.by_torch and not reached:
+                continue
+            if entry.numeric_class in first:
+                self._missing.append(passed_over(entry, first[entry.numeric_class]))
+                continue
             try:
                 executor = make()
                 executor.start_threads()
@@ -173,12 +190,23 @@ class Worker:
                 self._missing.append(_lack(entry, error))
             else:
                 self._executors[entry.numeric_class] = executor
+                first[entry.numeric_class] = entry
         return probes
 
+    def _lacks(self) -> tuple[Lack, ...]:
+        """What is missing; of what could not be loaded, where nothing else has its class."""
+        missed = (
+            lack
+            for entry, lack in self._not_loaded
+            if entry.numeric_class not in self._executors
+        )
+        return (*self._missing, *missed)
+
     def _compiled(self) -> list[Probe]:
-        """What compiles for a card that is not reached: nothing runs there."""
+        """What compiles for a card that torch does not reach."""
         assert self._card is not None
-        os.nice(priority.LOWEST)  # nobody waits for it
+        if not self._executors:
+            os.nice(priority.LOWEST)  # nobody waits for it
         probes: list[Probe] = []
         for entry, _ in self._loaded:
             if entry.compiles is not None:
@@ -424,6 +452,8 @@ class Worker:
 def _lack(entry: Entry, error: Exception) -> Lack:
     """Why an executor is not there."""
     shoals = isinstance(error, ComputeError)
+    if shoals and error.code == MISSING:
+        return Lack(error.code, error.message, error.hint)
     reason = error.message if shoals else f"{type(error).__name__}: {error!s:.200}"
     text = f"{entry.name} ({entry.numeric_class.value}): {reason:.300}"
     return failed(text, error.hint if shoals else "")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from shoal.compute import card_memory, frames
-from shoal.compute.devices.abilities import failed, takes_units
+from shoal.compute.devices.abilities import NOT_USED, failed, takes_units
 from shoal.compute.devices.cards import card_of, may_be_used, only
 from shoal.compute.supervisor import open_workers
 from shoal.compute.worker_process import CARD_START_LIMIT_S, Place
@@ -118,7 +118,8 @@ class Cards:
             units_at_once=at_once,
         )
         for lack in worker.missing:
-            log.warning("an executor does not work", device=device.id, reason=lack.reason)
+            if lack.code != NOT_USED:
+                log.warning("an executor does not work", device=device.id, reason=lack.reason)
 
 
 @asynccontextmanager

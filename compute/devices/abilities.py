@@ -30,6 +30,8 @@ COMPILING: Final = Lack(
     "the class exact is not offered yet: its kernels are being compiled, once per machine",
     "ask again in a minute or two; `shoal devices` shows when it is done",
 )
+NOT_USED: Final = "not_used"
+"""Code of the lack of an executor whose class another one has on that device."""
 
 
 @dataclass(frozen=True, slots=True)

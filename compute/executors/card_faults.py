@@ -1,9 +1,9 @@
 """What a failure of a card's runtime means: for the unit, for its worker and for the card.
 
-Part of *execute*. Pure. torch, Triton and the drivers below raise errors of many kinds,
-with the runtime's own name for what happened in their text; there is no other way to tell
-them apart. Names are those of CUDA's ``cudaError_t`` and HIP's ``hipError_t``, texts those
-of ``cudaGetErrorString`` and ``hipGetErrorString``.
+Part of *execute*. Pure. torch, ONNX Runtime, Triton and the drivers below raise errors of
+many kinds, with the runtime's own name for what happened in their text; there is no other
+way to tell them apart. Names are those of CUDA's ``cudaError_t`` and HIP's ``hipError_t``,
+texts those of ``cudaGetErrorString`` and ``hipGetErrorString``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ FAILED: Final = "device_failed"
 ENDS_WORKER: Final = frozenset({LOST, FAILED})
 """After one of these the process ends: a driver's context does not recover."""
 
-_OUT_OF_MEMORY: Final = ("out of memory", "memoryallocation", "outofmemory")
+_OUT_OF_MEMORY: Final = (
+    "out of memory",
+    "memoryallocation",
+    "outofmemory",
+    "status_alloc_failed",
+)
 
 _RUNTIMES: Final = ("cuda", "hip", "rocm", "hsa", "nvidia", "gpu")
 
@@ -57,10 +62,14 @@ _BROKEN: Final = (
     "cuda error",
     "hip error",
     "cuda driver error",
+    "cuda failure",  # as ONNX Runtime calls an error
+    "hip failure",
     "triton error",
     "cublas_status",
     "rocblas_status",
     "hipblas_status",
+    "cudnn_status_execution_failed",
+    "cudnn_status_internal_error",
     "illegal memory access",
     "launch failure",
     "device-side assert",

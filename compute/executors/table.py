@@ -4,6 +4,9 @@ Part of *execute*; read in the worker. An executor is a line here. What it needs
 imported when it is loaded, and not before, so that a node without torch or Triton still
 serves what it can, and says what is missing and how to get it.
 
+Where two executors have a class on one device, the first in the table that works there has
+it, and the other is not used.
+
 What is loaded is loaded before the worker locks itself in, and what is made of it, after:
 a card's driver starts threads, and a thread that runs already would not be locked in.
 """
@@ -16,6 +19,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from shoal.compute.devices.abilities import NOT_USED
 from shoal.compute.devices.inventory import Lack
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors.base import Evidence, Executor, NumericClass, Probe
@@ -46,6 +50,8 @@ class Entry:
             locked in. Either raises anything where the executor does not work here.
         compiles: The canary where the card cannot be reached: compiles for it, and raises
             anything where that fails. None, where the executor compiles nothing.
+        by_torch: Whether it reaches a card through torch (`check_reach`); the canary of
+            another one shows that by itself.
     """
 
     name: str
@@ -53,6 +59,7 @@ class Entry:
     packages: tuple[str, ...]
     load: Callable[[Start], Make]
     compiles: Callable[[Card], Probe] | None = None
+    by_torch: bool = True
 
 
 def entries(start: Start) -> Sequence[Entry]:
@@ -72,6 +79,15 @@ def missing_packages(entry: Entry) -> Lack | None:
         f"the executor {entry.name} ({entry.numeric_class.value}) is not here: "
         f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed",
         INSTALL_GPU,
+    )
+
+
+def passed_over(entry: Entry, first: Entry) -> Lack:
+    """Why an executor that may work is not used: another one has its class."""
+    return Lack(
+        NOT_USED,
+        f"the executor {entry.name} ({entry.numeric_class.value}) is not used: {first.name} "
+        "comes first and works here",
     )
 
 
@@ -106,9 +122,9 @@ def check_reach(card: Card) -> None:
 
 
 def _onnxruntime(start: Start) -> Make:
-    from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+    from shoal.compute.executors.onnxruntime import OnnxRuntime
 
-    executor = OnnxRuntimeCpu(threads=start.threads)
+    executor = OnnxRuntime(threads=start.threads)
     return lambda: executor
 
 
@@ -220,9 +236,26 @@ def _torch(numeric_class: NumericClass) -> Callable[[Start], Make]:
     return load
 
 
+def _onnxruntime_on_card(start: Start) -> Make:
+    import onnxruntime as ort
+
+    from shoal.compute.executors import providers
+    from shoal.compute.executors.onnxruntime import OnnxRuntime
+
+    assert start.card is not None
+    provider = providers.of_card(start.card, start.memory_bytes)
+    providers.check_build(provider, ort.__version__, ort.get_available_providers())
+    if start.card.runtime == "cuda":
+        ort.preload_dlls()  # CUDA's libraries lie in packages of their own, where pip put them
+    return lambda: OnnxRuntime(provider, threads=start.threads)
+
+
 ON_CARDS: Final = (
     Entry("exact", NumericClass.EXACT, ("torch", "triton"), _exact_by_triton, _exact_compiles),
     Entry("torch", NumericClass.FP32, ("torch",), _torch(NumericClass.FP32)),
+    Entry("onnxruntime", NumericClass.FP32, (), _onnxruntime_on_card, by_torch=False),
     Entry("torch", NumericClass.LOW, ("torch",), _torch(NumericClass.LOW)),
     Entry("triton", NumericClass.KERNEL, ("torch", "triton"), _kernels, _kernels_compile),
 )
+"""Torch comes before ONNX Runtime: it runs what is left to the CPU there, computed shapes above
+all, which models of sizes that vary are full of; and it holds each unit to its own memory."""

@@ -28,7 +28,7 @@ from onnx import parser
 
 from shoal.compute import manifest as manifests
 from shoal.compute.convert import convert
-from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.executors.onnxruntime import OnnxRuntime
 from shoal.compute.loading import load
 from shoal.compute.supervisor import open_worker
 from shoal.compute.tensor import from_blob, to_blob
@@ -222,7 +222,7 @@ def ran(answer: UnitResult | UnitsResult | Refusal) -> bool:
 def in_process_us(calls: int) -> float:
     """The same from blob to blob in this process, and nothing signed."""
     program = convert(MODEL)
-    executor = OnnxRuntimeCpu(threads=1)
+    executor = OnnxRuntime(threads=1)
     prepared = executor.prepare(load(program.program_id, program.blobs))
     blobs = [to_blob(np.full(16, number, np.float32)) for number in range(calls)]
     before_s = processor_s()

@@ -18,7 +18,7 @@ from onnx import parser
 
 from shoal.compute.convert import convert
 from shoal.compute.device_worker import Worker
-from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.executors.onnxruntime import OnnxRuntime
 from shoal.compute.frames import UnitLimits
 from shoal.compute.loading import load
 from shoal.compute.supervisor import open_worker
@@ -41,7 +41,7 @@ def p50_ms(seconds: list[float]) -> float:
 
 def in_process_s(x: bytes, calls: int) -> list[float]:
     """From one blob to the other, as the worker goes, without any process between."""
-    executor = OnnxRuntimeCpu(threads=1)
+    executor = OnnxRuntime(threads=1)
     prepared = executor.prepare(load(PROGRAM.program_id, PROGRAM.blobs))
     took = []
     for _ in range(calls):

@@ -15,7 +15,7 @@ import numpy as np
 from shoal.compute import measuring, worker
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import NumericClass
-from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.executors.onnxruntime import OnnxRuntime
 from shoal.compute.executors.table import Entry
 
 FINE, OUT_OF_MEMORY, HANGS, BROKEN, GONE, DIES, IN_OTHER_WORDS, LATE = (
@@ -90,7 +90,7 @@ def answer(request, executors, measure=measuring.answer):
     return measure(request, executors)
 
 
-class Faulty(OnnxRuntimeCpu):
+class Faulty(OnnxRuntime):
     """Runs programs, or fails."""
 
     def run(self, handle, inputs):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from shoal.compute.convert import convert
-from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.executors.onnxruntime import OnnxRuntime
 from shoal.compute.graph import fed_inputs, port_of
 from shoal.compute.loading import load
 from shoal.compute.program import OPSETS
@@ -73,7 +73,7 @@ def test_whatever_dimensions_a_model_declares_its_program_lists_them_loads_and_r
     program = convert(model.SerializeToString())
     assert program.manifest.inputs == tuple(map(port_of, fed_inputs(model.graph)))
     assert program.manifest.outputs == tuple(map(port_of, model.graph.output))
-    executor = OnnxRuntimeCpu(threads=1)
+    executor = OnnxRuntime(threads=1)
     prepared = executor.prepare(load(program.program_id, program.blobs))
     results = executor.run(prepared, {"x": X, "sizes": SIZES})
     assert results.keys() == expected.keys()

@@ -134,7 +134,8 @@ def check_devices(report, devices):
             f"{card.id} takes units by", card.executors == (), card.executors or "none"
         )
         for lack in card.missing:
-            codes = {"card_unreachable"} | ({"package_missing"} if LACKS else set())
+            codes = {"card_unreachable", "provider_missing"}
+            codes |= {"package_missing"} if LACKS else set()
             known = lack.code in codes and bool(lack.hint)
             said = f"{lack.reason}; next: {lack.hint}"
             report.check(f"{card.id} lacks", known, said)

@@ -196,8 +196,10 @@ def test_an_executor_whose_packages_are_missing_says_what_to_install():
     assert missing_packages(replace(entry, packages=("os",))) is None
 
 
-def test_every_executor_of_cards_names_the_packages_that_it_takes():
-    assert {"torch"} <= set.intersection(*(set(entry.packages) for entry in table.ON_CARDS))
+def test_every_executor_that_reaches_cards_by_torch_names_it_among_its_packages():
+    by_torch = [set(entry.packages) for entry in table.ON_CARDS if entry.by_torch]
+    assert {"torch"} <= set.intersection(*by_torch)
+    assert [entry.name for entry in table.ON_CARDS if not entry.by_torch] == ["onnxruntime"]
 
 
 def test_a_build_of_torch_that_does_not_fit_the_card_is_named_with_the_next_step():

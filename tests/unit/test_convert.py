@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper, parser
 from shoal.compute.convert import convert, convert_file
 from shoal.compute.errors import ProgramError
 from shoal.compute.executors.base import Evidence, NumericClass
-from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.executors.onnxruntime import OnnxRuntime
 from shoal.compute.loading import load
 from shoal.compute.manifest import decode
 from shoal.compute.tensor import from_blob, to_blob
@@ -32,7 +32,7 @@ def linear(body="y = MatMul(x, w)", opset=18, weight=WEIGHT):
 
 
 def run(program, inputs):
-    executor = OnnxRuntimeCpu(threads=1)
+    executor = OnnxRuntime(threads=1)
     return executor.run(executor.prepare(load(program.program_id, program.blobs)), inputs)
 
 
@@ -247,7 +247,7 @@ def test_a_program_whose_blobs_do_not_fit_its_manifest_is_refused():
 
 
 def test_the_canary_of_onnx_runtime_is_executed_on_the_cpu():
-    probe = OnnxRuntimeCpu(threads=1).probe()
+    probe = OnnxRuntime(threads=1).probe()
     assert probe.evidence is Evidence.EXECUTED
     assert probe.numeric_class is NumericClass.FP32
     assert probe.runtime == f"onnxruntime {ort.__version__} CPUExecutionProvider"

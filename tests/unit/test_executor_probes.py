@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import msgspec
 import onnxruntime as ort
@@ -18,6 +19,8 @@ from shoal.compute.devices.inventory import Device, Inventory, Lack
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors import onnxruntime as executor
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
+from shoal.compute.executors.onnxruntime import OnnxRuntime
+from shoal.compute.executors.providers import DISABLE_CPU, Provider
 from shoal.node.cli import devices
 from shoal.node.offer import Capacity
 
@@ -29,6 +32,11 @@ pytestmark = pytest.mark.skipif(
     reason="this build of ONNX Runtime has no second provider that takes no nodes",
 )
 
+TELLS_PLACEMENT = pytest.mark.skipif(
+    not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"),
+    reason="this ONNX Runtime does not tell where it places nodes",
+)
+
 CPU = Device(id="cpu", kind="cpu", name="A", memory_bytes=1, memory_free_bytes=1)
 
 
@@ -36,12 +44,16 @@ def probe(evidence=Evidence.EXECUTED, runtime="onnxruntime 1.0", of=NumericClass
     return Probe(runtime, of, evidence)
 
 
-def refused(monkeypatch, provider):
-    monkeypatch.setattr(executor, "_PROVIDER", provider)
+IDLE = Provider(IDLE_PROVIDER, "onnxruntime")
+IDLE_CARD = Provider(IDLE_PROVIDER, "onnxruntime", session={DISABLE_CPU: "1"}, card="gpu0")
+"""As if it were a card's: it takes no node, and the CPU may not."""
+
+
+def refused(provider):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # ONNX Runtime says by a warning that it falls back
         with pytest.raises(ComputeError) as error:
-            executor.OnnxRuntimeCpu(threads=1).probe()
+            OnnxRuntime(provider, threads=1).probe()
     return error.value
 
 
@@ -53,30 +65,59 @@ def test_onnx_runtime_itself_falls_back_in_silence():
     assert session.run(None, {"x": [[1.0], [2.0]]})[0].tolist() == [[1.0, 2.0], [2.0, 4.0]]
 
 
-def test_a_build_without_the_provider_is_refused_and_says_what_it_has(monkeypatch):
-    error = refused(monkeypatch, "CUDAExecutionProvider")
+def test_a_build_without_the_provider_is_refused_and_says_what_it_has():
+    error = refused(Provider("NoExecutionProvider", "onnxruntime"))
     assert error.code == "wrong_provider"
-    assert "has no CUDAExecutionProvider: it has" in error.message
+    assert "has no NoExecutionProvider: it has" in error.message
     assert "CPUExecutionProvider" in error.message
 
 
-def test_a_provider_that_leaves_its_nodes_to_the_cpu_is_refused(monkeypatch):
-    error = refused(monkeypatch, IDLE_PROVIDER)
+def test_a_provider_that_leaves_its_nodes_to_the_cpu_is_refused():
+    error = refused(IDLE)
     assert error.code == "wrong_provider"
     assert f"not {IDLE_PROVIDER}" in error.message
 
 
-@pytest.mark.skipif(
-    not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"),
-    reason="this ONNX Runtime does not tell where it places nodes",
-)
+@TELLS_PLACEMENT
 def test_a_node_that_was_placed_elsewhere_is_seen_even_if_the_session_looks_right(monkeypatch):
-    monkeypatch.setattr(executor, "_PROVIDER", IDLE_PROVIDER)
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda _self: [IDLE_PROVIDER])
-    with pytest.raises(ComputeError) as error:
-        executor.OnnxRuntimeCpu(threads=1).probe()
-    assert error.value.code == "wrong_provider"
-    assert "MatMul on CPUExecutionProvider" in error.value.message
+    error = refused(IDLE)
+    assert error.code == "wrong_provider"
+    assert "MatMul on CPUExecutionProvider" in error.message
+
+
+@TELLS_PLACEMENT
+def test_a_card_whose_provider_leaves_the_canary_to_the_cpu_is_refused_with_its_nodes():
+    error = refused(IDLE_CARD)
+    assert error.code == "wrong_provider"
+    assert error.message == (
+        f"ONNX Runtime placed nodes elsewhere than on {IDLE_PROVIDER}: "
+        "Transpose on CPUExecutionProvider, MatMul on CPUExecutionProvider"
+    )
+
+
+def test_a_card_is_not_offered_by_a_version_that_does_not_tell_where_it_places_nodes(
+    monkeypatch,
+):
+    monkeypatch.delattr(
+        ort.InferenceSession, "get_provider_graph_assignment_info", raising=False
+    )
+    error = refused(replace(IDLE_CARD, session={}))
+    assert error.code == "wrong_provider"
+    assert "does not tell" in error.message
+
+
+def test_a_session_that_only_opens_with_the_cpu_is_never_given():
+    """Also where nothing says which nodes: the second session is to be looked at alone."""
+    opened = []
+
+    class Looks(OnnxRuntime):
+        def _check(self, session, *, placement):
+            opened.append(session)
+
+    with pytest.raises(ComputeError, match="has been explicitly disabled"):
+        Looks(IDLE_CARD, threads=1).probe()
+    assert len(opened) == 1
 
 
 def test_every_session_is_opened_for_the_named_provider_alone_with_fallbacks_off(monkeypatch):
@@ -92,9 +133,9 @@ def test_every_session_is_opened_for_the_named_provider_alone_with_fallbacks_off
             super().disable_fallback()
 
     monkeypatch.setattr(ort, "InferenceSession", Watched)
-    executor.OnnxRuntimeCpu(threads=1).probe()
+    OnnxRuntime(threads=1).probe()
     assert opened == [
-        {"providers": ["CPUExecutionProvider"], "enable_fallback": 0, "disabled": True}
+        {"providers": [("CPUExecutionProvider", {})], "enable_fallback": 0, "disabled": True}
     ]
 
 
@@ -109,7 +150,7 @@ def test_a_wrong_product_is_refused(monkeypatch):
 
     monkeypatch.setattr(executor, "_canary", sum_instead)
     with pytest.raises(ComputeError) as error:
-        executor.OnnxRuntimeCpu(threads=1).probe()
+        OnnxRuntime(threads=1).probe()
     assert error.value.code == "probe_failed"
     assert "wrong product" in error.value.message
 
@@ -120,9 +161,10 @@ def test_a_worker_whose_canary_fails_offers_nothing_of_that_class():
         "import os\n"
         "from shoal.compute import frames\n"
         "from shoal.compute.errors import ComputeError\n"
-        "from shoal.compute.executors import onnxruntime\n"
+        "from shoal.compute.executors import onnxruntime, providers\n"
         "from shoal.compute.worker import Worker\n"
-        f"onnxruntime._PROVIDER = {IDLE_PROVIDER!r}\n"
+        f"idle = providers.Provider({IDLE_PROVIDER!r}, 'onnxruntime')\n"
+        "onnxruntime.OnnxRuntime.__init__.__defaults__ = (idle,)\n"
         "start = frames.Start(threads=1, cache_bytes=1, memory_bytes=1, exact=False)\n"
         "try: Worker(start).start()\n"
         "except ComputeError as error: print(error.code, error.message, flush=True)\n"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shoal.compute.errors import ProgramError
-from shoal.compute.executors.onnxruntime import OnnxRuntimeCpu
+from shoal.compute.executors.onnxruntime import OnnxRuntime
 from shoal.compute.loading import load
 
 torch = pytest.importorskip("torch")
@@ -56,7 +56,7 @@ class GivesByName(nn.Module):
 
 
 def run(program, inputs):
-    executor = OnnxRuntimeCpu(threads=1)
+    executor = OnnxRuntime(threads=1)
     return executor.run(executor.prepare(load(program.program_id, program.blobs)), inputs)
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from shoal.compute.devices import Inventory
     from shoal.node.cli.checkup.patient import Patient
 
-_TOLD_ELSEWHERE: Final = ("executor_failed", "not_probed", "compiling")
-"""Codes of lacks that come before, or that pass by themselves."""
+_TOLD_ELSEWHERE: Final = ("executor_failed", "not_probed", "compiling", "not_used")
+"""Codes of lacks that come before, that pass by themselves, or that cost nothing."""
 
 
 def daemon(patient: Patient) -> Iterator[Finding]:
