@@ -18,7 +18,10 @@ ZOO := tests/e2e/test_zoo.py
 EXTRAS ?= demo,dev,notebook
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint bench dry-run-amd simulate interop soak soak-short docs clean
+.PHONY: help demo test test-gpu rehearse-gpu gpu-run lint bench dry-run-amd simulate interop soak soak-short docs clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is killed, and one that lies is caught
 	@$(BIN)/shoal demo
@@ -29,6 +32,12 @@ test: $(VENV)/.dev-installed  ## unit, property, net, short end-to-end tests, go
 
 test-gpu: $(VENV)/.dev-installed  ## what needs a card; EXTRAS=demo,dev,notebook,gpu, and PyTorch's build for it
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
+
+rehearse-gpu: $(VENV)/.dev-installed  ## the same without a card: Triton's interpreter and PyTorch's CPU stand in
+	PYTHON=$(BIN)/python tests/gpu/on_a_card.sh --rehearse
+
+gpu-run: $(VENV)/.dev-installed  ## on a card: environment, tests and times, one after the other, into card-results/
+	PYTHON=$(BIN)/python tests/gpu/on_a_card.sh
 
 lint: $(VENV)/.dev-installed  ## style, types and layering
 	$(BIN)/ruff check
