@@ -18,10 +18,7 @@ ZOO := tests/e2e/test_zoo.py
 EXTRAS ?= demo,dev,notebook
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-gpu rehearse-gpu gpu-run lint bench dry-run-amd simulate interop soak soak-short docs clean
-
-help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
+.PHONY: demo test test-gpu rehearse-gpu gpu-run lint bench dry-run-amd simulate interop soak soak-short docs help clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is killed, and one that lies is caught
 	@$(BIN)/shoal demo
@@ -88,6 +85,9 @@ soak-short: $(VENV)/.dev-installed  ## the same for one minute
 
 docs: $(VENV)/.dev-installed  ## write what is generated from the code
 	$(BIN)/python -m shoal.protocol.document > docs/PROTOCOL.md
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
 
 clean:
 	rm -rf $(VENV) build dist

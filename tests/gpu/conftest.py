@@ -3,11 +3,18 @@
 Elsewhere one test stands for all, and says why.
 """
 
+import signal
+
 import pytest
 from rehearsal import DEVICE, LEFT_OUT, REHEARSED, why_not
 
 REASON = why_not()
 collect_ignore_glob = ["test_*_on_card.py"] if REASON else []
+
+
+def pytest_configure():
+    if not REASON:  # `on_a_card.sh` ends a step so: what was found out until then is written
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_report_header():

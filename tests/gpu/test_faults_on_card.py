@@ -26,7 +26,7 @@ from shoal.compute.worker_process import CARD_START_LIMIT_S, Place
 FINE, HANGS, ASTRAY = 1.0, 2e3, 3e3  # as in failing_worker.py, which imports Triton
 ENTRY = (str(Path(__file__).with_name("failing_worker.py")),)
 LIMITS = UnitLimits(time_s=60.0, memory_bytes=1 << 30, output_bytes=1 << 30)
-LIMIT_S = 300.0
+LIMIT_S = 120.0
 
 
 STAND_IN = Device("gpu0", "nvidia", "a rehearsal", 1 << 36, 1 << 36, target="sm_90", uuid="0")
