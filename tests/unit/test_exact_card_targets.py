@@ -34,6 +34,7 @@ def test_a_kernel_compiles_for_every_generation(kernel, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["target"] for row in rows} == TARGETS
     assert all(row["size_bytes"] > 0 and not row["error"] for row in rows)
+    assert all(0 < row["registers"] <= 512 for row in rows)
 
 
 @pytest.mark.soak
