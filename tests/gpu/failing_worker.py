@@ -2,8 +2,12 @@
 
 The test build of ``shoal.compute.worker``, with the executors of cards as they are. A unit
 whose first number is one of these launches a kernel of its own before it would run.
+
+In a rehearsal (``rehearsal.py``) the card is this machine's CPU and Triton's interpreter, in
+which a kernel hangs as well; what else a card does, the worker says in torch's words.
 """
 
+import os
 import sys
 
 import torch
@@ -11,9 +15,12 @@ import triton
 import triton.language as tl
 
 from shoal.compute import worker
+from shoal.compute.errors import ComputeError
+from shoal.compute.executors import table
 from shoal.compute.tensor import from_blob
 
 HANGS, ASTRAY = 2e3, 3e3
+DEVICE = "cuda:0"
 
 
 @triton.jit
@@ -34,12 +41,35 @@ class Failing(worker.Worker):
         first = float(from_blob(attachments[0]).ravel()[0])
         if first in {HANGS, ASTRAY}:
             with self._within(request.limits):
-                numbers = torch.zeros(8, dtype=torch.int32, device="cuda:0")
+                numbers = torch.zeros(8, dtype=torch.int32, device=DEVICE)
                 (hang if first == HANGS else go_astray)[(1,)](numbers)
                 torch.cuda.synchronize()
         return super().run(request, attachments)
 
 
+class Rehearsing(Failing):
+    """Whose card is this machine's CPU."""
+
+    def run(self, request, attachments):
+        with self._within(request.limits):
+            if len(attachments[0]) > request.limits.memory_bytes:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
+            if float(from_blob(attachments[0]).ravel()[0]) == ASTRAY:
+                raise torch.AcceleratorError("CUDA error: an illegal memory access")
+        return super().run(request, attachments)
+
+    def _reached(self):
+        if os.environ["CUDA_VISIBLE_DEVICES"] != "-1":
+            return True
+        lack = ComputeError("torch finds 0 cards", code="card_unreachable")
+        self._missing.append(worker.Lack(lack.code, lack.message, lack.hint))
+        return False
+
+
 if __name__ == "__main__":
     assert sys.argv[-1].isdecimal()
-    worker.main(Failing)
+    if os.environ.get("SHOAL_REHEARSE") == "1":
+        DEVICE = table.TORCH_DEVICE = "cpu"
+        worker.main(Rehearsing)
+    else:
+        worker.main(Failing)

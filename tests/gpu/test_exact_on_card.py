@@ -8,6 +8,7 @@ import pytest
 import whole_models
 from cases import CASES, PRECISIONS
 from exact_runs import ids_of, outcome, prepared
+from rehearsal import DEVICE, REHEARSED, leave_out, some
 
 from shoal.compute.exact.cpu import CpuKernels
 from shoal.compute.exact.gpu.card import Card
@@ -17,11 +18,16 @@ from shoal.compute.executors.exact import Exact
 
 EXPECTED = json.loads(make.EXPECTED.read_text())
 INSTALLED = [name for name in whole_models.MODELS if whole_models.is_installed(name)]
+SIZES = [(1, 1, 1), (300, 1000, 700), (129, 70_000, 65)]
+REHEARSED_SIZES = [(1, 1, 1), (30, 100, 70)]
+
+# The interpreter divides by zero where a card would, before the kernel looks at the result.
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarning")
 
 
 @pytest.fixture(scope="module", params=["digits", "float64"])
 def kernels(request):
-    return CardKernels(Card("cuda:0"), request.param)
+    return CardKernels(Card(DEVICE), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -29,29 +35,34 @@ def cpu():
     return CpuKernels()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", some(CASES, 24), ids=lambda case: case.name)
 def test_every_vector_has_the_id_that_all_backends_give(case, kernels):
     model, inputs = case.model().SerializeToString(), case.inputs()
     given = {name: outcome(model, inputs, name, kernels) for name in case.precisions}
     assert given == EXPECTED["operators"][case.name]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", some(PRECISIONS, 2))
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_whole_model_has_the_id_that_all_backends_give(name, precision, kernels):
+    if name != "cnn":
+        leave_out("whole models")
     data, inputs = whole_models.onnx_bytes(name), make.model_inputs(name)
     assert outcome(data, inputs, precision, kernels) == EXPECTED["models"][name][precision]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", some(PRECISIONS, 2))
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_larger_batch_of_a_whole_model_is_the_cpu_s(name, precision, kernels, cpu):
-    data, inputs = whole_models.onnx_bytes(name), whole_models.inputs(name, 8, tokens=64)
+    if name != "cnn":
+        leave_out("whole models")
+    batch, tokens = (2, 8) if REHEARSED else (8, 64)
+    data, inputs = whole_models.onnx_bytes(name), whole_models.inputs(name, batch, tokens)
     on_cpu = ids_of(prepared(data, precision, cpu)(inputs))
     assert ids_of(prepared(data, precision, kernels)(inputs)) == on_cpu
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (300, 1000, 700), (129, 70_000, 65)], ids=str)
+@pytest.mark.parametrize("shape", REHEARSED_SIZES if REHEARSED else SIZES, ids=str)
 @pytest.mark.parametrize("axis", ["column", "k"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_products_of_awkward_sizes_are_the_cpu_s(shape, axis, precision, kernels, cpu):
@@ -69,8 +80,9 @@ def test_products_of_awkward_sizes_are_the_cpu_s(shape, axis, precision, kernels
 def test_atomic_additions_have_no_order(kernels, cpu):
     rng = np.random.default_rng(2)
     data = rng.normal(size=1000).astype(np.float32)
-    updates = (rng.normal(size=200_000) * 2.0 ** rng.integers(-20, 20, 200_000)).astype("f4")
-    targets = rng.integers(0, 1000, 200_000)
+    count = 2000 if REHEARSED else 200_000
+    updates = (rng.normal(size=count) * 2.0 ** rng.integers(-20, 20, count)).astype("f4")
+    targets = rng.integers(0, 1000, count)
     expected = cpu.scatter_add(data, targets, updates).tobytes()
     for _ in range(5):
         assert np.asarray(kernels.scatter_add(data, targets, updates)).tobytes() == expected

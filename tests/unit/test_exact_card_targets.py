@@ -48,6 +48,7 @@ def test_a_kernel_compiles_for_every_generation(kernel, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["target"] for row in rows} == TARGETS
     assert all(row["size_bytes"] > 0 and not row["error"] for row in rows)
+    assert all(0 < row["registers"] <= 512 for row in rows)
 
 
 def test_a_chain_is_compiled_once_for_all_sizes():

@@ -6,10 +6,15 @@ NVIDIA's. What comes out is the code of one card's generation.
 
 from __future__ import annotations
 
+import re
+import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -48,6 +53,10 @@ TARGETS: Final = {
 }
 
 
+ALIGNMENT: Final = 16
+"""Triton compiles a kernel anew where a size is a multiple of it: loads of 16 bytes at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """A kernel's code for one target.
@@ -63,16 +72,42 @@ class Compiled:
     shared_bytes: int
 
 
-def compile_for(variant: Variant, target: Target) -> Compiled:
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """What a kernel's threads take.
+
+    Attributes:
+        count: Registers of a thread; on AMD's cards the vector ones.
+        spilled_bytes: Of a thread's memory in place of registers, in local memory: slow
+            where a loop uses it.
+    """
+
+    count: int
+    spilled_bytes: int
+
+
+def compile_for(variant: Variant, target: Target, *, aligned: bool = False) -> Compiled:
     """Compile a kernel, with no card.
+
+    Args:
+        variant: The kernel.
+        target: For which cards.
+        aligned: As a launch compiles it whose sizes are multiples of `ALIGNMENT`, below 2^31.
+            Else nothing is known of them.
 
     Raises:
         Exception: Triton's own, of many kinds: the kernel is not for this target.
     """
+    signature, attributes = dict(variant.signature), {}
+    if aligned:
+        signature = {n: "i32" if one == "i64" else one for n, one in signature.items()}
+        places = [variant.kernel.arg_names.index(name) for name in signature]
+        attributes = {(place,): [["tt.divisibility", ALIGNMENT]] for place in places}
     source = ASTSource(
         fn=variant.kernel,
-        signature={**variant.signature, **dict.fromkeys(variant.constants, "constexpr")},
+        signature={**signature, **dict.fromkeys(variant.constants, "constexpr")},
         constexprs=dict(variant.constants),
+        attrs=attributes,
     )
     done = triton.compile(
         source,
@@ -81,3 +116,31 @@ def compile_for(variant: Variant, target: Target) -> Compiled:
     )
     binary, assembly = ("cubin", "ptx") if target.backend == "cuda" else ("hsaco", "amdgcn")
     return Compiled(done.asm[binary], done.asm[assembly], done.metadata.shared)
+
+
+def registers_of(done: Compiled, target: Target) -> Registers:
+    """Read what a compiled kernel's threads take: AMD's assembly says it, a cubin's header too.
+
+    Raises:
+        OSError: NVIDIA's cuobjdump, which Triton brings, does not run here.
+    """
+    if target.backend == "hip":
+        return Registers(
+            _number(r"\.vgpr_count: +(\d+)", done.assembly),
+            _number(r"\.private_segment_fixed_size: +(\d+)", done.assembly),
+        )
+    with TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(done.binary)
+        tool: Any = knobs.nvidia.cuobjdump
+        said = subprocess.run(  # noqa: S603  # Triton's own, on what Triton made
+            [tool.path, "-res-usage", str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
+    return Registers(_number(r"REG:(\d+)", said), _number(r"STACK:(\d+)", said))
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise OSError(f"nothing says {pattern}")
+    return int(found[1])
