@@ -32,6 +32,7 @@ gc.disable()
 
 NEEDS = {
     "e2e/test_kernel_jobs.py": ("torch", "triton"),
+    "emulated/test_compiled_code.py": ("torch", "triton"),
     "gpu/test_card.py": ("torch", "triton"),
     "net/test_kernel_units.py": ("torch", "triton"),
     "net/test_torch_onnx_backend.py": ("torch",),

@@ -10,19 +10,13 @@ import sys
 
 import card_compiler
 import numpy as np
-import ptx_floats
-import ptx_integers
-import ptx_memory
-import ptx_warps
 import torch
+from ptx_instructions import decoded
 from ptx_machine import Launch, Step, run
-from ptx_program import Instruction, Program, PtxError, parse
+from ptx_program import Program, PtxError, parse
 from ptx_spaces import GlobalMemory
 
 from shoal.compute.exact.gpu.card import Card
-
-_FAMILIES = (ptx_integers, ptx_floats, ptx_memory, ptx_warps)
-
 
 class Compiler:
     """A process that compiles, and what it has compiled.
@@ -62,31 +56,6 @@ def _seen(argument: int | tuple[str, int]) -> object:
     if isinstance(argument, int):
         return argument == 1, argument % 16 == 0, abs(argument) < 1 << 31
     return argument
-
-
-def decoded(program: Program) -> list[Step | None]:
-    """What each instruction does, None of branches and the end.
-
-    Raises:
-        PtxError: Some are not known here; all of those are named.
-    """
-    steps = [_decoded(instruction) for instruction in program.instructions]
-    unknown = {
-        instruction.opcode
-        for instruction, step in zip(program.instructions, steps, strict=True)
-        if step is None and instruction.opcode not in ("bra", "bra.uni", "ret")
-    }
-    if unknown:
-        raise PtxError(f"unknown instructions: {', '.join(sorted(unknown))}")
-    return steps
-
-
-def _decoded(instruction: Instruction) -> Step | None:
-    for family in _FAMILIES:
-        step: Step | None = family.decode(instruction)
-        if step is not None:
-            return step
-    return None
 
 
 class EmulatedCard(Card):
