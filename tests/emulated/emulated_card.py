@@ -18,6 +18,7 @@ from ptx_spaces import GlobalMemory
 
 from shoal.compute.exact.gpu.card import Card
 
+
 class Compiler:
     """A process that compiles, and what it has compiled.
 

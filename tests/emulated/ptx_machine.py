@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from ptx_spaces import GlobalMemory, SharedMemory
 from ptx_program import Immediate, Instruction, Name, Operand, Program, PtxError, Register
+from ptx_spaces import GlobalMemory, SharedMemory
 
 WARP = 32
 LANES_AT_ONCE = 8192

@@ -6,7 +6,16 @@ from collections.abc import Callable
 import numpy as np
 from ptx_integers import DTYPES
 from ptx_machine import Machine, Step
-from ptx_program import Address, Immediate, Instruction, Name, Operand, PtxError, Register, Vector
+from ptx_program import (
+    Address,
+    Immediate,
+    Instruction,
+    Name,
+    Operand,
+    PtxError,
+    Register,
+    Vector,
+)
 
 
 def decode(instruction: Instruction) -> Step | None:

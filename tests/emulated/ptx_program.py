@@ -157,8 +157,8 @@ def _operand(text: str, bits: dict[str, int]) -> Operand:
 def _plain(text: str, bits: dict[str, int]) -> "Register | Immediate | Name":
     if re.fullmatch(r"%[a-z]+\d+", text):
         return _register(text[1:], bits)
-    if re.fullmatch(r"0[df][0-9A-Fa-f]+", text):
-        return Immediate(int(text[2:], 16))
+    if found := re.fullmatch(r"0[df]([0-9A-Fa-f]+)", text):
+        return Immediate(int(found[1], 16))
     if re.fullmatch(r"-?(\d+|0x[0-9A-Fa-f]+)U?", text):
         return Immediate(int(text.rstrip("U"), 0))
     if re.fullmatch(r"[%$\w.]+", text):

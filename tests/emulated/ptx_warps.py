@@ -151,7 +151,9 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _pairs(machine: Machine, registers: list[Register], lanes: np.ndarray) -> np.ndarray:
     """Int32 as (warps, 16, 4 n), of 2 n registers."""
     value = np.stack([machine.of(one, lanes, np.int32) for one in registers]).astype(np.int64)
-    value = value.reshape(-1, 2, 2, len(lanes) // WARP, _ROWS, 4)  # block, down, pair, w, row, col
+    value = value.reshape(
+        -1, 2, 2, len(lanes) // WARP, _ROWS, 4
+    )  # block, down, pair, w, row, col
     return value.transpose(3, 1, 4, 0, 5, 2).reshape(len(lanes) // WARP, 2 * _ROWS, -1)
 
 

@@ -38,8 +38,9 @@ HALFWAY = np.array(
     [
         (1, STEP / 2), (1, 3 * STEP / 2), (-1, -STEP / 2), (1 + STEP, STEP / 2),  # sums
         (1 + 2.0**-12, 1 + 2.0**-12), (1 + 2.0**-12, 1 + 3 * 2.0**-12),  # and products
-        (TINY, 0.5), (TINY, 1 - STEP / 2), (-TINY, 1 - STEP), (2.0**-63, 2.0**-63 * (1 - STEP / 2)),
-        (3.4028234e38, 1 + STEP), (3.4028234e38, 1e31),  # what overflows, and what just does not
+        (TINY, 0.5), (TINY, 1 - STEP / 2), (-TINY, 1 - STEP),
+        (2.0**-63, 2.0**-63 * (1 - STEP / 2)),
+        (3.4028234e38, 1 + STEP), (3.4028234e38, 1e31),  # overflows, or just does not
     ],
     F,
 )  # fmt: skip
@@ -229,11 +230,11 @@ def sums_of_wide_digits(kernels):
     """A product whose planes of digits lie 2^30 bytes apart, most of which nobody reads."""
     card, plane = kernels._card, (1 << 30) + 16
     a, b = drawn(20, 3, 40, low=-3, high=3), drawn(21, 40, 5, low=-3, high=3)
-    small = [
-        products.prepare_batch(card, torch.from_numpy(x)[None], PRECISIONS["x20"], "column", "digits")
+    precision = PRECISIONS["x20"]
+    left, right = (
+        products.prepare_batch(card, torch.from_numpy(x)[None], precision, "column", "digits")
         for x in (np.ascontiguousarray(a.T), b)
-    ]
-    left, right = small
+    )
     far = torch.empty(2 * plane + left.integers[0].numel(), dtype=torch.int8)
     for digit, digits in enumerate(left.integers):
         far[digit * plane :][: digits.numel()] = digits.reshape(-1)
@@ -244,7 +245,7 @@ def sums_of_wide_digits(kernels):
         *(far, right.integers, left.exponents, right.exponents, out, card.status),
         *(3, 5, 40, plane, right.integers[0].numel()),
     )
-    return out[0].numpy(), REFERENCE.product(a, b, PRECISIONS["x20"], "column")
+    return out[0].numpy(), REFERENCE.product(a, b, precision, "column")
 
 
 @pytest.mark.soak
