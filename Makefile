@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Files that do more in the soak: several times as many examples, and tests marked `soak`.
 THOROUGH := tests/property/test_exact_cpu.py tests/property/test_exact_operators.py tests/property/test_judging.py \
 	tests/property/test_traces.py tests/net/test_exact_invariance.py tests/e2e/test_chaining.py tests/zoo \
-	tests/unit/test_exact_card_targets.py
+	tests/unit/test_exact_card_targets.py tests/emulated/test_compiled_code.py
 # Parts of the soak that hold a daemon to times, and so run by themselves.
 TIMED := tests/soak/test_challenges.py tests/soak/test_connections.py tests/soak/test_hostile_network.py \
 	tests/soak/test_joining.py tests/soak/test_lan_flood.py tests/soak/test_shaped.py

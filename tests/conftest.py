@@ -67,6 +67,7 @@ LONG = (
     "e2e/test_shared_programs.py",
     "e2e/",
     "property/test_exact_cpu.py",
+    "emulated/test_compiled_code.py",
     "zoo/test_simulator.py",
     "net/test_misbehaving_worker.py",
     "net/test_hostile_programs.py",

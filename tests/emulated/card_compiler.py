@@ -6,6 +6,7 @@ do with its arguments is done here too: whole numbers become int32 where they fi
 becomes a constant, and what divides by 16 is known to.
 """
 
+import importlib
 import os
 import pickle
 import sys
@@ -17,7 +18,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from shoal.compute.exact.gpu.kernels import variants
+from shoal.compute.exact.gpu.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,21 @@ class Request:
 
     Attributes:
         arch: Such as 90.
-        variant: Its name.
+        module: Where the kernel stands.
+        kernel: Its name there.
+        constants: By name.
+        warps: See `Variant`.
+        stages: Likewise.
         arguments: In order: whole numbers, or a tensor's dtype and its address modulo 16.
         options: Of the compiler, beside the variant's own.
     """
 
     arch: int
-    variant: str
+    module: str
+    kernel: str
+    constants: tuple[tuple[str, object], ...]
+    warps: int
+    stages: int
     arguments: tuple[int | tuple[str, int], ...]
     options: tuple[tuple[str, object], ...] = ()
 
@@ -83,12 +92,14 @@ class _Driver:
 
 def compiled(request: Request) -> Answer:
     """What a launch would run."""
-    (variant,) = (variant for variant in variants() if variant.name == request.variant)
+    kernel = getattr(importlib.import_module(request.module), request.kernel)
+    constants = dict(request.constants)
+    variant = Variant(kernel, {}, constants, request.warps, request.stages)
     arguments = [one if isinstance(one, int) else _Tensor(*one) for one in request.arguments]
     driver.set_active(_Driver(request.arch))
     options = variant.options("cuda") | dict(request.options)
     try:
-        code = variant.kernel.warmup(*arguments, **variant.constants, **options, grid=(1,))
+        code = kernel.warmup(*arguments, **constants, **options, grid=(1,))
     except Exception as error:  # noqa: BLE001  # a compiler may fail in any way
         return Answer(error=f"{type(error).__name__}: {error}")
     constant = {place for (place,) in code.src.constants}

@@ -7,6 +7,7 @@ know nothing of it. `Compiler` is the process that compiles.
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import card_compiler
 import numpy as np
@@ -38,7 +39,7 @@ class Compiler:
 
     def compiled(self, request: card_compiler.Request) -> card_compiler.Answer:
         """What a launch would run; asked for once for all arguments with the same code."""
-        key = (request.arch, request.variant, request.options, *map(_seen, request.arguments))
+        key = replace(request, arguments=tuple(map(_seen, request.arguments)))
         if key not in self._answers:
             pickle.dump(request, self._process.stdin)
             self._process.stdin.flush()
@@ -98,9 +99,17 @@ class EmulatedCard(Card):
             else argument
             for argument, value in zip(arguments, values, strict=True)
         )
-        answer = self._compiler.compiled(
-            card_compiler.Request(self._arch, variant.name, described, self._options)
+        request = card_compiler.Request(
+            self._arch,
+            variant.kernel.fn.__module__,
+            variant.kernel.fn.__name__,
+            tuple(variant.constants.items()),
+            variant.warps,
+            variant.stages,
+            described,
+            self._options,
         )
+        answer = self._compiler.compiled(request)
         if answer.error:
             raise PtxError(f"{variant.name} does not compile: {answer.error}")
         text = self.edited(answer.ptx)

@@ -226,6 +226,35 @@ def test_compiled_for_either_generation_every_kernel_gives_the_reference_s_bits(
     assert call.outcome(CardKernels(EmulatedCard(compiler, arch))) == call.outcome(REFERENCE)
 
 
+class OtherwiseRounded(EmulatedCard):
+    """Whose compiler rounds to float32 towards zero."""
+
+    def edited(self, ptx):
+        return ptx.replace("cvt.rn.f32.f64", "cvt.rz.f32.f64")
+
+
+@pytest.mark.parametrize("name", ["exp middle", "softmax masked 9 x 300"])
+def test_another_rounding_in_the_code_is_seen(name, compiler):
+    call = CALLS[name]
+    assert call.outcome(CardKernels(OtherwiseRounded(compiler, 90))) != call.outcome(REFERENCE)
+
+
+def cancelling():
+    """Batch normalisation that leaves of each product what rounding to float32 took from it."""
+    x, scale, mean = (drawn(seed, 2000, low=-3, high=3) for seed in (22, 23, 24))
+    spread, nothing = np.abs(drawn(25, 2000)) + F(0.1), np.zeros(2000, F)
+    given = x.reshape(1, 2000, 1)
+    offset = -REFERENCE.batch_norm(given, scale, nothing, mean, spread, 1e-5).reshape(-1)
+    return Call("cancelling", "batch_norm", (given, scale, offset, mean, spread, 1e-5))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_products_fused_with_sums_are_seen(fused, compiler):
+    card = EmulatedCard(compiler, 90, enable_fp_fusion=fused)
+    call = cancelling()
+    assert (call.outcome(CardKernels(card)) == call.outcome(REFERENCE)) is not fused
+
+
 def sums_of_wide_digits(kernels):
     """A product whose planes of digits lie 2^30 bytes apart, most of which nobody reads."""
     card, plane = kernels._card, (1 << 30) + 16
@@ -242,7 +271,8 @@ def sums_of_wide_digits(kernels):
     card.launch(
         products._PRODUCT["x20", False, False],
         (1, 1, 1),
-        *(far, right.integers, left.exponents, right.exponents, out, card.status),
+        *(far, right.integers, left.exponents, right.exponents, out),
+        torch.zeros(1, dtype=torch.int32),
         *(3, 5, 40, plane, right.integers[0].numel()),
     )
     return out[0].numpy(), REFERENCE.product(a, b, precision, "column")
