@@ -217,6 +217,7 @@ class _Walk:
                 raise PtxError(f"{error}: {instruction.text}") from error
 
     def _one(self, here: int, instruction: Instruction, step: Step | None) -> int | None:
+        """Run one instruction; where to go on, None at the end."""
         machine = self._machine
         chosen = machine.mask
         if instruction.guard is not None:
@@ -238,8 +239,7 @@ class _Walk:
             target = self._program.labels[label.text]
             if chosen is machine.mask:
                 return target
-            everyone = chosen is None
-            self._wait(target, np.ones(machine.lanes, np.bool_) if everyone else chosen)
+            self._wait(target, chosen)
         return self._without(chosen, here + 1)
 
     def _without(self, gone: np.ndarray | None, here: int) -> int | None:

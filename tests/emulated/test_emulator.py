@@ -139,6 +139,38 @@ $done:
     assert (ran(body) == thread * (thread + 1) // 2).all()
 
 
+def test_threads_that_a_condition_divides_meet_again():
+    body = f"""
+        mov.b64 %rd9, 1;
+        setp.lt.u32 %p1, %r1, 9;
+        @%p1 bra $few;
+        mov.b64 %rd9, 2;
+        bra.uni $done;
+$few:
+        mov.b64 %rd9, 3;
+$done:
+        bar.sync 0;
+        add.s64 %rd9, %rd9, 10;
+        {STORE_WORD}"""
+    assert ran(body).tolist() == [13] * 9 + [12] * 55
+
+
+EXCHANGES = {
+    "bfly.b32 %r9, %r1, 3, 31": lambda lane: lane ^ 3,
+    "up.b32 %r9, %r1, 3, 0": lambda lane: lane - 3 if lane >= 3 else lane,
+    "down.b32 %r9, %r1, 3, 31": lambda lane: lane + 3 if lane < 29 else lane,
+    "idx.b32 %r9, %r1, 5, 31": lambda lane: 5,
+    "bfly.b32 %r9, %r1, 8, 6151": lambda lane: lane,  # within eights
+}
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_lanes_of_a_warp_take_each_other_s_values(exchange):
+    body = f"shfl.sync.{exchange}, -1; cvt.u64.u32 %rd9, %r9; {STORE_WORD}"
+    expected = [32 * (n // 32) + EXCHANGES[exchange](n % 32) for n in range(THREADS)]
+    assert ran(body).tolist() == expected
+
+
 def test_a_copy_is_there_once_it_was_waited_for_and_not_before():
     copied = """
         mov.b32 %r2, global_smem;
