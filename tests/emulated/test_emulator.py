@@ -160,7 +160,7 @@ EXCHANGES = {
     "up.b32 %r9, %r1, 3, 0": lambda lane: lane - 3 if lane >= 3 else lane,
     "down.b32 %r9, %r1, 3, 31": lambda lane: lane + 3 if lane < 29 else lane,
     "idx.b32 %r9, %r1, 5, 31": lambda lane: 5,
-    "bfly.b32 %r9, %r1, 8, 6151": lambda lane: lane,  # within eights
+    "bfly.b32 %r9, %r1, 8, 6175": lambda lane: lane ^ 8 if lane & 8 else lane,  # of eights
 }
 
 
