@@ -5,12 +5,10 @@ and the like, which the assembler may fuse) is not known here: such code has no 
 """
 
 import ctypes
-import re
-from collections.abc import Callable
 
 import numpy as np
 from ptx_integers import DTYPES, Lanewise, lanewise
-from ptx_machine import Step
+from ptx_machine import Family, Step
 from ptx_program import Instruction
 
 _LIBM = ctypes.CDLL(None)
@@ -25,15 +23,6 @@ for _kind, _symbol, _type in (
 
 _SIGN = {"f32": np.uint32(1 << 31), "f64": np.uint64(1 << 63)}
 _BITS = {"f32": np.uint32, "f64": np.uint64}
-
-
-def decode(instruction: Instruction) -> Step | None:
-    """What an instruction of this family does; None of one that is not."""
-    for pattern, make in _FAMILY:
-        if found := pattern.fullmatch(instruction.opcode):
-            step: Step = make(instruction, *found.groups())
-            return step
-    return None
 
 
 def _larger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -164,19 +153,16 @@ def _to_whole(instruction: Instruction, way: str, kind: str) -> Step:
     return lanewise(instruction, _TO_WHOLE[way], kind)
 
 
-_FAMILY: list[tuple[re.Pattern[str], Callable[..., Step]]] = [
-    (re.compile(pattern), make)
-    for pattern, make in (
-        (r"((?:add|sub|mul|div)\.rn|max|min)\.(f32|f64)", _two),
-        (r"sqrt\.rn\.(f32|f64)", _root),
-        (r"fma\.rn\.(f32|f64)", _fused),
-        (r"setp\.((?:eq|ne|lt|le|gt|ge)u?|num|nan)\.(f32|f64)", _compare),
-        (r"(abs|neg)\.(f32|f64)", _sign),
-        (r"copysign\.(f32|f64)", _copied_sign),
-        (r"cvt\.(f64)\.(f32)", _to_nearest),
-        (r"cvt\.rn\.(f32|f64)\.(f64|[su](?:32|64))", _to_nearest),
-        (r"cvt\.(r[zmp])\.f32\.f64", _directed),
-        (r"cvt\.(r[nzmp]i)\.([su](?:32|64))\.(f32|f64)", _to_integer),
-        (r"cvt\.(r[nzmp]i)\.(f32|f64)\.\2", _to_whole),
-    )
-]
+FAMILY: Family = (
+    (r"((?:add|sub|mul|div)\.rn|max|min)\.(f32|f64)", _two),
+    (r"sqrt\.rn\.(f32|f64)", _root),
+    (r"fma\.rn\.(f32|f64)", _fused),
+    (r"setp\.((?:eq|ne|lt|le|gt|ge)u?|num|nan)\.(f32|f64)", _compare),
+    (r"(abs|neg)\.(f32|f64)", _sign),
+    (r"copysign\.(f32|f64)", _copied_sign),
+    (r"cvt\.(f64)\.(f32)", _to_nearest),
+    (r"cvt\.rn\.(f32|f64)\.(f64|[su](?:32|64))", _to_nearest),
+    (r"cvt\.(r[zmp])\.f32\.f64", _directed),
+    (r"cvt\.(r[nzmp]i)\.([su](?:32|64))\.(f32|f64)", _to_integer),
+    (r"cvt\.(r[nzmp]i)\.(f32|f64)\.\2", _to_whole),
+)

@@ -1,5 +1,7 @@
 """What each instruction of a kernel does, whichever family's it is."""
 
+import re
+
 import ptx_floats
 import ptx_integers
 import ptx_memory
@@ -7,7 +9,11 @@ import ptx_warps
 from ptx_machine import Step
 from ptx_program import Instruction, Program, PtxError
 
-_FAMILIES = (ptx_integers, ptx_floats, ptx_memory, ptx_warps)
+_KNOWN = [
+    (re.compile(pattern), make)
+    for family in (ptx_integers, ptx_floats, ptx_memory, ptx_warps)
+    for pattern, make in family.FAMILY
+]
 _FLOW = ("bra", "bra.uni", "ret")
 
 
@@ -29,8 +35,8 @@ def decoded(program: Program) -> list[Step | None]:
 
 
 def _decoded(instruction: Instruction) -> Step | None:
-    for family in _FAMILIES:
-        step: Step | None = family.decode(instruction)
-        if step is not None:
+    for pattern, make in _KNOWN:
+        if found := pattern.fullmatch(instruction.opcode):
+            step: Step = make(instruction, *found.groups())
             return step
     return None

@@ -1,10 +1,9 @@
 """Integers, bits and choices: what each lane does by itself."""
 
-import re
 from collections.abc import Callable
 
 import numpy as np
-from ptx_machine import Machine, Step
+from ptx_machine import Family, Machine, Step
 from ptx_program import Instruction, Operand, Register, Vector
 
 DTYPES = {
@@ -27,15 +26,6 @@ def lanewise(instruction: Instruction, function: Lanewise, *types: str) -> Step:
     ]
     assert isinstance(target, Register)
     return lambda machine: machine.write(target, function(*(read(machine) for read in readers)))
-
-
-def decode(instruction: Instruction) -> Step | None:
-    """What an instruction of this family does; None of one that is not."""
-    for pattern, make in _FAMILY:
-        if found := pattern.fullmatch(instruction.opcode):
-            step: Step = make(instruction, *found.groups())
-            return step
-    return None
 
 
 # -- arithmetic ----------------------------------------------------------------------
@@ -228,24 +218,21 @@ def _three_inputs(instruction: Instruction) -> Step:
 
 
 _INTEGER = r"([su](?:16|32|64))"
-_FAMILY: list[tuple[re.Pattern[str], Callable[..., Step]]] = [
-    (re.compile(pattern), make)
-    for pattern, make in (
-        (rf"(add|sub|mul\.lo|min|max|div|rem)\.{_INTEGER}", _two),
-        (r"(and|or|xor)\.(b16|b32|b64|pred)", _two),
-        (r"(neg|abs)\.(s16|s32|s64)", _one),
-        (r"(not)\.(b16|b32|b64|pred)", _one),
-        (rf"mad\.lo\.{_INTEGER}", _multiply_add),
-        (r"(mul|mad)\.wide\.([su](?:16|32))", _wide),
-        (r"mul\.hi\.([su]32)", _high),
-        (r"sh(l)\.(b16|b32|b64)", _shift),
-        (r"sh(r)\.([sub](?:16|32|64))", _shift),
-        (r"bfe\.([su](?:32|64))", _field),
-        (r"setp\.(eq|ne|lt|le|gt|ge)\.([sub](?:16|32|64))", _compare),
-        (r"selp\.([subf](?:16|32|64))", _select),
-        (r"mov\.([sub](?:16|32|64)|f32|f64|pred)", _move),
-        (r"cvt\.([su](?:8|16|32|64))\.([su](?:8|16|32|64))", _convert),
-        (r"prmt\.b32", _chosen_bytes),
-        (r"lop3\.b32", _three_inputs),
-    )
-]
+FAMILY: Family = (
+    (rf"(add|sub|mul\.lo|min|max|div|rem)\.{_INTEGER}", _two),
+    (r"(and|or|xor)\.(b16|b32|b64|pred)", _two),
+    (r"(neg|abs)\.(s16|s32|s64)", _one),
+    (r"(not)\.(b16|b32|b64|pred)", _one),
+    (rf"mad\.lo\.{_INTEGER}", _multiply_add),
+    (r"(mul|mad)\.wide\.([su](?:16|32))", _wide),
+    (r"mul\.hi\.([su]32)", _high),
+    (r"sh(l)\.(b16|b32|b64)", _shift),
+    (r"sh(r)\.([sub](?:16|32|64))", _shift),
+    (r"bfe\.([su](?:32|64))", _field),
+    (r"setp\.(eq|ne|lt|le|gt|ge)\.([sub](?:16|32|64))", _compare),
+    (r"selp\.([subf](?:16|32|64))", _select),
+    (r"mov\.([sub](?:16|32|64)|f32|f64|pred)", _move),
+    (r"cvt\.([su](?:8|16|32|64))\.([su](?:8|16|32|64))", _convert),
+    (r"prmt\.b32", _chosen_bytes),
+    (r"lop3\.b32", _three_inputs),
+)

@@ -28,6 +28,9 @@ _POISON = 0xA5A5_A5A5_A5A5_A5A5
 UNSIGNED = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 Step = Callable[["Machine"], None]
+Family = tuple[tuple[str, Callable[..., Step]], ...]
+"""A family of instructions: opcodes as patterns, and what makes a step of one, which is
+given the instruction and the pattern's groups."""
 
 
 @dataclass

@@ -1,11 +1,10 @@
 """Loads, stores, atomics, and copies to shared memory that are waited for later."""
 
-import re
 from collections.abc import Callable
 
 import numpy as np
 from ptx_integers import DTYPES
-from ptx_machine import Machine, Step
+from ptx_machine import Family, Machine, Step
 from ptx_program import (
     Address,
     Immediate,
@@ -16,15 +15,6 @@ from ptx_program import (
     Register,
     Vector,
 )
-
-
-def decode(instruction: Instruction) -> Step | None:
-    """What an instruction of this family does; None of one that is not."""
-    for pattern, make in _FAMILY:
-        if found := pattern.fullmatch(instruction.opcode):
-            step: Step = make(instruction, *found.groups())
-            return step
-    return None
 
 
 def addresses(machine: Machine, place: Operand, lanes: np.ndarray) -> np.ndarray:
@@ -203,18 +193,15 @@ def settle(machine: Machine, groups: list[list[Step]], left: int) -> None:
 
 
 _SPACE = r"(global|shared)"
-_FAMILY: list[tuple[re.Pattern[str], Callable[..., Step]]] = [
-    (re.compile(pattern), make)
-    for pattern, make in (
-        (r"ld\.param\.[sub](8|16|32|64)", _parameter),
-        (rf"ld\.{_SPACE}(?:\.v([24]))?\.[ub](8|16|32|64)", _load),
-        (rf"st\.{_SPACE}(?:\.v([24]))?\.[ub](8|16|32|64)", _store),
-        (
-            rf"atom\.{_SPACE}\.gpu\.(?:acq_rel|relaxed)\.(\w+)\.([sub](?:32|64))",
-            _atomic,
-        ),
-        (r"cp\.async\.c[ag]\.shared\.global", _copy),
-        (r"cp\.async\.commit_group", _commit_copies),
-        (r"cp\.async\.wait_group", _wait_for_copies),
-    )
-]
+FAMILY: Family = (
+    (r"ld\.param\.[sub](8|16|32|64)", _parameter),
+    (rf"ld\.{_SPACE}(?:\.v([24]))?\.[ub](8|16|32|64)", _load),
+    (rf"st\.{_SPACE}(?:\.v([24]))?\.[ub](8|16|32|64)", _store),
+    (
+        rf"atom\.{_SPACE}\.gpu\.(?:acq_rel|relaxed)\.(\w+)\.([sub](?:32|64))",
+        _atomic,
+    ),
+    (r"cp\.async\.c[ag]\.shared\.global", _copy),
+    (r"cp\.async\.commit_group", _commit_copies),
+    (r"cp\.async\.wait_group", _wait_for_copies),
+)

@@ -4,11 +4,8 @@ Shapes: a warp's registers are (warps, 32), and lane l holds, of a matrix in row
 four-byte words, row l // 4 and word l % 4, as PTX lays out all of its fragments.
 """
 
-import re
-from collections.abc import Callable
-
 import numpy as np
-from ptx_machine import WARP, Machine, Step
+from ptx_machine import WARP, Family, Machine, Step
 from ptx_memory import addresses, settle
 from ptx_program import Immediate, Instruction, Operand, PtxError, Register, Vector
 
@@ -16,15 +13,6 @@ _GROUP = 4 * WARP
 _ROWS = 8
 _WAY = {1: (128, 7), 2: (64, 3), 3: (32, 1)}
 """Of a descriptor's swizzle: a row's bytes, and the rows whose chunks are told apart."""
-
-
-def decode(instruction: Instruction) -> Step | None:
-    """What an instruction of this family does; None of one that is not."""
-    for pattern, make in _FAMILY:
-        if found := pattern.fullmatch(instruction.opcode):
-            step: Step = make(instruction, *found.groups())
-            return step
-    return None
 
 
 def _everyone(operand: Operand) -> None:
@@ -268,20 +256,17 @@ def _nothing(instruction: Instruction) -> Step:
     return lambda machine: None
 
 
-_FAMILY: list[tuple[re.Pattern[str], Callable[..., Step]]] = [
-    (re.compile(pattern), make)
-    for pattern, make in (
-        (r"shfl\.sync\.(up|down|bfly|idx)\.b32", _shuffle),
-        (r"redux\.sync\.(max|min|add)\.([su])32", _reduce),
-        (r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _load_matrices),
-        (r"mma\.sync\.aligned\.m16n8k32\.row\.col(\.satfinite)?\.s32\.s8\.s8\.s32", _multiply),
-        (
-            r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k32\.s32\.s8\.s8",
-            _multiply_later,
-        ),
-        (r"wgmma\.commit_group\.sync\.aligned", _commit_products),
-        (r"wgmma\.wait_group\.sync\.aligned", _wait_for_products),
-        (r"bar\.sync", _barrier),
-        (r"wgmma\.fence\.sync\.aligned|fence\.proxy\.async(?:\.shared::cta)?", _nothing),
-    )
-]
+FAMILY: Family = (
+    (r"shfl\.sync\.(up|down|bfly|idx)\.b32", _shuffle),
+    (r"redux\.sync\.(max|min|add)\.([su])32", _reduce),
+    (r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _load_matrices),
+    (r"mma\.sync\.aligned\.m16n8k32\.row\.col(\.satfinite)?\.s32\.s8\.s8\.s32", _multiply),
+    (
+        r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k32\.s32\.s8\.s8",
+        _multiply_later,
+    ),
+    (r"wgmma\.commit_group\.sync\.aligned", _commit_products),
+    (r"wgmma\.wait_group\.sync\.aligned", _wait_for_products),
+    (r"bar\.sync", _barrier),
+    (r"wgmma\.fence\.sync\.aligned|fence\.proxy\.async(?:\.shared::cta)?", _nothing),
+)
