@@ -14,7 +14,7 @@ ALONE := tests/soak/test_challenges.py tests/soak/test_shaped.py
 # Parts that hold a daemon to times: beside them runs, at the lowest priority, what only computes.
 TIMED := tests/soak/test_connections.py tests/soak/test_hostile_network.py tests/soak/test_joining.py \
 	tests/soak/test_lan_flood.py
-COMPUTING := tests/unit/test_exact_card_targets.py tests/soak/test_thousand_nodes.py $(DEEPER)
+COMPUTING := tests/unit/test_exact_card_targets.py tests/emulated/test_compiled_code.py tests/soak/test_thousand_nodes.py $(DEEPER)
 # Every liar in turn beside honest daemons: half an hour by itself; and one of them, twice.
 ZOO := tests/e2e/test_zoo.py
 ONE_LIAR := $(addprefix $(ZOO)::,test_a_private_conviction_stays_with_the_requester \

@@ -34,6 +34,7 @@ gc.disable()
 
 NEEDS = {
     "e2e/test_kernel_jobs.py": ("torch", "triton"),
+    "emulated/test_compiled_code.py": ("torch", "triton"),
     "gpu/test_card.py": ("torch", "triton"),
     "net/test_kernel_units.py": ("torch", "triton"),
     "net/test_torch_onnx_backend.py": ("torch",),
@@ -70,6 +71,7 @@ LONG = (
     "e2e/test_shared_programs.py",
     "e2e/",
     "unit/test_exact_card.py",
+    "emulated/test_compiled_code.py",
     "net/test_card_worker.py",
     "net/test_misbehaving_worker.py",
     "net/test_hostile_programs.py",
