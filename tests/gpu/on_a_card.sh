@@ -56,6 +56,17 @@ tests() {  # NAME FILE [ARGUMENT ...]
     "$PYTHON" -m pytest "tests/gpu/$file" --junitxml="$OUT/$name.xml" -p no:cacheprovider -v "$@"
 }
 
+# Most of their time a compiler takes, hundreds of times: several processes share the card.
+several() {
+    local count=$(($(nproc) / 2))
+    [ "$count" -ge 2 ] && "$PYTHON" -c 'import xdist' 2>/dev/null && echo "--numprocesses=$count"
+}
+
+exact() {  # NAME WHICH
+    "$PYTHON" -m shoal.compute.exact.cpu  # the CPU's kernels, once, and not in every process
+    tests "$1" test_exact_on_card.py -k "$2" $(several)
+}
+
 bench() {  # PART
     "$PYTHON" tests/bench/gpu_exact.py "${BENCH[@]}" --only "$1" --results "$OUT/times.jsonl"
 }
@@ -63,8 +74,8 @@ bench() {  # PART
 step() {
     case $1 in
         env) "$PYTHON" tests/gpu/environment.py | tee "$OUT/environment.json" ;;
-        vectors) tests vectors test_exact_on_card.py -k 'not whole_model' ;;
-        models) tests models test_exact_on_card.py -k whole_model ;;
+        vectors) exact vectors 'not whole_model' ;;
+        models) exact models whole_model ;;
         torch) tests torch test_torch_on_card.py ;;
         kernels) tests kernels test_user_kernels_on_card.py ;;
         faults) tests faults test_faults_on_card.py ;;
