@@ -8,6 +8,7 @@ import datetime as dt
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def environment():
     """Everything, by name."""
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "commit": told("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+        "commit": commit(),
         "python": platform.python_version(),
         "kernel": f"{platform.release()} {platform.machine()}",
         "processors": os.cpu_count(),
@@ -56,6 +57,12 @@ def driver(about):
     versions = [device["driver"] for device in found if device.get("driver")]
     smi = about["nvidia_smi"].split(", ")
     return versions[0] if versions else smi[1] if len(smi) > 1 else "unknown"
+
+
+def commit():
+    """Of this checkout; a copy of its files alone has none."""
+    said = told("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    return said if re.fullmatch(r"[0-9a-f]+", said) else "unknown"
 
 
 def version(name):

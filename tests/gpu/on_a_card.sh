@@ -33,19 +33,20 @@ mkdir -p "$OUT" "$KEPT"
 OUT=$(realpath "$OUT")
 LOG=$OUT/log.txt
 
-# What this machine lacks. A package that is there already is left alone, and what needs
-# building is built where it can be: nothing but the daemon's jobs wants that.
+# What this machine lacks: bring no more than that, for it is found before what is there. What
+# is a source is built here, if it can be; only the daemon's jobs want such a one.
 install() {
+    local pip=("$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --upgrade
+        --no-build-isolation --disable-pip-version-check --root-user-action=ignore
+        --target "$KEPT/site")
     mkdir -p "$KEPT/wheels" "$KEPT/site"
     cp "$WHEELS"/* "$KEPT/wheels/"
     for first in "$KEPT"/wheels/*.part-aa; do
         [ -e "$first" ] && cat "${first%aa}"* > "${first%.part-aa}"
     done
-    for wheel in "$KEPT"/wheels/*.whl "$KEPT"/wheels/*.tar.gz; do
-        [ -e "$wheel" ] || continue
-        "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-build-isolation \
-            --disable-pip-version-check --root-user-action=ignore --upgrade \
-            --target "$KEPT/site" "$wheel" || echo "not installed: $(basename "$wheel")"
+    "${pip[@]}" "$KEPT"/wheels/*.whl && wheels=() || wheels=("$KEPT"/wheels/*.whl)
+    for wheel in "${wheels[@]}" "$KEPT"/wheels/*.tar.gz; do
+        [ ! -e "$wheel" ] || "${pip[@]}" "$wheel" || echo "not installed: $(basename "$wheel")"
     done
 }
 
@@ -55,6 +56,17 @@ tests() {  # NAME FILE [ARGUMENT ...]
     "$PYTHON" -m pytest "tests/gpu/$file" --junitxml="$OUT/$name.xml" -p no:cacheprovider -v "$@"
 }
 
+# Most of their time a compiler takes, hundreds of times: several processes share the card.
+several() {
+    local count=$(($(nproc) / 2))
+    [ "$count" -ge 2 ] && "$PYTHON" -c 'import xdist' 2>/dev/null && echo "--numprocesses=$count"
+}
+
+exact() {  # NAME WHICH
+    "$PYTHON" -m shoal.compute.exact.cpu  # the CPU's kernels, once, and not in every process
+    tests "$1" test_exact_on_card.py -k "$2" $(several)
+}
+
 bench() {  # PART
     "$PYTHON" tests/bench/gpu_exact.py "${BENCH[@]}" --only "$1" --results "$OUT/times.jsonl"
 }
@@ -62,8 +74,8 @@ bench() {  # PART
 step() {
     case $1 in
         env) "$PYTHON" tests/gpu/environment.py | tee "$OUT/environment.json" ;;
-        vectors) tests vectors test_exact_on_card.py -k 'not whole_model' ;;
-        models) tests models test_exact_on_card.py -k whole_model ;;
+        vectors) exact vectors 'not whole_model' ;;
+        models) exact models whole_model ;;
         torch) tests torch test_torch_on_card.py ;;
         kernels) tests kernels test_user_kernels_on_card.py ;;
         faults) tests faults test_faults_on_card.py ;;
@@ -79,7 +91,6 @@ if [ "${INSIDE-}" ]; then  # this very script, once more, so that `timeout` can 
     exit
 fi
 [ -n "${WHEELS-}" ] && install 2>&1 | tee -a "$LOG"
-# What is there goes first: packages brought along are for what is missing.
 export PYTHONPATH=$PWD/deploy/package${PYTHONPATH:+:$PYTHONPATH}:$KEPT/site
 failed=()
 for name in "$@"; do
