@@ -47,6 +47,8 @@ _TWO: dict[str, Lanewise] = {
     "mul.lo": np.multiply,
     "min": np.minimum,
     "max": np.maximum,
+    "min.relu": lambda a, b: np.maximum(np.minimum(a, b), 0),
+    "max.relu": lambda a, b: np.maximum(np.maximum(a, b), 0),
     "div": _quotient,
     "rem": _rest,
     "and": np.bitwise_and,
@@ -220,6 +222,7 @@ def _three_inputs(instruction: Instruction) -> Step:
 _INTEGER = r"([su](?:16|32|64))"
 FAMILY: Family = (
     (rf"(add|sub|mul\.lo|min|max|div|rem)\.{_INTEGER}", _two),
+    (r"((?:min|max)\.relu)\.(s32)", _two),
     (r"(and|or|xor)\.(b16|b32|b64|pred)", _two),
     (r"(neg|abs)\.(s16|s32|s64)", _one),
     (r"(not)\.(b16|b32|b64|pred)", _one),

@@ -84,14 +84,8 @@ def _load_matrices(instruction: Instruction, count: str, turned: str | None) -> 
 
     def step(machine: Machine) -> None:
         lanes = machine.whole(WARP)
-        at = addresses(machine, place, lanes).reshape(-1, WARP)
         for index, part in enumerate(parts):
-            rows = at[:, index * _ROWS : (index + 1) * _ROWS, None]  # (warps, 8, 1)
-            if (rows % 16).any():
-                raise PtxError("an address is not a multiple of 16 bytes")
-            halves = rows + np.arange(0, 16, 2, dtype=np.uint32)
-            owner = lanes.reshape(-1, WARP)[:, :1, None]
-            memory, which = machine.shared.view(halves, 2, owner)
+            memory, which = _halves(machine, place, index, lanes)
             matrix = memory[which]  # (warps, 8, 8) uint16
             if turned:
                 matrix = matrix.transpose(0, 2, 1)
@@ -99,6 +93,34 @@ def _load_matrices(instruction: Instruction, count: str, turned: str | None) -> 
             machine.put(part, lanes, value.reshape(-1))
 
     return step
+
+
+def _store_matrices(instruction: Instruction, count: str, turned: str | None) -> Step:
+    """Likewise, the other way."""
+    place, source = instruction.operands
+    parts = _registers(source)
+    assert len(parts) == int(count)
+
+    def step(machine: Machine) -> None:
+        lanes = machine.whole(WARP)
+        for index, part in enumerate(parts):
+            memory, which = _halves(machine, place, index, lanes)
+            matrix = machine.of(part, lanes, np.uint32).view(np.uint16).reshape(-1, 8, 8)
+            memory[which] = matrix.transpose(0, 2, 1) if turned else matrix
+
+    return step
+
+
+def _halves(
+    machine: Machine, place: Operand, index: int, lanes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shared memory in words of two bytes, and where a matrix lies in it, (warps, 8, 8)."""
+    at = addresses(machine, place, lanes).reshape(-1, WARP)
+    rows = at[:, index * _ROWS : (index + 1) * _ROWS, None]
+    if (rows % 16).any():
+        raise PtxError("an address is not a multiple of 16 bytes")
+    owner = lanes.reshape(-1, WARP)[:, :1, None]
+    return machine.shared.view(rows + np.arange(0, 16, 2, dtype=np.uint32), 2, owner)
 
 
 def _multiply(instruction: Instruction, saturating: str | None) -> Step:
@@ -260,6 +282,7 @@ FAMILY: Family = (
     (r"shfl\.sync\.(up|down|bfly|idx)\.b32", _shuffle),
     (r"redux\.sync\.(max|min|add)\.([su])32", _reduce),
     (r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _load_matrices),
+    (r"stmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _store_matrices),
     (r"mma\.sync\.aligned\.m16n8k32\.row\.col(\.satfinite)?\.s32\.s8\.s8\.s32", _multiply),
     (
         r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k32\.s32\.s8\.s8",

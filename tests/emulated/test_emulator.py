@@ -83,6 +83,7 @@ ONE_EACH = [
     ("setp.ne.f64 %p1, %rd10, %rd11", [f64(NAN), f64(1)], 0),
     ("setp.geu.f64 %p1, %rd10, %rd11", [f64(0), f64(1)], 0),
     ("setp.eq.f64 %p1, %rd10, %rd11", [f64(0.0), f64(-0.0)], 1),
+    ("max.relu.s32 %r9, %r10, -5", [LOW], 0),
     ("setp.lt.s32 %p1, %r10, 0", [LOW], 1),
     ("setp.lt.u32 %p1, %r10, 1", [LOW], 0),
     ("div.s64 %rd9, %rd10, %rd11", [-7 & HIGH, 2], -3 & HIGH),
