@@ -41,7 +41,7 @@ HALFWAY = np.array(
         (1 + 2.0**-12, 1 + 2.0**-12), (1 + 2.0**-12, 1 + 3 * 2.0**-12),  # and products
         (TINY, 0.5), (TINY, 1 - STEP / 2), (-TINY, 1 - STEP),
         (2.0**-63, 2.0**-63 * (1 - STEP / 2)),
-        (3.4028234e38, 1 + STEP), (3.4028234e38, 1e31),  # overflows, or just does not
+        (3.4028234e38, 1),  # what all but overflows
     ],
     F,
 )  # fmt: skip
@@ -69,9 +69,9 @@ class Call:
         """The bits of the result, or the error."""
         try:
             result = getattr(kernels, self.method)(*self.arguments, **self.options)
+            return result.shape, np.ascontiguousarray(result).tobytes()
         except ExactError as error:
             return error.code, error.message
-        return result.shape, np.ascontiguousarray(result).tobytes()
 
 
 def calls():
@@ -93,17 +93,20 @@ def elementwise_calls():
         call = partial(Call, method="unary")
         yield call(f"{name} middle", arguments=(name, middle))
         yield call(f"{name} above", arguments=(name, above))
+        yield call(f"{name} wide", arguments=(name, np.clip(x, -1e6, 1e6)))
         yield call(f"{name} all", arguments=(name, x))
         yield call(f"{name} masked", arguments=(name, np.array([-np.inf, 1], F)))
     y = np.where(np.roll(x, 7) == 0, F(1.25), np.roll(x, 7))
-    left, right = np.ascontiguousarray(HALFWAY[:-1].T)
+    left, right = np.ascontiguousarray(HALFWAY.T)
     whole = np.round(np.clip(y, -5, 5)) + 1
+    whole[whole == 0] = 7
+    large = np.array([3.4028234e38], F)
     for name in get_args(BinaryName):
         call = partial(Call, method="binary")
         yield call(f"{name} all", arguments=(name, x, y))
         yield call(f"{name} above", arguments=(name, above, whole))
         yield call(f"{name} halfway", arguments=(name, left, right))
-        yield call(f"{name} too large", arguments=(name, *HALFWAY[-1:].T.copy()))
+        yield call(f"{name} too large", arguments=(name, large, np.array([1.5], F)))
         yield call(f"{name} one", arguments=(name, x[:1], y[:1]))
         wide = x[:1200].reshape(6, 10, 20)
         yield call(f"{name} bias", arguments=(name, wide, y[:20]))
@@ -173,7 +176,7 @@ DAILY = (
     "admit",
     "exp middle",
     "gelu middle",
-    "sin all",
+    "sin wide",
     "sqrt above",
     "div above",
     "mul halfway",
@@ -203,9 +206,10 @@ def compiler(tmp_path_factory):
 
 @pytest.mark.parametrize("name", DAILY)
 def test_compiled_for_an_h100_or_h200_a_kernel_gives_the_reference_s_bits(name, compiler):
-    card = EmulatedCard(compiler, 90)
-    call = CALLS[name]
-    assert call.outcome(CardKernels(card)) == call.outcome(REFERENCE)
+    card, call = EmulatedCard(compiler, 90), CALLS[name]
+    expected = call.outcome(REFERENCE)
+    assert isinstance(expected[0], tuple), "an error says little about the code"
+    assert call.outcome(CardKernels(card)) == expected
     assert card.launched
 
 
