@@ -1,7 +1,7 @@
 """One swarm of three real daemons for all end-to-end tests, mended before each.
 
-No daemon that a test starts offers the class exact but where the fixture ``exact`` is asked
-for, since it takes each of them long: see `kernels`.
+No daemon offers the class exact but where the fixture ``exact`` is asked for by a test that
+starts it, or ``exact_swarm`` for the swarm, since it takes each of them long: see `kernels`.
 """
 
 from pathlib import Path
@@ -27,7 +27,14 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="module")
 def exact():
-    """Daemons come to offer the class exact, some ten seconds of a core later each."""
+    """Daemons that are started come to offer the class exact, ten seconds of a core later."""
+    with turn().free():
+        yield
+
+
+@pytest.fixture(scope="module")
+def exact_swarm():
+    """The daemons of the swarm do too: all three, and from then on."""
     with turn().given():
         yield
 

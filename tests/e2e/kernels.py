@@ -3,8 +3,9 @@
 Each daemon that gets its turn spends some ten seconds of a core on the class: a process
 finds the kernels compiled, its workers start anew with them, and it measures itself. Few
 tests are about that. So the daemons of `tests/e2e` find another process at it, as where
-another daemon of this user compiles, and offer the other classes until a test asks for
-the fixture ``exact``. That other process is the one that runs the tests.
+another daemon of this user compiles, and offer the other classes. That other process is the
+one that runs the tests. Where a test asks for the fixture ``exact``, those that it starts
+find nobody; for ``exact_swarm`` those that wait have their turn, and they are three.
 """
 
 import fcntl
@@ -15,23 +16,44 @@ from functools import cache
 from pathlib import Path
 
 import platformdirs
+import pytest
 
 
 class Turn:
-    """The turn to compile, in a cache of this process's own; it is held but for `given`.
+    """The turn to compile, in caches of this process's own: one where it is held, one free.
 
-    What was compiled for this user before is found there too.
+    What was compiled for this user before is found in both.
     """
 
     def __init__(self):
         self._directory = tempfile.TemporaryDirectory(prefix="shoal-kernels-")
-        cache_directory = Path(self._directory.name)
+        root = Path(self._directory.name)
+        self._held, self._free = root / "held", root / "free"
         users = os.environ.get("NUMBA_CACHE_DIR") or platformdirs.user_cache_dir("shoal")
-        for compiled in Path(users).glob("exact-*"):
-            (cache_directory / compiled.name).symlink_to(compiled)
-        self._lock = (cache_directory / "compiling.lock").open("w")
+        for place in (self._held, self._free):
+            place.mkdir()
+            for compiled in Path(users).glob("exact-*"):
+                (place / compiled.name).symlink_to(compiled)
+        self._lock = (self._held / "compiling.lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.environment = {"NUMBA_CACHE_DIR": str(cache_directory)}
+        self._place = self._held
+
+    @property
+    def environment(self):
+        """What a daemon that is started now has to have in its environment."""
+        return {"NUMBA_CACHE_DIR": str(self._place)}
+
+    @contextmanager
+    def free(self):
+        """Daemons that are started meanwhile find nobody at it."""
+        before, self._place = self._place, self._free
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            try:
+                yield
+            finally:
+                self._place = before
 
     @contextmanager
     def given(self):

@@ -11,7 +11,7 @@ from shoal.compute.exact.spec import SPEC_VERSION
 from shoal.node.records import JobState
 from shoal.protocol.statements import open_receipt
 
-pytestmark = pytest.mark.usefixtures("exact")
+pytestmark = pytest.mark.usefixtures("exact_swarm")
 MEASURED_LIMIT_S = 120
 SHOWN_LIMIT_S = 90
 
@@ -88,7 +88,7 @@ def test_a_claim_is_measured_then_shown_and_counts_by_who_has_seen_it(swarm, str
     assert found["shown"] >= found["claimed"] / 3
     assert claims_about(asker, prover.peer).proven
     eventually(  # by the advert, since the asker is on its allow list
-        lambda: claims_about(other, prover.peer).proven, 30, "a third node counts it"
+        lambda: claims_about(other, prover.peer).proven, 60, "a third node counts it"
     )
     table = shoal("peers", node=asker).stdout
     assert "GMAC/s proven" in table

@@ -7,6 +7,7 @@ import user_kernels
 from attacker import ask, make_call, open_greeted
 from daemons import eventually, shoal
 
+from shoal.node.demo.swarm import Swarm
 from shoal.node.errors import DaemonError
 from shoal.node.network import open_network
 from shoal.protocol.negotiation_messages import Bid, Reason, Refusal
@@ -84,8 +85,18 @@ def test_a_program_of_the_daemons_is_run_again_by_its_id(node, programs):
     assert again.manifest == programs["softmax"].manifest
 
 
-@pytest.mark.usefixtures("exact")  # until its canaries are in, a node says that it is busy
-async def test_a_node_without_a_gpu_refuses_the_call_of_a_friend(node, programs, attacker_key):
+@pytest.fixture
+def friends_node(exact, attacker_key):
+    """A daemon that serves the attacker; until its canaries are in, it says that it is busy."""
+    with Swarm(1, settings=[f"--allow={attacker_key.peer_id}", "--serve=friends"]) as swarm:
+        swarm.start_all()
+        yield swarm.nodes[0]
+
+
+async def test_a_node_without_a_gpu_refuses_the_call_of_a_friend(
+    friends_node, programs, attacker_key
+):
+    node = friends_node
     place = node.address.rpartition("/p2p/")[0]
     program = programs["softmax"].program_id
     async with open_network(attacker_key, ["/ip4/127.0.0.1/tcp/0"]) as network:
