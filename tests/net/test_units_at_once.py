@@ -119,7 +119,7 @@ async def test_where_a_card_runs_one_unit_at_a_time_the_next_one_waits(card):
 
 @pytest.mark.parametrize(
     ("lent_bytes", "memory_bytes"),
-    [(3 << 30, 1 << 28), (LENT_BYTES, 3 << 28)],
+    [(5 << 29, 1 << 28), (LENT_BYTES, 3 << 28)],
     ids=["the card's", "the machine's"],
 )
 async def test_a_unit_whose_memory_is_not_there_waits_and_does_not_fail_for_it(
