@@ -31,7 +31,7 @@ def head_of(message, attachments=()):
         frames.Prepare("p", ("a", "b"), LIMITS),
         frames.Prepare("p", ("a", "b"), LIMITS, "low", "p low"),
         frames.Run("p", ("x",), LIMITS),
-        frames.Measure("memory", 0.1),
+        frames.Measure("memory", 0.1, 1 << 20),
         frames.Prove(b"r" * 32, 4, 8, 2, "x20", 3.0),
         frames.Recompute(b"r" * 32, 8, "x20", ((b"s" * 32, 3),)),
     ],
