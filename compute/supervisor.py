@@ -618,7 +618,7 @@ class Worker:
         if self._lost is not None:
             raise self._lost
         room = self._rooms.pop(requester, None)
-        if room is not None and not room.process.alive:
+        if room is not None and not room.process.usable:
             await room.process.end()  # it died between two units: no unit's fault
             room = None
         if room is None:

@@ -5,7 +5,10 @@ executor in its table, which runs programs on the CPU and raises what torch and 
 raise, in their words, where the first number of an input asks for it.
 """
 
+import mmap
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +23,12 @@ from shoal.compute.executors.table import Entry
 FINE, OUT_OF_MEMORY, HANGS, BROKEN, GONE, DIES, IN_OTHER_WORDS = (
     *(0.0, 1e3, 2e3, 3e3, 4e3, 5e3, 6e3),
 )
+HOARDS, SHARES, HAS_A_CHILD_HOARD, LEAVES_BEHIND = 7e3, 8e3, 9e3, 10e3
+
+HOARD_BYTES = 256 << 20
+"""What the last four take of the machine's memory."""
+
+BEHIND = []
 
 GONE_IS = Path(os.environ.get("FAULTY_CARD", "/nowhere")).exists()
 """Whether the card is gone; looked at while files may still be opened."""
@@ -31,6 +40,23 @@ class OutOfMemoryError(RuntimeError):
 
 class AcceleratorError(RuntimeError):
     """The same."""
+
+
+def hoard(first):
+    """Take of the machine's memory, where a number asks for it."""
+    if first == HOARDS:
+        BEHIND.append(bytearray(b"x") * HOARD_BYTES)
+        time.sleep(60)
+    elif first == SHARES:  # as what a driver pins is
+        shared = mmap.mmap(-1, HOARD_BYTES)
+        for _ in range(HOARD_BYTES >> 20):
+            shared.write(b"x" * (1 << 20))
+        time.sleep(60)
+    elif first == HAS_A_CHILD_HOARD:
+        code = f"import time; x = bytearray(b'x') * {HOARD_BYTES}; time.sleep(60)"
+        subprocess.run([sys.executable, "-I", "-S", "-c", code], check=False)
+    elif first == LEAVES_BEHIND:
+        BEHIND.append(bytearray(b"x") * HOARD_BYTES)
 
 
 class Faulty(OnnxRuntimeCpu):
@@ -62,6 +88,8 @@ class Faulty(OnnxRuntimeCpu):
                     ) from None
             case first if first == DIES:
                 os.abort()
+            case first:
+                hoard(first)
         return super().run(handle, inputs)
 
 
