@@ -87,7 +87,7 @@ class Start(_Message):
     be in the cache by then. ``memory_bytes`` is the most that any unit may ask for.
     ``niceness`` is the worker's once it has loaded what it needs. ``card`` is what units
     run on; None is the CPU. ``scratch`` is a card's worker's own directory, the only
-    place where it may write.
+    place where it may write. Of ``home``, the daemon's, it may read nothing.
     """
 
     threads: int
@@ -97,6 +97,7 @@ class Start(_Message):
     niceness: int = 5
     card: Card | None = None
     scratch: str = ""
+    home: str = ""
 
 
 class Convert(_Message):

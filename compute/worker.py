@@ -99,7 +99,7 @@ class Worker:
 
     def __init__(self, start: frames.Start) -> None:
         self._card = start.card
-        self._scratch = start.scratch
+        self._scratch, self._home = start.scratch, start.home
         self._missing: list[Lack] = []
         self._loaded: list[tuple[Entry, Make]] = []
         self._executors: dict[NumericClass, Executor[Any]] = {}
@@ -123,7 +123,7 @@ class Worker:
         """
         priority.yield_to_owner(self._niceness)  # threads that start later have it too
         lock = (
-            lock_in(GPU, of_card_worker(self._scratch, self._card.pci))
+            lock_in(GPU, of_card_worker(self._scratch, self._card.pci, home=self._home))
             if self._card
             else lock_in(CPU)
         )
