@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import shoal
 from shoal.compute.devices.abilities import Canaries, executor_of, takes_units, with_abilities
 from shoal.compute.devices.inventory import Inventory, Lack
-from shoal.compute.executors.base import Evidence
+from shoal.compute.executors.base import Evidence, NumericClass
 from shoal.node.addresses import address_of
 from shoal.node.bidding import Terms
 from shoal.node.serving import withheld
@@ -83,6 +83,15 @@ class Capacity:
             for probe in self.canaries.get(device, Canaries()).probes
             if wanted(probe)
         }
+
+    @property
+    def triton(self) -> str:
+        """The version of Triton by which a card here runs kernels; "" where none does."""
+        for device in self.units_run_on():
+            for probe in self.canaries.get(device, Canaries()).probes:
+                if probe.numeric_class is NumericClass.KERNEL and takes_units(probe):
+                    return probe.runtime.split()[1][:64]
+        return ""
 
     def offer(
         self,
@@ -155,6 +164,7 @@ def make_advert(
         ),
         providing=config.provide and owner.announces_open and not capacity.draining,
         via=reached.via,
+        triton=capacity.triton,
     )
 
 

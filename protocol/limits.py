@@ -14,14 +14,15 @@ from msgspec import Meta
 PROTOCOL_MAJOR = 1
 """Nodes of different majors refuse each other and say what to upgrade."""
 
-PROTOCOL_MINOR = 5
+PROTOCOL_MINOR = 6
 """A newer minor adds words that are said only to peers whose hello names it.
 
 1.1 brought capability challenges; 1.2 moved proofs of capability from the advert into
 messages of their own, put the version into every statement, and brought dial-backs and
 introductions; 1.3 brought many units in one message, and outputs that stay with their
 provider; 1.4 brought what catches liars: draws, acknowledgements, traces and accusations;
-1.5 brought bulk channels, and units that go out with the award.
+1.5 brought bulk channels, and units that go out with the award;
+1.6 says which Triton a node's cards have.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20
