@@ -30,7 +30,10 @@ Make: TypeAlias = Callable[[], Executor[Any]]
 TORCH_DEVICE: Final = "cuda:0"
 """A card's worker sees its own card alone; torch's builds for ROCm call it so too."""
 
-INSTALL_GPU: Final = "`pip install 'shoal[gpu]'` into the environment that shoal runs in"
+INSTALL_GPU: Final = (
+    "in a checkout of shoal: `pip install -c constraints.txt '.[gpu]'`, into the environment "
+    "that shoal runs in"
+)
 
 
 @dataclass(frozen=True, slots=True)

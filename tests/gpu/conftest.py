@@ -11,7 +11,7 @@ def why_not():
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "kernels of this process run in Triton's interpreter: `make test-gpu`"
     if find_spec("torch") is None:
-        return "PyTorch is not installed: pip install 'shoal[gpu]'"
+        return "PyTorch is not installed: pip install -c constraints.txt '.[gpu]'"
     import torch  # it takes seconds, and most processes stop above
 
     if not torch.cuda.is_available():

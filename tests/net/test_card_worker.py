@@ -26,7 +26,7 @@ from shoal.crypto.content import blob_id_of
 
 pytestmark = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("triton") is None,
-    reason="the executors of cards take torch and Triton: pip install 'shoal[gpu]'",
+    reason="executors of cards take torch and Triton: pip install -c constraints.txt '.[gpu]'",
 )
 
 START = frames.Start(
