@@ -298,7 +298,7 @@ class Worker:
         """Measure this device, or do a capability challenge's work."""
         return measuring.answer(request, self._executors)
 
-    def _executor_of(self, numeric_class: NumericClass) -> Executor[Any]:
+    def _executor_of(self, numeric_class: NumericClass) -> Any:  # that of a class may do more
         try:
             return self._executors[numeric_class]
         except KeyError:
@@ -368,7 +368,7 @@ class Worker:
         if self._card is None:
             return
         heard = error.__context__ if isinstance(error, PLACED) else error
-        fault = heard and fault_of(heard, self._card.id, limits.memory_bytes)
+        fault = fault_of(heard, self._card.id, limits.memory_bytes) if heard else None
         if fault is None and isinstance(error, ComputeError) and error.code in ENDS_WORKER:
             fault = error
         if fault is None:
@@ -381,10 +381,10 @@ class Worker:
 
 def _lack(entry: Entry, error: Exception) -> Lack:
     """Why an executor is not there."""
-    shoals = isinstance(error, ComputeError)
-    reason = error.message if shoals else f"{type(error).__name__}: {error!s:.200}"
+    shoals = error if isinstance(error, ComputeError) else None
+    reason = shoals.message if shoals else f"{type(error).__name__}: {error!s:.200}"
     text = f"{entry.name} ({entry.numeric_class.value}): {reason:.300}"
-    return failed(text, error.hint if shoals else "")
+    return failed(text, shoals.hint if shoals else "")
 
 
 def _class_of(named: str, manifest: AnyManifest) -> NumericClass:
@@ -561,8 +561,9 @@ def _receive(
     if head is None:
         return None
     request, sizes, inline, answer_bytes = frames.decode_request(head)
-    attachments: list[Buffer] | None = []
+    attachments: list[Buffer] | None
     if inline:
+        attachments = []
         for size in sizes:
             attachment = _receive_exactly(channel, size)
             if attachment is None:

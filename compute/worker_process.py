@@ -106,6 +106,7 @@ async def compile_kernels() -> None:
         start_new_session=True,
     )
     said = b""
+    assert process.stderr is not None
     with process.stderr as pipe:
         os.set_blocking(pipe.fileno(), False)
         try:
@@ -355,13 +356,16 @@ class WorkerProcess:
 
     async def _receive_some(self, size: int) -> bytes:
         """Wait for bytes, with an eye on the memory of a card's worker."""
-        if self._memory is None:
-            return await self._stream.socket.recv(size)
-        while True:
+        data: bytes | None = None
+        while data is None:
+            if self._memory is None:
+                data = await self._stream.socket.recv(size)
+                continue
             if trio.current_time() >= self._memory.look_at_s:
                 await self._memory.look()
             with trio.move_on_at(self._memory.look_at_s):
-                return await self._stream.socket.recv(size)
+                data = await self._stream.socket.recv(size)
+        return data
 
     async def end(self) -> str:
         """Kill the process if it still runs, and wait until it is gone. Call it once.

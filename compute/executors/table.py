@@ -119,7 +119,7 @@ def _exact_by_numba(start: Start) -> Make:
     import numba
     import numpy.ma  # noqa: F401  # numba asks whether arrays are masked: later is too late
 
-    if numba.config.DISABLE_JIT:  # then the kernels are plain Python, and nothing says so
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # then the kernels are plain Python, and nothing says so
         raise ComputeError("numba's compiler is switched off", code="probe_failed")
     from shoal.compute.exact.cpu.kernels import CpuKernels
     from shoal.compute.executors.exact import Exact
