@@ -62,7 +62,7 @@ class CardMeter(Meter):
         super().__init__()
         self.allocator = allocator
 
-    def set_hard(self, _: HardLimits) -> None:
+    def set_hard(self, limits: HardLimits) -> None:  # noqa: ARG002  # of memory it is not
         """Set what cannot be raised again; see `Meter.set_hard`."""
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -157,4 +157,4 @@ class ChallengeWork:
 
 def _bytes(product: Floats) -> memoryview:
     """The values as the bytes that are hashed: float32, little-endian, row after row."""
-    return memoryview(np.ascontiguousarray(product, "<f4")).cast("B")
+    return np.ascontiguousarray(product, "<f4").data.cast("B")

@@ -164,8 +164,8 @@ def _take_weights(graph: GraphProto) -> dict[str, bytes]:
         else:
             inline.append(numpy_helper.from_array(array, tensor.name))
     fed_count = len(inputs) - len(weights)
-    inputs = inputs[:fed_count] + sorted(inputs[fed_count:], key=lambda value: value.name)
-    _replace(graph.initializer, sorted(inline, key=lambda tensor: tensor.name))
+    inputs = inputs[:fed_count] + sorted(inputs[fed_count:], key=_name)
+    _replace(graph.initializer, sorted(inline, key=_name))
     _replace(graph.input, inputs)
     return weights
 
@@ -288,13 +288,18 @@ def _strip_graph(graph: GraphProto) -> None:
             dim.ClearField("denotation")
 
 
+def _name(part: Any) -> str:
+    name: str = part.name
+    return name
+
+
 def _strip_node(node: NodeProto) -> None:
     for field in ("doc_string", "metadata_props", "device_configurations"):
         node.ClearField(field)
     node.name = node.name or next(iter(node.output), "")  # errors name their node
     for attribute in node.attribute:
         attribute.ClearField("doc_string")
-    _replace(node.attribute, sorted(node.attribute, key=lambda attribute: attribute.name))
+    _replace(node.attribute, sorted(node.attribute, key=_name))
 
 
 def _read_external(tensor: TensorProto, directory: Path) -> None:

@@ -15,6 +15,7 @@ from shoal.compute import frames
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.card_faults import ENDS_WORKER
 from shoal.compute.frames import FrameError, UnitLimits
+from shoal.compute.host_memory import HostMemoryError
 from shoal.compute.unit_runs import Execution, Outcome, UnitRun
 from shoal.compute.worker_process import WorkerGoneError, WorkerProcess
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 GRACE_S: Final = 2.0
 """How long after its time limit a unit may take to end by itself; then its worker is ended."""
+
+_BREAKS: Final = (WorkerGoneError, FrameError, HostMemoryError, OSError)
+"""What an exchange ends by, and its process with it."""
 
 Answer = TypeVar("Answer", bound=frames.Answer)
 
@@ -54,7 +58,7 @@ async def exchange(
             answer, received = await process.exchange(
                 request, attachments, limits.output_bytes, in_file_from
             )
-    except (WorkerGoneError, FrameError, OSError) as error:
+    except _BREAKS as error:
         raise await _broken(process, error) from None
     finally:  # after a cancellation too
         sound = isinstance(answer, (kind, frames.Failed)) and not _ends_worker(answer)
@@ -105,7 +109,7 @@ async def exchange_many(
             if answer is None or _ends_worker(answer):
                 return dealt_with
         sound = True
-    except (WorkerGoneError, FrameError, OSError) as error:
+    except _BREAKS as error:
         why = await _broken(process, error)
         if len(units) == 1:
             units[0].end(why)
@@ -142,11 +146,19 @@ def _outcome(
 
 
 async def _broken(
-    process: WorkerProcess, error: WorkerGoneError | FrameError | OSError
+    process: WorkerProcess, error: WorkerGoneError | FrameError | HostMemoryError | OSError
 ) -> ComputeError:
     """What to say of an exchange that broke."""
     if isinstance(error, FrameError):
         return nonsense(str(error))
+    if isinstance(error, HostMemoryError):
+        return ComputeError(
+            f"the unit took {error.taken_bytes / 1e6:.0f} MB of the machine's memory, where "
+            f"{error.allowed_bytes / 1e6:.0f} MB are allowed beside the card's, and its worker "
+            "was ended",
+            code="memory_limit",
+            hint="ask for more memory, or split the inputs into smaller batches",
+        )
     if isinstance(error, OSError):
         return ComputeError(
             f"there is no memory to hand the unit's tensors over in: {error.strerror}",

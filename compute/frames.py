@@ -80,14 +80,14 @@ class UnitLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_bytes: int
 
 
-class Start(_Message):
+class Start(_Message, frozen=True):
     """The first request: lock yourself in, and run the canaries. Answer: `Started`.
 
     ``exact`` asks for the executor of the class `exact` too, whose kernels should
     be in the cache by then. ``memory_bytes`` is the most that any unit may ask for.
     ``niceness`` is the worker's once it has loaded what it needs. ``card`` is what units
     run on; None is the CPU. ``scratch`` is a card's worker's own directory, the only
-    place where it may write.
+    place where it may write. Of ``home``, the daemon's, it may read nothing.
     """
 
     threads: int
@@ -97,16 +97,17 @@ class Start(_Message):
     niceness: int = 5
     card: Card | None = None
     scratch: str = ""
+    home: str = ""
 
 
-class Convert(_Message):
+class Convert(_Message, frozen=True):
     """Convert the attached ONNX model. Answer: `Converted`, the blobs attached."""
 
     limits: UnitLimits
     precision: str | None
 
 
-class Prepare(_Message):
+class Prepare(_Message, frozen=True):
     """Load and keep a program; its blobs are attached, in this order. Answer: `Prepared`.
 
     ``numeric_class`` is the one it is run in; "" is by its manifest, `exact` or `fp32`.
@@ -120,7 +121,7 @@ class Prepare(_Message):
     held_as: str = ""
 
 
-class Run(_Message):
+class Run(_Message, frozen=True):
     """Run a kept program on the attached tensors. Answer: `Ran`, the outputs attached.
 
     ``program_id`` is what the program is held as, here and in what follows. ``trace``
@@ -133,7 +134,7 @@ class Run(_Message):
     trace: bool = False
 
 
-class RunMany(_Message):
+class RunMany(_Message, frozen=True):
     """Run a kept program on one set of the attached tensors after another.
 
     Answer: a frame for each set, in order, as soon as it has run: `Ran`, its outputs in
@@ -154,7 +155,7 @@ class RunMany(_Message):
     trace: bool = False
 
 
-class Trace(_Message):
+class Trace(_Message, frozen=True):
     """Run a kept program on the attached tensors, for its leaves. Answer: `Traced`.
 
     ``stage`` says of which stage the operators' leaves are wanted; of all, where it is None.
@@ -166,7 +167,7 @@ class Trace(_Message):
     stage: int | None
 
 
-class TensorsOf(_Message):
+class TensorsOf(_Message, frozen=True):
     """Run a kept program on the attached tensors up to one node. Answer: `NodeTensors`."""
 
     program_id: str
@@ -175,7 +176,7 @@ class TensorsOf(_Message):
     index: int
 
 
-class Judge(_Message):
+class Judge(_Message, frozen=True):
     """Judge the fraud proof that is attached first; its blobs follow. Answer: `Judged`.
 
     Attributes:
@@ -187,7 +188,7 @@ class Judge(_Message):
     processor_s: float
 
 
-class Measure(_Message):
+class Measure(_Message, frozen=True):
     """Multiply in a class, or copy memory, for about so long. Answer: `Measured`.
 
     Attributes:
@@ -203,7 +204,7 @@ class Measure(_Message):
     depth: int = 1
 
 
-class Prove(_Message):
+class Prove(_Message, frozen=True):
     """Do a capability challenge's work, or give it up. Answer: `Proved`."""
 
     root: bytes
@@ -214,7 +215,7 @@ class Prove(_Message):
     time_limit_s: float
 
 
-class Recompute(_Message):
+class Recompute(_Message, frozen=True):
     """Compute rows of a challenge's products: (seed of the step, row). Answer: `Recomputed`."""
 
     root: bytes
@@ -223,7 +224,7 @@ class Recompute(_Message):
     rows: tuple[tuple[bytes, int], ...]
 
 
-class Started(_Message):
+class Started(_Message, frozen=True):
     """What the canary of each executor showed, and what keeps others from being there.
 
     ``sandbox`` says how the worker is locked in, or why not; ``sandboxed``, whether that
@@ -236,14 +237,14 @@ class Started(_Message):
     sandboxed: bool
 
 
-class Converted(_Message):
+class Converted(_Message, frozen=True):
     """The program made; ``blob_ids`` name the attachments."""
 
     program_id: str
     blob_ids: tuple[str, ...]
 
 
-class Prepared(_Message):
+class Prepared(_Message, frozen=True):
     """The program is kept, and these are all that are; what they take of a card."""
 
     held: tuple[str, ...]
@@ -255,7 +256,7 @@ _StageLeaf = Annotated[bytes, msgspec.Meta(min_length=1, max_length=STAGE_LEAF_L
 _StageLeaves = Annotated[tuple[_StageLeaf, ...], msgspec.Meta(max_length=STAGES_LIMIT)]
 
 
-class Ran(_Message):
+class Ran(_Message, frozen=True):
     """The outputs' names, what ran, and the time from the inputs' arrival to the result.
 
     ``stages`` are the leaves of the unit's stages, where they were asked for.
@@ -267,7 +268,7 @@ class Ran(_Message):
     stages: _StageLeaves = ()
 
 
-class Traced(_Message):
+class Traced(_Message, frozen=True):
     """The leaves, in two attachments (`pack_leaves`).
 
     First the operators'; then those of the stages that these reach the end of, which are
@@ -275,14 +276,14 @@ class Traced(_Message):
     """
 
 
-class NodeTensors(_Message):
+class NodeTensors(_Message, frozen=True):
     """A node's leaf; ``blob_ids`` name the attachments."""
 
     blob_ids: Annotated[tuple[HexId, ...], msgspec.Meta(max_length=LEAF_VALUES_LIMIT)]
     leaf: _Leaf
 
 
-class Judged(_Message):
+class Judged(_Message, frozen=True):
     """What the proof shows, of whom, and why, in a sentence for people.
 
     Attributes:
@@ -295,21 +296,21 @@ class Judged(_Message):
     processor_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 
 
-class Paused(_Message):
+class Paused(_Message, frozen=True):
     """The time of a `RunMany` is over; what was not answered was not run."""
 
 
 _Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e18)]
 
 
-class Measured(_Message):
+class Measured(_Message, frozen=True):
     """So many multiply-adds, or bytes read and written, in so many seconds."""
 
     amount: _Positive
     elapsed_s: _Positive
 
 
-class Proved(_Message):
+class Proved(_Message, frozen=True):
     """Of each step, the digests of its product's rows, joined, and their Merkle root."""
 
     leaves: Annotated[
@@ -320,13 +321,13 @@ class Proved(_Message):
     elapsed_s: _Positive
 
 
-class Recomputed(_Message):
+class Recomputed(_Message, frozen=True):
     """The digests of the rows asked for, joined."""
 
     leaves: Annotated[bytes, msgspec.Meta(max_length=32 * CHALLENGE_PLACES_LIMIT)]
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True):
     """A `ProgramError` (``of_program``) or a `ComputeError`."""
 
     of_program: bool

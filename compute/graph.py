@@ -97,8 +97,8 @@ def _walk_graph(graph: GraphProto, depth: int, holder: NodeProto | None) -> Iter
     yield Site(graph, depth, holder)
     if depth >= _WALK_DEPTH_LIMIT:
         return
-    for tensor in (*graph.initializer, *graph.sparse_initializer):
-        yield Site(tensor, depth)
+    yield from (Site(tensor, depth) for tensor in graph.initializer)
+    yield from (Site(tensor, depth) for tensor in graph.sparse_initializer)
     for node in graph.node:
         yield Site(node, depth, node)
         for attribute in node.attribute:

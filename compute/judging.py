@@ -190,7 +190,8 @@ def _reference_result(
         )
         results = plan.run(arrays)
     except ExactError as error:
-        return error.code
+        code: str = error.code
+        return code
     return {name: blob_id_of(to_blob(array)) for name, array in results.items()}
 
 

@@ -48,7 +48,8 @@ def _span(program: Operators, stage: int | None) -> range:
     count = len(program.stages.ends)
     if stage >= count:
         convict(f"it has a stage {stage}, and the program {count} of them")
-    return program.stages.span(stage)
+    span: range = program.stages.span(stage)
+    return span
 
 
 def _operator_leaf(data: bytes) -> OperatorLeaf:

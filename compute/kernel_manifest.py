@@ -400,7 +400,7 @@ def _check_ports(manifest: KernelManifest) -> None:
             )
 
 
-def _check_arguments(manifest: KernelManifest, symbols: set[str | int]) -> None:
+def _check_arguments(manifest: KernelManifest, symbols: set[str]) -> None:
     ports = {port.name: port for port in (*manifest.inputs, *manifest.outputs)}
     if len({argument.name for argument in manifest.arguments}) < len(manifest.arguments):
         raise _bad("the manifest gives one name to two arguments")
@@ -419,7 +419,7 @@ def _check_arguments(manifest: KernelManifest, symbols: set[str | int]) -> None:
             )
 
 
-def _is_number(value: float | str, kind: str, symbols: set[str | int]) -> bool:
+def _is_number(value: float | str, kind: str, symbols: set[str]) -> bool:
     """Whether a number, or a symbol's size, is of one of Triton's types."""
     if kind in FLOATS:  # written as a float, so that equal numbers have one encoding
         return isinstance(value, float) and abs(value) <= FLOATS[kind]

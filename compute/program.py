@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final
 
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
@@ -173,9 +173,10 @@ def _repeated_name(graph: GraphProto) -> object:
 
 
 def _overlong_name(graph: GraphProto) -> object:
-    values = (*graph.input, *graph.output, *graph.initializer)
+    values = chain(graph.input, graph.output)
+    names = chain((v.name for v in values), (tensor.name for tensor in graph.initializer))
     return next(
-        (printable(v.name) for v in values if not 0 < len(v.name.encode()) <= NAME_LIMIT_BYTES),
+        (printable(name) for name in names if not 0 < len(name.encode()) <= NAME_LIMIT_BYTES),
         None,
     )
 

@@ -114,7 +114,7 @@ class Rooms:
     def free_room(self, requester: str, held_as: str) -> Room | None:
         """A process of the requester's that runs nothing, which holds a program if any does."""
         free = [r for r in self._rooms if r.requester == requester and r.idle]
-        free = [room for room in free if room.process.alive]
+        free = [room for room in free if room.process.usable]
         return max(free, key=lambda room: (held_as in room.held, room.used_at_s), default=None)
 
     def fits(self, wanted: Use) -> bool:
@@ -304,8 +304,8 @@ class Rooms:
         async with self._clearing:  # another one may be making room just now
             while (room := self._in_the_way(seat)) is not None:
                 await self.end(room)
-            if seat.room is not None and not seat.room.process.alive:
-                await self.end(seat.room)  # it died between two units: no unit's fault
+            if seat.room is not None and not seat.room.process.usable:
+                await self.end(seat.room)  # it died, or holds too much: no unit's fault
                 seat.room = None
         if seat.room is not None:
             self._rooms.remove(seat.room)
@@ -322,7 +322,7 @@ class Rooms:
     def _in_the_way(self, seat: Seat) -> Room | None:
         """What is to end next before this one begins: one that is dead, or one too many."""
         idle = [room for room in self._rooms if room.idle]
-        dead = [room for room in idle if not room.process.alive]
+        dead = [room for room in idle if not room.process.usable]
         surplus = len(self._rooms) + (seat.room is None) - self._kept
         if self._lent_bytes:
             running = [each.use for each in self.seats]

@@ -100,7 +100,7 @@ class Worker:
 
     def __init__(self, start: frames.Start) -> None:
         self._card = start.card
-        self._scratch = start.scratch
+        self._scratch, self._home = start.scratch, start.home
         self._missing: list[Lack] = []
         self._not_loaded: list[tuple[Entry, Lack]] = []
         self._loaded: list[tuple[Entry, Make]] = []
@@ -125,7 +125,7 @@ class Worker:
         """
         priority.yield_to_owner(self._niceness)  # threads that start later have it too
         lock = (
-            lock_in(GPU, of_card_worker(self._scratch, self._card.pci))
+            lock_in(GPU, of_card_worker(self._scratch, self._card.pci, home=self._home))
             if self._card
             else lock_in(CPU)
         )
@@ -347,7 +347,7 @@ class Worker:
         finally:  # units of other processes want the memory that this took
             self._meter.release()
 
-    def _executor_of(self, numeric_class: NumericClass) -> Executor[Any]:
+    def _executor_of(self, numeric_class: NumericClass) -> Any:  # that of a class may do more
         try:
             return self._executors[numeric_class]
         except KeyError:
@@ -436,7 +436,7 @@ class Worker:
         if self._card is None:
             return
         heard = error.__context__ if isinstance(error, PLACED) else error
-        fault = heard and fault_of(heard, self._card.id, memory_bytes)
+        fault = fault_of(heard, self._card.id, memory_bytes) if heard else None
         if fault is None and isinstance(error, ComputeError) and error.code in ENDS_WORKER:
             fault = error
         if fault is None:
@@ -451,12 +451,12 @@ class Worker:
 
 def _lack(entry: Entry, error: Exception) -> Lack:
     """Why an executor is not there."""
-    shoals = isinstance(error, ComputeError)
-    if shoals and error.code == MISSING:
-        return Lack(error.code, error.message, error.hint)
-    reason = error.message if shoals else f"{type(error).__name__}: {error!s:.200}"
+    shoals = error if isinstance(error, ComputeError) else None
+    if shoals and shoals.code == MISSING:
+        return Lack(shoals.code, shoals.message, shoals.hint)
+    reason = shoals.message if shoals else f"{type(error).__name__}: {error!s:.200}"
     text = f"{entry.name} ({entry.numeric_class.value}): {reason:.300}"
-    return failed(text, error.hint if shoals else "")
+    return failed(text, shoals.hint if shoals else "")
 
 
 def _class_of(named: str, manifest: AnyManifest) -> NumericClass:
@@ -633,8 +633,9 @@ def _receive(
     if head is None:
         return None
     request, sizes, inline, answer_bytes = frames.decode_request(head)
-    attachments: list[Buffer] | None = []
+    attachments: list[Buffer] | None
     if inline:
+        attachments = []
         for size in sizes:
             attachment = _receive_exactly(channel, size)
             if attachment is None:

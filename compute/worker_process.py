@@ -25,6 +25,8 @@ import trio
 
 from shoal.compute import frames, kernel_cache
 from shoal.compute.errors import ComputeError
+from shoal.compute.host_memory import HostMemory
+from shoal.compute.in_file import size_of
 from shoal.compute.lent_memory import LentMemory, lend, read_answer
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ async def compile_kernels() -> None:
         start_new_session=True,
     )
     said = b""
+    assert process.stderr is not None
     with process.stderr as pipe:
         os.set_blocking(pipe.fileno(), False)
         try:
@@ -213,6 +216,7 @@ class WorkerProcess:
             undo.pop_all()
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._received = bytearray()
+        self._memory: HostMemory | None = None
         self.ended = False
 
     @property
@@ -231,6 +235,11 @@ class WorkerProcess:
         except ChildProcessError:  # the thread of `end` has reaped it just now
             return False
 
+    @property
+    def usable(self) -> bool:
+        """Whether it may have another request: it runs, and holds no more than it should."""
+        return self.alive and not (self._memory and self._memory.overfull)
+
     async def exchange(
         self,
         request: frames.Request,
@@ -245,6 +254,7 @@ class WorkerProcess:
         Raises:
             WorkerGoneError: The process died.
             FrameError: What came is no answer, or its attachments are over the limit.
+            HostMemoryError: A card's worker took too much of the machine's memory.
             OSError: There is no memory to lend.
         """
         room = answer_limit_bytes if answer_limit_bytes > frames.INLINE_LIMIT_BYTES else 0
@@ -252,6 +262,8 @@ class WorkerProcess:
         try:
             limit = min(frames.INLINE_LIMIT_BYTES, answer_limit_bytes)
             answer, sizes, received = await self._answer(limit, answer_limit_bytes)
+            if self._memory:
+                self._memory.answered(request, answer, sum(map(size_of, attachments)))
             if received is not None:
                 return answer, [*received]
             if lent.answer is None:
@@ -286,6 +298,10 @@ class WorkerProcess:
             lent = await trio.to_thread.run_sync(lend, attachments, room)
         try:
             pieces = frames.encode_request(request, attachments, answer_bytes=room)
+            if isinstance(request, frames.Start) and request.card is not None:
+                self._memory = HostMemory(self.pid, request.memory_bytes)
+            if self._memory:
+                self._memory.begin(request, sum(map(size_of, attachments)), room)
             await self._send(pieces, lent.descriptors)
         except BaseException:
             lent.close()
@@ -335,12 +351,25 @@ class WorkerProcess:
         while (missing := size - len(self._received)) > 0:
             at_once = min(max(missing, _AT_ONCE_BYTES), 1 << 20)
             try:
-                data = await self._stream.socket.recv(at_once)
+                data = await self._receive_some(at_once)
             except (OSError, trio.ClosedResourceError):
                 raise WorkerGoneError from None
             if not data:
                 raise WorkerGoneError
             self._received += data
+
+    async def _receive_some(self, size: int) -> bytes:
+        """Wait for bytes, with an eye on the memory of a card's worker."""
+        data: bytes | None = None
+        while data is None:
+            if self._memory is None:
+                data = await self._stream.socket.recv(size)
+                continue
+            if trio.current_time() >= self._memory.look_at_s:
+                await self._memory.look()
+            with trio.move_on_at(self._memory.look_at_s):
+                data = await self._stream.socket.recv(size)
+        return data
 
     def kill(self) -> None:
         """Kill the process, and all that it started; whoever talks to it sees it die."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.house import House
     from shoal.node.running_jobs import Held, RunningJob
+    from shoal.node.wanted import Wanted
 
 random = SystemRandom()
 
@@ -29,14 +30,14 @@ class Candidates:
 
     Args:
         house: The modules that the steps call.
-        providers: Gives the peers that offer a numeric class now.
+        providers: Gives the peers that offer what units look for now.
         is_false: Whether a peer was found false.
     """
 
     def __init__(
         self,
         house: House,
-        providers: Callable[[str], list[PeerId]],
+        providers: Callable[[Wanted], list[PeerId]],
         is_false: Callable[[PeerId], bool],
     ) -> None:
         self._house, self._providers, self._is_false = house, providers, is_false
@@ -65,7 +66,7 @@ class Candidates:
         """Who may verify what a provider gives."""
         return [
             peer
-            for peer in self._providers(running.need.spec.numeric_class)
+            for peer in self._providers(running.need.wanted)
             if peer not in {provider, self._house.peer_id}
             and not self._is_false(peer)
             and self._house.standings.may_verify(peer)

@@ -89,6 +89,7 @@ class Cards:
                 exact=False,
                 niceness=self._config.niceness,
                 card=card_of(device),
+                home=str(self._config.home),
             ),
             Place(
                 only(device, self._capacity.devices),

@@ -43,9 +43,9 @@ class Cause(msgspec.Struct, frozen=True):
 
     Attributes:
         code: A refusal's `Reason`, a network error's code, or one of this node's own:
-            ``no_peer``, ``not_asked``, ``gone``, ``version``, ``false_result``,
-            ``unanswered``, ``other_jobs``, ``working``, ``in_check``, ``disputed`` and
-            ``done``; or the code of a failure.
+            ``no_peer``, ``not_asked``, ``triton_version``, ``gone``, ``version``,
+            ``false_result``, ``unanswered``, ``other_jobs``, ``working``, ``in_check``,
+            ``disputed`` and ``done``; or the code of a failure.
         sentence: What is so, for a person.
         step: What would change it, for a person; "" where nothing need be done.
         remedy: Who can do that.

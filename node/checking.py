@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from shoal.node.records import CheckVerdict, Ended, JobId
     from shoal.node.running_jobs import Held, RunningJob
     from shoal.node.scheduling.state import State
+    from shoal.node.wanted import Wanted
 
 WAITING_UNITS: Final = 1024
 WAITING_BYTES: Final = 64 << 20
@@ -59,7 +60,7 @@ class Checking:
     Args:
         house: The modules that the steps call.
         state: The scheduler's: measured speeds are read from it.
-        providers: Gives the peers that offer a numeric class now.
+        providers: Gives the peers that offer what units look for now.
         jobs: Where checked results go.
         nursery: Owns what outlives a job.
 
@@ -73,7 +74,7 @@ class Checking:
         self,
         house: House,
         state: State,
-        providers: Callable[[str], list[PeerId]],
+        providers: Callable[[Wanted], list[PeerId]],
         jobs: Deliveries,
         nursery: trio.Nursery,
     ) -> None:
@@ -238,7 +239,7 @@ class Checking:
 
     def _ask(self, job: JobChecks, some: Iterable[Checked]) -> None:
         """Put results into the lines of those who are to check them next."""
-        offering = frozenset(self._providers(job.running.need.spec.numeric_class))
+        offering = frozenset(self._providers(job.running.need.wanted))
         now_s = trio.current_time()
 
         @cache

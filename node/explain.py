@@ -104,7 +104,7 @@ def _have(number: int) -> str:
 
 
 def _unanswered(job: Job, around: Surroundings) -> Cause:
-    asked = [p for p, one in around.known.items() if job.numeric_class in one.classes]
+    asked = [p for p in around.known if around.offers(p, job.numeric_class)]
     who = "this node alone" if asked == [around.own] else count(len(asked), "node")
     if job.state.final:
         verb = "offers" if len(asked) == 1 else "offer"

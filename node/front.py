@@ -410,6 +410,7 @@ class Daemon:
             outlook=await self.jobs_running.outlook(job_id),
             pending=self.jobs_running.pending(job_id),
             disputes=await disputes_of(self.journal, job_id, time.time()),
+            wanted=self.jobs_running.wanted(job_id),
         )
         work: tuple[WorkDone, ...] = ()
         if job.state.final or job.units_failed:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from shoal.node.outlook import Outlook
     from shoal.node.records import CheckVerdict, GivenUnit
     from shoal.node.surroundings import PendingChecks
+    from shoal.node.wanted import Wanted
 
 RECALL_INTERVAL_S = 1.0
 """How often is looked for new peers while jobs run."""
@@ -69,15 +70,15 @@ class Jobs:
         providers: Gives the peers that may be called for bids now, this node's
             own provider among them; a pure look at the table of adverts.
         nursery: Owns one task for each running job.
-        facts: What is known of a peer, for a numeric class.
+        facts: What is known of a peer, for units that look for such.
     """
 
     def __init__(
         self,
         house: House,
-        providers: Callable[[str], list[PeerId]],
+        providers: Callable[[Wanted], list[PeerId]],
         nursery: trio.Nursery,
-        facts: Callable[[PeerId, str], Facts] = lambda _peer, _class: Facts(),
+        facts: Callable[[PeerId, Wanted], Facts] = lambda _peer, _class: Facts(),
     ) -> None:
         self._house = house
         self._providers, self._facts = providers, facts
@@ -150,6 +151,11 @@ class Jobs:
         """Of a running job, the manifest of its program, which is held as long as it runs."""
         running = self._running.get(job_id)
         return None if running is None else running.need.manifest
+
+    def wanted(self, job_id: JobId) -> Wanted | None:
+        """What a running job's units look for."""
+        running = self._running.get(job_id)
+        return None if running is None else running.need.wanted
 
     async def outlook(self, job_id: JobId) -> Outlook | None:
         """How a job stands, peer by peer; None when it does not run."""
@@ -333,33 +339,29 @@ class Jobs:
 
     def _look_around(self) -> None:
         """See who may be called now."""
-        offering: dict[str, dict[PeerId, Facts]] = {}
+        offering: dict[Wanted, dict[PeerId, Facts]] = {}
         for job in self._state.jobs.values():
-            if job.numeric_class not in offering:
+            if job.wanted not in offering:
                 peers = [
                     peer
-                    for peer in self._providers(job.numeric_class)
+                    for peer in self._providers(job.wanted)
                     if not self._checking.is_false(peer)
                 ]
-                if self._tries(job.numeric_class):
+                if self._tries(job.wanted):
                     standings = self._house.standings
                     peers, _ = probation.tried(peers, standings.of, standings.may_verify)
-                offering[job.numeric_class] = {
-                    peer: self._facts(peer, job.numeric_class) for peer in peers
-                }
+                offering[job.wanted] = {peer: self._facts(peer, job.wanted) for peer in peers}
         events.peers_known(self._state, offering)
         for running in self._running.values():
             for lease, held in running.held.items():
                 if self._checking.is_outdated(running, held):
                     events.lease_closed(self._state, lease)
 
-    def _tries(self, numeric_class: str) -> bool:
+    def _tries(self, wanted: Wanted) -> bool:
         """Whether newcomers are tried a few at a time: where all they return is checked."""
         jobs = self._running.values()
         return all(
-            running.verify.level == "auto"
-            for running in jobs
-            if running.queue.numeric_class == numeric_class
+            running.verify.level == "auto" for running in jobs if running.queue.wanted == wanted
         )
 
     def _carry_out(self) -> float:
@@ -427,8 +429,8 @@ class Jobs:
 @asynccontextmanager
 async def open_jobs(
     house: House,
-    providers: Callable[[str], list[PeerId]],
-    facts: Callable[[PeerId, str], Facts] = lambda _peer, _class: Facts(),
+    providers: Callable[[Wanted], list[PeerId]],
+    facts: Callable[[PeerId, Wanted], Facts] = lambda _peer, _class: Facts(),
 ) -> AsyncIterator[Jobs]:
     """Run jobs for as long as the block runs; what has not ended then is resumed later."""
     async with trio.open_nursery() as nursery:

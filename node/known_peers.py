@@ -25,6 +25,7 @@ from shoal.node.records import PeerView
 from shoal.node.scheduling.state import Facts
 from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.swarm_key import PUBLIC
+from shoal.node.wanted import Wanted, class_of, is_offered, triton_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -89,15 +90,15 @@ async def find_seeds(config: Config, swarm_key: SwarmKey | None, journal: State)
 
 
 def providers(
-    membership: Membership, ban_of: Callable[[PeerId], Ban | None], numeric_class: str
+    membership: Membership, ban_of: Callable[[PeerId], Ban | None], wanted: Wanted
 ) -> list[PeerId]:
-    """Who may be called for bids: this node itself, links, then others, of the class."""
+    """Who may be called for bids: this node itself, links, then others, that offer it."""
     own = membership.own
     found = [
         peer
         for entry in membership.table
         if (entry.advert.providing or entry.advert.peer == own)
-        and numeric_class in entry.advert.numeric_classes
+        and is_offered(wanted, entry.advert.numeric_classes, entry.advert.triton)
         and ban_of(peer := PeerId(entry.advert.peer)) is None
     ]
     return sorted(found, key=lambda peer: (peer != own, peer not in membership.links))
@@ -131,7 +132,7 @@ def facts_of(
     standings: Standings,
     sent_s: Mapping[PeerId, float],
     peer: PeerId,
-    numeric_class: str,
+    wanted: Wanted,
 ) -> Facts:
     """What the scheduler goes by of a peer, beside bids and measured times.
 
@@ -140,14 +141,14 @@ def facts_of(
         standings: How they have dealt with this node.
         sent_s: When this node last sent bytes of a blob to whom.
         peer: The peer.
-        numeric_class: Of the units that it may get.
+        wanted: What the units that it may get look for.
     """
     link, entry = membership.links.get(peer), membership.table.get(peer)
     rates = [
         rate.rate
         for device in (entry.advert.devices if entry is not None else ())
         for rate in device.rates
-        if rate.numeric_class == numeric_class
+        if rate.numeric_class == class_of(wanted)
     ]
     own = 0.0 if peer == membership.own else None
     return Facts(
@@ -209,6 +210,7 @@ def surroundings(
     outlook: Outlook | None = None,
     pending: Sequence[PendingChecks] = (),
     disputes: Sequence[OpenDispute] = (),
+    wanted: Wanted | None = None,
 ) -> Surroundings:
     """What a job is explained by, beside its answers.
 
@@ -220,6 +222,7 @@ def surroundings(
         outlook: The job's plan now.
         pending: Its results that wait to be checked.
         disputes: Its receipts that are disputed.
+        wanted: What its units look for, where that is known: of a job that runs.
     """
     return Surroundings(
         own=membership.own,
@@ -227,6 +230,7 @@ def surroundings(
             PeerId(entry.advert.peer): Neighbour(
                 providing=entry.advert.providing,
                 classes=frozenset(entry.advert.numeric_classes),
+                triton=entry.advert.triton,
             )
             for entry in membership.table
         },
@@ -237,4 +241,5 @@ def surroundings(
         outlook=outlook,
         pending=pending,
         disputes=disputes,
+        triton=triton_of(wanted) if wanted else "",
     )

@@ -103,12 +103,20 @@ def not_asked(job: Job, latest: Mapping[PeerId, Answer], around: Surroundings) -
         classes = around.known[peer].classes
         if classes and job.numeric_class not in classes and peer not in closed:
             lacking.setdefault(classes, []).append(peer)
+    other_triton: dict[str, list[PeerId]] = {}
+    for peer in [around.own, *others]:
+        one = around.known.get(peer)
+        if one is None or peer in closed or job.numeric_class not in one.classes:
+            continue
+        if not around.offers(peer, job.numeric_class):
+            other_triton.setdefault(one.triton, []).append(peer)
     offered = any(job.numeric_class in one.classes for one in around.known.values())
     return [
         *([_closed(closed, around)] if closed else ()),
         *(_no_device(peer, around) for peer in idle),
         # Where nobody offers it that is told once, for all.
         *(_lacking(job, classes, lacking[classes], around) for classes in lacking if offered),
+        *(_other_triton(version, peers, around) for version, peers in other_triton.items()),
     ]
 
 
@@ -140,6 +148,20 @@ def _lacking(
         "other nodes do"
         if job.numeric_class == KERNEL_CLASS
         else f"other nodes do; or submit it again with `--class {_nearest(classes)}`",
+        Remedy.HERE,
+        tuple(peers),
+    )
+
+
+def _other_triton(version: str, peers: Sequence[PeerId], around: Surroundings) -> Cause:
+    """Nodes that run kernels of another version of Triton than the one that lowered this."""
+    one = len(peers) == 1
+    return Cause(
+        "triton_version",
+        f"{names(peers, around.own)} {'is' if one else 'are'} not asked, for the kernel needs "
+        f"triton {around.triton}, and {'it has' if one else 'they have'} {version}",
+        f"lower it with triton {version} and submit it again, or connect to a node that has "
+        f"{around.triton}: `shoal peers --connect ADDRESS`",
         Remedy.HERE,
         tuple(peers),
     )

@@ -16,7 +16,7 @@ import shoal
 from shoal.compute import card_memory
 from shoal.compute.devices.abilities import Canaries, executor_of, takes_units, with_abilities
 from shoal.compute.devices.inventory import Inventory, Lack
-from shoal.compute.executors.base import Evidence
+from shoal.compute.executors.base import Evidence, NumericClass
 from shoal.node.addresses import address_of
 from shoal.node.bidding import Terms
 from shoal.node.serving import withheld
@@ -86,6 +86,15 @@ class Capacity:
         """How many units a device runs at a time; 0 where it runs none."""
         known = self.canaries.get(device, Canaries())
         return known.units_at_once if any(map(takes_units, known.probes)) else 0
+
+    @property
+    def triton(self) -> str:
+        """The version of Triton by which a card here runs kernels; "" where none does."""
+        for device in self.units_run_on():
+            for probe in self.canaries.get(device, Canaries()).probes:
+                if probe.numeric_class is NumericClass.KERNEL and takes_units(probe):
+                    return probe.runtime.split()[1][:64]
+        return ""
 
     def offer(
         self,
@@ -157,6 +166,7 @@ def make_advert(
         ),
         providing=config.provide and owner.announces_open and not capacity.draining,
         via=reached.via,
+        triton=capacity.triton,
     )
 
 

@@ -64,6 +64,7 @@ from shoal.node.records import (
     Written,
     new_job_id,
 )
+from shoal.node.wanted import Wanted, wanted_of
 from shoal.protocol.codec import encode
 from shoal.protocol.limits import INLINE_LIMIT_BYTES
 from shoal.protocol.negotiation import Deliver, RequesterSide
@@ -149,6 +150,11 @@ class Need:
     manifest: programs.AnyManifest
     program_bytes: int
     input_bytes: int
+
+    @property
+    def wanted(self) -> Wanted:
+        """What its units look for in adverts."""
+        return wanted_of(self.manifest, self.spec.numeric_class)
 
 
 async def call_for_bid(

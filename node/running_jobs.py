@@ -18,6 +18,7 @@ from shoal.node.house import program_blobs, program_of
 from shoal.node.job_views import JobViews
 from shoal.node.records import UnitState
 from shoal.node.scheduling.state import JobQueue, State
+from shoal.node.wanted import wanted_of
 from shoal.protocol.verification.policy import Verify
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ async def prepare(house: House, job: Job, spec: JobSpec, *, resumed: bool) -> Ru
     queue = JobQueue(
         job.id,
         (spec.program, spec.numeric_class),
-        spec.numeric_class,
+        wanted_of(manifest, spec.numeric_class),
         weight=2.0**spec.priority,
         unit_bytes=input_bytes,
         program_bytes=program_bytes,

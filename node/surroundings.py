@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from shoal.crypto.peer_id import PeerId
 from shoal.node.checks import Stage
 from shoal.node.outlook import Outlook
+from shoal.node.wanted import Wanted, is_offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +18,12 @@ class Neighbour:
     Attributes:
         providing: Whether it takes work of peers now.
         classes: The numeric classes that it offers.
+        triton: The version of Triton by which it runs kernels; "" where it has not said.
     """
 
     providing: bool = True
     classes: frozenset[str] = frozenset()
+    triton: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class Surroundings:
         outlook: The job's plan at this moment.
         pending: Its results that wait to be checked.
         disputes: Its receipts that are disputed.
+        triton: The version of Triton that the job's kernel takes; "" where it is no kernel,
+            or does not run.
     """
 
     own: PeerId
@@ -100,3 +105,9 @@ class Surroundings:
     outlook: Outlook | None = None
     pending: Sequence[PendingChecks] = ()
     disputes: Sequence[OpenDispute] = ()
+    triton: str = ""
+
+    def offers(self, peer: PeerId, numeric_class: str) -> bool:
+        """Whether a node offers what the job's units look for."""
+        wanted = Wanted(f"{numeric_class} {self.triton}".rstrip())
+        return is_offered(wanted, self.known[peer].classes, self.known[peer].triton)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from shoal.node.scheduling import actions as do
     from shoal.node.scheduling.state import Batch
     from shoal.node.verifying import VerifierLease
+    from shoal.node.wanted import Wanted
 
 
 class UnitsUnderWay:
@@ -62,7 +63,7 @@ class UnitsUnderWay:
         self,
         house: House,
         jobs: RunningJobs,
-        providers: Callable[[str], list[PeerId]],
+        providers: Callable[[Wanted], list[PeerId]],
         again: Callable[[JobId], None],
         nursery: trio.Nursery,
     ) -> None:

@@ -22,7 +22,7 @@ messages of their own, put the version into every statement, and brought dial-ba
 introductions; 1.3 brought many units in one message, and outputs that stay with their
 provider; 1.4 brought what catches liars: draws, acknowledgements, traces and accusations;
 1.5 brought bulk channels, and units that go out with the award; 1.6 brought several units at
-once on one device.
+once on one device, and says which Triton a node's cards have.
 """
 
 FRAME_LIMIT_BYTES = 1 << 20

@@ -96,6 +96,8 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
             whoever asks with `ProofsWanted`; 0: there is none.
         via: Peers that hold a connection to a node which cannot be dialled, and can
             ask it to dial others (see "Introductions").
+        triton: The version of Triton by which it runs kernels, which takes no other's;
+            empty: it runs none, or is older than 1.6.
     """
 
     peer: PeerText
@@ -111,6 +113,7 @@ class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     disk_rate: Rate = 0.0
     proven_at_ms: EpochMs = 0
     via: Annotated[tuple[PeerText, ...], Meta(max_length=limits.VIA_LIMIT)] = ()
+    triton: ShortText = ""
 
 
 class Award(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

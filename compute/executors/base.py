@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-
-    from shoal.compute.loading import LoadedProgram
 
 
 class Evidence(Enum):
@@ -73,8 +71,12 @@ class Executor(Protocol[Handle]):
         """
         ...
 
-    def prepare(self, program: LoadedProgram) -> Handle:
+    def prepare(self, program: Any) -> Handle:
         """Compile a program and place its weights.
+
+        Args:
+            program: What `shoal.compute.loading.load` gave: a `LoadedProgram`, or of the
+                class kernel a `LoadedKernel`.
 
         Raises:
             ProgramError: The runtime cannot run this program.

@@ -127,7 +127,8 @@ class Exact:
     def run(self, handle: Prepared, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the plan once. See `Executor.run`."""
         self._ended.clear()
-        return handle.plan.run(inputs, self._check)
+        results: dict[str, np.ndarray] = handle.plan.run(inputs, self._check)
+        return results
 
     def run_in_stages(
         self, handle: Prepared, inputs: Mapping[str, np.ndarray]

@@ -35,7 +35,10 @@ Make: TypeAlias = Callable[[], Executor[Any]]
 TORCH_DEVICE: Final = "cuda:0"
 """A card's worker sees its own card alone; torch's builds for ROCm call it so too."""
 
-INSTALL_GPU: Final = "`pip install 'shoal[gpu]'` into the environment that shoal runs in"
+INSTALL_GPU: Final = (
+    "in a checkout of shoal: `pip install -c constraints.txt '.[gpu]'`, into the environment "
+    "that shoal runs in"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ def _exact_by_numba(start: Start) -> Make:
     import numba
     import numpy.ma  # noqa: F401  # numba asks whether arrays are masked: later is too late
 
-    if numba.config.DISABLE_JIT:  # then the kernels are plain Python, and nothing says so
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # then the kernels are plain Python, and nothing says so
         raise ComputeError("numba's compiler is switched off", code="probe_failed")
     from shoal.compute.exact.cpu.kernels import CpuKernels
     from shoal.compute.executors.exact import Exact

@@ -229,11 +229,12 @@ class TorchExecutor:
         self, handle: Prepared, inputs: Mapping[str, torch.Tensor], run: Run
     ) -> list[torch.Tensor]:
         if handle.compiled is not None:
-            outputs = handle.compiled.run(inputs)
+            outputs: list[torch.Tensor] | None = handle.compiled.run(inputs)
             self._check()
             if outputs is not None:
                 return outputs
-        return handle.plan.run(inputs, run)
+        results: list[torch.Tensor] = handle.plan.run(inputs, run)
+        return results
 
     def _new_run(self, *, lazy: bool = False) -> Run:
         return Run(
@@ -293,7 +294,7 @@ def _described(device: torch.device) -> str:
         return f"{kind} ({torch.cuda.get_device_name(device)})"
     if device.type == "xpu":
         return f"XPU ({torch.xpu.get_device_name(device)})"
-    return device.type.upper()
+    return str(device.type).upper()
 
 
 def _warm_up(device: torch.device, numeric_class: NumericClass) -> None:

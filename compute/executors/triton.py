@@ -218,7 +218,8 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         from ml_dtypes import bfloat16
 
-        return np.dtype(bfloat16)
+        dtype: np.dtype[Any] = np.dtype(bfloat16)
+        return dtype
     return np.dtype(name)
 
 

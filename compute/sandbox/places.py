@@ -3,6 +3,10 @@
 It reads what this machine's programs are made of and runs compilers from there, uses its
 card's device nodes, and writes in one directory, which is its own. Neither the daemon's
 home, with the key in it, nor any other user's files are among these.
+
+Landlock knows no exception within what it allows. Where the home lies beneath a place that
+is read, as in a virtual environment, that place's own entries are allowed one by one, all
+but the way down to the home; whoever looks into a directory on that way sees no names.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -51,22 +56,39 @@ _DEVICES: Final = (
 )
 
 
-def of_card_worker(scratch: str, pci: str = "", root: Path = Path("/")) -> tuple[Rule, ...]:
+def of_card_worker(
+    scratch: str, pci: str = "", root: Path = Path("/"), home: str = ""
+) -> tuple[Rule, ...]:
     """What the worker of a card may use.
 
     Args:
         scratch: Its own directory; "" where it has none.
         pci: Where its card is on the PCI bus; "" where that is not known.
         root: Where /dev, /opt, /proc and /sys are.
+        home: The daemon's, of which it may read nothing; "" where there is none.
     """
     toolkits = (str(place) for kind in _TOOLKITS for place in sorted(root.glob(kind)))
+    programs = (*_PROGRAMS, *toolkits, *_of_python())
     return (
-        *(Rule(path, READ | EXECUTE) for path in (*_PROGRAMS, *toolkits, *_of_python())),
-        *(Rule(path, READ) for path in _READ),
+        *(Rule(path, READ | EXECUTE) for place in programs for path in _but(home, place)),
+        *(Rule(path, READ) for place in _READ for path in _but(home, place)),
         Rule("/dev", READ_DIR),  # libraries look for their nodes there
         *(Rule(path, USE_DEVICE) for path in (*_DEVICES, *_nodes(pci, root))),
         *([Rule(scratch, OWN)] if scratch else []),
     )
+
+
+def _but(home: str, place: str) -> Iterator[str]:
+    """A place without the home that may lie in it."""
+    hidden, inside = Path(home).resolve(), Path(place).resolve()
+    if not home or not hidden.is_relative_to(inside):
+        yield place
+    elif hidden != inside:
+        with suppress(OSError):  # what cannot be listed is not read either
+            for entry in sorted(inside.iterdir()):
+                # What a link leads to is no part of this place, or is one by its own name.
+                if not entry.is_symlink():
+                    yield from _but(home, str(entry))
 
 
 def _nodes(pci: str, root: Path) -> Iterator[str]:

@@ -18,8 +18,8 @@ BLOCK: Final = 64
 SIZE: Final = 2 * BLOCK + 1
 
 
-@triton.jit
-def canary_kernel(x, y, n, BLOCK: tl.constexpr):  # noqa: ANN001, ANN201, N803  # Triton's ways
+@triton.jit  # type: ignore[untyped-decorator]
+def canary_kernel(x, y, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, N803  # Triton's ways
     """Write 3·x + its place: loads, stores, a mask, more programs than one."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n

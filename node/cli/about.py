@@ -43,7 +43,7 @@ def demo(
 
     The model is magika's. One of the daemons is killed half-way, and no file is
     lost by that. Then one joins that lies: it is caught, and convicted by a proof that
-    anybody can check again. Needs shoal[demo].
+    anybody can check again. Needs the extra ``demo``.
 
     Args:
         path: The folder; the git-tracked files of shoal's checkout where not given.

@@ -5,7 +5,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from shoal.node.cli.options import Daemon
-from shoal.node.cli.output import note, print_json
+from shoal.node.cli.output import print_json
+from shoal.node.errors import ConfigError
 
 
 def forget(
@@ -18,7 +19,16 @@ def forget(
     Args:
         job_ids: The jobs, one or more.
         yes: Forget results that nobody has fetched, too.
+
+    Raises:
+        ConfigError: ``usage``: no job is named.
     """
+    if not job_ids:
+        raise ConfigError(
+            "no job is named",
+            code="usage",
+            hint="`shoal jobs` lists them; then `shoal job forget JOB`",
+        )
     daemon = daemon or Daemon()
     forgotten = []
     with daemon.client() as client:
@@ -28,5 +38,3 @@ def forget(
                 print(f"forgot {job_id}")
     if daemon.as_json:
         print_json({"jobs": forgotten})
-    elif not job_ids:
-        note("no job was named; `shoal jobs` lists them")

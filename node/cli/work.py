@@ -134,7 +134,7 @@ class Limits:
             raise ConfigError(
                 f"--memory-limit: {memory_limit!r} {error}",
                 code="usage",
-                hint="for example --memory-limit 2GB",
+                hint="for example --memory-limit 16GiB, or 512MiB",
             ) from None
         fits = numeric_class in {None, "exact"} and precision in PRECISIONS
         if precision is not None and not fits:

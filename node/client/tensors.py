@@ -157,7 +157,7 @@ def torch_or_error(what: str) -> Any:
         raise ConfigError(
             f"{what}: PyTorch is not installed in this environment",
             code="no_torch",
-            hint="pip install 'shoal[torch]'",
+            hint="in a checkout of shoal: `pip install -c constraints.txt '.[torch]'`",
         ) from None
     return torch
 

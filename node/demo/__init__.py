@@ -50,8 +50,7 @@ def run(
         raise ConfigError(
             "the demo runs the model of the package magika, which is not installed",
             code="magika_missing",
-            hint="in a checkout of shoal: pip install -c constraints.txt '.[demo]'; "
-            "else: pip install 'shoal[demo]'",
+            hint="in a checkout of shoal: `pip install -c constraints.txt '.[demo]'`",
         )
     if not 2 <= nodes <= NODES_LIMIT:
         raise ConfigError(

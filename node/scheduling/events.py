@@ -32,6 +32,7 @@ from shoal.node.scheduling.state import (
     Speed,
     State,
 )
+from shoal.node.wanted import Wanted
 from shoal.protocol.negotiation_messages import Reason
 
 NEWEST_SHARE = 0.4
@@ -179,15 +180,15 @@ def _wake(state: State, job: JobQueue) -> None:
 # --- peers and leases ----------------------------------------------------------------------
 
 
-def peers_known(state: State, offering: Mapping[str, Mapping[PeerId, Facts]]) -> None:
-    """Who may be called now, for each numeric class.
+def peers_known(state: State, offering: Mapping[Wanted, Mapping[PeerId, Facts]]) -> None:
+    """Who may be called now, for what units look for.
 
     A peer that refused, and has issued a new advert since, may have changed its mind: it
     is asked again at once.
     """
     for job in state.jobs.values():
-        before = state.offering.get(job.numeric_class, {})
-        for peer, facts in offering.get(job.numeric_class, {}).items():
+        before = state.offering.get(job.wanted, {})
+        for peer, facts in offering.get(job.wanted, {}).items():
             candidate = job.candidates.get(peer)
             if (
                 candidate is not None

@@ -33,7 +33,7 @@ def outlook(state: State, job: JobQueue, awaiting: int, now_s: float) -> Outlook
     for index, copies in job.out.items():
         for batch_id in copies:
             out.setdefault(state.batches[batch_id].peer, []).append(index)
-    offering = state.offering.get(job.numeric_class, {})
+    offering = state.offering.get(job.wanted, {})
     peers = [
         _peer(state, job, peer, tuple(out.get(peer, ())[:UNITS_SHOWN]), now_s)
         for peer in sorted({*offering, *job.candidates})

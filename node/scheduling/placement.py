@@ -118,7 +118,7 @@ def negotiate(draft: Draft, job: JobQueue) -> None:
         return
     peers = []
     again_s = math.inf
-    for peer in state.offering.get(job.numeric_class, {}):
+    for peer in state.offering.get(job.wanted, {}):
         candidate = candidates.get(peer)
         if candidate is not None:
             if candidate.asked or candidate.awarding or candidate.offer is not None:
@@ -223,7 +223,7 @@ def nobody_bids(state: State, job: JobQueue) -> bool:
         return False
     return all(
         job.candidates.get(peer, _NEW).why not in ("", BID)
-        for peer in state.offering.get(job.numeric_class, {})
+        for peer in state.offering.get(job.wanted, {})
     )
 
 
@@ -231,7 +231,7 @@ def hopes(state: State, job: JobQueue) -> list[PeerId]:
     """Who may yet try a unit that another one failed."""
     return [
         peer
-        for peer in state.offering.get(job.numeric_class, {})
+        for peer in state.offering.get(job.wanted, {})
         if (candidate := job.candidates.get(peer, _NEW)).setbacks < SETBACKS_LIMIT
         and candidate.not_before_s < math.inf
     ]

@@ -15,6 +15,7 @@ from typing import NewType, TypeAlias
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
 from shoal.node.records import JobId
+from shoal.node.wanted import Wanted
 from shoal.protocol.limits import AT_ONCE_LIMIT
 
 LeaseId = NewType("LeaseId", int)
@@ -187,7 +188,7 @@ class JobQueue:
 
     id: JobId
     kind: Kind
-    numeric_class: str
+    wanted: Wanted
     weight: float = 1.0
     unit_bytes: int = 0
     program_bytes: int = 0
@@ -280,7 +281,7 @@ class State:
     """All that `plan` goes by.
 
     Attributes:
-        offering: For each numeric class, the peers that may be called, with what is
+        offering: For what units look for, the peers that may be called, with what is
             known of them.
         ranked: The measured seconds per unit of each kind, least first, with whose they are:
             made of `speeds` where it is asked for (`estimates.typical_s`).
@@ -294,7 +295,7 @@ class State:
     leases: dict[LeaseId, Lease] = field(default_factory=dict)
     batches: dict[BatchId, Batch] = field(default_factory=dict)
     lines: dict[PeerId, Line] = field(default_factory=dict)
-    offering: dict[str, dict[PeerId, Facts]] = field(default_factory=dict)
+    offering: dict[Wanted, dict[PeerId, Facts]] = field(default_factory=dict)
     speeds: dict[Kind, dict[PeerId, Speed]] = field(default_factory=dict)
     ranked: dict[Kind, list[tuple[float, PeerId]]] = field(default_factory=dict)
     in_vain: dict[PeerId, InVain] = field(default_factory=dict)
@@ -309,7 +310,7 @@ class State:
 
     def facts(self, job: JobQueue, peer: PeerId) -> Facts:
         """What is known of a peer."""
-        return self.offering.get(job.numeric_class, {}).get(peer, _UNKNOWN)
+        return self.offering.get(job.wanted, {}).get(peer, _UNKNOWN)
 
 
 _UNKNOWN = Facts()

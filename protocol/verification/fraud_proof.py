@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["equivocation", "operator", "wiring", "unit"]
 
-VERSION = 2
+VERSION: Literal[2] = 2
 """Of the form of a proof: one of another form says nothing, true or false."""
 
 DETERMINISTIC = frozenset(

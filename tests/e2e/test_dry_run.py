@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).parents[1] / "stubs/two_amd_cards.py"
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc builds the stub library")
 @pytest.mark.skipif(
-    find_spec("triton") is None, reason="Triton compiles for cards: pip install 'shoal[gpu]'"
+    find_spec("triton") is None,
+    reason="Triton compiles for cards: pip install -c constraints.txt '.[gpu]'",
 )
 def test_a_node_with_two_amd_cards_says_compile_only_and_claims_none_of_them():
     done = subprocess.run(

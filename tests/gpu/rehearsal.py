@@ -33,7 +33,7 @@ def why_not():
     """Why these tests cannot run in this process; empty where they can."""
     absent = [name for name in ("torch", "triton") if find_spec(name) is None]
     if absent:
-        return f"{' and '.join(absent)} not installed: pip install 'shoal[gpu]'"
+        return f"{' and '.join(absent)} not installed: pip install -c constraints.txt '.[gpu]'"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if REHEARSED:
         return "" if interpreted else "a rehearsal takes TRITON_INTERPRET=1"

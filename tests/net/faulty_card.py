@@ -6,7 +6,10 @@ raise, in their words, where the first number of an input asks for it. While it 
 it fails where the size that is asked for says so.
 """
 
+import mmap
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +24,12 @@ from shoal.compute.executors.table import Entry
 FINE, OUT_OF_MEMORY, HANGS, BROKEN, GONE, DIES, IN_OTHER_WORDS, LATE = (
     *(0.0, 1e3, 2e3, 3e3, 4e3, 5e3, 6e3, 7e3),
 )
+HOARDS, SHARES, HAS_A_CHILD_HOARD, LEAVES_BEHIND = 8e3, 9e3, 10e3, 11e3
+
+HOARD_BYTES = 256 << 20
+"""What the last four take of the machine's memory."""
+
+BEHIND = []
 
 SIZE_FULL, SIZE_BROKEN, SIZE_GONE, SIZE_ODD, SIZE_SLOW = 17, 18, 19, 20, 21
 """Of what is measured."""
@@ -90,6 +99,23 @@ def answer(request, executors, measure=measuring.answer):
     return measure(request, executors)
 
 
+def hoard(first):
+    """Take of the machine's memory, where a number asks for it."""
+    if first == HOARDS:
+        BEHIND.append(bytearray(b"x") * HOARD_BYTES)
+        time.sleep(60)
+    elif first == SHARES:  # as what a driver pins is
+        shared = mmap.mmap(-1, HOARD_BYTES)
+        for _ in range(HOARD_BYTES >> 20):
+            shared.write(b"x" * (1 << 20))
+        time.sleep(60)
+    elif first == HAS_A_CHILD_HOARD:
+        code = f"import time; x = bytearray(b'x') * {HOARD_BYTES}; time.sleep(60)"
+        subprocess.run([sys.executable, "-I", "-S", "-c", code], check=False)
+    elif first == LEAVES_BEHIND:
+        BEHIND.append(bytearray(b"x") * HOARD_BYTES)
+
+
 class Faulty(OnnxRuntime):
     """Runs programs, or fails."""
 
@@ -115,6 +141,8 @@ class Faulty(OnnxRuntime):
                 os.abort()
             case first if first == LATE:  # when whoever looks next hears of it
                 CARD.fails_late = True
+            case first:
+                hoard(first)
         return super().run(handle, inputs)
 
 

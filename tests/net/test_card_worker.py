@@ -29,7 +29,7 @@ from shoal.protocol.challenge_terms import Work
 
 pytestmark = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("triton") is None,
-    reason="the executors of cards take torch and Triton: pip install 'shoal[gpu]'",
+    reason="executors of cards take torch and Triton: pip install -c constraints.txt '.[gpu]'",
 )
 
 START = frames.Start(

@@ -149,7 +149,7 @@ def test_without_magika_the_demo_says_what_to_install(monkeypatch):
     with pytest.raises(ShoalError) as caught:
         demo.run()
     assert caught.value.code == "magika_missing"
-    assert "shoal[demo]" in caught.value.hint
+    assert "`pip install -c constraints.txt '.[demo]'`" in caught.value.hint
 
 
 def test_a_demo_with_nobody_to_kill_is_refused():

@@ -190,4 +190,7 @@ def test_where_torch_is_missing_one_error_says_what_to_install():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout.split(maxsplit=1) == ["no_torch", "pip install 'shoal[torch]'\n"]
+    assert done.stdout.split(maxsplit=1) == [
+        "no_torch",
+        "in a checkout of shoal: `pip install -c constraints.txt '.[torch]'`\n",
+    ]

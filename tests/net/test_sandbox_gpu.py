@@ -140,6 +140,48 @@ def test_all_else_is_refused(found):
     assert len(others) > 10
 
 
+HOME_BENEATH = """
+import json
+from pathlib import Path
+from shoal.compute.sandbox import GPU, lock_in, of_card_worker
+folder, home, link = map(Path, sys.argv[1:])
+sys.path.append(str(folder))  # as a virtual environment's packages are read
+lock = lock_in(GPU, of_card_worker("", home=str(link)))
+print(json.dumps({
+    "lock": str(lock),
+    "key": refusal(open, home / "identity.key"),
+    "list": refusal(os.listdir, home),
+    "another requester's blob": refusal(open, home / "blobs" / "ab"),
+    "package": refusal(open, folder / "lib" / "package.py"),
+    "packages": refusal(os.listdir, folder / "lib"),
+    "beside the home": refusal(open, folder / "var" / "beside"),
+    "the way down": refusal(os.listdir, folder / "var"),
+    "by a link": refusal(open, folder / "lib2" / "identity.key"),
+    "by a link elsewhere": refusal(open, folder / "elsewhere"),
+}))
+"""
+
+
+def test_a_home_that_lies_where_python_is_read_is_not_read(tmp_path):
+    folder, outside = tmp_path / "venv", tmp_path / "outside"
+    home = folder / "var" / "shoal"
+    for directory in (home / "blobs", folder / "lib"):
+        directory.mkdir(parents=True)
+    files = (home / "identity.key", home / "blobs" / "ab", folder / "lib" / "package.py")
+    for file in (*files, folder / "var" / "beside", outside):
+        file.write_text("x")
+    (folder / "lib2").symlink_to(home)
+    (folder / "elsewhere").symlink_to(outside)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    arguments = [str(folder), str(home), str(link / "var" / "shoal")]
+    found = locked_in(f"sys.argv = ['', *{arguments!r}]\n" + REFUSALS + HOME_BENEATH)
+    assert found.pop("lock").startswith("profile gpu (looser): landlock ")
+    may = {"package", "packages", "beside the home"}
+    assert {deed for deed, what in found.items() if what == "done"} == may
+    assert {what for deed, what in found.items() if deed not in may} == {"EACCES"}
+
+
 def test_what_a_card_s_worker_started_ends_with_it(tmp_path):
     script = f"""
 import json, os, sys, time, trio

@@ -192,7 +192,7 @@ def test_an_executor_whose_packages_are_missing_says_what_to_install():
     lack = missing_packages(entry)
     assert lack.code == "package_missing"
     assert "no_such_package is not installed" in lack.reason
-    assert "pip install 'shoal[gpu]'" in lack.hint
+    assert "`pip install -c constraints.txt '.[gpu]'`" in lack.hint
     assert missing_packages(replace(entry, packages=("os",))) is None
 
 
@@ -203,7 +203,7 @@ def test_every_executor_that_reaches_cards_by_torch_names_it_among_its_packages(
 
 
 def test_a_build_of_torch_that_does_not_fit_the_card_is_named_with_the_next_step():
-    torch = pytest.importorskip("torch", reason="pip install 'shoal[gpu]'")
+    torch = pytest.importorskip("torch", reason="pip install -c constraints.txt '.[gpu]'")
     wrong = "cuda" if torch.version.hip else "hip"
     with pytest.raises(ComputeError) as error:
         check_reach(Card("gpu0", wrong, "", 0))

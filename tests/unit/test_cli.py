@@ -46,7 +46,9 @@ def test_every_command_explains_itself(capsys, command):
         ["run"],
         ["run", "m.onnx"],
         ["job", "show"],
+        ["job", "forget"],
         ["jobs", "x"],
+        ["receipt", "verify"],
     ],
     ids=" ".join,
 )

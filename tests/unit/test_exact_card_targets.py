@@ -63,6 +63,21 @@ def test_a_chain_is_compiled_once_for_all_sizes():
     assert done.stdout.split() == ["1"]
 
 
+@pytest.mark.parametrize("package", ["torch", "triton"])
+def test_where_a_package_is_missing_the_command_says_what_to_install(package):
+    code = (
+        f"import runpy, sys; sys.modules[{package!r}] = None\n"
+        "runpy.run_module('shoal.compute.exact.gpu', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {package} is not installed")
+    assert "next: in a checkout of shoal: `pip install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_every_kernel_compiles(target, tmp_path):

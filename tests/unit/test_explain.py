@@ -234,6 +234,25 @@ def test_a_refusal_for_want_of_a_gpu_is_told_as_such():
     assert "a node with a GPU" in text
 
 
+def test_nodes_with_another_triton_than_a_kernel_s_are_not_asked_and_it_says_so():
+    def card(triton):
+        return Neighbour(classes=frozenset({"kernel", "fp32"}), triton=triton)
+
+    known = {"a": card("3.6.0"), "b": card("3.6.0"), "old": card(""), "it": card("3.7.1")}
+    place = around(known={"own": OFFERING, **known}, triton="3.7.1")
+    text = "\n".join(lines(job=KERNEL_JOB, place=place))
+    assert (
+        "a and b are not asked, for the kernel needs triton 3.7.1, and they have 3.6.0: lower "
+        "it with triton 3.6.0 and submit it again, or connect to a node that has 3.7.1" in text
+    )
+    assert "old" not in text
+    assert " it " not in text.replace("lower it with", "").replace("submit it again", "")
+    alone = around(known={"own": card("3.6.0")}, triton="3.7.1")
+    (cause,) = explain(KERNEL_JOB, [], alone).causes[-1:]
+    assert cause.code == "triton_version"
+    assert "it has 3.6.0" in cause.sentence
+
+
 def test_a_refusal_of_a_strangers_kernel_names_the_allow_list():
     detail = "kernels are taken only of peers on this node's allow list"
     place = around(known={"peer": Neighbour(classes=frozenset({"kernel"}))})

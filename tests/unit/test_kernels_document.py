@@ -57,7 +57,9 @@ def test_the_page_tells_the_limits():
 
 
 def test_the_pages_example_is_lowered(tmp_path):
-    pytest.importorskip("triton", reason="Triton lowers kernels: pip install 'shoal[gpu]'")
+    pytest.importorskip(
+        "triton", reason="Triton lowers kernels: pip install -c constraints.txt '.[gpu]'"
+    )
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     lowering, _, running = example.partition("with shoal.Client()")
     assert running

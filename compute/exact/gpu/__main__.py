@@ -3,8 +3,9 @@
 ``python -m shoal.compute.exact.gpu`` does it for all generations; ``--target gfx942`` for
 one, ``--kernel digit_product`` for some kernels. It needs Triton and no GPU. A kernel that
 does not compile, or takes more shared memory than its cards have, is named, and the exit
-status is 1. ``--aligned`` compiles what a launch over sizes that 16 divides compiles, which
-is other code, and the code whose registers matter.
+status is 1. So it is where Triton is not installed, with what to do. ``--aligned`` compiles
+what a launch over sizes that 16 divides compiles, which is other code, and the code whose
+registers matter.
 """
 
 from __future__ import annotations
@@ -17,13 +18,26 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from os import sched_getaffinity
 
-from shoal.compute.exact.gpu.ahead import compile_one
-from shoal.compute.exact.gpu.kernels import variants
-from shoal.compute.exact.gpu.targets import TARGETS
+from shoal.compute.executors.table import INSTALL_GPU
+
+_PACKAGES = frozenset({"torch", "triton"})
 
 
 def main() -> int:
     """Run the command."""
+    try:
+        from shoal.compute.exact.gpu.ahead import compile_one
+        from shoal.compute.exact.gpu.kernels import variants
+        from shoal.compute.exact.gpu.targets import TARGETS
+    except ModuleNotFoundError as error:
+        if error.name not in _PACKAGES:
+            raise
+        print(
+            f"error: {error.name} is not installed, by which kernels are compiled\n"
+            f"  next: {INSTALL_GPU}",
+            file=sys.stderr,
+        )
+        return 1
     parser = argparse.ArgumentParser(
         prog="python -m shoal.compute.exact.gpu", description=__doc__
     )

@@ -5,7 +5,7 @@ of it, with the scale axes of its products where a precision is given. Nothing o
 Python is left in the result: a module whose result depends on Python that torch cannot
 trace is refused, and the error names the operator and the module where it lies.
 
-Needs ``shoal[torch]``. What a module computes is exported as it is: call ``module.eval()``
+Needs the extra ``torch``. What a module computes is exported as it is: call ``module.eval()``
 first for inference, or Dropout is refused because it draws random numbers.
 """
 

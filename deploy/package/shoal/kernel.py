@@ -24,7 +24,7 @@ for its own card, NVIDIA's or AMD's::
     with shoal.Client() as client:
         y = client.run(scaled, {"x": array})["y"]
 
-Needs ``shoal[gpu]``, the very version of Triton that providers have, and no GPU. What a
+Needs the extra ``gpu``, the very version of Triton that providers have, and no GPU. What a
 kernel may do is in docs/KERNELS.md.
 """
 
