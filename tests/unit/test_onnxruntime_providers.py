@@ -257,6 +257,7 @@ def failure(library, said):
         (CUDA, failure("CUDA", "700: an illegal memory access was encountered"), FAILED),
         (CUDA, failure("CUDNN", "5000: CUDNN_STATUS_EXECUTION_FAILED"), FAILED),
         (MIGRAPHX, failure("HIP", "719: unspecified launch failure"), FAILED),
+        (MIGRAPHX, failure("HIP", "1: invalid argument"), FAILED),
         (CUDA, failure("CUDA", "46: CUDA-capable device(s) is/are busy or unavailable"), LOST),
         (CUDA, failure("CUDA", "214: uncorrectable ECC error encountered"), LOST),
         (MIGRAPHX, failure("HIP", "100: no ROCm-capable device is detected"), LOST),
@@ -275,9 +276,7 @@ def test_a_card_s_failure_in_onnx_runtime_s_words_is_named_by_what_it_means(
 
 
 def test_the_same_words_on_a_cpu_are_the_program_s_failure():
-    said = RUNNING.format(
-        "Gather", CALL.format("CUDA failure 700: an illegal memory access", "")
-    )
+    said = RUNNING.format("Gather", failure("CUDA", "700: an illegal memory access"))
     assert isinstance(
         _translated(ort_errors.Fail(said), "it failed", providers.CPU), ProgramError
     )
