@@ -103,7 +103,7 @@ def test_outputs_in_no_known_form_are_refused_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError, match="PyTorch is not installed") as caught:
         check_as("torch")
-    assert "shoal[torch]" in caught.value.hint
+    assert "'.[torch]'" in caught.value.hint
 
 
 LARGE = np.arange(PIECE_BYTES, dtype=np.int64).reshape(4, -1)
