@@ -4,12 +4,15 @@
 each day a function and a scatter.
 """
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+
+from shoal.compute.exact.gpu.kernels import variants
 
 KEYS = """
 import itertools
@@ -61,6 +64,13 @@ def test_a_chain_is_compiled_once_for_all_sizes():
         env=environment,
     )
     assert done.stdout.split() == ["1"]
+
+
+def test_a_launch_has_the_whole_numbers_types_that_are_compiled_ahead_of_time():
+    for variant in variants():
+        declared = inspect.get_annotations(variant.kernel.fn, eval_str=False)
+        wide = {name for name, kind in variant.signature.items() if kind == "i64"}
+        assert wide == {n for n, kind in declared.items() if kind == "tl.int64"}, variant.name
 
 
 @pytest.mark.soak
