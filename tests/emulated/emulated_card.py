@@ -33,7 +33,7 @@ class Compiler:
             [sys.executable, card_compiler.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment | {"TRITON_CACHE_DIR": cache},
+            env=environment | {"TRITON_CACHE_DIR": cache, "TRITON_INTERPRET": "0"},
         )
         self._answers: dict[object, card_compiler.Answer] = {}
 

@@ -4,12 +4,15 @@
 each day a function and a scatter.
 """
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+
+from shoal.compute.exact.gpu.kernels import variants
 
 KEYS = """
 import itertools
@@ -76,6 +79,13 @@ def test_where_a_package_is_missing_the_command_says_what_to_install(package):
     assert done.stderr.startswith(f"error: {package} is not installed")
     assert "next: in a checkout of shoal: `pip install" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_launch_has_the_whole_numbers_types_that_are_compiled_ahead_of_time():
+    for variant in variants():
+        declared = inspect.get_annotations(variant.kernel.fn, eval_str=False)
+        wide = {name for name, kind in variant.signature.items() if kind == "i64"}
+        assert wide == {n for n, kind in declared.items() if kind == "tl.int64"}, variant.name
 
 
 @pytest.mark.soak

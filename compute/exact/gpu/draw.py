@@ -37,7 +37,7 @@ def _value(word):
 
 
 @triton.jit
-def draw_kernel(out, seed, blocks, BLOCK: tl.constexpr):
+def draw_kernel(out, seed, blocks: tl.int64, BLOCK: tl.constexpr):
     """Blocks of four numbers into ``out``; ``seed`` is key, stream (two words each), first."""
     block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     counter = (tl.load(seed + 4) + block).to(tl.uint64)

@@ -68,11 +68,12 @@ def _power(exponent):
 @triton.jit
 def _values(
     x, fold, r, k, inside, terms, group, group_stride, row_stride, term_stride,
-    FOLD: tl.constexpr,
+    FOLD: tl.constexpr, SIDE_BY_SIDE: tl.constexpr,
 ):  # fmt: skip
     """A tile of vectors as float32, and as float64 with what is folded in."""
     place = (r // group) * group_stride + (r % group) * row_stride
-    given = tl.load(x + place[:, None] + k[None, :] * term_stride, inside, 0.0)
+    along = k if SIDE_BY_SIDE else k * term_stride
+    given = tl.load(x + place[:, None] + along[None, :], inside, 0.0)
     v = given.to(tl.float64)
     if FOLD:
         powers = _power(
@@ -84,11 +85,15 @@ def _values(
 
 @triton.jit(do_not_specialize=("rows", "group"))
 def scale_kernel(
-    x, fold, exponents, status, rows, terms, group, group_stride, row_stride, term_stride,
+    x, fold, exponents, status, rows: tl.int64, terms: tl.int64, group: tl.int64,
+    group_stride: tl.int64, row_stride: tl.int64, term_stride: tl.int64,
     BITS: tl.constexpr, LIMIT: tl.constexpr, FOLD: tl.constexpr,
-    ROWS: tl.constexpr, TERMS: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr, ROWS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    """The exponent of each vector's scale; refuses what is infinite."""
+    """The exponent of each vector's scale; refuses what is infinite.
+
+    SIDE_BY_SIDE says that ``term_stride`` is 1, for loads of several terms at once.
+    """
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     peak = tl.zeros((ROWS,), tl.float64)
     met = tl.zeros((ROWS,), tl.int32)
@@ -96,8 +101,9 @@ def scale_kernel(
         k = start + tl.arange(0, TERMS).to(tl.int64)
         inside = (r < rows)[:, None] & (k < terms)[None, :]
         given, v = _values(
-            x, fold, r, k, inside, terms, group, group_stride, row_stride, term_stride, FOLD
-        )
+            x, fold, r, k, inside, terms, group, group_stride, row_stride, term_stride, FOLD,
+            SIDE_BY_SIDE,
+        )  # fmt: skip
         peak = tl.maximum(peak, tl.max(tl.where(inside, absolute(v), 0.0), axis=1))
         worst = tl.where(is_masked(given), MASKED, status_of(given))
         met = tl.maximum(met, tl.max(tl.where(inside, worst, FINE).to(tl.int32), axis=1))
@@ -110,17 +116,20 @@ def scale_kernel(
 
 @triton.jit(do_not_specialize=("rows", "group"))
 def quantise_kernel(
-    x, fold, exponents, out, rows, terms, group, group_stride, row_stride, term_stride,
-    plane, BITS: tl.constexpr, FOLD: tl.constexpr, BY_TERM: tl.constexpr,
-    DIGITS: tl.constexpr, BASE_BITS: tl.constexpr, ROWS: tl.constexpr, TERMS: tl.constexpr,
+    x, fold, exponents, out, rows: tl.int64, terms: tl.int64, group: tl.int64,
+    group_stride: tl.int64, row_stride: tl.int64, term_stride: tl.int64,
+    plane: tl.int64, BITS: tl.constexpr, FOLD: tl.constexpr, BY_TERM: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr, DIGITS: tl.constexpr, BASE_BITS: tl.constexpr,
+    ROWS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """The integers of each vector: as DIGITS planes of int8, or for 0 as float64."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.program_id(1).to(tl.int64) * TERMS + tl.arange(0, TERMS)
     inside = (r < rows)[:, None] & (k < terms)[None, :]
     given, v = _values(
-        x, fold, r, k, inside, terms, group, group_stride, row_stride, term_stride, FOLD
-    )
+        x, fold, r, k, inside, terms, group, group_stride, row_stride, term_stride, FOLD,
+        SIDE_BY_SIDE,
+    )  # fmt: skip
     if BY_TERM:
         e = tl.load(exponents + (r // group)[:, None] * terms + k[None, :], inside, EMPTY)
     else:
@@ -161,7 +170,8 @@ def _finish(
 
 @triton.jit(do_not_specialize=("rows",))
 def digit_product_kernel(
-    a, b, a_exponents, b_exponents, out, status, rows, columns, terms, a_plane, b_plane,
+    a, b, a_exponents, b_exponents, out, status, rows: tl.int64, columns: tl.int64,
+    terms: tl.int64, a_plane: tl.int64, b_plane: tl.int64,
     BITS: tl.constexpr, BY_TERM: tl.constexpr, DIGITS: tl.constexpr, BASE_BITS: tl.constexpr,
     LONG: tl.constexpr, CHUNK: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
@@ -172,6 +182,7 @@ def digit_product_kernel(
     """
     batch = tl.program_id(2).to(tl.int64)
     across = tl.cdiv(columns, N)
+    last = terms.to(tl.int32)  # within K_LIMIT: each step of the loop counts in 32 bits
     m = (tl.program_id(0) // across).to(tl.int64) * M + tl.arange(0, M)
     n = (tl.program_id(0) % across).to(tl.int64) * N + tl.arange(0, N)
     a += (batch * rows + m)[:, None] * terms
@@ -179,14 +190,14 @@ def digit_product_kernel(
     row_inside, column_inside = (m < rows)[:, None], (n < columns)[None, :]
     if LONG:
         z = tl.zeros((M, N), tl.int64)
-        for start in range(0, terms, CHUNK):
+        for start in range(0, last, CHUNK):
             z += _digit_sums(
-                a, b, row_inside, column_inside, start, min(start + CHUNK, terms), a_plane,
+                a, b, row_inside, column_inside, start, min(start + CHUNK, last), a_plane,
                 b_plane, DIGITS, BASE_BITS, M, N, K,
             )  # fmt: skip
     else:
         z = _digit_sums(
-            a, b, row_inside, column_inside, 0, terms, a_plane, b_plane, DIGITS, BASE_BITS,
+            a, b, row_inside, column_inside, 0, last, a_plane, b_plane, DIGITS, BASE_BITS,
             M, N, K,
         )  # fmt: skip
     _finish(z, out, status, a_exponents, b_exponents, batch, m, n, rows, columns, BITS, BY_TERM)
@@ -234,7 +245,7 @@ def _digit_sums(
 
 @triton.jit(do_not_specialize=("rows",))
 def rounding_kernel(
-    z, a_exponents, b_exponents, out, status, rows, columns,
+    z, a_exponents, b_exponents, out, status, rows: tl.int64, columns: tl.int64,
     BITS: tl.constexpr, BY_TERM: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Out = the integers z, (batch, rows, columns) int64, scaled and rounded once."""
@@ -253,23 +264,24 @@ _LAYOUT = dict.fromkeys(
     ("rows", "terms", "group", "group_stride", "row_stride", "term_stride"), "i64"
 )
 _SCALE: Final = {
-    (precision.name, fold): Variant(
+    (precision.name, fold, side_by_side): Variant(
         scale_kernel,
         {"x": "*fp32", "fold": "*i32", "exponents": "*i32", "status": "*i32", **_LAYOUT},
         {
             "BITS": precision.bits,
             "LIMIT": precision.limit,
             "FOLD": fold,
+            "SIDE_BY_SIDE": side_by_side,
             "ROWS": _SCALE_ROWS,
             "TERMS": _SCALE_TERMS,
         },
     )
     for precision in PRECISIONS.values()
-    for fold in (False, True)
+    for fold, side_by_side in ((False, False), (False, True), (True, True))
 }
 _WAYS: Final[tuple[Way, ...]] = ("digits", "float64")
 _QUANTISE: Final = {
-    (precision.name, fold, by_term, way): Variant(
+    (precision.name, fold, by_term, side_by_side, way): Variant(
         quantise_kernel,
         {
             "x": "*fp32",
@@ -283,6 +295,7 @@ _QUANTISE: Final = {
             "BITS": precision.bits,
             "FOLD": fold,
             "BY_TERM": by_term,
+            "SIDE_BY_SIDE": side_by_side,
             "DIGITS": DIGITS[precision.name] if way == "digits" else 0,
             "BASE_BITS": _BASE_BITS[precision.name],
             "ROWS": _SCALE_ROWS,
@@ -290,7 +303,13 @@ _QUANTISE: Final = {
         },
     )
     for precision in PRECISIONS.values()
-    for fold, by_term in ((False, False), (True, False), (False, True))
+    for fold, by_term, side_by_side in (
+        (False, False, False),
+        (False, False, True),
+        (False, True, False),
+        (False, True, True),
+        (True, False, True),
+    )
     for way in _WAYS
 }
 _RESULT = {"a_exponents": "*i32", "b_exponents": "*i32", "out": "*fp32", "status": "*i32"}
@@ -466,7 +485,7 @@ def _exponents(
 ) -> torch.Tensor:
     exponents = card.empty(lying.batch, lying.vectors, dtype=torch.int32)
     card.launch(
-        _SCALE[precision.name, fold is not None],
+        _SCALE[precision.name, fold is not None, lying.term_stride == 1],
         (-(-exponents.numel() // _SCALE_ROWS),),
         *(x, exponents if fold is None else fold, exponents),
         *(card.status("product"), *lying.layout),
@@ -492,7 +511,7 @@ def _quantised(
         integers = card.empty(*shape, dtype=torch.float64)
     rows = lying.batch * lying.vectors
     card.launch(
-        _QUANTISE[precision.name, fold is not None, by_term, way],
+        _QUANTISE[precision.name, fold is not None, by_term, lying.term_stride == 1, way],
         (-(-rows // _SCALE_ROWS), -(-lying.terms // _SCALE_TERMS)),
         *(x, exponents if fold is None else fold, exponents, integers, *lying.layout),
         rows * lying.terms,

@@ -134,8 +134,9 @@ def _masked(x, rows, n, r, R: tl.constexpr, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=("rows",))
 def reduce_kernel(
-    x, counts, out, status, rows, n, NAME: tl.constexpr, R: tl.constexpr, N: tl.constexpr
-):
+    x, counts, out, status, rows: tl.int64, n: tl.int64,
+    NAME: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """Out = one number of each row of x, (rows, n); counts are read by "average" alone."""
     r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     none = tl.zeros((R,), tl.float64)
@@ -168,7 +169,7 @@ def reduce_kernel(
 
 @triton.jit(do_not_specialize=("rows",))
 def cumsum_kernel(
-    x, out, status, rows, n,
+    x, out, status, rows: tl.int64, n: tl.int64,
     EXCLUSIVE: tl.constexpr, REVERSE: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Running sums along each row of x, (rows, n), in the units of the whole row."""
@@ -198,8 +199,9 @@ def cumsum_kernel(
 
 @triton.jit(do_not_specialize=("rows",))
 def softmax_kernel(
-    x, out, status, rows, n, LOGARITHM: tl.constexpr, R: tl.constexpr, N: tl.constexpr
-):
+    x, out, status, rows: tl.int64, n: tl.int64,
+    LOGARITHM: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """Softmax of each row of x, (rows, n), or its logarithm, which refuses a mask."""
     r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     largest = _extreme(x, rows, n, r, True, R, N)
@@ -226,7 +228,8 @@ def softmax_kernel(
 
 @triton.jit(do_not_specialize=("rows",))
 def norm_kernel(
-    x, w, b, out, status, rows, n, w_groups, b_groups, eps,
+    x, w, b, out, status, rows: tl.int64, n: tl.int64,
+    w_groups: tl.int64, b_groups: tl.int64, eps,
     CENTRED: tl.constexpr, WEIGHTED: tl.constexpr, OFFSET: tl.constexpr,
     R: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip

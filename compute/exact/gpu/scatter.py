@@ -37,7 +37,9 @@ _BLOCK: Final = 1024
 
 
 @triton.jit(do_not_specialize=("size",))
-def peaks_kernel(x, indices, peaks, status, size, TARGETED: tl.constexpr, BLOCK: tl.constexpr):
+def peaks_kernel(
+    x, indices, peaks, status, size: tl.int64, TARGETED: tl.constexpr, BLOCK: tl.constexpr
+):
     """The largest magnitude that meets at each target, as a float32's bits."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
@@ -50,7 +52,9 @@ def peaks_kernel(x, indices, peaks, status, size, TARGETED: tl.constexpr, BLOCK:
 
 
 @triton.jit(do_not_specialize=("size",))
-def add_kernel(x, indices, peaks, sums, size, TARGETED: tl.constexpr, BLOCK: tl.constexpr):
+def add_kernel(
+    x, indices, peaks, sums, size: tl.int64, TARGETED: tl.constexpr, BLOCK: tl.constexpr
+):
     """Sums += x in the units of each target."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
@@ -64,7 +68,7 @@ def add_kernel(x, indices, peaks, sums, size, TARGETED: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit(do_not_specialize=("size",))
-def settle_kernel(data, counts, peaks, sums, out, status, size, BLOCK: tl.constexpr):
+def settle_kernel(data, counts, peaks, sums, out, status, size: tl.int64, BLOCK: tl.constexpr):
     """Out = the sums, and what no update reaches as it was."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
@@ -79,8 +83,9 @@ def settle_kernel(data, counts, peaks, sums, out, status, size, BLOCK: tl.conste
 
 @triton.jit(do_not_specialize=("size", "channels"))
 def batch_norm_kernel(
-    x, scale, b, mean, var, eps, out, status, size, channels, inner, BLOCK: tl.constexpr
-):
+    x, scale, b, mean, var, eps, out, status,
+    size: tl.int64, channels: tl.int64, inner: tl.int64, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Inference batch normalisation of x, (N, channels, inner) float32."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size

@@ -245,7 +245,7 @@ def chain_kernel(
 
 
 @triton.jit
-def admit_kernel(x, out, status, size, BLOCK: tl.constexpr):
+def admit_kernel(x, out, status, size: tl.int64, BLOCK: tl.constexpr):
     """Out = x, (size,) float32, with subnormals flushed; refuses +inf and what is no number."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size

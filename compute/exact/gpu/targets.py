@@ -92,20 +92,19 @@ def compile_for(variant: Variant, target: Target, *, aligned: bool = False) -> C
     Args:
         variant: The kernel.
         target: For which cards.
-        aligned: As a launch compiles it whose sizes are multiples of `ALIGNMENT`, below 2^31.
-            Else nothing is known of them.
+        aligned: As a launch compiles it whose sizes are multiples of `ALIGNMENT`; else nothing
+            is known of them.
 
     Raises:
         Exception: Triton's own, of many kinds: the kernel is not for this target.
     """
-    signature, attributes = dict(variant.signature), {}
+    attributes = {}
     if aligned:
-        signature = {n: "i32" if one == "i64" else one for n, one in signature.items()}
-        places = [variant.kernel.arg_names.index(name) for name in signature]
+        places = [variant.kernel.arg_names.index(name) for name in variant.signature]
         attributes = {(place,): [["tt.divisibility", ALIGNMENT]] for place in places}
     source = ASTSource(
         fn=variant.kernel,
-        signature={**signature, **dict.fromkeys(variant.constants, "constexpr")},
+        signature={**variant.signature, **dict.fromkeys(variant.constants, "constexpr")},
         constexprs=dict(variant.constants),
         attrs=attributes,
     )

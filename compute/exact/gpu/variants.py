@@ -17,7 +17,9 @@ class Variant:
 
     Attributes:
         kernel: The function under `triton.jit`.
-        signature: Triton's type of each argument that is no constant, by name.
+        signature: Triton's type of each argument that is no constant, by name. The kernel
+            declares those of whole numbers, ``tl.int64``, or a launch would take int32 where
+            the value fits, and a constant where it is 1: code that nobody compiled before.
         constants: Those that are.
         warps: How many warps run one program of it.
         stages: How many loads are under way ahead of a loop's turn.
