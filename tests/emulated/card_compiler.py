@@ -1,11 +1,10 @@
 """A process that compiles kernels as Triton's launcher would on a card that is not here.
 
 Triton in the tests' own process interprets; so this is another one, started with
-TRITON_INTERPRET=0. It reads a pickled
-request from stdin and writes the answer to stdout, until stdin ends. What a launch would
-do with its arguments is done here too: whole numbers take the kernel's types, those of
-which it declares none become int32 where they fit, or a constant where they are 1, and
-what divides by 16 is known to.
+TRITON_INTERPRET=0. It reads a pickled request from stdin and writes the answer to stdout,
+until stdin ends. What a launch would do with its arguments is done here too: whole numbers
+take the kernel's types, those of which it declares none become int32 where they fit, or a
+constant where they are 1, and what divides by 16 is known to.
 """
 
 import importlib
