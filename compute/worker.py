@@ -342,7 +342,7 @@ class Worker:
         if self._card is None:
             return measuring.answer(request, self._executors)
         try:
-            answer = measuring.answer(request, self._executors)
+            answer = measuring.answer(request, self._executors, card=True)
             self._settle()
         except Exception as error:
             self._raise_fault(error, self._card.memory_bytes)
