@@ -95,6 +95,11 @@ class Worker:
         return self._starter.sandboxed
 
     @property
+    def units_at_once(self) -> int:
+        """How many units it runs at once where their memory fits; known after `probe`."""
+        return self._rooms.units_at_once
+
+    @property
     def processes_started(self) -> int:
         """How many worker processes there have been, those that did not settle in as well."""
         return self._starter.processes_started

@@ -228,13 +228,15 @@ class Started(_Message, frozen=True):
     """What the canary of each executor showed, and what keeps others from being there.
 
     ``sandbox`` says how the worker is locked in, or why not; ``sandboxed``, whether that
-    is enough for strangers' programs.
+    is enough for strangers' programs. ``holds_units``: no unit gets more memory of its
+    device than it asked for, by whatever executor.
     """
 
     probes: tuple[Probe, ...]
     missing: tuple[Lack, ...]
     sandbox: _Text
     sandboxed: bool
+    holds_units: bool = True
 
 
 class Converted(_Message, frozen=True):

@@ -52,16 +52,23 @@ class OnCard(Protocol):
 def answer(
     request: frames.Measure | frames.Prove | frames.Recompute,
     executors: Mapping[NumericClass, Executor[Any]],
+    *,
+    card: bool = False,
 ) -> frames.Measured | frames.Proved | frames.Recomputed:
     """Answer one request to measure or to show something.
 
+    Args:
+        request: What is to be measured or shown.
+        executors: Those of this process.
+        card: Whether they are a card's.
+
     Raises:
-        ComputeError: ``no_executor`` where the class is not to be had here, or
-            ``time_limit`` where a chain takes longer than it may.
+        ComputeError: ``no_executor`` where the class is not to be had here, or nothing
+            copies on the card; ``time_limit`` where a chain takes longer than it may.
     """
     match request:
         case frames.Measure(what="memory"):
-            copy = _copy(executors, request.size)
+            copy = (_copy_on_card if card else _copy)(executors, request.size)
             return _repeated(copy, 2 * request.size, request.time_s)
         case frames.Measure():
             executor = _executor_of(executors, NumericClass(request.what))
@@ -130,13 +137,20 @@ def _products(executor: Executor[Any], size: int, depth: int) -> Callable[[], ob
     return lambda: executor.run(prepared, inputs)
 
 
-def _copy(
+def _copy_on_card(
     executors: Mapping[NumericClass, Executor[Any]], size_bytes: int
 ) -> Callable[[], object]:
-    """A copy: on a card there, else by all threads of the exact class where there are any."""
+    """A copy on the card: one in this machine's memory would say nothing of the card's."""
     for executor in executors.values():
         if isinstance(executor, OnCard):
             return executor.copying(size_bytes)
+    raise ComputeError("no executor here copies on the card", code="no_executor")
+
+
+def _copy(
+    executors: Mapping[NumericClass, Executor[Any]], size_bytes: int
+) -> Callable[[], object]:
+    """A copy by all threads of the exact class, where there are any."""
     source = np.ones(size_bytes, np.uint8)
     target = np.zeros_like(source)
     if NumericClass.EXACT not in executors:

@@ -68,9 +68,9 @@ class Rooms:
     ) -> None:
         self.starter = Starter(start, entry, place, self._lost)
         self._nursery = nursery
-        self._lent_bytes = place.lent_bytes
-        self._kept = max(ROOMS_LIMIT, place.units_at_once)
-        self._turnstile = Turnstile(place.units_at_once)
+        self._lent_bytes, self._places = place.lent_bytes, place.units_at_once
+        self._kept = max(ROOMS_LIMIT, self._places)
+        self._turnstile = Turnstile(self._places)
         self._starting, self._clearing = trio.Lock(), trio.Lock()
         self._rooms: list[Room] = []  # the least recently used first
         self.seats: list[Seat] = []
@@ -93,6 +93,11 @@ class Rooms:
                 name = room.requester if number == 1 else f"{room.requester} {number}"
                 named[name] = room.process.pid
         return named
+
+    @property
+    def units_at_once(self) -> int:
+        """How many units run at once where their memory fits; known after the first start."""
+        return self._places if self.starter.holds_units else 1
 
     @property
     def taken(self) -> bool:
@@ -119,6 +124,8 @@ class Rooms:
 
     def fits(self, wanted: Use) -> bool:
         """Whether one more unit may begin beside those that run."""
+        if not self.starter.holds_units:  # one could take what another one was promised
+            return False
         if not self._lent_bytes:
             return True
         running = [seat.use for seat in self.seats]

@@ -101,6 +101,8 @@ class Starter:
         """Why the device computes nothing more; None where it does."""
         self.sandbox, self.sandboxed = "no worker has started yet", False
         """How the process that started last is locked in; whether strangers are welcome."""
+        self.holds_units = True
+        """Whether each process so far holds a unit to its own memory, by whatever executor."""
         self.missing: tuple[Lack, ...] = ()
         """Why other executors are not among those that the last start showed."""
         self.processes_started = 0
@@ -139,6 +141,7 @@ class Starter:
         if start.exact == self.start.exact:
             self.missing = answer.missing
         self.sandbox, self.sandboxed = answer.sandbox, answer.sandboxed
+        self.holds_units = self.holds_units and answer.holds_units
         return Room(process, answer.probes)
 
     async def _keep_kernels(self, process: WorkerProcess) -> None:

@@ -105,6 +105,7 @@ class Worker:
         self._not_loaded: list[tuple[Entry, Lack]] = []
         self._loaded: list[tuple[Entry, Make]] = []
         self._executors: dict[NumericClass, Executor[Any]] = {}
+        self._holds_units = True
         self._load(entries(start), start)
         self._runtimes: dict[NumericClass, str] = {}
         self._meter = CardMeter() if self._card else Meter()
@@ -143,7 +144,9 @@ class Worker:
         held_bytes = 2 * self._cache_bytes + HELD_PROGRAMS_LIMIT * OVERHEAD_BYTES
         hard_limits = HardLimits(held_bytes + self._unit_bytes)
         lock = lock.close(self._meter, hard_limits)
-        return frames.Started(tuple(probes), missing, str(lock), lock.complete)
+        return frames.Started(
+            tuple(probes), missing, str(lock), lock.complete, holds_units=self._holds_units
+        )
 
     def _load(self, wanted: Sequence[Entry], start: frames.Start) -> None:
         """Import what the executors take, while this process may still read any file."""
@@ -190,6 +193,8 @@ class Worker:
                 self._missing.append(_lack(entry, error))
             else:
                 self._executors[entry.numeric_class] = executor
+                if self._card is not None and not entry.by_torch:
+                    self._holds_units = False  # it takes memory past the meter
                 first[entry.numeric_class] = entry
         return probes
 
@@ -337,7 +342,7 @@ class Worker:
         if self._card is None:
             return measuring.answer(request, self._executors)
         try:
-            answer = measuring.answer(request, self._executors)
+            answer = measuring.answer(request, self._executors, card=True)
             self._settle()
         except Exception as error:
             self._raise_fault(error, self._card.memory_bytes)

@@ -80,7 +80,6 @@ class Cards:
             log.warning("a card is not used", device=device.id, reason=reason)
             self._capacity.offer((), [failed(reason, hint)], device.id)
             return
-        at_once = card_memory.places(device.memory_bytes, self._config.units_per_card)
         worker = self._workers.add(
             frames.Start(
                 threads=self._config.cores,
@@ -96,7 +95,7 @@ class Cards:
                 scratch,
                 CARD_START_LIMIT_S,
                 lost,
-                at_once,
+                card_memory.places(device.memory_bytes, self._config.units_per_card),
                 card_memory.lent_bytes(device.memory_bytes),
             ),
         )
@@ -116,7 +115,7 @@ class Cards:
             device.id,
             worker.sandbox,
             sandboxed=worker.sandboxed,
-            units_at_once=at_once,
+            units_at_once=worker.units_at_once,
         )
         for lack in worker.missing:
             if lack.code != NOT_USED:

@@ -49,7 +49,14 @@ CHALLENGES_PER_MINUTE: Final = 4
 STRANGERS_PER_MINUTE: Final = 2
 """Of those; the others are for peers on the allow list, whom strangers so cannot shut out."""
 
-_NOT_THE_DEVICES: Final = frozenset({"worker_start", "no_memory"})
+TURN_LIMIT_S: Final = 5.0
+"""How much longer than a challenge may take is waited for its turn and its end. Units go before
+it, and on a card that runs several at once one may always be under way; its verifier has long
+given up by then, and another challenge may be answered."""
+
+OVERTAKEN: Final = "overtaken"
+
+_NOT_THE_DEVICES: Final = frozenset({"worker_start", "no_memory", OVERTAKEN})
 """Why a claim is not shown that is as true as it was: the machine is short of something."""
 
 HELD_LIMIT: Final = 8
@@ -209,8 +216,9 @@ class Prover:
                 )
                 if error.code not in _NOT_THE_DEVICES:
                     self._belied(challenge.device)
+                reason = Reason.BUSY if error.code == OVERTAKEN else Reason.INTERNAL
                 answer = Refusal(
-                    call=challenge.nonce, reason=Reason.INTERNAL, detail=error.message[:256]
+                    call=challenge.nonce, reason=reason, detail=error.message[:256]
                 )
             finally:
                 self._proving = False
@@ -251,7 +259,11 @@ class Prover:
             time_limit_s=limit_s,
         )
         worker = self._house.worker_on(challenge.device)
-        done = await worker.measure(request, frames.Proved, limit_s)
+        try:
+            with trio.fail_after(limit_s + TURN_LIMIT_S):
+                done = await worker.measure(request, frames.Proved, limit_s)
+        except trio.TooSlowError:
+            raise ComputeError("units came before its turn", code=OVERTAKEN) from None
         commitment = side.commitment_to(done.roots, done.elapsed_s)
         side.leaves = done.leaves
         envelope = self._house.identity.sign(Statement.COMMITMENT, encode(commitment))

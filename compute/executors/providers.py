@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from shoal.compute.card_memory import OVERHEAD_BYTES
 from shoal.compute.errors import ComputeError
 from shoal.compute.graph import printable
 
@@ -40,9 +41,6 @@ _HAS_TO_FIT: Final = (
     "this build of ONNX Runtime has to fit the card's driver, and the libraries that it takes "
     "have to be there: https://onnxruntime.ai/docs/execution-providers says which"
 )
-
-_OVERHEAD_BYTES: Final = 64 << 20
-"""As `shoal.compute.worker` adds to every memory limit, for a runtime's own sake."""
 
 _TOLD_NODES: Final = 3
 
@@ -123,7 +121,7 @@ def of_card(card: Card, memory_bytes: int) -> Provider:
         memory_bytes: What a unit may use of its memory at most.
     """
     name, package, library = NAMES[card.runtime]
-    limit = str(memory_bytes + _OVERHEAD_BYTES)
+    limit = str(memory_bytes + OVERHEAD_BYTES)
     if card.runtime == "cuda":
         return Provider(
             name,

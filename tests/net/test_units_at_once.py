@@ -34,10 +34,11 @@ def card(tmp_path):
 
 
 @asynccontextmanager
-async def on(card, places=2, lent_bytes=LENT_BYTES):
+async def on(card, places=2, lent_bytes=LENT_BYTES, **variables):
     """A worker of the card, which runs so many units at once."""
     async with open_workers() as workers:
         place = replace(card.place, units_at_once=places, lent_bytes=lent_bytes)
+        place = replace(place, variables={**place.variables, **variables})
         worker = workers.add(START, place, ENTRY)
         await worker.probe()
         yield worker
@@ -115,6 +116,19 @@ async def test_where_a_card_runs_one_unit_at_a_time_the_next_one_waits(card):
         assert gave_up.cancelled_caught
         ann.cancel()
         assert (await run_all(worker, FINE, requester="bob"))[0] == [""]
+
+
+async def test_an_executor_that_takes_memory_past_torch_has_the_card_for_itself(card):
+    async with on(card, PAST_TORCH="1") as worker, trio.open_nursery() as nursery:
+        assert worker.units_at_once == 1
+        ann = await begin(nursery, worker, "ann")
+        with trio.move_on_after(0.5) as gave_up:
+            await run_all(worker, FINE, requester="bob")
+        assert gave_up.cancelled_caught
+        ann.cancel()
+        assert (await run_all(worker, FINE, requester="bob"))[0] == [""]
+    async with on(card) as worker:
+        assert worker.units_at_once == 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import trio
 from challenge_samples import ALICE, BOB, a_challenge, honest_leaves, joined
 from test_challenge_decisions import TERMS
 
@@ -104,4 +105,17 @@ async def test_whatever_fails_while_a_claim_is_shown_is_an_answer_and_the_next_i
     assert belied == told
     card.error = None
     again = a_challenge(device="gpu0", nonce="ef" * 16)
+    assert isinstance(await prover.answer(ALICE.peer_id, again), Committed)
+
+
+async def test_a_challenge_whose_turn_does_not_come_holds_up_no_other_one(autojump_clock):
+    class Overtaken(Working):
+        async def measure(self, request, kind, time_limit_s):
+            await trio.sleep_forever()  # units go first, and more come for ever
+
+    prover, belied = node(Working(), Overtaken())
+    with trio.fail_after(600.0):
+        answer = await prover.answer(ALICE.peer_id, a_challenge(device="gpu0"))
+    assert (answer.reason, belied) == (Reason.BUSY, [])
+    again = a_challenge(nonce="ef" * 16)
     assert isinstance(await prover.answer(ALICE.peer_id, again), Committed)
