@@ -379,9 +379,6 @@ class Challenger:
             case Problem(message=message):
                 self._end(self._without(Ending.WITHHELD, f"it refused: {message}"))
 
-    def _may_be_made_again(self, code: str) -> bool:
-        return code == NO_TRACE and self._signed is not None and self._gone < TRIES_LIMIT
-
     def _take_root(self, envelope: bytes, root: TraceRoot) -> None:
         was = self._signed
         if was is not None and (root.root, root.leaves) != (was.root, was.leaves):
