@@ -111,7 +111,8 @@ async def test_units_of_one_requester_run_at_once_in_two_processes(card):
 async def test_where_a_card_runs_one_unit_at_a_time_the_next_one_waits(card):
     async with on(card, places=1) as worker, trio.open_nursery() as nursery:
         ann = await begin(nursery, worker, "ann")
-        with trio.move_on_after(0.5) as gave_up:
+        await worker.probe()  # a process is ready: nothing else keeps him waiting
+        with trio.move_on_after(2.0) as gave_up:
             await run_all(worker, FINE, requester="bob")
         assert gave_up.cancelled_caught
         ann.cancel()
@@ -122,7 +123,8 @@ async def test_an_executor_that_takes_memory_past_torch_has_the_card_for_itself(
     async with on(card, PAST_TORCH="1") as worker, trio.open_nursery() as nursery:
         assert worker.units_at_once == 1
         ann = await begin(nursery, worker, "ann")
-        with trio.move_on_after(0.5) as gave_up:
+        await worker.probe()  # a process is ready: nothing else keeps him waiting
+        with trio.move_on_after(2.0) as gave_up:
             await run_all(worker, FINE, requester="bob")
         assert gave_up.cancelled_caught
         ann.cancel()
