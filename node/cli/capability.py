@@ -69,11 +69,15 @@ def card_texts(figures: DeviceFigures) -> list[str]:
         told.append(f"memory {rate}; measured {age} ago")
     if figures.measured_at is not None and figures.problem:
         told.append(f"could not be measured since: {figures.problem.rstrip('.')}")
+    return told + lack_texts(figures)
+
+
+def lack_texts(figures: DeviceFigures) -> list[str]:
+    """Which classes of a device have no rate, and why."""
     reasons: dict[str, list[str]] = {}
     for each in figures.without:
         reasons.setdefault(each.why, []).append(each.numeric_class)
-    told += [f"no rate of {', '.join(which)}: {why}" for why, which in reasons.items()]
-    return told
+    return [f"no rate of {', '.join(which)}: {why}" for why, which in reasons.items()]
 
 
 def _claim_text(claim: Claim) -> str:

@@ -6,7 +6,7 @@ Asks the daemon; where none runs, this command looks by itself, which needs no h
 from typing import TYPE_CHECKING
 
 from shoal.crypto.errors import ShoalError
-from shoal.node.cli.capability import card_texts, claims_text, measured_text
+from shoal.node.cli.capability import card_texts, claims_text, lack_texts, measured_text
 from shoal.node.cli.options import Daemon
 from shoal.node.cli.output import note, print_json, print_table, printable, runnable, size_text
 from shoal.node.cli.owner import stance_text
@@ -121,7 +121,9 @@ def _print(
         locked = f"sandbox: {device.sandbox}" if device.sandbox and device.id != "cpu" else ""
         at_once = _at_once(device)
         known = [f for f in claimed.devices if f.device == device.id] if claimed else []
-        beside = [t for f in known for t in card_texts(f) if device.id != "cpu"]
+        # What else was measured of the CPU is this node's, and stands below.
+        texts_of = lack_texts if device.id == "cpu" else card_texts
+        beside = [text for figures in known for text in texts_of(figures)]
         texts = (_parts(device), claims_line, *beside, at_once, locked, device.note)
         for text in filter(None, texts):
             _line(device.id, text)

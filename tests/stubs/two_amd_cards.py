@@ -234,7 +234,10 @@ def main() -> int:
             what = "not installed" if LACKS else "compile-only"
             report.check("it says", what in shown, what)
             why = "no rate of exact, kernel: compile-only"
-            report.check("it says why no rate is claimed", LACKS or why in shown, why)
+            if (
+                not LACKS
+            ):  # without Triton nothing compiles, and there is no class to have a rate
+                report.check("it says why no rate is claimed", why in shown, why)
             trio.run(check_from_outside, report, node, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
