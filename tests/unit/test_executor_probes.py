@@ -21,6 +21,7 @@ from shoal.compute.executors import onnxruntime as executor
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
 from shoal.compute.executors.onnxruntime import OnnxRuntime
 from shoal.compute.executors.providers import DISABLE_CPU, Provider
+from shoal.node.capability_views import CapabilityView, DeviceFigures, NoRate
 from shoal.node.cli import devices
 from shoal.node.offer import Capacity
 
@@ -238,6 +239,16 @@ def test_a_device_says_how_many_units_it_runs_at_once_where_it_runs_any(capsys):
     devices._print(found, None, None)
     said = [line for line in capsys.readouterr().out.splitlines() if "at once" in line]
     assert said == ["gpu0: runs 2 units at once where its memory allows"]
+
+
+def test_a_class_of_the_cpu_that_has_no_rate_says_why(capsys):
+    slow = NoRate("exact", "slower than what can be shown")
+    figures = DeviceFigures("cpu", 1e9, 1.0, without=(slow,))
+    claimed = CapabilityView((), 1e9, 1e9, 1.0, devices=(figures,))
+    devices._print(with_abilities(Inventory((CPU,)), {}), claimed, None)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cpu: ")]
+    assert "cpu: no rate of exact: slower than what can be shown" in said
+    assert not any("memory moves" in line for line in said)  # that is told of the node
 
 
 def test_a_card_for_which_kernels_only_compile_says_so_and_takes_no_units():
