@@ -47,7 +47,7 @@ from shoal.protocol.messages import (
     Response,
     ResponseBody,
 )
-from shoal.protocol.negotiation_messages import AwardOffer
+from shoal.protocol.negotiation_messages import AwardOffer, Cancel
 from shoal.protocol.versions import Version
 from shoal.protocol.vocabulary import UnknownWord, read_frame, read_greeting, said_to
 
@@ -69,7 +69,7 @@ LEAST_WAIT_S = 0.01
 """For a debt to be worked off: one that is near nothing is not waited for in steps."""
 
 IN_ORDER_LIMIT_S = 1.0
-"""For the answer to an award before what follows it is read: it takes a millisecond."""
+"""For what is answered in order before what follows it is read: it takes a millisecond."""
 
 LOOK_OVER_INTERVAL_S = 10.0
 
@@ -197,8 +197,9 @@ class Answers:
             nursery.start_soon(
                 self._serve_one, stream, request, theirs, len(data), asker, sending, served
             )
-            if isinstance(request, Request) and isinstance(request.body, AwardOffer):
-                # Its units may be the next message, and are to find the lease.
+            if isinstance(request, Request) and isinstance(request.body, AwardOffer | Cancel):
+                # An award's units may be the next message, and are to find the lease; so may
+                # the release of a lease of which units are cancelled.
                 with trio.move_on_after(IN_ORDER_LIMIT_S):
                     await served.wait()
 

@@ -60,6 +60,8 @@ class Node:
     peer: PeerId
     address: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    killed: bool = False
+    """Whether this process was ended on purpose, by `kill`."""
 
     @property
     def socket(self) -> Path:
@@ -88,6 +90,7 @@ class Node:
     def kill(self) -> None:
         """End it as a power cut would (SIGKILL), and wait until it is gone."""
         if self.process is not None:
+            self.killed = True
             self.process.kill()
             self.process.wait()
 
@@ -150,10 +153,21 @@ class Swarm:
         trace: TracebackType | None,
     ) -> None:
         try:
+            if error is not None:
+                self._note_ended(error)
             self.end()
         finally:
             self._signals.close()
             self._remove()
+
+    def _note_ended(self, error: BaseException) -> None:
+        """Tell with an error which daemons have ended by themselves: it may be why."""
+        for node in self.nodes:
+            code = None if node.process is None else node.process.poll()
+            if code is not None and not node.killed:
+                how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+                words = node.last_words()
+                error.add_note(f"daemon {node.number} had ended ({how}); last words:\n{words}")
 
     def start_all(self) -> None:
         """Start the first daemon and, once its address is known, all others at once.
@@ -186,6 +200,7 @@ class Swarm:
         # What the user has set for a daemon of their own is not for these.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
         with node.log_path.open("ab") as log, _interrupts_wait():
+            node.killed = False
             node.process = subprocess.Popen(  # noqa: S603  # our own interpreter and flags
                 [*self._before(node), *command, *self._settings],
                 stdin=subprocess.DEVNULL,

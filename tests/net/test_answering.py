@@ -31,6 +31,7 @@ from shoal.protocol.negotiation_messages import (
     Cancel,
     Reason,
     Refusal,
+    Release,
     UnitRequest,
     UnitResult,
 )
@@ -347,6 +348,27 @@ async def test_a_greeted_stream_may_be_silent_for_as_long_as_it_likes(clock, nod
     async with stream_to(node) as stream:
         await trio.sleep(86_400.0)
         assert await ask(stream, EMPTY) == Done()
+
+
+@pytest.mark.parametrize(
+    "first", [AwardOffer(call=CALL, award=b"e"), Cancel(call=CALL, unit="j/0")]
+)
+async def test_what_comes_behind_an_award_or_a_cancellation_finds_what_that_has_done(
+    clock, node, first
+):
+    async def answer(peer, body):
+        if body == first:
+            await trio.sleep(0.1)
+        return await node.answer(peer, body)
+
+    node.answers.answer = answer
+    behind = Release(call=CALL)
+    async with stream_to(node) as stream:
+        await send_frame(stream, Request(id=1, body=first))
+        await send_frame(stream, Request(id=2, body=behind))
+        answered = [(await receive_frame(stream, Response)).id for _ in range(2)]
+    assert answered == [1, 2]
+    assert node.asked == [first, behind]
 
 
 # --- what is an offence and what is not ----------------------------------------------
