@@ -43,6 +43,8 @@ END_LIMIT_S = 10.0
 
 _POLL_S = 0.05
 _LAST_WORDS_BYTES = 1500
+_LAST_WORDS_OF_A_CRASH_BYTES = 16_000
+"""A traceback's, with what was in its variables."""
 
 
 class SwarmError(ShoalError):
@@ -94,13 +96,13 @@ class Node:
             self.process.kill()
             self.process.wait()
 
-    def last_words(self) -> str:
+    def last_words(self, limit_bytes: int = _LAST_WORDS_BYTES) -> str:
         """The end of its log."""
         try:
             data = self.log_path.read_bytes()
         except OSError:
             return "(it has no log)"
-        text = data[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
+        text = data[-limit_bytes:].decode(errors="replace").strip()
         return text or "(its log is empty)"
 
 
@@ -166,7 +168,7 @@ class Swarm:
             code = None if node.process is None else node.process.poll()
             if code is not None and not node.killed:
                 how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-                words = node.last_words()
+                words = node.last_words(_LAST_WORDS_OF_A_CRASH_BYTES)
                 error.add_note(f"daemon {node.number} had ended ({how}); last words:\n{words}")
 
     def start_all(self) -> None:

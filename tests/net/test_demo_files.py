@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import magika
@@ -165,3 +166,19 @@ def test_a_daemon_that_does_not_start_is_reported_with_its_last_words():
         homes = [node.home for node in swarm.nodes]
     assert not any(node.running for node in swarm.nodes)
     assert not any(home.exists() for home in homes)
+
+
+def test_an_error_in_a_swarm_comes_with_what_ended_by_itself():
+    error = ValueError("something else")
+    with suppress(ValueError), Swarm(2) as swarm:
+        first, second = swarm.nodes
+        swarm.start(first)
+        swarm.wait_ready(first)
+        swarm.start(second)
+        second.kill()  # on purpose
+        first.process.kill()  # as the kernel does where memory ends
+        first.process.wait()
+        raise error
+    (note,) = error.__notes__
+    assert "daemon 1 had ended (SIGKILL)" in note
+    assert "ready" in note
