@@ -25,9 +25,9 @@ from shoal.node.records import JobState
 
 PORT = 4711
 START_LIMIT_S = 60
-JUDGED_LIMIT_S = 150
+JUDGED_LIMIT_S = 300
 """Links, then a round of dial-backs of 4 s at most, another 10 s after the first: 11 s alone.
-A peer that was too busy to answer is asked again 120 s later."""
+A peer that was too busy to answer is asked again 120 s later, and may be so twice."""
 
 KNOWN_LIMIT_S = 60
 

@@ -203,7 +203,7 @@ def wire_to(giver, offer, certificate):
     return asker
 
 
-async def until(condition, limit_s=10.0):
+async def until(condition, limit_s=60.0):
     with trio.fail_after(limit_s):
         while not condition():  # noqa: ASYNC110  # of another node, which tells nobody
             await trio.sleep(0.01)

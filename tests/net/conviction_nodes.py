@@ -165,6 +165,6 @@ async def open_nodes(home, count):
 
 
 async def until(condition):
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110  # what ends it is in another task
             await trio.sleep(0.02)

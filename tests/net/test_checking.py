@@ -46,7 +46,7 @@ async def node(tmp_path):
 
 
 async def until(condition):
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not await condition():  # noqa: ASYNC110  # of others' states, which tell nobody
             await trio.sleep(0.02)
 

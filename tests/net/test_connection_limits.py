@@ -44,7 +44,7 @@ async def linked(**gates):
         yield a, b
 
 
-async def eventually(condition, limit_s=5.0):
+async def eventually(condition, limit_s=60.0):
     with trio.fail_after(limit_s):
         while not condition():  # noqa: ASYNC110  # nothing tells of it
             await trio.sleep(0.01)

@@ -213,7 +213,7 @@ class Scene:
             return await self.ended(disputes)
 
     async def ended(self, disputes):
-        with trio.fail_after(20.0):
+        with trio.fail_after(60.0):
             while disputes.open_now or await self.house.journal.open_disputes():  # noqa: ASYNC110
                 await trio.sleep(0.01)
         outcomes = await self.house.journal.dispute_outcomes()

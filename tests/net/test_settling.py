@@ -230,7 +230,7 @@ async def test_an_acknowledgement_whose_answer_is_lost_counts_once_at_either_sid
         provider.settling = Settling(clock)
         await provider.open(provider.journal)
     own, theirs = requester.settling.ledger, provider.settling.ledger
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await until(lambda: own.row(provider.key.peer_id, "taken").acknowledged_units == 3)
     assert own.row(provider.key.peer_id, "taken").acknowledged_credits == 3 * PRICE
     assert theirs.row(peer, "given").acknowledged_units == 3
