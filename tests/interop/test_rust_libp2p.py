@@ -6,9 +6,11 @@ keeps is one whose identify it has understood.
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -58,15 +60,18 @@ async def rust_peer(*addresses, protocol=OURS):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(SCRIPT), str(port), protocol, *addresses]
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
-    try:
-        peer = RustPeer(process, f"/ip4/127.0.0.1/tcp/{port}")
-        await peer.look()
-        yield peer
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+    with tempfile.TemporaryDirectory(prefix="shoal-rust-") as place:
+        process = await trio.lowlevel.open_process(
+            command, stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": place}
+        )
+        try:
+            peer = RustPeer(process, f"/ip4/127.0.0.1/tcp/{port}")
+            await peer.look()
+            yield peer
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
 
 async def test_rust_dials_identifies_and_pings_a_node():
