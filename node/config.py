@@ -278,6 +278,11 @@ def load(
     if cores > usable:  # a file from a larger machine, or a smaller container, still works
         warnings.append(f"cores is {cores}, and this process may use {usable}: {usable} it is")
         values["cores"] = usable
+    if values["provide"] and values["serve"] == "friends" and not _friends(values):
+        warnings.append(
+            'serve is "friends" and no peer is allowed, so nobody but this node\'s own user is '
+            "served: `shoal allow PEER_ID` lets one in"
+        )
     return Config(
         **values,  # type: ignore[arg-type]  # each was read by its row of the table
         sources=MappingProxyType(sources),
@@ -346,6 +351,13 @@ def file_text(values: Mapping[str, object] | None = None) -> str:
         else:
             lines.append(f"#{name} = {setting.in_file}")
     return "\n".join(lines) + "\n"
+
+
+def _friends(values: Mapping[str, object]) -> set[str]:
+    allow, deny = values["allow"], values["deny"]
+    assert isinstance(allow, tuple)
+    assert isinstance(deny, tuple)
+    return set(allow) - set(deny)
 
 
 def _given(flags: Mapping[str, object] | None) -> dict[str, object]:

@@ -459,3 +459,13 @@ def test_a_variable_that_no_setting_reads_is_a_warning_with_the_one_that_was_mea
 def test_those_who_serve_is_a_setting_that_a_reload_takes_up(home):
     assert load({"home": home, "serve": "Those-Who-Serve"}, {}).serve == "those-who-serve"
     assert next(one for one in SETTINGS if one.name == "serve").live
+
+
+def test_friends_alone_and_none_of_them_is_a_warning_with_the_next_step(home):
+    friends = {"home": home, "serve": "friends"}
+    (warning,) = load(friends, {}).warnings
+    assert "nobody but this node's own user is served" in warning
+    assert "`shoal allow PEER_ID`" in warning
+    assert load(friends | {"allow": [PEER], "deny": [PEER]}, {}).warnings == (warning,)
+    assert load(friends | {"allow": [PEER]}, {}).warnings == ()
+    assert load(friends | {"provide": "no"}, {}).warnings == ()
