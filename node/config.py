@@ -564,7 +564,7 @@ SETTINGS = (
         "CREDITS",
         read_credits,
         lambda: 0.0,
-        "Credits that a peer's unit must be worth to be taken; a small one is worth 1.",
+        "Credits that a peer's unit must be worth: 1, and 1 more for each 100 MB it needs.",
         in_file="0.0",
         example="1.5",
         live=True,

@@ -105,8 +105,8 @@ def links(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
         yield warning(
             "peers",
             "this node is alone: no bootstrap peer is set",
-            "`shoal peers --connect ADDRESS` links it to one, whose address “shoal status” shows "
-            "there; or give this node's address to others",
+            "`shoal peers --connect ADDRESS` links it to one whose “shoal status” shows that "
+            "address; or give this node's address to others",
         )
 
 
