@@ -124,8 +124,8 @@ def sentence(seeds: Sequence[SeedView], links: int) -> str:
             "being tried"
         )
     return (
-        "alone: no bootstrap peer is set, none is remembered and none is near; `shoal peers "
-        "--connect ADDRESS` links it to one, or give this node's address to others"
+        "alone: no bootstrap peer is set, none is remembered and none is near; set "
+        "`bootstrap`, or give this node's address to others"
     )
 
 
