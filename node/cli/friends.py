@@ -92,8 +92,8 @@ def _change(name: str, peer: str, *, remove: bool, daemon: Daemon) -> None:
     given = [each for each in _LISTS if sources.get(each) in ("flag", "environment")]
     if given:
         note(
-            f"warning: the daemon was started with its own {' and '.join(given)}, by a flag or "
-            "a variable, which go before the file until it is started without them"
+            f"warning: the daemon was started with its own {' and '.join(given)} by a flag or "
+            "variable, and that goes before the file until it is started without"
         )
     elif running:
         note("the daemon has taken it up")

@@ -2,10 +2,13 @@
 
 import json
 import stat
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from cli_in_process import home, shoal  # noqa: F401  # a fixture
 
+from shoal.node.cli.options import Daemon
 from shoal.node.config import load
 
 PEER = "12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M"
@@ -58,3 +61,28 @@ def test_a_file_in_error_is_not_changed(capsys, home):  # noqa: F811
     assert code == 2
     assert 'quote it: memory = "8GB"' in err
     assert (home / "config.toml").read_text() == "memory = 8GB\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("file", "the daemon has taken it up"),
+        ("default", "the daemon has taken it up"),
+        ("flag", "started with its own allow by a flag or variable"),
+        ("environment", "started with its own allow by a flag or variable"),
+    ],
+)
+def test_a_daemon_that_runs_reads_the_file_of_its_home_again(
+    capsys, tmp_path, monkeypatch, source, said
+):
+    """Wherever the command would look for a home by itself."""
+    reloaded = []
+    client = SimpleNamespace(
+        status=lambda: SimpleNamespace(home=str(tmp_path)),
+        reload=lambda: reloaded.append(load({"home": tmp_path}).allow),
+        settings=lambda: [SimpleNamespace(name="allow", source=source)],
+    )
+    monkeypatch.setattr(Daemon, "quiet_client", lambda self: nullcontext(client))
+    code, _, err = shoal(capsys, "allow", PEER)
+    assert (code, reloaded) == (0, [(PEER,)])
+    assert said in err
