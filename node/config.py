@@ -69,6 +69,18 @@ SOCKET_PATH_LIMIT_BYTES = 107
 """Of a Unix socket's path on Linux: ``sun_path`` without its final zero."""
 
 _ENVIRONMENT_PREFIX = "SHOAL_"
+_FILE_HEAD = """\
+# Settings of the shoal daemon.
+#
+# A line `#NAME = VALUE`, with no space after its #, is a setting with its default, which is
+# in force. To set another value, take that # away and change the value; `shoal reload` then
+# has a running daemon read this file again. Lines with a space after the # only explain.
+#
+# A command-line flag goes before a SHOAL_* variable, and that before this file. "" stands
+# for not set. Times are written 45s, 90m, 2h, 1h30m or 3d, and a number alone is of seconds;
+# sizes 512MiB or 20GB, and a number alone is of bytes."""
+_WHEN = {True: "", False: " Takes a restart."}
+
 _READ_ELSEWHERE = {"SHOAL_DEVICES_ROOT"}  # by the processes that look for cards
 
 
@@ -199,9 +211,10 @@ class Setting:
         metavar: What stands for the value in help texts.
         read: Checks a value from any source, text or TOML; raises ValueError.
         default: Gives the value where no source has one.
-        help: One sentence for the operator.
-        example: A value as it would stand in the file, or "" for one that the
-            file cannot hold.
+        help: One sentence for the operator, with the unit.
+        in_file: The default as the file shows it, `""` where the setting is not set by
+            default; "" itself for a setting that the file cannot hold.
+        example: Another value as it would stand in the file.
         field: Its name in `Config`, where that is not ``name``.
         many: Whether the flag may be repeated.
         live: Whether a change of it applies to a daemon that runs.
@@ -212,7 +225,8 @@ class Setting:
     read: Callable[[object], object]
     default: Callable[[], object]
     help: str
-    example: str
+    in_file: str
+    example: str = ""
     field: str = ""
     many: bool = False
     live: bool = False
@@ -264,6 +278,11 @@ def load(
     if cores > usable:  # a file from a larger machine, or a smaller container, still works
         warnings.append(f"cores is {cores}, and this process may use {usable}: {usable} it is")
         values["cores"] = usable
+    if values["provide"] and values["serve"] == "friends" and not _friends(values):
+        warnings.append(
+            'serve is "friends" and no peer is allowed, so nobody but this node\'s own user is '
+            "served: `shoal allow PEER_ID` lets one in"
+        )
     return Config(
         **values,  # type: ignore[arg-type]  # each was read by its row of the table
         sources=MappingProxyType(sources),
@@ -315,22 +334,30 @@ def _unknown_variable(variable: str) -> str:
 
 def file_text(values: Mapping[str, object] | None = None) -> str:
     """A commented settings file; ``values`` are set in it, the rest only shown."""
-    values = {name: value for name, value in (values or {}).items() if value is not None}
-    lines = [
-        "# Settings of the shoal daemon.",
-        "# A command-line flag goes before a SHOAL_* variable, and that before this file.",
-    ]
+    values = {name: value for name, value in (values or {}).items() if value not in (None, "")}
+    lines = [_FILE_HEAD]
     for setting in SETTINGS:
-        if not setting.example:
+        if not setting.in_file:
             continue
-        lines += ["", f"# {setting.help}", f"# Also {setting.flag} or {setting.variable}."]
-        if setting.name in values:
-            value = values[setting.name]
+        name = setting.name
+        lines += ["", f"# {setting.help}"]
+        lines.append(f"# Example: {name} = {setting.example}")
+        lines.append(f"# Also {setting.flag} or {setting.variable}.{_WHEN[setting.live]}")
+        if name in values:
+            value = values[name]
             read = setting.read(value)
-            lines.append(f"{setting.name} = {toml(value if is_share(value) else read)}")
+            lines.append(f"# Default: {name} = {setting.in_file}")
+            lines.append(f"{name} = {toml(value if is_share(value) else read)}")
         else:
-            lines.append(f"# {setting.name} = {setting.example}")
+            lines.append(f"#{name} = {setting.in_file}")
     return "\n".join(lines) + "\n"
+
+
+def _friends(values: Mapping[str, object]) -> set[str]:
+    allow, deny = values["allow"], values["deny"]
+    assert isinstance(allow, tuple)
+    assert isinstance(deny, tuple)
+    return set(allow) - set(deny)
 
 
 def _given(flags: Mapping[str, object] | None) -> dict[str, object]:
@@ -363,10 +390,8 @@ def _first_of(
     from_file: Mapping[str, object],
     home: Path,
 ) -> tuple[object, str]:
-    name, in_file = setting.name, setting.example
-    if in_file == "[]":
-        in_file = f'["{setting.metavar}"]'
-    bare = in_file.strip("[]").split('", "')[0].strip('"')
+    name, example = setting.name, setting.example
+    bare = example.strip("[]").split('", "')[0].strip('"')
     for source, held, key, where, sample in (
         ("flag", flags, name, setting.flag, f"{setting.flag} {bare}"),
         (
@@ -376,7 +401,7 @@ def _first_of(
             setting.variable,
             f"{setting.variable}={bare}",
         ),
-        ("file", from_file, name, f"{name} in {_file_path(home)}", f"{name} = {in_file}"),
+        ("file", from_file, name, f"{name} in {_file_path(home)}", f"{name} = {example}"),
     ):
         if key in held and held[key] != "":
             try:
@@ -391,7 +416,7 @@ def _first_of(
 
 
 def _refuse_unknown(values: Mapping[str, object], where: str) -> None:
-    known = [setting.name for setting in SETTINGS if setting.example or where[:1] != "/"]
+    known = [setting.name for setting in SETTINGS if setting.in_file or where[:1] != "/"]
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
@@ -437,7 +462,7 @@ _HOME = Setting(
     read_path,
     _default_home,
     "Directory of the key, the state and the blobs.",
-    example="",  # the file lies in it
+    in_file="",  # which lies in it
 )
 
 _SOCKET = Setting(
@@ -445,7 +470,8 @@ _SOCKET = Setting(
     "PATH",
     read_path,
     lambda: None,  # depends on the home; see _default_socket
-    "Unix socket of the local API.",
+    "Unix socket of the local API; not set, it is in $XDG_RUNTIME_DIR/shoal, or in the home.",
+    in_file='""',
     example='"/run/user/1000/shoal/shoal.sock"',
 )
 
@@ -458,7 +484,8 @@ SETTINGS = (
         read_listen_addresses,
         lambda: ("/ip4/0.0.0.0/tcp/4711",),
         "Addresses on which other nodes reach this one.",
-        example='["/ip4/0.0.0.0/tcp/4711"]',
+        in_file='["/ip4/0.0.0.0/tcp/4711"]',
+        example='["/ip4/192.0.2.7/tcp/4712"]',
         many=True,
     ),
     Setting(
@@ -467,6 +494,7 @@ SETTINGS = (
         read_bulk,
         lambda: "auto",
         "Port for large blobs: auto for that of listen + 1000, off to send them as small ones.",
+        in_file='"auto"',
         example="5711",
     ),
     Setting(
@@ -475,6 +503,7 @@ SETTINGS = (
         read_host_and_port,
         lambda: None,
         "Where peers reach the bulk port, where a router forwards another one to it.",
+        in_file='""',
         example='"shoal.example:5711"',
     ),
     Setting(
@@ -483,7 +512,8 @@ SETTINGS = (
         read_bootstrap,
         tuple,
         "Nodes to join through, as /ip4/1.2.3.4/tcp/4711/p2p/PEER_ID or /dnsaddr/NAME.",
-        example="[]",
+        in_file="[]",
+        example='["/dnsaddr/shoal.example"]',
         many=True,
         live=True,
     ),
@@ -493,6 +523,7 @@ SETTINGS = (
         read_yes_or_no,
         lambda: True,
         "Whether nodes on the same local network find this one, and it them, by mDNS.",
+        in_file="true",
         example="false",
     ),
     Setting(
@@ -501,7 +532,8 @@ SETTINGS = (
         read_peers,
         tuple,
         "Friends: peers whose work this node accepts, beside its own, sandbox or not.",
-        example="[]",
+        in_file="[]",
+        example='["PEER_ID"]',
         many=True,
         live=True,
     ),
@@ -511,7 +543,8 @@ SETTINGS = (
         read_peers,
         tuple,
         "Peers whose work this node never accepts, whatever else is set.",
-        example="[]",
+        in_file="[]",
+        example='["PEER_ID"]',
         many=True,
         live=True,
     ),
@@ -520,8 +553,9 @@ SETTINGS = (
         "WHO",
         read_serve,
         lambda: "anyone",
-        "Whom this node serves: anyone (strangers only from within a sandbox), friends, or "
+        "Whom this node serves: anyone (strangers in a sandbox only), friends (`allow`), or "
         "those-who-serve: friends, and who is not too far in debt with it.",
+        in_file='"anyone"',
         example='"friends"',
         live=True,
     ),
@@ -530,7 +564,8 @@ SETTINGS = (
         "CREDITS",
         read_credits,
         lambda: 0.0,
-        "Credits that a unit must be worth to be taken of a peer; a small one is worth 1.",
+        "Credits that a peer's unit must be worth: 1, and 1 more for each 100 MB it needs.",
+        in_file="0.0",
         example="1.5",
         live=True,
     ),
@@ -540,7 +575,8 @@ SETTINGS = (
         read_duration_s,
         lambda: 3600.0,
         "The longest time that a unit of a peer may ask for.",
-        example='"1h"',
+        in_file='"1h"',
+        example='"10m"',
         field="time_limit_s",
         live=True,
     ),
@@ -550,6 +586,7 @@ SETTINGS = (
         read_schedule,
         tuple,
         "Hours of local time in which peers' work is taken; always where not set.",
+        in_file="[]",
         example='["mon-fri 18:00-08:00", "sat,sun 00:00-24:00"]',
         many=True,
         live=True,
@@ -560,7 +597,8 @@ SETTINGS = (
         read_share_or_off,
         lambda: 0.25,
         "Take no peer's work while your own processes use more of the CPU than this, or off.",
-        example='"25%"',
+        in_file='"25%"',
+        example='"off"',
         live=True,
     ),
     Setting(
@@ -569,7 +607,8 @@ SETTINGS = (
         read_yes_or_no,
         lambda: True,
         "Whether this node takes units from peers at all.",
-        example="true",
+        in_file="true",
+        example="false",
         live=True,
     ),
     Setting(
@@ -578,6 +617,7 @@ SETTINGS = (
         read_cores_or_share,
         usable_cores,
         "Processor cores that units may use, such as 4 or 50%; all of them where not set.",
+        in_file='"100%"',
         example="4",
     ),
     Setting(
@@ -586,6 +626,7 @@ SETTINGS = (
         read_memory_or_share,
         _half_of_memory_bytes,
         "Memory that units may use, such as 8GB or 25%; half of it where not set.",
+        in_file='"50%"',
         example='"8GB"',
         field="memory_bytes",
     ),
@@ -595,7 +636,8 @@ SETTINGS = (
         read_units_at_once,
         lambda: 2,
         "Units that a card runs at once where its memory allows, each in a process of its own.",
-        example="2",
+        in_file="2",
+        example="1",
     ),
     Setting(
         "niceness",
@@ -603,6 +645,7 @@ SETTINGS = (
         read_niceness,
         lambda: 19,
         "How far units yield to other processes: from 5, a little, to 19, all they can.",
+        in_file="19",
         example="5",
     ),
     Setting(
@@ -611,7 +654,8 @@ SETTINGS = (
         read_size_bytes,
         lambda: 20 * 1000**3,
         "Disk space that blobs (programs, inputs, outputs) may take, such as 20GB.",
-        example='"20GB"',
+        in_file='"20GB"',
+        example='"100GB"',
         field="blob_quota_bytes",
         live=True,
     ),
@@ -621,7 +665,8 @@ SETTINGS = (
         read_size_bytes,
         lambda: 4 * 1000**3,
         "Disk space of jobs and small results; beyond it, the oldest that were fetched go.",
-        example='"4GB"',
+        in_file='"4GB"',
+        example='"10GB"',
         field="results_quota_bytes",
         live=True,
     ),
@@ -631,7 +676,8 @@ SETTINGS = (
         read_duration_s,
         lambda: 30 * 86_400.0,
         "Time for which results that nobody fetched are kept, whatever room they take.",
-        example='"30d"',
+        in_file='"30d"',
+        example='"7d"',
         field="results_keep_s",
         live=True,
     ),
@@ -641,7 +687,8 @@ SETTINGS = (
         read_level,
         lambda: "info",
         "How much the log tells: debug, info, warning or error.",
-        example='"info"',
+        in_file='"info"',
+        example='"debug"',
         live=True,
     ),
     Setting(
@@ -650,6 +697,7 @@ SETTINGS = (
         read_path,
         lambda: None,
         "File for the log, kept within 64 MB with the one before it; stderr where not set.",
+        in_file='""',
         example='"/var/log/shoal/daemon.log"',
     ),
     Setting(
@@ -658,7 +706,8 @@ SETTINGS = (
         read_duration_s,
         lambda: 10.0,
         "Time that running units get to end when the daemon is told to end.",
-        example='"10s"',
+        in_file='"10s"',
+        example='"1m"',
         field="drain_s",
         live=True,
     ),
@@ -668,6 +717,7 @@ SETTINGS = (
         read_group,
         str,
         "Group whose members may use the socket too, and so command the daemon.",
+        in_file='""',
         example='"shoal"',
     ),
     Setting(
@@ -676,6 +726,7 @@ SETTINGS = (
         read_metrics_place,
         lambda: None,
         "Port, or address:port, where Prometheus may fetch metrics; the socket has them too.",
+        in_file='""',
         example='"127.0.0.1:9464"',
     ),
     Setting(
@@ -684,6 +735,7 @@ SETTINGS = (
         read_text,
         str,
         "What you call this machine; it appears in its own logs only.",
+        in_file='""',
         example='"attic"',
     ),
 )

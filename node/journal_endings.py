@@ -276,7 +276,7 @@ def _lacks(input_name: str, source: Source, output: str) -> Failure:
             "no_such_output",
             f"the input {input_name[:64]!r} is the output {output[:64]!r} of {unit}, and it"
             f" has none of that name, but {', '.join(sorted(source.outputs or {}))[:200]}",
-            "name an output of the program that the unit runs: `shoal job show` lists them",
+            f"name one of these, or see `shoal job show {source.job} --unit {source.place}`",
         )
     ended = "was cancelled" if source.state is UnitState.CANCELLED else "failed"
     return Failure(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from shoal.compute.kernel_manifest import KERNEL_CLASS
 from shoal.crypto.peer_id import PeerId
-from shoal.node.causes import NO_CARD, REFUSALS, Cause, Remedy
+from shoal.node.causes import NO_CARD, REFUSALS, UPGRADE, Cause, Remedy
 from shoal.node.records import Answer, Job
 from shoal.node.surroundings import Surroundings
 from shoal.node.wording import duration, names
@@ -192,15 +192,15 @@ def misfits(around: Surroundings) -> list[Cause]:
             continue  # no node of shoal at all
         says, _, advice = why.partition(": ")
         here = "this node" in advice
-        upgrade = "pip install --upgrade shoal"
         causes.append(
             Cause(
                 "version",
                 f"{peer} {says}, which this node does not",
-                f"upgrade this node: `{upgrade}`, then `shoal down` and `shoal up`"
+                f"upgrade this node: `{UPGRADE}` in a newer checkout of shoal, then `shoal "
+                "down` and `shoal up`"
                 if here
-                else f"its operator must upgrade it: “{upgrade}”, then “shoal down” and "
-                "“shoal up”",
+                else f"its operator must upgrade it: “{UPGRADE}” in a newer checkout of shoal, "
+                "then “shoal down” and “shoal up”",
                 Remedy.HERE if here else Remedy.THERE,
                 (peer,),
             )

@@ -56,6 +56,8 @@ _COMMANDS = (
     ("devices", "devices:devices", _NODE),
     ("pause", "owner:pause", _NODE),
     ("resume", "owner:resume", _NODE),
+    ("allow", "friends:allow", _NODE),
+    ("deny", "friends:deny", _NODE),
     ("challenge", "capability:challenge", _NODE),
     ("identity", "identity:app", _NODE),
     ("invite", "private:invite", _NODE),

@@ -86,12 +86,16 @@ class OutputFiles:
     Args:
         directory: Where to; it is made.
         file_format: One of `FORMATS`.
+        job_id: Whose outputs they are, for what is said where they do not fit together.
     """
 
-    def __init__(self, directory: Path, file_format: str = "npy") -> None:
+    def __init__(
+        self, directory: Path, file_format: str = "npy", *, job_id: str = "JOB"
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._format = file_format
+        self._job_id = job_id
         self._writers: dict[str, _NpyWriter] = {}
 
     def append(self, outputs: Mapping[str, np.ndarray]) -> None:
@@ -99,7 +103,7 @@ class OutputFiles:
         for name, array in outputs.items():
             if name not in self._writers:
                 path = self._directory / f"{self._file_name(name)}.npy"
-                self._writers[name] = _NpyWriter(path, array)
+                self._writers[name] = _NpyWriter(path, array, self._job_id)
             self._writers[name].append(array)
 
     def finish(self) -> dict[str, dict[str, Any]]:
@@ -144,9 +148,10 @@ class OutputFiles:
 class _NpyWriter:
     """An npy file that grows along axis 0; its header is written again at the end."""
 
-    def __init__(self, path: Path, first: np.ndarray) -> None:
+    def __init__(self, path: Path, first: np.ndarray, job_id: str) -> None:
         self.path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._job_id = job_id
         self._dtype = first.dtype
         self._row_shape = first.shape[1:]
         self._single = first.ndim == 0
@@ -164,7 +169,8 @@ class _NpyWriter:
                 f"(…, {', '.join(map(str, self._row_shape))}) in those before, "
                 "so that they do not make one array",
                 code="unequal_outputs",
-                hint="fetch the units one by one: shoal job fetch JOB --unit K",
+                hint="fetch the units one by one, each into a directory of its own: `shoal job "
+                f"fetch {self._job_id} --output unit-{self._units} --unit {self._units}`",
             )
         self._rows += array.shape[0] if array.ndim else 1
         self._units += 1

@@ -154,8 +154,7 @@ def peers(
             client.forgive(forgive)
         if unban is not None:
             client.unban(unban)
-        if connect is not None:
-            client.connect(connect)
+        linked = "" if connect is None else client.connect(connect)
         found, misfits, cut = client.peers(), client.misfits(), client.cuts()
         banned, conducts, callers = client.bans(), client.conducts(), client.callers()
         joining = None if found else client.status().joining
@@ -173,7 +172,9 @@ def peers(
         return
     if found:
         _print_peers(found)
-    else:
+    if linked and linked not in {view.peer for view in found}:
+        note(f"{linked} is linked; `shoal peers` lists it once its advert has come, in seconds")
+    elif not found:
         sentence = joining.sentence if joining else ""
         note(f"no peers yet; {sentence or 'nodes to join through are set as `bootstrap`'}")
     for misfit in misfits:

@@ -279,7 +279,7 @@ def _numbers(job_id: str, units: tuple[str, ...]) -> tuple[int, ...]:
             raise ConfigError(
                 f"--units: {unit[:40]!r} is not the number of a unit",
                 code="usage",
-                hint=f"name each one: `shoal job again {job_id} --units 3 5`",
+                hint=f"name each one: `shoal job again {job_id} --units 0 1`",
             )
     return tuple(map(int, units))
 

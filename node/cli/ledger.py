@@ -99,7 +99,7 @@ def ledger(
 
 @app.command
 def verify(file: Path, /, *, here: Here | None = None) -> int:
-    """Check a file of `shoal ledger --export`, and show what its signatures come to.
+    """Check a file of `shoal ledger --export FILE`, and show what its signatures come to.
 
     No daemon is needed. Exits with 1 where a line of it is bad.
 

@@ -10,6 +10,8 @@ from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import duration_text, note, print_json, print_table, size_text
 from shoal.node.records import OwnerView, StanceView
 
+LET_IN = "`shoal allow PEER_ID` lets one in; “shoal identity show” prints its id there"
+
 
 def pause(
     *,
@@ -76,14 +78,24 @@ def serves_text(found: OwnerView) -> str:
     if not found.provide:
         return "its own user only (`provide = false`)"
     friends = f"{found.allowed} allowed peer{'' if found.allowed == 1 else 's'}"
-    if found.serve != "anyone":
+    if nobody := nobody_served(found):
+        who = f"nobody but its own user: {nobody}; {LET_IN}"
+    elif found.serve == "friends":
         who = friends
     elif found.sandboxed:
-        who = "anyone, strangers in a sandbox"
+        strangers = "anyone" if found.serve == "anyone" else f"those who serve, and {friends}"
+        who = f"{strangers}, strangers in a sandbox"
     else:
         who = f"{friends}; strangers once its worker is locked in a sandbox"
     who += f"; {found.denied} denied" if found.denied else ""
     return who + (f"; for {found.min_price:g} credits or more" if found.min_price else "")
+
+
+def nobody_served(found: OwnerView) -> str:
+    """Why the settings let in no peer, though they mean to; "" where they let in some."""
+    if found.provide and found.serve == "friends" and not found.allowed:
+        return '`serve` is "friends", and no peer is allowed'
+    return ""
 
 
 def stance_text(stance: StanceView, provide: bool = True) -> str:

@@ -305,7 +305,7 @@ def deliver(client: "Client", job: Job, into: Into, *, as_json: bool) -> None:
         again = f"fetch them with `shoal job fetch {job.id} --output DIR`"
         with (
             interruptible(f"stopped; the outputs of job {job.id} are kept", again),
-            OutputFiles(output, into.file_format) as files,
+            OutputFiles(output, into.file_format, job_id=job.id) as files,
             progress_bar("fetching", job.units_total) as show,
         ):
             results = client.results(job.id, ordered=into.ordered)

@@ -194,7 +194,11 @@ def outputs(job_id: str, index: int, as_: As = "numpy") -> Flow[Outputs]:
     """
     found = yield from units(job_id, index, 1)
     if not found:
-        raise JobFailedError(f"job {job_id} has no unit {index}", code="no_such_unit")
+        raise JobFailedError(
+            f"job {job_id} has no unit {index}",
+            code="no_such_unit",
+            hint=f"`shoal job show {job_id}` lists its units; the first is 0",
+        )
     (unit,) = found
     told = Told(
         index=unit.index,

@@ -87,7 +87,7 @@ def play(path: Path | None, nodes: int, receipts: Path | None) -> Report:
             wrong = _wrong_labels(magika, report, scores)
             problems = (*report.problems, *caught.problems, *wrong)
             report = replace(report, liar=caught, problems=problems)
-            step.text = "receipts verified again, magika asked about every file"
+            step.text = "receipts verified offline, magika asked about every file"
         if not report.ok:
             steps.aside("logs", f"the daemons' logs are kept in {swarm.keep_logs()}")
     if receipts is not None:
@@ -131,6 +131,7 @@ def _spread(swarm: LyingSwarm, magika: OpenMagika, split: Split, steps: Steps) -
             step.text = f"{outcome.job.units_done} units done" + (
                 f", {again} of them at a second try" if again else ""
             )
+            step.text += ", after the kill" if again and outcome.killed else ""
     return outcome
 
 
@@ -152,12 +153,17 @@ def _catch(
     scores: dict[Path, np.ndarray] = {}
     with swarm.honest[0].client() as client:
         program = client.prepare(magika.model_path, precision=PRECISION)
+        steps.aside(
+            "again",
+            "some files once more, for the liar too: in the class exact a lie can be proved",
+            "dim",
+        )
         for _ in range(ROUNDS_LIMIT):
-            with steps.bar("again", "map in the class exact") as (step, show):
+            with steps.bar("", "map in the class exact") as (step, show):
                 job, outputs = run_among_liars(
                     client, program, rows, lambda job: show(job.units_done, job.units_total)
                 )
-                step.text = f"{job.units_done} units done again, in the class exact"
+                step.text = f"{job.units_done} units of files that are known from the first job"
             scores |= {
                 file: each[MODEL_OUTPUT][0] for file, each in zip(files, outputs, strict=True)
             }

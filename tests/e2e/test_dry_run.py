@@ -1,5 +1,6 @@
 """A node with two AMD cards, dry: what `make dry-run-amd` shows, as a process."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -33,3 +34,5 @@ def test_a_node_with_two_amd_cards_says_compile_only_and_claims_none_of_them():
     assert "gpu1 runs: exact 1 triton" in done.stdout
     assert "class exact: a bid: cpu by exact" in done.stdout
     assert "class kernel: refused, no_device: compile-only on gpu0, gpu1" in done.stdout
+    # No line of a log stands in the report.
+    assert re.search(r"^(\d{4}-\d\d-\d\d |\{)", done.stdout + done.stderr, re.MULTILINE) is None

@@ -273,7 +273,7 @@ def test_who_is_not_served_is_told_why_and_what_would_change_it(stranger, tmp_pa
         }
         line = next(line for line in summary.splitlines() if nodes["denied"].peer in line)
         assert "deny list" in line
-        assert f"{stranger.peer} out of `deny` there" in line
+        assert f"“shoal deny --remove {stranger.peer}” there" in line
         assert "by the schedule, until" in shoal("status", node=nodes["hours"]).stdout
         assert "1 denied" in shoal("doctor", node=nodes["denied"]).stdout
 

@@ -279,8 +279,10 @@ def test_untrusted(nodes):
     line = line_of(nodes.asker, job_id, nodes.giver.peer)
     assert "serves only nodes that its owner knows" in line
     assert "this node is not on its allow list" in line
-    peer = re.search(r'its operator can add this node there, `allow = \["(\w+)"\]`', line)[1]
-    reload_giver(nodes, allow=[peer])
+    command = re.search(r"its operator can add this node there: “(shoal allow \w+)”", line)[1]
+    done = shoal(*command.split()[1:], node=nodes.giver)
+    assert done.code == 0, done
+    assert "the daemon has taken it up" in done.stderr
     assert_runs(nodes, job_id)
 
 
@@ -406,7 +408,7 @@ def test_version(nodes):
     job_id = submit(nodes)
     line = line_of(nodes.asker, job_id, nodes.newer.peer)
     assert "speaks protocol 2" in line
-    assert "upgrade this node: `pip install --upgrade shoal`" in line
+    assert "upgrade this node: `pip install -c constraints.txt .` in a newer checkout" in line
     cancel(nodes, job_id)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import base58
+import foreign
 import trio
 from multiaddr import Multiaddr
 
@@ -21,11 +22,12 @@ ANSWER_LIMIT_S = 60.0
 
 def _installed():
     """Where the wheel lies, without importing it: that would want torch."""
+    foreign.reach()
     found = importlib.util.find_spec("hivemind")
     if found is None:
         raise AssertionError(
-            "the foreign peer is missing: pip install --no-deps --require-hashes "
-            "-r tests/interop/foreign-peers.txt"
+            "the foreign peer is missing: pip install --no-deps --require-hashes --target "
+            f"{foreign.FOLDER} -r tests/interop/foreign-peers.txt"
         )
     return Path(found.submodule_search_locations[0])
 

@@ -11,7 +11,11 @@ import sys
 import tempfile
 import time
 
-from lattica import Lattica
+import foreign
+
+foreign.reach()
+
+from lattica import Lattica  # noqa: E402  # it lies there
 
 port, protocol, *addresses = sys.argv[1:]
 place = tempfile.mkdtemp(prefix="shoal-rust-")

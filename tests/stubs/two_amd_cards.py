@@ -26,6 +26,7 @@ import trio
 from shoal.node import config
 from shoal.node.daemon import serve
 from shoal.node.demo.swarm import Swarm
+from shoal.node.logs import set_up_logs
 from shoal.protocol.negotiation_messages import Bid, Call, Refusal
 
 STUBS = Path(__file__).parent
@@ -238,6 +239,7 @@ def main() -> int:
                 not LACKS
             ):  # without Triton nothing compiles, and there is no class to have a rate
                 report.check("it says why no rate is claimed", why in shown, why)
+            set_up_logs("error")  # of the daemon in this process
             trio.run(check_from_outside, report, node, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,9 +10,10 @@ from shoal.node.cli.checkup.findings import failure, ok, summary, warning, witho
 from shoal.node.cli.checkup.listening import bulk
 from shoal.node.cli.checkup.patient import Patient
 from shoal.node.cli.checkup.peers import bootstrap, judge_clock, links, views
-from shoal.node.cli.checkup.work import daemon
+from shoal.node.cli.checkup.work import daemon, served
+from shoal.node.cli.owner import serves_text
 from shoal.node.config import locate
-from shoal.node.records import Status
+from shoal.node.records import OwnerView, Status
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 ADDRESS = "/ip4/192.0.2.7/tcp/4711/p2p/12D3KooWHn3bA8p3tDoZbEjJujVbkLo1t8uSprj4caNCTZZXm7ii"
@@ -185,3 +186,40 @@ def test_while_there_is_a_link_no_place_that_fails_is_told():
 def test_views_that_a_daemon_does_not_give_are_left_out():
     assert list(views(patient(status()))) == []
     assert list(views(patient())) == []
+
+
+def owner(**fields):
+    usual = {"provide": True, "serve": "anyone", "sandboxed": True, "allowed": 0, "denied": 0}
+    rest = {"min_price": 0.0, "cores": 2, "memory_bytes": 1, "stances": ()}
+    return OwnerView(**usual | rest | fields)
+
+
+def test_friends_alone_and_none_of_them_is_a_warning_with_the_command_that_lets_one_in():
+    (found,) = served(patient(status(owner=owner(serve="friends"))))
+    assert (found.verdict, found.check) == ("warning", "serves")
+    assert "nobody but this node's own user" in found.message
+    assert "`shoal allow PEER_ID`" in found.hint
+    assert "nobody but its own user" in serves_text(owner(serve="friends"))
+    assert "`shoal allow PEER_ID`" in serves_text(owner(serve="friends"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "anyone, strangers in a sandbox"),
+        ({"serve": "friends", "allowed": 1}, "1 allowed peer"),
+        (
+            {"serve": "those-who-serve", "allowed": 2},
+            "those who serve, and 2 allowed peers, strangers in a sandbox",
+        ),
+        (
+            {"sandboxed": False, "denied": 1},
+            "0 allowed peers; strangers once its worker is locked in a sandbox; 1 denied",
+        ),
+        ({"provide": False, "serve": "friends"}, "its own user only (`provide = false`)"),
+    ],
+)
+def test_whom_a_node_serves_is_told_as_it_is_set(fields, text):
+    assert serves_text(owner(**fields)) == text
+    verdicts = [found.verdict for found in served(patient(status(owner=owner(**fields))))]
+    assert verdicts == ["ok", *(["warning"] * (fields.get("sandboxed") is False))]

@@ -71,7 +71,7 @@ def test_a_second_file_after_one_input_is_answered_with_what_to_write(capsys):
 def test_units_that_are_no_numbers_are_answered_with_an_example(capsys):
     code, _, err = shoal(capsys, "job", "again", "1a20", "--units", "0-3")
     assert (code, "'0-3' is not the number of a unit" in err) == (2, True)
-    assert "`shoal job again 1a20 --units 3 5`" in err
+    assert "`shoal job again 1a20 --units 0 1`" in err
 
 
 def test_units_without_rows_are_wrong_usage(capsys):

@@ -166,8 +166,9 @@ def test_an_output_cannot_leave_its_directory_nor_take_anothers_name(tmp_path):
 
 
 def test_nothing_half_written_remains_after_an_error(tmp_path):
-    with OutputFiles(tmp_path) as files:
+    with OutputFiles(tmp_path, job_id="j7") as files:
         files.append({"y": np.zeros((2, 3))})
-        with pytest.raises(InputError, match="do not make one array"):
+        with pytest.raises(InputError, match="do not make one array") as caught:
             files.append({"y": np.zeros((2, 4))})
+    assert "`shoal job fetch j7 --output unit-1 --unit 1`" in caught.value.hint
     assert list(tmp_path.iterdir()) == []

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import stat
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -227,13 +228,55 @@ def test_every_setting_has_a_field_and_every_field_a_setting():
     assert named == {field.name for field in fields(Config)} - {"sources", "warnings"}
 
 
-def test_the_commented_file_changes_nothing_and_its_examples_are_valid(home):
+def in_the_file(mark):
+    """Settings of the commented file, by the mark that their lines begin with."""
+    return dict(re.findall(f"^{mark}([a-z_]+) = (.*)$", file_text(), re.MULTILINE))
+
+
+def test_the_commented_file_changes_nothing_and_has_every_setting_once(home):
     text = file_text()
     assert tomllib.loads(text) == {}
-    shown = [line[2:] for line in text.splitlines() if line.startswith("# ") and " = " in line]
-    write(home, "\n".join(shown))
-    assert load({"home": home}, {}).sources["blob_quota"] == "file"
-    assert len(shown) == len(SETTINGS) - 1
+    names = re.findall("^#([a-z_]+) = ", text, re.MULTILINE)
+    assert names == [setting.name for setting in SETTINGS if setting.name != "home"]
+
+
+def test_a_commented_line_is_the_default_and_all_of_them_load_when_uncommented(home):
+    default = load({"home": home}, {})
+    for name, value in in_the_file("#").items():
+        setting = next(each for each in SETTINGS if each.name == name)
+        write(home, f"{name} = {value}")
+        found = load({"home": home}, {})
+        assert getattr(found, setting.attribute) == getattr(default, setting.attribute), name
+        assert found.sources[name] == ("default" if value == '""' else "file")
+    write(home, re.sub("(?m)^#([a-z])", r"\1", file_text()))
+    everything = load({"home": home}, {})
+    assert replace(everything, sources=default.sources) == default
+    assert everything.sources["niceness"] == "file"
+
+
+def test_an_example_in_the_file_is_valid_and_no_default(home):
+    examples, defaults = in_the_file("# Example: "), in_the_file("#")
+    assert examples.keys() == defaults.keys()
+    for name, value in examples.items():
+        assert value != defaults[name]
+        write(home, f"{name} = {value.replace('PEER_ID', PEER)}")
+        assert load({"home": home}, {}).sources[name] == "file"
+
+
+def test_a_setting_that_takes_a_restart_says_so_in_the_file():
+    for setting in SETTINGS[1:]:
+        (line,) = re.findall(f"^# Also {setting.flag} or .*", file_text(), re.MULTILINE)
+        assert line.endswith("restart.") != setting.live
+
+
+def test_a_value_that_is_written_stands_once_beside_its_default():
+    lines = file_text({"drain": "1m", "name": ""}).splitlines()
+    assert [line for line in lines if "drain =" in line] == [
+        '# Example: drain = "1m"',
+        '# Default: drain = "10s"',
+        "drain = 60.0",
+    ]
+    assert '#name = ""' in lines
 
 
 def test_values_written_into_the_file_are_read_back(home):
@@ -416,3 +459,13 @@ def test_a_variable_that_no_setting_reads_is_a_warning_with_the_one_that_was_mea
 def test_those_who_serve_is_a_setting_that_a_reload_takes_up(home):
     assert load({"home": home, "serve": "Those-Who-Serve"}, {}).serve == "those-who-serve"
     assert next(one for one in SETTINGS if one.name == "serve").live
+
+
+def test_friends_alone_and_none_of_them_is_a_warning_with_the_next_step(home):
+    friends = {"home": home, "serve": "friends"}
+    (warning,) = load(friends, {}).warnings
+    assert "nobody but this node's own user is served" in warning
+    assert "`shoal allow PEER_ID`" in warning
+    assert load(friends | {"allow": [PEER], "deny": [PEER]}, {}).warnings == (warning,)
+    assert load(friends | {"allow": [PEER]}, {}).warnings == ()
+    assert load(friends | {"provide": "no"}, {}).warnings == ()

@@ -1,6 +1,10 @@
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from shoal.node import causes
 from shoal.node.causes import ERRORS, FALSE_RESULTS, REFUSALS, Remedy
 from shoal.node.explain import explain
 from shoal.node.outlook import Doing, Outlook, PeerOutlook
@@ -21,6 +25,7 @@ JOB = Job(
     units_done=3,
     units_failed=1,
 )
+README = Path(__file__).parents[2] / "README.md"
 OFFERING = Neighbour(classes=frozenset({"fp32", "exact"}))
 
 
@@ -116,7 +121,7 @@ def test_words_of_another_form_are_told_as_they_came():
 
 
 def test_who_is_not_trusted_is_told_the_line_for_the_others_settings():
-    assert 'allow = ["own"]' in line(answer("untrusted_requester"))
+    assert "“shoal allow own”" in line(answer("untrusted_requester"))
     detail = "strangers are served from within a sandbox only, and this node has none"
     assert "“shoal doctor” there" in line(answer("untrusted_requester", detail=detail))
 
@@ -258,7 +263,7 @@ def test_a_refusal_of_a_strangers_kernel_names_the_allow_list():
     place = around(known={"peer": Neighbour(classes=frozenset({"kernel"}))})
     text = line(answer("untrusted_requester", detail=detail), job=KERNEL_JOB, place=place)
     assert text.startswith("peer takes kernels only of nodes that are on its allow list")
-    assert '`allow = ["own"]`' in text
+    assert "“shoal allow own”" in text
 
 
 def test_peers_without_a_gpu_are_told_where_others_have_one():
@@ -302,9 +307,9 @@ def test_peers_of_another_version_are_told_with_who_upgrades():
     )
     here, there = lines(place=place)
     assert here.startswith("new speaks protocol 2")
-    assert "upgrade this node: `pip install --upgrade shoal`" in here
+    assert "upgrade this node: `pip install -c constraints.txt .` in a newer checkout" in here
     assert there.startswith("old speaks protocol 0")
-    assert "“pip install --upgrade shoal`" not in there
+    assert "“pip install -c constraints.txt .” in a newer checkout" in there
 
 
 def test_a_job_that_was_just_submitted_says_that_nothing_was_answered():
@@ -358,3 +363,12 @@ def test_a_job_behind_others_of_its_daemon_is_told_its_share():
     assert text.startswith("peer and this node work for other jobs of this daemon first")
     assert "25% of the turns" in text
     assert "`--priority`" in text
+
+
+def test_nobody_is_told_to_install_shoal_from_where_it_is_not():
+    """There is no package of it elsewhere: README installs it from a checkout."""
+    code = Path(causes.__file__).parents[1]
+    for file in [*code.rglob("*.py"), *README.parent.glob("docs/*.md"), README]:
+        for advice in re.findall(r"pip install [^`”\n]*", file.read_text()):
+            assert not re.search(r"\bshoal\b(?!/)", advice), (file, advice)
+    assert f"$ {causes.UPGRADE}" in README.read_text()

@@ -84,7 +84,7 @@ def links(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
             yield warning(
                 "peers",
                 "a daemon started here would be alone: no bootstrap peer is set",
-                "set `bootstrap`, or give this node's address to others",
+                "start it with `shoal up --bootstrap ADDRESS`, or give its address to others",
             )
         return
     if status.peers_linked:
@@ -105,7 +105,8 @@ def links(patient: Patient, visits: Sequence[Visit]) -> Iterator[Finding]:
         yield warning(
             "peers",
             "this node is alone: no bootstrap peer is set",
-            "set `bootstrap`, or give this node's address to others",
+            "`shoal peers --connect ADDRESS` links it to one whose “shoal status” shows that "
+            "address; or give this node's address to others",
         )
 
 

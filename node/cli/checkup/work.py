@@ -13,7 +13,7 @@ from shoal.node.cli.checkup.findings import (
     warning,
     without_circle,
 )
-from shoal.node.cli.owner import serves_text
+from shoal.node.cli.owner import LET_IN, nobody_served, serves_text
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 if TYPE_CHECKING:
@@ -118,8 +118,11 @@ def served(patient: Patient) -> Iterator[Finding]:
     owner = patient.status.owner if patient.status else None
     if owner is None:
         return
-    yield ok("serves", serves_text(owner))
-    if owner.provide and owner.serve == "anyone" and not owner.sandboxed:
+    if nobody := nobody_served(owner):
+        yield warning("serves", f"nobody but this node's own user: {nobody}", LET_IN)
+    else:
+        yield ok("serves", serves_text(owner))
+    if owner.provide and owner.serve != "friends" and not owner.sandboxed:
         yield warning(
             "serves",
             "strangers are refused: their programs run in a sandbox only, and there is none",
