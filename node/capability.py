@@ -58,6 +58,10 @@ ALONE_S: Final = 60.0
 """So long one device is measured while no other is; one with many units takes longer."""
 
 LOOK_INTERVAL_S: Final = 5.0
+
+LAST_WRITE_S: Final = 2.0
+"""For what is still to be written down when the daemon ends."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -162,6 +166,9 @@ class Capability:
     _measured: dict[str, Measurement] = field(default_factory=dict)
     _tries: dict[str, Tries] = field(default_factory=dict)
     _began_s: dict[str, float] = field(default_factory=dict)
+    _unwritten: set[str] = field(default_factory=set)
+    """Devices of which the journal does not have yet what is to outlast a restart."""
+    _to_write: trio.Event = field(default_factory=trio.Event)
 
     def measurement(self, device: str) -> Measurement | None:
         """A device's figures, where they are about what is here and takes units now."""
@@ -176,8 +183,13 @@ class Capability:
         return () if measured is None else measured.rates
 
     def belie(self, device: str) -> None:
-        """This node could not show what it claims of a device."""
+        """This node could not show what it claims of a device.
+
+        Until it is measured anew it claims that still, but not after a restart.
+        """
         self._tries.setdefault(device, Tries()).belied = True
+        self._unwritten.add(device)
+        self._to_write.set()
 
     def claimed(self, advert: Advert) -> Advert:
         """This node's advert, with its figures and a word of who has seen them shown.
@@ -283,8 +295,44 @@ class Capability:
                 self.changed()  # neither shown nor measured: it is claimed no more
         else:
             tries.problem, tries.failures, tries.belied = "", 0, False
+            await self._write(device.id)
         finally:
             del self._began_s[device.id]
+
+    async def keep_written(self) -> None:
+        """Have the journal hold what is to outlast a restart, for ever.
+
+        What a full disk does not take is tried again: figures that were given up would
+        come back at the next start, and older ones in place of those of now.
+        """
+        while True:
+            await self._to_write.wait()
+            self._to_write = trio.Event()
+            await self.write_out()
+            if self._unwritten:
+                await trio.sleep(LOOK_INTERVAL_S)
+
+    async def write_out(self) -> None:
+        """Write down once what the journal does not have yet."""
+        for device in sorted(self._unwritten):
+            await self._write(device)
+
+    async def _write(self, device: str) -> None:
+        """Write down a device's figures, or that there are none which could be shown."""
+        self._unwritten.discard(device)
+        measured, tries = self._measured.get(device), self._tries.get(device)
+        try:
+            if measured is None or (tries and tries.belied):
+                await capability_records.drop_measurement(self.journal, device)
+            else:
+                await capability_records.keep_measurement(self.journal, measured)
+        except StoreError as error:
+            log.warning("the figures are not kept", device=device, error=str(error))
+            self._unwritten.add(device)
+            self._to_write.set()
+        except trio.Cancelled:
+            self._unwritten.add(device)
+            raise
 
     async def load(self) -> None:
         """Take up the figures and proofs of an earlier time."""
@@ -319,10 +367,6 @@ class Capability:
             failed=dict(found.failed),
         )
         self.changed()
-        try:
-            await capability_records.keep_measurement(self.journal, measured)
-        except StoreError as error:
-            log.warning("the figures are not kept", error=str(error))
 
     async def _disk_rate(self) -> float:
         try:
@@ -348,5 +392,8 @@ async def open_capability(capability: Capability) -> AsyncIterator[Capability]:
     await capability.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(capability.keep_measured)
+        nursery.start_soon(capability.keep_written)
         yield capability
         nursery.cancel_scope.cancel()
+    with trio.move_on_after(LAST_WRITE_S, shield=True):
+        await capability.write_out()
