@@ -87,7 +87,8 @@ class Start(_Message, frozen=True):
     be in the cache by then. ``memory_bytes`` is the most that any unit may ask for.
     ``niceness`` is the worker's once it has loaded what it needs. ``card`` is what units
     run on; None is the CPU. ``scratch`` is a card's worker's own directory, the only
-    place where it may write. Of ``home``, the daemon's, it may read nothing.
+    place where it may write. Of ``home``, the daemon's, it may read nothing. Programs stay
+    prepared within ``share_bytes`` of the card, whatever other processes take there.
     """
 
     threads: int
@@ -98,6 +99,7 @@ class Start(_Message, frozen=True):
     card: Card | None = None
     scratch: str = ""
     home: str = ""
+    share_bytes: int = 0
 
 
 class Convert(_Message, frozen=True):

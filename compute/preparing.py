@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.compute import frames
+from shoal.compute.card_memory import believed_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -43,7 +44,8 @@ async def prepare(
             room, request, list(blobs.values()), limits, frames.Prepared
         )
         room.held = {name: (before | sizes).get(name, 0) for name in prepared.held}
-        room.card_bytes = prepared.card_bytes
+        card = rooms.starter.start.card
+        room.card_bytes = believed_bytes(prepared.card_bytes, card.memory_bytes if card else 0)
     rooms.prepared(room)
 
 

@@ -33,7 +33,7 @@ from shoal.compute import (
     measuring,
     priority,
 )
-from shoal.compute.card_memory import OVERHEAD_BYTES
+from shoal.compute.card_memory import OVERHEAD_BYTES, Use
 from shoal.compute.card_meter import CardMeter
 from shoal.compute.convert import convert
 from shoal.compute.devices.abilities import failed
@@ -112,7 +112,7 @@ class Worker:
         self._watchdog = Watchdog(self._terminate)
         self._threads = start.threads
         self._unit_bytes = OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
-        self._cache_bytes = start.cache_bytes
+        self._cache_bytes, self._share_bytes = start.cache_bytes, start.share_bytes
         self._niceness = start.niceness
         self._held: OrderedDict[str, Held] = OrderedDict()
         self.broken = False
@@ -378,11 +378,16 @@ class Worker:
 
         What a runtime makes of a program's weights counts there, and not in `_make_room`. A
         card promises nothing beyond what this program's units may ask for: no two programs
-        could stay there otherwise.
+        could stay there otherwise. Nor does one go for what other processes take of a card,
+        as long as this one keeps within its share.
         """
         wanted = OVERHEAD_BYTES + limits.memory_bytes if self._card else self._unit_bytes
         others = [program_id for program_id in self._held if program_id != prepared]
         while others and self._meter.memory_left_bytes() < wanted:
+            if isinstance(self._meter, CardMeter):
+                use = Use(self._meter.memory_used_bytes(), limits.memory_bytes)
+                if use.total_bytes <= self._share_bytes:
+                    return
             del self._held[others.pop(0)]
 
     @contextmanager
