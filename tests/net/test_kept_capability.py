@@ -10,8 +10,9 @@ from test_capability import CARDS, ON_CARDS, capability, card_figures
 from shoal.compute.errors import ComputeError
 from shoal.node import capability as capabilities
 from shoal.node import capability_records
-from shoal.node.capability import BELIED_AFTER_S, open_capability
+from shoal.node.capability import open_capability
 from shoal.node.errors import StoreError
+from shoal.node.measuring_plan import BELIED_AFTER_S
 from shoal.node.state import open_state
 
 LIMIT_S = 60.0

@@ -15,7 +15,7 @@ class Answering:
     def __init__(self, **rates):
         self.rates, self.asked = rates, []
 
-    async def measure(self, request, kind, time_limit_s):
+    async def measure(self, request, kind, time_limit_s, patience_s, began):
         self.asked.append(request)
         what = "exact" if isinstance(request, frames.Prove) else request.what
         rate = self.rates[what]
