@@ -264,9 +264,14 @@ class Capability:
                 scope.cancel()
 
     def _is_due(self, device: Device) -> bool:
-        if device.id in self._began_s or not self.classes(device.id):
+        if device.id in self._began_s:
             return False
         now_s, tries = trio.current_time(), self._tries.setdefault(device.id, Tries())
+        if not self.classes(device.id):
+            tries.not_held()
+            if tries.asked:
+                tries.asked, tries.problem = False, "it takes no units any more"
+            return False
         kept, key = self._measured.get(device.id), self._key(device)
         stale = is_stale(kept, key, time.time(), belied=tries.belied, quiet=self._quiet)
         if not tries.asked and not (stale and tries.again_s <= now_s):
