@@ -113,7 +113,8 @@ class Prepare(_Message, frozen=True):
     """Load and keep a program; its blobs are attached, in this order. Answer: `Prepared`.
 
     ``numeric_class`` is the one it is run in; "" is by its manifest, `exact` or `fp32`.
-    Under ``held_as`` it is run from then on; "" is its id.
+    Under ``held_as`` it is run from then on; "" is its id. ``compile_s`` is what compiling its
+    kernels may take beside the limits, where a card compiles any.
     """
 
     program_id: str
@@ -121,6 +122,7 @@ class Prepare(_Message, frozen=True):
     limits: UnitLimits
     numeric_class: str = ""
     held_as: str = ""
+    compile_s: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
 
 
 class Run(_Message, frozen=True):

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from shoal.compute import (
     frames,
     judging_traces,  # noqa: F401  # `judging` asks for it when this process reads no file
@@ -55,6 +57,7 @@ from shoal.compute.manifest import check_inputs
 from shoal.compute.programs import AnyManifest, own_class
 from shoal.compute.sandbox import CPU, GPU, HardLimits, Meter, lock_in, of_card_worker
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
+from shoal.compute.warming import made_up_inputs
 from shoal.compute.watchdog import Watchdog
 from shoal.crypto.content import BlobId
 
@@ -246,8 +249,22 @@ class Worker:
         name = request.held_as or request.program_id
         self._held[name] = held
         self._leave_room(name, request.limits)
+        if request.compile_s and numeric_class is NumericClass.EXACT:
+            self._warm_up(held, request)
         used = self._meter.memory_used_bytes() if isinstance(self._meter, CardMeter) else 0
         return frames.Prepared(tuple(self._held), used)
+
+    def _warm_up(self, held: Held, request: frames.Prepare) -> None:
+        """Compile a program's kernels by a run that is nobody's; only a card's fault counts."""
+        limits = msgspec.structs.replace(request.limits, time_s=request.compile_s)
+        try:
+            inputs = made_up_inputs(held.manifest.inputs, limits.memory_bytes)
+            if inputs is not None:
+                with self._within(limits):
+                    self._executor_of(held.numeric_class).run(held.prepared, inputs)
+        except Exception:  # a program may fail in any way at inputs that mean nothing
+            if self.broken:
+                raise
 
     def run(
         self, request: frames.Run, attachments: list[Buffer]
