@@ -185,4 +185,5 @@ def why_no_rate(
         return "not measured yet: the device has been busy"
     if measured is None:
         return "not measured yet: that takes some seconds, when nothing else runs there"
-    return f"slower than the {RATE_SHOWN_MIN:.0e} a second that can be shown"
+    beside = ", as it was measured beside other work" if measured.beside else ""
+    return f"slower than the {RATE_SHOWN_MIN:.0e} a second that can be shown{beside}"

@@ -59,7 +59,7 @@ def devices(
             measured = measure_now(client, device)
     elif device is not None:
         raise ConfigError(
-            "a device is named to be measured alone",
+            "--device says which one --measure is for, and means nothing without it",
             hint=f"`shoal devices --measure --device {device}`",
         )
     try:
