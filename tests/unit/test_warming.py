@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from shoal.compute import frames
+from shoal.compute import worker as worker_module
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.frames import UnitLimits
 from shoal.compute.manifest import Port
 from shoal.compute.preparing import prepare
+from shoal.compute.sandbox import Meter
 from shoal.compute.starting import Room
 from shoal.compute.warming import LIMIT_S, made_up_inputs
 from shoal.compute.worker import Held, Worker
@@ -101,3 +103,18 @@ async def test_the_daemon_waits_for_a_card_s_compiler_beyond_the_unit_s_time(car
     )
     await prepare(rooms, Room(process=None, probes=()), "p", blobs, LIMITS)
     assert asked == [(more_s, LIMITS.time_s, LIMITS.time_s + more_s)]
+
+
+@pytest.mark.parametrize(("compile_s", "runs"), [(0.0, 0), (LIMIT_S, 1)])
+def test_a_program_is_warmed_up_when_it_is_prepared_on_a_card(compile_s, runs, monkeypatch):
+    executor = Executor()
+    executor.prepare = lambda loaded: loaded
+    worker = a_worker(executor)
+    worker._cache_bytes, worker._unit_bytes = 1 << 20, 0
+    worker._card, worker._meter = None, Meter()
+    manifest = SimpleNamespace(inputs=PORTS)
+    monkeypatch.setattr(worker_module, "load", lambda *_: SimpleNamespace(manifest=manifest))
+    request = frames.Prepare("p", (), LIMITS, "exact", compile_s=compile_s)
+    assert worker.prepare(request, []).held == ("p",)
+    assert len(executor.ran) == runs
+    assert worker.within == [LIMITS.time_s, LIMIT_S][: 1 + runs]
