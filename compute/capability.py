@@ -11,7 +11,7 @@ the CPU, in larger pieces.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from shoal.compute import frames
+from shoal.compute import contention, frames
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.executors.card_faults import LOST
@@ -28,10 +28,12 @@ from shoal.protocol.challenge_terms import RATE_SHOWN_MIN, Work, first_seed, wor
 from shoal.protocol.statements import ClassRate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from shoal.compute.contention import Look
     from shoal.compute.device_worker import Worker
     from shoal.compute.devices import Device
+    from shoal.compute.exchanges import Answer
 
 PRECISION_SHOWN: Final = "x20"
 """The precision in which the class exact is measured and challenged."""
@@ -45,6 +47,13 @@ SAMPLE_PRODUCTS_S: Final = 0.15
 SAMPLE_MEMORY_S: Final = 0.1
 TIME_LIMIT_S: Final = 20.0
 """For one sample; a machine that needs longer has other troubles."""
+
+PATIENCE_S: Final = 200.0
+"""How long the first piece waits behind units, and then again at each of their ranks: some
+ten minutes in all on a device that is never empty."""
+
+NEXT_PATIENCE_S: Final = 5.0
+"""The same of the pieces that follow: what was begun is brought to its end."""
 
 DISK_BYTES: Final = 32 << 20
 """Written and flushed: enough for a disk's own cache to be no help, 1 s of a slow one."""
@@ -112,6 +121,8 @@ class Measurement(msgspec.Struct, frozen=True):
         disk_rate: Bytes per second written to the store's disk; 0: not measured.
         failed: Classes, or `MEMORY`, that could not be measured, each with the reason.
         version: `VERSION` of then.
+        beside: Why the figures may be too low: what else went on meanwhile; "" otherwise.
+        disturbed: How many measurements in a row, this one the last, were taken so.
     """
 
     device: str
@@ -122,6 +133,8 @@ class Measurement(msgspec.Struct, frozen=True):
     disk_rate: float = 0.0
     failed: tuple[tuple[str, str], ...] = ()
     version: int = 1
+    beside: str = ""
+    disturbed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +144,43 @@ class Figures:
     rates: tuple[ClassRate, ...]
     memory_rate: float
     failed: tuple[tuple[str, str], ...] = ()
+    beside: str = ""
+
+
+@dataclass(slots=True)
+class Pieces:
+    """How the pieces of one measurement have their turns, and what went on meanwhile.
+
+    Args:
+        began: Called when the turn of each has come.
+    """
+
+    began: Callable[[], None] = lambda: None
+    patience_s: float = PATIENCE_S
+    spans: list[tuple[Look, Look]] = field(default_factory=list)
+
+    async def measure(
+        self,
+        worker: Worker,
+        request: frames.Measure | frames.Prove,
+        kind: type[Answer],
+    ) -> Answer:
+        """Have one piece measured; raises as `Worker.measure`."""
+        at_first: list[tuple[int, Look]] = []
+
+        def began(pid: int) -> None:
+            self.began()
+            at_first.append((pid, contention.look(pid)))
+
+        answer = await worker.measure(request, kind, TIME_LIMIT_S, self.patience_s, began)
+        self.spans += [(first, contention.look(pid)) for pid, first in at_first]
+        self.patience_s = NEXT_PATIENCE_S
+        return answer
+
+    def beside(self) -> str:
+        """Why what was measured since the last call may be too low; "" otherwise."""
+        spans, self.spans = self.spans, []
+        return contention.disturbance(contention.contention(spans))
 
 
 def key_of(device: Device, threads: int, classes: Iterable[str]) -> str:
@@ -160,12 +210,21 @@ def claim_of(samples: Sequence[float]) -> float:
 
 
 async def measure_device(
-    worker: Worker, classes: Iterable[str], amounts: Amounts = ON_CPU
+    worker: Worker,
+    classes: Iterable[str],
+    amounts: Amounts = ON_CPU,
+    began: Callable[[], None] = lambda: None,
 ) -> Figures:
     """Measure each class that is offered, and memory; some seconds in all.
 
     In pieces of about half a second, between which units that wait have their turns. What
     fails is told, and the rest is measured all the same.
+
+    Args:
+        worker: Of the device.
+        classes: What is offered there.
+        amounts: How much it is given at once.
+        began: Called when the turn of each piece has come.
 
     Raises:
         ProgramError: A library failed at all of it.
@@ -173,14 +232,16 @@ async def measure_device(
     """
     rates: list[ClassRate] = []
     failed: list[tuple[str, str]] = []
-    memory_rate = 0.0
+    memory_rate, beside = 0.0, ""
+    pieces = Pieces(began)
     first: ProgramError | ComputeError | None = None
     for what in (*sorted(classes), MEMORY):
         try:
             if what == MEMORY:
-                memory_rate = await measure_memory(worker, amounts)
-            elif rate := await measure_class(worker, what, amounts):
+                memory_rate = await measure_memory(worker, amounts, pieces)
+            elif rate := await measure_class(worker, what, amounts, pieces):
                 rates.append(rate)
+            beside = pieces.beside() or beside
         except (ProgramError, ComputeError) as error:
             if error.code == LOST:
                 raise
@@ -188,11 +249,14 @@ async def measure_device(
             failed.append((what, error.message))
     if first and not rates and not memory_rate:
         raise first
-    return Figures(tuple(rates), memory_rate, tuple(failed))
+    return Figures(tuple(rates), memory_rate, tuple(failed), beside)
 
 
 async def measure_class(
-    worker: Worker, numeric_class: str, amounts: Amounts = ON_CPU
+    worker: Worker,
+    numeric_class: str,
+    amounts: Amounts = ON_CPU,
+    pieces: Pieces | None = None,
 ) -> ClassRate | None:
     """Measure one class; None where it has no rate, or one too low to be shown.
 
@@ -200,21 +264,23 @@ async def measure_class(
         ProgramError: A library failed.
         ComputeError: The worker failed.
     """
+    pieces = pieces or Pieces()
     if numeric_class == NumericClass.EXACT.value:
-        rate = await _measure_exact(worker)
+        rate = await _measure_exact(worker, pieces)
         if rate < RATE_SHOWN_MIN:
             return None
         return ClassRate(numeric_class, PRECISION_SHOWN, rate)
     if numeric_class in PRODUCTS:
         what: Any = numeric_class
         request = frames.Measure(what, SAMPLE_PRODUCTS_S, amounts.size, amounts.depth)
-        return ClassRate(numeric_class, None, await _measure(worker, request))
+        return ClassRate(numeric_class, None, await _measure(worker, request, pieces))
     return None
 
 
-async def measure_memory(worker: Worker, amounts: Amounts = ON_CPU) -> float:
+async def measure_memory(worker: Worker, amounts: Amounts, pieces: Pieces) -> float:
     """Bytes per second that a copy in memory reads and writes; raises as `measure_class`."""
-    return await _measure(worker, frames.Measure("memory", SAMPLE_MEMORY_S, amounts.copy_bytes))
+    request = frames.Measure("memory", SAMPLE_MEMORY_S, amounts.copy_bytes)
+    return await _measure(worker, request, pieces)
 
 
 def measure_disk(directory: Path) -> float:
@@ -238,29 +304,31 @@ def measure_disk(directory: Path) -> float:
     return claim_of([DISK_BYTES / max(elapsed_s, 1e-6)])
 
 
-async def _measure(worker: Worker, request: frames.Measure) -> float:
+async def _measure(worker: Worker, request: frames.Measure, pieces: Pieces) -> float:
     samples = []
     for _ in range(SAMPLES):
-        answer = await worker.measure(request, frames.Measured, TIME_LIMIT_S)
+        answer = await pieces.measure(worker, request, frames.Measured)
         samples.append(answer.amount / answer.elapsed_s)
     return claim_of(samples)
 
 
-async def _measure_exact(worker: Worker) -> float:
+async def _measure_exact(worker: Worker, pieces: Pieces) -> float:
     """The rate at which chains of a challenge are done."""
     work, rate = _FIRST_WORK, 0.0
     for _ in range(_GROWING_LIMIT):  # from a first guess to the size that will be asked for
-        elapsed_s = await _chain_s(worker, work)
+        elapsed_s = await _chain_s(worker, work, pieces)
         rate = work.multiply_adds / elapsed_s
         if elapsed_s > _ENOUGH_S or rate < RATE_SHOWN_MIN:
             break
         work = work_for(rate, SAMPLE_EXACT_S)
     work = work_for(max(rate, RATE_SHOWN_MIN), SAMPLE_EXACT_S)
-    samples = [work.multiply_adds / await _chain_s(worker, work) for _ in range(SAMPLES_EXACT)]
+    samples = [
+        work.multiply_adds / await _chain_s(worker, work, pieces) for _ in range(SAMPLES_EXACT)
+    ]
     return claim_of(samples)
 
 
-async def _chain_s(worker: Worker, work: Work) -> float:
+async def _chain_s(worker: Worker, work: Work, pieces: Pieces) -> float:
     request = frames.Prove(
         root=first_seed(os.urandom(32)),
         rows=work.rows,
@@ -269,4 +337,4 @@ async def _chain_s(worker: Worker, work: Work) -> float:
         precision=PRECISION_SHOWN,
         time_limit_s=TIME_LIMIT_S,
     )
-    return (await worker.measure(request, frames.Proved, TIME_LIMIT_S)).elapsed_s
+    return (await pieces.measure(worker, request, frames.Proved)).elapsed_s

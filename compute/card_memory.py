@@ -82,6 +82,26 @@ def places(card_bytes: int, wanted: int) -> int:
     return max(1, min(wanted, most))
 
 
+def share_bytes(card_bytes: int, at_once: int) -> int:
+    """What a process may hold of a card whatever others take there.
+
+    Where one unit runs at a time it is nothing: no other unit is in its way, so that what
+    its own lacks it has to make room for by itself.
+    """
+    if at_once < 2:
+        return 0
+    return max(0, lent_bytes(card_bytes) - SPARE.total_bytes) // at_once
+
+
+def believed_bytes(told: int, card_bytes: int) -> int:
+    """What is believed of a process that says how much of a card its programs take.
+
+    A program may have broken into it: it takes no less than nothing, and no more than there
+    is. Of a card of unknown size nothing is shared out, and nothing believed.
+    """
+    return max(0, min(told, card_bytes))
+
+
 def fits(lent: int, unit_bytes: int, running: Iterable[Use], wanted: Use) -> bool:
     """Whether a unit may begin beside those that run.
 

@@ -357,12 +357,21 @@ class Worker:
         request: frames.Measure | frames.Prove | frames.Recompute,
         kind: type[Answer],
         time_limit_s: float,
+        patience_s: float = math.inf,
+        began: Callable[[int], None] = lambda _pid: None,
     ) -> Answer:
         """Have a measurement made, or a challenge's work done, by the spare process.
 
         Nobody's data is in it, so the spare stays one; a process that failed at it does not.
         Units that wait go first, but for a verifier's few rows; but for those nothing else
         runs on the device meanwhile. Cancelling ends the process.
+
+        Args:
+            request: What is to be measured or shown.
+            kind: Of the answer.
+            time_limit_s: What it may take once its turn has come.
+            patience_s: As for `run`.
+            began: Told which process it is done by, when its turn has come; must not raise.
 
         Raises:
             ProgramError: A library failed.
@@ -371,7 +380,8 @@ class Worker:
         limits = UnitLimits(time_s=time_limit_s, memory_bytes=0, output_bytes=0)
         quick = isinstance(request, frames.Recompute)
         rank = FIRST if quick else LAST
-        async with self._rooms.turn_with_spare(rank, alone=not quick) as spare:
+        async with self._rooms.turn_with_spare(rank, patience_s, alone=not quick) as spare:
+            began(spare.process.pid)
             answer, _ = await self._rooms.ask(spare, request, [], limits, kind)
         return answer
 

@@ -87,7 +87,8 @@ class Start(_Message, frozen=True):
     be in the cache by then. ``memory_bytes`` is the most that any unit may ask for.
     ``niceness`` is the worker's once it has loaded what it needs. ``card`` is what units
     run on; None is the CPU. ``scratch`` is a card's worker's own directory, the only
-    place where it may write. Of ``home``, the daemon's, it may read nothing.
+    place where it may write. Of ``home``, the daemon's, it may read nothing. Programs stay
+    prepared within ``share_bytes`` of the card, whatever other processes take there.
     """
 
     threads: int
@@ -98,6 +99,7 @@ class Start(_Message, frozen=True):
     card: Card | None = None
     scratch: str = ""
     home: str = ""
+    share_bytes: int = 0
 
 
 class Convert(_Message, frozen=True):
@@ -111,7 +113,8 @@ class Prepare(_Message, frozen=True):
     """Load and keep a program; its blobs are attached, in this order. Answer: `Prepared`.
 
     ``numeric_class`` is the one it is run in; "" is by its manifest, `exact` or `fp32`.
-    Under ``held_as`` it is run from then on; "" is its id.
+    Under ``held_as`` it is run from then on; "" is its id. ``compile_s`` is what compiling its
+    kernels may take beside the limits, where a card compiles any.
     """
 
     program_id: str
@@ -119,6 +122,7 @@ class Prepare(_Message, frozen=True):
     limits: UnitLimits
     numeric_class: str = ""
     held_as: str = ""
+    compile_s: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
 
 
 class Run(_Message, frozen=True):

@@ -20,7 +20,7 @@ import msgspec
 
 from shoal.compute.errors import ProgramError
 from shoal.compute.tensor import DTYPES, RANK_LIMIT, TensorSpec
-from shoal.crypto.content import BlobId, blob_id_of
+from shoal.crypto.content import BlobId
 from shoal.protocol.limits import PORTS_LIMIT
 
 if TYPE_CHECKING:
@@ -165,11 +165,6 @@ def decode(data: bytes) -> Manifest:
     if msgspec.msgpack.encode(manifest) != data:
         raise _bad("the manifest is not in its canonical encoding")
     return manifest
-
-
-def program_id_of(manifest: Manifest) -> BlobId:
-    """The id of the program that a manifest describes."""
-    return blob_id_of(encode(manifest))
 
 
 def check_class(manifest: Manifest, numeric_class: str) -> None:

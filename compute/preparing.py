@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from shoal.compute import frames
+from shoal.compute.card_memory import believed_bytes
+from shoal.compute.warming import LIMIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -32,18 +36,21 @@ async def prepare(
     held_as = name_of(program_id, numeric_class)
     if held_as not in room.held:
         blobs = await fetch_blobs()
+        card = rooms.starter.start.card
+        compile_s = LIMIT_S if card else 0.0
         request = frames.Prepare(
-            program_id, tuple(blobs), limits, numeric_class, held_as=held_as
+            program_id, tuple(blobs), limits, numeric_class, held_as, compile_s
         )
+        patient = msgspec.structs.replace(limits, time_s=limits.time_s + compile_s)
         sizes = {held_as: sum(memoryview(blob).nbytes for blob in blobs.values())}
         # It lets go of others before it sees whether this one is any good, and does not
         # say of which: what is not known to be there is prepared again.
         before, room.held = room.held, {}
         prepared, _ = await rooms.ask(
-            room, request, list(blobs.values()), limits, frames.Prepared
+            room, request, list(blobs.values()), patient, frames.Prepared
         )
         room.held = {name: (before | sizes).get(name, 0) for name in prepared.held}
-        room.card_bytes = prepared.card_bytes
+        room.card_bytes = believed_bytes(prepared.card_bytes, card.memory_bytes if card else 0)
     rooms.prepared(room)
 
 

@@ -158,13 +158,16 @@ class Rooms:
             yield await self._room_for(seat)
 
     @asynccontextmanager
-    async def turn_with_spare(self, rank: int, *, alone: bool = True) -> AsyncIterator[Room]:
+    async def turn_with_spare(
+        self, rank: int, patience_s: float = math.inf, *, alone: bool = True
+    ) -> AsyncIterator[Room]:
         """Have a turn with the spare, for what needs nobody's data: it stays one.
 
         A process that fails at it does not.
 
         Args:
             rank: A lower one goes first.
+            patience_s: After so long at a rank it goes on waiting at the one before.
             alone: Nothing else is to run meanwhile on this device.
 
         Raises:
@@ -172,7 +175,7 @@ class Rooms:
         """
         await self.probe()  # before its turn, in which it may be that nothing else runs
         claim = Alone() if alone else Claim()
-        async with self._turnstile.turn(rank, claim=claim), self._starting:
+        async with self._turnstile.turn(rank, "", patience_s, claim), self._starting:
             spare = await self._ready_spare()
             try:
                 yield spare

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from shoal.compute import (
     frames,
     judging_traces,  # noqa: F401  # `judging` asks for it when this process reads no file
@@ -33,7 +35,7 @@ from shoal.compute import (
     measuring,
     priority,
 )
-from shoal.compute.card_memory import OVERHEAD_BYTES
+from shoal.compute.card_memory import OVERHEAD_BYTES, Use
 from shoal.compute.card_meter import CardMeter
 from shoal.compute.convert import convert
 from shoal.compute.devices.abilities import failed
@@ -55,6 +57,7 @@ from shoal.compute.manifest import check_inputs
 from shoal.compute.programs import AnyManifest, own_class
 from shoal.compute.sandbox import CPU, GPU, HardLimits, Meter, lock_in, of_card_worker
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
+from shoal.compute.warming import made_up_inputs
 from shoal.compute.watchdog import Watchdog
 from shoal.crypto.content import BlobId
 
@@ -112,7 +115,7 @@ class Worker:
         self._watchdog = Watchdog(self._terminate)
         self._threads = start.threads
         self._unit_bytes = OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
-        self._cache_bytes = start.cache_bytes
+        self._cache_bytes, self._share_bytes = start.cache_bytes, start.share_bytes
         self._niceness = start.niceness
         self._held: OrderedDict[str, Held] = OrderedDict()
         self.broken = False
@@ -246,8 +249,22 @@ class Worker:
         name = request.held_as or request.program_id
         self._held[name] = held
         self._leave_room(name, request.limits)
+        if request.compile_s and numeric_class is NumericClass.EXACT:
+            self._warm_up(held, request)
         used = self._meter.memory_used_bytes() if isinstance(self._meter, CardMeter) else 0
         return frames.Prepared(tuple(self._held), used)
+
+    def _warm_up(self, held: Held, request: frames.Prepare) -> None:
+        """Compile a program's kernels by a run that is nobody's; only a card's fault counts."""
+        limits = msgspec.structs.replace(request.limits, time_s=request.compile_s)
+        try:
+            inputs = made_up_inputs(held.manifest.inputs, limits.memory_bytes)
+            if inputs is not None:
+                with self._within(limits):
+                    self._executor_of(held.numeric_class).run(held.prepared, inputs)
+        except Exception:  # a program may fail in any way at inputs that mean nothing
+            if self.broken:
+                raise
 
     def run(
         self, request: frames.Run, attachments: list[Buffer]
@@ -378,11 +395,16 @@ class Worker:
 
         What a runtime makes of a program's weights counts there, and not in `_make_room`. A
         card promises nothing beyond what this program's units may ask for: no two programs
-        could stay there otherwise.
+        could stay there otherwise. Nor does one go for what other processes take of a card,
+        as long as this one keeps within its share.
         """
         wanted = OVERHEAD_BYTES + limits.memory_bytes if self._card else self._unit_bytes
         others = [program_id for program_id in self._held if program_id != prepared]
         while others and self._meter.memory_left_bytes() < wanted:
+            if isinstance(self._meter, CardMeter):
+                use = Use(self._meter.memory_used_bytes(), limits.memory_bytes)
+                if use.total_bytes <= self._share_bytes:
+                    return
             del self._held[others.pop(0)]
 
     @contextmanager

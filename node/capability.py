@@ -2,9 +2,10 @@
 
 Measures each device in the background once its executors are known, when nothing else
 runs there, one after another; the figures outlast restarts and are taken anew when they
-are a week old, when the device, its cores, driver or runtimes have changed, or when this
-node could not show its own claim. A device that takes no units claims nothing, whatever
-was measured. How is measured is `compute.capability`'s; what others think of the claims,
+are a week old, when the device, its cores, driver or runtimes have changed, when this
+node could not show its own claim, when they were taken beside other work, or when the owner
+asks. A device that takes no units claims nothing, whatever was measured. When is measured is
+`node.measuring_plan`'s, how, `compute.capability`'s; what others think of the claims,
 `node.proofs`'.
 """
 
@@ -21,6 +22,7 @@ import structlog
 import trio
 
 from shoal.compute import capability as figures
+from shoal.compute import contention
 from shoal.compute.capability import MEMORY, VERSION, Measurement
 from shoal.compute.errors import ComputeError
 from shoal.crypto.errors import ShoalError
@@ -29,104 +31,36 @@ from shoal.node.capability_views import CapabilityView, Claim, DeviceFigures, No
 from shoal.node.device_lines import lines_of
 from shoal.node.errors import StoreError
 from shoal.node.house import wall_ms
+from shoal.node.measuring_plan import (
+    Hold,
+    Tries,
+    is_stale,
+    may_begin,
+    may_wait_in_line,
+    retry_after_s,
+    why_no_rate,
+)
 from shoal.node.offer import CPU
 from shoal.node.proofs import Proof, ProofBook, claims_of, to_give
-from shoal.protocol.challenge_terms import RATE_SHOWN_MIN
 from shoal.protocol.limits import DEVICES_LIMIT
 from shoal.protocol.statements import DeviceOffer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
     from pathlib import Path
 
+    from shoal.compute.contention import Look
     from shoal.compute.device_worker import Worker
     from shoal.compute.devices import Device
     from shoal.node.state import State
     from shoal.protocol.statements import Advert, ClassRate
 
-LIFETIME_S: Final = 7 * 86400.0
-BELIED_AFTER_S: Final = 60.0
-"""Between two measurements because a claim could not be shown."""
-
-FAILED_AFTER_S: Final = 3600.0
-"""Before what could not be measured is tried again, where the rest was."""
-
-RETRY_LIMIT_S: Final = 3600.0
-"""Between two tries where all fails, at the most: the time doubles from `BELIED_AFTER_S` on."""
-
-ALONE_S: Final = 60.0
-"""So long one device is measured while no other is; one with many units takes longer."""
-
 LOOK_INTERVAL_S: Final = 5.0
+
+LAST_WRITE_S: Final = 2.0
+"""For what is still to be written down when the daemon ends."""
+
 log = structlog.get_logger(__name__)
-
-
-# --- decisions: pure ------------------------------------------------------------------
-
-
-def is_stale(kept: Measurement | None, key: str, wall_s: float, *, belied: bool) -> bool:
-    """Whether a device is to be measured anew."""
-    if kept is None or kept.key != key or kept.version != VERSION:
-        return True
-    age_s = wall_s - kept.measured_at
-    return (
-        not 0 <= age_s <= LIFETIME_S
-        or (belied and age_s > BELIED_AFTER_S)
-        or (bool(kept.failed) and age_s > FAILED_AFTER_S)
-    )
-
-
-def retry_after_s(failures: int) -> float:
-    """How long a device is left alone that could not be measured so often in a row."""
-    return float(min(RETRY_LIMIT_S, BELIED_AFTER_S * 2.0 ** min(failures - 1, 16)))
-
-
-def may_begin(began_s: Mapping[str, float], device: str, now_s: float) -> bool:
-    """Whether a device may be measured now, beside those that are since ``began_s``."""
-    return device not in began_s and all(now_s - at_s > ALONE_S for at_s in began_s.values())
-
-
-def why_no_rate(
-    numeric_class: str, measured: Measurement | None, problem: str, *, compiled: bool
-) -> str:
-    """Why a class of a device has no rate.
-
-    Args:
-        numeric_class: The class.
-        measured: What is claimed of the device.
-        problem: Why the last try to measure it gave nothing.
-        compiled: Whether programs of the class only compile for it.
-    """
-    if compiled:
-        return "compile-only: nothing runs there that could be measured"
-    if numeric_class not in {"exact", *figures.PRODUCTS}:
-        return "units of this class are kernels of their own, of which no rate tells anything"
-    failed = dict(measured.failed).get(numeric_class, "") if measured else problem
-    if failed:
-        return f"it could not be measured: {failed.rstrip('.')}"
-    if measured is None:
-        return "not measured yet: that takes some seconds, when nothing else runs there"
-    return f"slower than the {RATE_SHOWN_MIN:.0e} a second that can be shown"
-
-
-# --- effects --------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Tries:
-    """How the measuring of one device has gone.
-
-    Attributes:
-        problem: Why the last try gave nothing; "" where it gave something.
-        failures: How many in a row gave nothing.
-        again_s: From when on it may be tried again.
-        belied: Whether the device could not show what is claimed of it.
-    """
-
-    problem: str = ""
-    failures: int = 0
-    again_s: float = 0.0
-    belied: bool = False
 
 
 @dataclass(slots=True)
@@ -142,7 +76,7 @@ class Capability:
             is lost.
         compiled: Gives those for which programs only compile there.
         worker: Gives who measures it.
-        idle: Whether nothing else runs on it, and its owner lets it work.
+        hold: What keeps it from being measured: what else runs there, or its owner.
         changed: Called when there are new figures.
         book: The proofs.
     """
@@ -154,7 +88,7 @@ class Capability:
     classes: Callable[[str], Collection[str]]
     compiled: Callable[[str], Collection[str]]
     worker: Callable[[str], Worker | None]
-    idle: Callable[[str], bool]
+    hold: Callable[[str], Hold | None]
     changed: Callable[[], None]
     book: ProofBook
     settled: trio.Event = field(default_factory=trio.Event)
@@ -162,6 +96,13 @@ class Capability:
     _measured: dict[str, Measurement] = field(default_factory=dict)
     _tries: dict[str, Tries] = field(default_factory=dict)
     _began_s: dict[str, float] = field(default_factory=dict)
+    _in_line: dict[str, trio.CancelScope] = field(default_factory=dict)
+    """Of those that are measured, or wait for that among their device's units."""
+    _looked: Look | None = None
+    _quiet: bool = False
+    _unwritten: set[str] = field(default_factory=set)
+    """Devices of which the journal does not have yet what is to outlast a restart."""
+    _to_write: trio.Event = field(default_factory=trio.Event)
 
     def measurement(self, device: str) -> Measurement | None:
         """A device's figures, where they are about what is here and takes units now."""
@@ -176,8 +117,43 @@ class Capability:
         return () if measured is None else measured.rates
 
     def belie(self, device: str) -> None:
-        """This node could not show what it claims of a device."""
+        """This node could not show what it claims of a device.
+
+        Until it is measured anew it claims that still, but not after a restart.
+        """
         self._tries.setdefault(device, Tries()).belied = True
+        self._unwritten.add(device)
+        self._to_write.set()
+
+    def ask(self, device: str | None = None) -> tuple[str, ...]:
+        """Measure a device anew as soon as it can be, or each; gives which will be.
+
+        Units that run there end first. What the owner's own programs do does not keep it
+        from being measured, as it does otherwise.
+
+        Raises:
+            ComputeError: ``not_measured``: none of them can be.
+        """
+        wanted, reasons = [], []
+        for each in self.devices():
+            if device not in {None, each.id}:
+                continue
+            hold = self.hold(each.id)
+            if not self.classes(each.id):
+                reasons.append(f"{each.id} takes no units")
+            elif hold is not None and hold.by == "owner":
+                reasons.append(f"{each.id}: {hold.why}")
+            else:
+                wanted.append(each.id)
+        if not wanted:
+            raise ComputeError(
+                f"nothing can be measured now: {'; '.join(reasons) or 'no device is known'}",
+                code="not_measured",
+                hint="`shoal devices` says what is missing; `shoal resume` ends a pause",
+            )
+        for each_id in wanted:
+            self._tries.setdefault(each_id, Tries()).asked = True
+        return tuple(wanted)
 
     def claimed(self, advert: Advert) -> Advert:
         """This node's advert, with its figures and a word of who has seen them shown.
@@ -230,6 +206,7 @@ class Capability:
 
     def _figures(self, device: Device) -> DeviceFigures:
         measured, problem = self.measurement(device.id), self._problem(device.id)
+        tries = self._tries.get(device.id, Tries())
         rated = {rate.numeric_class for rate in self.rates(device.id)}
         compiled = frozenset(self.compiled(device.id))
         lacking = sorted({*self.classes(device.id), *compiled} - rated)
@@ -239,52 +216,132 @@ class Capability:
             measured_at=measured.measured_at if measured else None,
             problem=problem,
             without=tuple(
-                NoRate(each, why_no_rate(each, measured, problem, compiled=each in compiled))
+                NoRate(
+                    each,
+                    why_no_rate(
+                        each,
+                        measured,
+                        problem,
+                        compiled=each in compiled,
+                        busy=tries.hold is not None,
+                    ),
+                )
                 for each in lacking
             ),
             memory_problem=dict(measured.failed).get(MEMORY, "") if measured else "",
+            beside=measured.beside if measured else "",
+            busy_since=tries.held_since,
+            busy_with=tries.hold.why if tries.hold else "",
+            measuring=tries.measuring,
+            asked=tries.asked,
         )
 
     async def keep_measured(self) -> None:
-        """Measure whenever that is due and nothing else runs, for ever."""
+        """Measure whenever that is due and the device is free, for ever."""
         await self.settled.wait()
         async with trio.open_nursery() as nursery:
             while True:
+                self._look()
                 for device in tuple(self.devices()):
                     if self._is_due(device):
                         self._began_s[device.id] = trio.current_time()
                         nursery.start_soon(self._try, device)
                 await trio.sleep(LOOK_INTERVAL_S)
 
+    def _look(self) -> None:
+        """See whether the machine is quiet, where that is asked; and who may wait on."""
+        last, self._looked = self._looked, None
+        if any(kept.beside for kept in self._measured.values()):
+            self._looked = contention.look()
+        self._quiet = bool(last and self._looked and contention.is_quiet(last, self._looked))
+        for device, scope in self._in_line.items():
+            tries, hold = self._tries[device], self.hold(device)
+            by_units = hold is None or hold.by == "units"
+            if not (
+                tries.measuring or by_units or may_wait_in_line(hold, 0, asked=tries.asked)
+            ):
+                tries.held(hold, time.time(), trio.current_time())
+                scope.cancel()
+
     def _is_due(self, device: Device) -> bool:
-        now_s, tries = trio.current_time(), self._tries.get(device.id, Tries())
-        return (
-            bool(self.classes(device.id))
-            and is_stale(
-                self._measured.get(device.id),
-                self._key(device),
-                time.time(),
-                belied=tries.belied,
-            )
-            and tries.again_s <= now_s
-            and may_begin(self._began_s, device.id, now_s)
-            and self.idle(device.id)
+        if device.id in self._began_s:
+            return False
+        now_s, tries = trio.current_time(), self._tries.setdefault(device.id, Tries())
+        if not self.classes(device.id):
+            tries.not_held()
+            if tries.asked:
+                tries.asked, tries.problem = False, "it takes no units any more"
+            return False
+        kept, key = self._measured.get(device.id), self._key(device)
+        stale = is_stale(kept, key, time.time(), belied=tries.belied, quiet=self._quiet)
+        if not tries.asked and not (stale and tries.again_s <= now_s):
+            tries.not_held()
+            return False
+        tries.held(self.hold(device.id), time.time(), now_s)
+        held_s = now_s - tries.held_from_s
+        return may_wait_in_line(tries.hold, held_s, asked=tries.asked) and may_begin(
+            self._began_s, device.id, now_s
         )
 
     async def _try(self, device: Device) -> None:
         tries = self._tries.setdefault(device.id, Tries())
         try:
-            await self._measure(device)
+            with trio.CancelScope() as self._in_line[device.id]:
+                await self._measure(device, tries)
+            if self._in_line[device.id].cancelled_caught:
+                if tries.asked and tries.hold:
+                    tries.problem = tries.hold.why
+                tries.asked = False
+                return
         except ShoalError as error:
             tries.problem, tries.failures = error.message, tries.failures + 1
             tries.again_s = trio.current_time() + retry_after_s(tries.failures)
+            tries.asked = False
             log.warning("a device was not measured", device=device.id, error=str(error))
             if tries.belied and self._measured.pop(device.id, None) is not None:
                 self.changed()  # neither shown nor measured: it is claimed no more
         else:
             tries.problem, tries.failures, tries.belied = "", 0, False
+            tries.asked = False
+            await self._write(device.id)
         finally:
-            del self._began_s[device.id]
+            tries.measuring = False
+            del self._began_s[device.id], self._in_line[device.id]
+
+    async def keep_written(self) -> None:
+        """Have the journal hold what is to outlast a restart, for ever.
+
+        What a full disk does not take is tried again: figures that were given up would
+        come back at the next start, and older ones in place of those of now.
+        """
+        while True:
+            await self._to_write.wait()
+            self._to_write = trio.Event()
+            await self.write_out()
+            if self._unwritten:
+                await trio.sleep(LOOK_INTERVAL_S)
+
+    async def write_out(self) -> None:
+        """Write down once what the journal does not have yet."""
+        for device in sorted(self._unwritten):
+            await self._write(device)
+
+    async def _write(self, device: str) -> None:
+        """Write down a device's figures, or that there are none which could be shown."""
+        self._unwritten.discard(device)
+        measured, tries = self._measured.get(device), self._tries.get(device)
+        try:
+            if measured is None or (tries and tries.belied):
+                await capability_records.drop_measurement(self.journal, device)
+            else:
+                await capability_records.keep_measurement(self.journal, measured)
+        except StoreError as error:
+            log.warning("the figures are not kept", device=device, error=str(error))
+            self._unwritten.add(device)
+            self._to_write.set()
+        except trio.Cancelled:
+            self._unwritten.add(device)
+            raise
 
     async def load(self) -> None:
         """Take up the figures and proofs of an earlier time."""
@@ -293,12 +350,20 @@ class Capability:
         for proof in await capability_records.kept_proofs(self.journal):
             self.book.keep(proof)
 
-    async def _measure(self, device: Device) -> None:
+    async def _measure(self, device: Device, tries: Tries) -> None:
         classes, worker = frozenset(self.classes(device.id)), self.worker(device.id)
         key = figures.key_of(device, self.threads, classes)
         if worker is None:  # it has been lost just now
             raise ComputeError(f"{device.id} takes no units any more", code="no_executor")
-        found = await figures.measure_device(worker, classes, figures.amounts_for(device))
+
+        def began() -> None:
+            tries.measuring = True
+            tries.not_held()
+
+        found = await figures.measure_device(
+            worker, classes, figures.amounts_for(device), began
+        )
+        before = self._measured.get(device.id)
         measured = Measurement(
             device=device.id,
             key=key,  # of the beginning: what was lost meanwhile is not claimed
@@ -308,6 +373,8 @@ class Capability:
             disk_rate=await self._disk_rate() if device.id == CPU else 0.0,
             failed=found.failed,
             version=VERSION,
+            beside=found.beside,
+            disturbed=(before.disturbed if before else 0) + 1 if found.beside else 0,
         )
         self._measured[device.id] = measured
         log.info(
@@ -317,12 +384,9 @@ class Capability:
             memory_rate=found.memory_rate,
             disk_rate=measured.disk_rate,
             failed=dict(found.failed),
+            beside=found.beside,
         )
         self.changed()
-        try:
-            await capability_records.keep_measurement(self.journal, measured)
-        except StoreError as error:
-            log.warning("the figures are not kept", error=str(error))
 
     async def _disk_rate(self) -> float:
         try:
@@ -348,5 +412,8 @@ async def open_capability(capability: Capability) -> AsyncIterator[Capability]:
     await capability.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(capability.keep_measured)
+        nursery.start_soon(capability.keep_written)
         yield capability
         nursery.cancel_scope.cancel()
+    with trio.move_on_after(LAST_WRITE_S, shield=True):
+        await capability.write_out()

@@ -43,6 +43,15 @@ async def keep_measurement(journal: State, measurement: Measurement) -> None:
     await journal.transact(write)
 
 
+async def drop_measurement(journal: State, device: str) -> None:
+    """Keep no figures of a device any more: they are not claimed again after a restart."""
+
+    def write(database: sqlite3.Connection) -> None:
+        database.execute("DELETE FROM measurements WHERE device = ?", (device,))
+
+    await journal.transact(write)
+
+
 async def kept_measurements(journal: State) -> list[Measurement]:
     """All devices' figures of an earlier time; what cannot be read is measured anew."""
 

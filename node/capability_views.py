@@ -46,6 +46,12 @@ class DeviceFigures(msgspec.Struct, frozen=True):
         problem: Why the last try to measure it gave nothing; "" as in `CapabilityView`.
         without: Its classes that have no rate.
         memory_problem: Why its memory was not measured, where the rest was.
+        beside: Why the figures may be too low: what else went on meanwhile; "" otherwise.
+        busy_since: Since when something keeps it from being measured, in seconds since the
+            epoch; None where nothing does, or it need not be.
+        busy_with: What that is.
+        measuring: Whether it is measured just now.
+        asked: Whether its owner has asked for that, and it has not ended since.
     """
 
     device: str
@@ -54,6 +60,11 @@ class DeviceFigures(msgspec.Struct, frozen=True):
     problem: str = ""
     without: tuple[NoRate, ...] = ()
     memory_problem: str = ""
+    beside: str = ""
+    busy_since: float | None = None
+    busy_with: str = ""
+    measuring: bool = False
+    asked: bool = False
 
 
 class CapabilityView(msgspec.Struct, frozen=True):

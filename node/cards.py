@@ -80,6 +80,7 @@ class Cards:
             log.warning("a card is not used", device=device.id, reason=reason)
             self._capacity.offer((), [failed(reason, hint)], device.id)
             return
+        at_once = card_memory.places(device.memory_bytes, self._config.units_per_card)
         worker = self._workers.add(
             frames.Start(
                 threads=self._config.cores,
@@ -89,13 +90,14 @@ class Cards:
                 niceness=self._config.niceness,
                 card=card_of(device),
                 home=str(self._config.home),
+                share_bytes=card_memory.share_bytes(device.memory_bytes, at_once),
             ),
             Place(
                 only(device, self._capacity.devices),
                 scratch,
                 CARD_START_LIMIT_S,
                 lost,
-                card_memory.places(device.memory_bytes, self._config.units_per_card),
+                at_once,
                 card_memory.lent_bytes(device.memory_bytes),
             ),
         )

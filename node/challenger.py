@@ -189,8 +189,9 @@ class Challenger:
             raise PeerError(
                 f"{peer} claims no rate that can be shown",
                 code="no_claim",
-                hint="a node measures itself some seconds after its kernels are compiled; "
-                "see `shoal peers`",
+                hint="a node measures itself some seconds after its kernels are compiled, and "
+                "later where it is busy; its owner can have it done now by "
+                "“shoal devices --measure”",
             )
         if self._house.worker.busy:
             raise ComputeError(

@@ -53,6 +53,7 @@ from shoal.node.known_peers import (
 )
 from shoal.node.lifecycle import Lifecycle
 from shoal.node.logs import no_logs, set_up_logs
+from shoal.node.measuring_plan import hold_of
 from shoal.node.membership import Membership, open_membership
 from shoal.node.network import open_network
 from shoal.node.offer import AGENT, CPU, Capacity, make_advert, make_terms
@@ -248,10 +249,10 @@ async def serve(
             classes=capacity.executors,
             compiled=capacity.compiled,
             worker=lambda device: worker if device == CPU else cards.workers.get(device),
-            idle=lambda device: (
-                settings().provide
-                and owner.stance(device).cause is None
-                and not provider.load_on(device).units
+            hold=lambda device: hold_of(
+                owner.stance(device),
+                provide=settings().provide,
+                units=bool(provider.load_on(device).units),
             ),
             changed=membership.announce,
             book=book,

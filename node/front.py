@@ -285,6 +285,16 @@ class Daemon:
         own = self.membership.table.get(self.identity.peer_id)
         return self.measured.view(own.advert if own else None)
 
+    async def measure(self, device: str | None) -> tuple[str, ...]:
+        """Measure a device anew, or each, as soon as it can be; gives which will be.
+
+        Raises:
+            ConfigError: ``no_such_device``.
+            ComputeError: ``not_measured``.
+        """
+        check_device(device, await self._found())
+        return self.measured.ask(device)
+
     async def challenge(self, peer: str, device: str | None) -> ChallengeView:
         """Have a peer show a rate; raises PeerError, NetworkError or ComputeError."""
         return await self.challenger.challenge(PeerId(peer), device)

@@ -285,9 +285,3 @@ def close_dispute(database: sqlite3.Connection, number: int, outcome: str) -> bo
         (CLOSED_DISPUTES_LIMIT,),
     )
     return closed.rowcount > 0
-
-
-def outcomes(database: sqlite3.Connection) -> dict[int, str]:
-    """How the disputes that have ended did, by number."""
-    rows = database.execute("SELECT number, outcome FROM disputes WHERE outcome IS NOT NULL")
-    return {row["number"]: row["outcome"] for row in rows}

@@ -123,10 +123,6 @@ class VerdictState:
         """End a dispute; False where it had ended before."""
         return await self._write(journal_verdicts.close_dispute, number, outcome)
 
-    async def dispute_outcomes(self) -> dict[int, str]:
-        """How the newest disputes that have ended did, by number."""
-        return await self._read(journal_verdicts.outcomes)
-
     # --- standing -----------------------------------------------------------------
 
     async def save_standing(

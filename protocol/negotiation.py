@@ -585,7 +585,3 @@ def _as_answer(answer: UnitResult | UnitRefusal | Refusal, call: str) -> UnitRes
     return Refusal(
         call=call, reason=answer.reason, detail=answer.detail, missing=answer.missing
     )
-
-
-TERMINAL = frozenset({State.ENDED})
-"""States that no message leaves; a conversation in one is forgotten."""

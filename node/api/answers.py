@@ -41,6 +41,7 @@ _STATUS_OF_CODE = {
     "no_such_offender": 404,
     "no_such_proof": 404,
     "not_banned": 404,
+    "not_measured": 409,
     "no_such_output": 404,
     "no_such_peer": 404,
     "no_such_receipt": 404,

@@ -106,6 +106,13 @@ class _Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema_version: int = 1
 
 
+class _Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/measure; no device means each that takes units."""
+
+    device: str | None = None
+    schema_version: int = 1
+
+
 class _Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/pause; no device means peers' work on all of them."""
 
@@ -166,6 +173,7 @@ def make_app(daemon: DaemonFacade) -> Starlette:
         ("POST", "/v1/end", api.end),
         ("GET", "/metrics", api.metrics),
         ("GET", "/v1/capability", api.capability),
+        ("POST", "/v1/measure", api.measure),
         ("POST", "/v1/challenges", api.challenge),
         ("POST", "/v1/connect", api.connect),
         ("PUT", "/v1/blobs", api.put_blob),
@@ -309,6 +317,10 @@ class _Api:
 
     async def capability(self, _request: Request) -> Response:
         return answer({"capability": self._daemon.capability()})
+
+    async def measure(self, request: Request) -> Response:
+        wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES) or b"{}", _Measure)
+        return answer({"asked": await self._daemon.measure(wanted.device)}, 202)
 
     async def challenge(self, request: Request) -> Response:
         wanted = decode(await read_bounded(request, SHORT_LIMIT_BYTES), _Challenge)

@@ -300,6 +300,15 @@ class DaemonFacade(Protocol):
         """What this node claims of itself, measured, and who has seen it shown."""
         ...
 
+    async def measure(self, device: str | None) -> tuple[str, ...]:
+        """Measure a device anew, or each; gives which will be.
+
+        Raises:
+            ConfigError: ``no_such_device``.
+            ComputeError: ``not_measured``: none of them can be now.
+        """
+        ...
+
     async def challenge(self, peer: str, device: str | None) -> ChallengeView:
         """Have a peer show a rate that it claims.
 

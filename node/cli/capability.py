@@ -48,6 +48,9 @@ def measured_text(view: CapabilityView) -> str:
             f"could not be measured: {view.problem.rstrip('.')}; it is tried again every "
             "minute, and `shoal doctor` looks for causes"
         )
+    of_cpu = next((each for each in view.devices if each.device == "cpu"), None)
+    if view.measured_at is None and of_cpu and of_cpu.busy_since is not None:
+        return f"not measured yet: {_busy_text(of_cpu)}"
     if view.measured_at is None:
         return "not measured yet; that takes some seconds, once the kernels are compiled"
     disk = f"{size_text(int(view.disk_rate))}/s" if view.disk_rate else "not measured"
@@ -69,7 +72,27 @@ def card_texts(figures: DeviceFigures) -> list[str]:
         told.append(f"memory {rate}; measured {age} ago")
     if figures.measured_at is not None and figures.problem:
         told.append(f"could not be measured since: {figures.problem.rstrip('.')}")
+    if figures.measured_at is None and figures.busy_since is not None:
+        told.append(f"not measured yet: {_busy_text(figures)}")
     return told + lack_texts(figures)
+
+
+def doubt_texts(figures: DeviceFigures) -> list[str]:
+    """Why a device's figures may be wrong, and what to do about it."""
+    told = []
+    if figures.beside:
+        told.append(
+            f"the figures may be too low: while they were taken, {figures.beside}; they are "
+            "taken anew in a quiet moment, or now: `shoal devices --measure`"
+        )
+    if figures.measured_at is not None and figures.busy_since is not None:
+        told.append(f"not measured anew, though that is due: {_busy_text(figures)}")
+    return told
+
+
+def _busy_text(figures: DeviceFigures) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(figures.busy_since))
+    return f"the device has been busy since {since} ({figures.busy_with})"
 
 
 def lack_texts(figures: DeviceFigures) -> list[str]:
@@ -104,3 +127,8 @@ def _print_challenge(found: ChallengeView) -> None:
         note(f"the peer refuses ({found.code}): {found.message}")
     elif found.outcome == "failed":
         note(f"the claim was not shown ({found.code}): {found.message}")
+        if found.code == "too_slow":
+            note(
+                "if its machine is as fast as ever, its claim is too high, or other work slows "
+                "it down now: its owner can have it measured anew by “shoal devices --measure”"
+            )

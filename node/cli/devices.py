@@ -1,32 +1,67 @@
 """``shoal devices``: what this machine has, what runs on it, what is missing.
 
 Asks the daemon; where none runs, this command looks by itself, which needs no home.
+With ``--measure`` it has the daemon measure them anew first.
 """
 
+import time
 from typing import TYPE_CHECKING
 
 from shoal.crypto.errors import ShoalError
-from shoal.node.cli.capability import card_texts, claims_text, lack_texts, measured_text
+from shoal.node.cli.capability import (
+    card_texts,
+    claims_text,
+    doubt_texts,
+    lack_texts,
+    measured_text,
+)
 from shoal.node.cli.options import Daemon
-from shoal.node.cli.output import note, print_json, print_table, printable, runnable, size_text
+from shoal.node.cli.output import (
+    EXIT_FAILED,
+    EXIT_OK,
+    note,
+    print_json,
+    print_table,
+    printable,
+    runnable,
+    size_text,
+)
 from shoal.node.cli.owner import stance_text
-from shoal.node.errors import DaemonUnreachableError
+from shoal.node.errors import ConfigError, DaemonUnreachableError
 
 if TYPE_CHECKING:
     from shoal.compute.devices import Device, Inventory, Lack
     from shoal.compute.devices.abilities import Canaries
-    from shoal.node.capability_views import CapabilityView
+    from shoal.node.capability_views import CapabilityView, DeviceFigures
+    from shoal.node.client.blocking import Client
     from shoal.node.records import OwnerView
 
 _CANARY_LIMIT_S = 60.0
+_LOOK_INTERVAL_S = 0.5
 
 
-def devices(*, daemon: Daemon | None = None) -> None:
+def devices(
+    *, measure: bool = False, device: str | None = None, daemon: Daemon | None = None
+) -> int:
     """List this machine's devices, what runs on them, and how to get what is missing.
 
     Where no daemon runs, this command looks by itself and runs the canaries once.
+
+    Args:
+        measure: Have the daemon measure them anew first, some seconds for each. Do it while
+            the machine does nothing else: what is measured is what is claimed.
+        device: With --measure: only this one.
     """
     daemon = daemon or Daemon()
+    measured = True
+    if measure:
+        with daemon.client() as client:
+            measured = measure_now(client, device)
+    elif device is not None:
+        raise ConfigError(
+            "--device says which one --measure is for, and means nothing without it",
+            hint=f"`shoal devices --measure --device {device}`",
+        )
     try:
         with daemon.client() as client:
             found, claimed = client.inventory(), client.capability()
@@ -46,8 +81,44 @@ def devices(*, daemon: Daemon | None = None) -> None:
                 "stances": owner.stances if owner else (),
             }
         )
-        return
-    _print(found, claimed, owner)
+    else:
+        _print(found, claimed, owner)
+    return EXIT_OK if measured else EXIT_FAILED
+
+
+def measure_now(
+    client: "Client", device: str | None, interval_s: float = _LOOK_INTERVAL_S
+) -> bool:
+    """Have devices measured anew, say how that goes, and wait for its end.
+
+    Returns:
+        Whether something was measured of each.
+    """
+    left, told, measured = set(client.measure(device)), dict[str, str](), True
+    while left:
+        for figures in client.capability().devices:
+            if figures.device not in left:
+                continue
+            how = _how_it_goes(figures)
+            if told.get(figures.device) != how:
+                told[figures.device] = how
+                note(f"{figures.device}: {how}")
+            if not figures.asked:
+                left.discard(figures.device)
+                measured = measured and not figures.problem
+        if left:
+            time.sleep(interval_s)
+    return measured
+
+
+def _how_it_goes(figures: "DeviceFigures") -> str:
+    if figures.measuring:
+        return "is measured"
+    if figures.asked:
+        return f"waits: {figures.busy_with or 'its turn comes within some seconds'}"
+    if figures.problem:
+        return f"could not be measured: {figures.problem.rstrip('.')}"
+    return "measured" + (f", but {figures.beside}" if figures.beside else "")
 
 
 def look_here(limit_s: float = _CANARY_LIMIT_S) -> "Inventory":
@@ -123,7 +194,9 @@ def _print(
         known = [f for f in claimed.devices if f.device == device.id] if claimed else []
         # What else was measured of the CPU is this node's, and stands below.
         texts_of = lack_texts if device.id == "cpu" else card_texts
-        beside = [text for figures in known for text in texts_of(figures)]
+        beside = [
+            text for figures in known for text in (*texts_of(figures), *doubt_texts(figures))
+        ]
         texts = (_parts(device), claims_line, *beside, at_once, locked, device.note)
         for text in filter(None, texts):
             _line(device.id, text)

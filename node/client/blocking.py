@@ -237,6 +237,20 @@ class Client:
         """What the daemon's node claims of itself, measured."""
         return self._drive(flows.capability())
 
+    def measure(self, device: str | None = None) -> list[str]:
+        """Have the node's devices measured anew, as soon as they can be.
+
+        It does not wait for that: of each of `capability`'s devices ``asked`` says whether
+        it is still to come.
+
+        Args:
+            device: Its id; each that takes units when not given.
+
+        Returns:
+            Which will be.
+        """
+        return self._drive(flows.measure(device))
+
     def challenge(self, peer: str, device: str | None = None) -> ChallengeView:
         """Have a peer show a rate that it claims; some seconds.
 

@@ -281,6 +281,13 @@ def capability() -> Flow[CapabilityView]:
     return (yield from _get("/v1/capability", "capability", CapabilityView))
 
 
+def measure(device: str | None = None) -> Flow[list[str]]:
+    """Have a device measured anew, or each; gives which will be."""
+    body = msgspec.json.encode({"device": device})
+    asked = (yield from json_of(Request("POST", "/v1/measure", body=body)))["asked"]
+    return msgspec.convert(asked, list[str])
+
+
 def challenge(peer: str, device: str | None = None) -> Flow[ChallengeView]:
     """Have a peer show a rate that it claims."""
     body = msgspec.json.encode({"peer": peer, "device": device})

@@ -233,6 +233,10 @@ class AsyncClient:
         """What the daemon's node claims of itself, measured."""
         return await self._drive(flows.capability())
 
+    async def measure(self, device: str | None = None) -> list[str]:
+        """Have the node's devices measured anew; see `Client.measure`."""
+        return await self._drive(flows.measure(device))
+
     async def challenge(self, peer: str, device: str | None = None) -> ChallengeView:
         """Have a peer show a rate that it claims; some seconds.
 

@@ -236,18 +236,11 @@ def refused(
         rest(candidate, until_s)
 
 
-def lease_granted(state: State, job_id: JobId, peer: PeerId, now_s: float) -> LeaseId | None:
-    """A peer took the award: its lease, or None where the job has ended meanwhile."""
-    lease = lease_expected(state, job_id, peer, now_s)
-    if lease is not None:
-        lease_confirmed(state, lease)
-    return lease
-
-
 def lease_expected(state: State, job_id: JobId, peer: PeerId, now_s: float) -> LeaseId | None:
-    """A peer is being given the award, and units may go out with it; otherwise the same.
+    """A peer is being given the award, and units may go out with it: its lease.
 
-    `lease_confirmed` or `lease_refused` says what it answered.
+    None where the job has ended meanwhile. `lease_confirmed` or `lease_refused` says what it
+    answered.
     """
     job = state.jobs.get(job_id)
     if job is None:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from ended_disputes import dispute_outcomes
 from fraud_samples import (
     ALICE,
     BOB,
@@ -216,7 +217,7 @@ class Scene:
         with trio.fail_after(60.0):
             while disputes.open_now or await self.house.journal.open_disputes():  # noqa: ASYNC110
                 await trio.sleep(0.01)
-        outcomes = await self.house.journal.dispute_outcomes()
+        outcomes = await dispute_outcomes(self.house.journal)
         return outcomes[max(outcomes)]
 
     @property
@@ -293,7 +294,7 @@ async def test_who_says_that_its_unit_took_ages_has_no_ages_to_answer(tmp_path, 
             with trio.fail_after(24 * 3600.0):
                 while disputes.open_now:  # noqa: ASYNC110
                     await trio.sleep(600.0)
-        assert set((await scene.house.journal.dispute_outcomes()).values()) == {"convicted"}
+        assert set((await dispute_outcomes(scene.house.journal)).values()) == {"convicted"}
 
 
 async def hangs(*_args):
@@ -349,7 +350,7 @@ async def test_of_several_disputes_with_one_peer_the_first_that_convicts_spares_
             for _ in range(3):
                 await disputes.open(evidence)
             await scene.ended(disputes)
-        outcomes = await scene.house.journal.dispute_outcomes()
+        outcomes = await dispute_outcomes(scene.house.journal)
         assert sorted(outcomes.values()) == ["banned", "banned", "convicted"]
         assert scene.house.worker.traces == 1
         assert len(convictions.proofs) == 1

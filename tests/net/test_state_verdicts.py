@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 import trio
+from ended_disputes import dispute_outcomes
 from journal_samples import done, make_job, make_unit, make_units, tensor_id
 
 from shoal.crypto.content import blob_id_of
@@ -181,7 +182,7 @@ async def test_disputes_go_on_after_a_restart_and_end_once(tmp_path):
         assert await state.close_dispute(first, "convicted")
         assert not await state.close_dispute(first, "withheld")
         assert not await state.keep_dispute(first, b"again")
-        assert await state.dispute_outcomes() == {first: "convicted"}
+        assert await dispute_outcomes(state) == {first: "convicted"}
         assert [number for number, _ in await state.open_disputes()] == [second]
 
 
@@ -190,7 +191,7 @@ async def test_disputes_are_bounded_open_ones_and_ended_ones(state, monkeypatch)
     monkeypatch.setattr(journal_verdicts, "CLOSED_DISPUTES_LIMIT", 2)
     numbers = [await state.add_dispute(b"%d" % n) for n in range(8)]
     assert [number for number, _ in await state.open_disputes()] == numbers[-3:]
-    assert await state.dispute_outcomes() == dict.fromkeys(numbers[3:5], "displaced")
+    assert await dispute_outcomes(state) == dict.fromkeys(numbers[3:5], "displaced")
     await state.close_dispute(numbers[-1], "acquitted")
     assert await state.add_dispute(b"new") > numbers[-1]
 

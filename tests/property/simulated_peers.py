@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from itertools import count
 
+from leases import lease_granted
+
 from shoal.node.scheduling import actions as do
 from shoal.node.scheduling import events
 from shoal.node.scheduling.plan import WINDOW_UNITS, plan
@@ -206,7 +208,7 @@ class Simulation:
         if job is None or not job.candidate(name).awarding:
             return
         if self.peers[name].up:
-            events.lease_granted(self.state, job_id, name, self.now_s)
+            lease_granted(self.state, job_id, name, self.now_s)
         else:
             events.refused(self.state, job_id, name, "unreachable", self.now_s + REST_S)
 

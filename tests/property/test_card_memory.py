@@ -10,6 +10,7 @@ from shoal.compute.card_memory import (
     fits,
     lent_bytes,
     places,
+    share_bytes,
     to_end,
     unit_most_bytes,
 )
@@ -67,3 +68,14 @@ def test_as_few_idle_processes_end_as_leave_room_for_those_that_run(card_bytes, 
     number = to_end(lent, running, idle)
     assert number == len(idle) or not over(number)
     assert number == 0 or over(number - 1)
+
+
+@given(cards, st.integers(2, 8))
+def test_the_shares_of_all_processes_are_within_what_is_lent(card_bytes, at_once):
+    share = share_bytes(card_bytes, at_once)
+    assert (
+        0
+        <= share * at_once + SPARE.total_bytes
+        <= max(lent_bytes(card_bytes), SPARE.total_bytes)
+    )
+    assert share_bytes(card_bytes, 1) == 0

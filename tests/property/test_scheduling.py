@@ -7,6 +7,7 @@ and the assertions here hold after each of them.
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from leases import lease_granted
 from simulated_peers import CLASS, Peer, Simulation
 
 from shoal.node.scheduling import actions as do
@@ -115,7 +116,7 @@ class World:
                 offer = Offer(1.0, draw(st.integers(1, 8)), draw(st.integers(1, 4)), 2)
                 events.bid_came(state, job.id, peer, offer, self.now_s)
             case "negotiate" if candidate.awarding and draw(st.booleans()):
-                events.lease_granted(state, job.id, peer, self.now_s)
+                lease_granted(state, job.id, peer, self.now_s)
             case "negotiate" if candidate.asked or candidate.awarding:
                 events.refused(state, job.id, peer, "busy", self.now_s + 1.0)
             case "answer" if batches:

@@ -13,8 +13,9 @@ from shoal.compute.devices import Device
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.node import capability as capabilities
 from shoal.node import capability_records
-from shoal.node.capability import BELIED_AFTER_S, Capability, Tries
+from shoal.node.capability import Capability
 from shoal.node.cli.capability import card_texts, measured_text
+from shoal.node.measuring_plan import BELIED_AFTER_S, Tries
 from shoal.node.proofs import ProofBook, checked
 from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
 
@@ -88,7 +89,7 @@ def capability(*figures, devices=(CPU,), proofs=(), classes=None, compiled=None)
         classes=lambda device: classes[device],
         compiled=lambda device: (compiled or {}).get(device, ()),
         worker=lambda device: device,
-        idle=lambda _device: True,
+        hold=lambda _device: None,
         changed=lambda: None,
         book=book,
     )
@@ -155,7 +156,7 @@ class Measuring:
         monkeypatch.setattr(capability_records, "keep_measurement", self.keep)
         monkeypatch.setattr(Capability, "_disk_rate", self.disk)  # no thread: time jumps
 
-    async def measure(self, worker, classes, amounts):
+    async def measure(self, worker, classes, amounts, began):
         self.measured.append(worker)
         if self.started is not None:
             self.started(worker)

@@ -4,6 +4,7 @@ from collections import deque
 from types import SimpleNamespace
 
 import pytest
+from leases import lease_granted
 
 from shoal.crypto.content import blob_id_of
 from shoal.crypto.peer_id import PeerId
@@ -74,7 +75,7 @@ def test_an_award_that_is_under_way_is_not_forgotten_while_a_job_waits_for_other
     events.bid_came(state, JOB, ANNA, s.Offer(price=1.0, units_max=9, in_flight_max=2), 0.0)
     job.candidate(ANNA).awarding = True
     events.not_finished(state, JOB)
-    assert events.lease_granted(state, JOB, ANNA, 1.0) is not None
+    assert lease_granted(state, JOB, ANNA, 1.0) is not None
 
 
 def test_a_unit_that_is_cancelled_while_it_is_read_does_not_come_back():

@@ -9,7 +9,9 @@ from challenge_samples import ALICE, BOB, CAROL, MALLORY, WALL_MS, a_challenge
 from shoal.compute.capability import VERSION, Measurement, amounts_for, claim_of, key_of
 from shoal.compute.devices import Device
 from shoal.node.bidding import Terms
-from shoal.node.capability import (
+from shoal.node.capability_views import Claim
+from shoal.node.challenger import challengeable, choose_candidate, unproven
+from shoal.node.measuring_plan import (
     ALONE_S,
     BELIED_AFTER_S,
     FAILED_AFTER_S,
@@ -20,8 +22,6 @@ from shoal.node.capability import (
     retry_after_s,
     why_no_rate,
 )
-from shoal.node.capability_views import Claim
-from shoal.node.challenger import challengeable, choose_candidate, unproven
 from shoal.node.owner import Cause, Stance
 from shoal.node.prover import (
     CHALLENGES_PER_MINUTE,

@@ -12,6 +12,8 @@ from shoal.compute.exact.kernels import ExactError
 from shoal.compute.exact.plan import make_plan, placed, settled
 from shoal.compute.exact.reference import ReferenceKernels
 from shoal.compute.exact.spec import PRECISIONS
+from shoal.compute.manifest import Port
+from shoal.compute.warming import made_up_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarning")
 
@@ -312,3 +314,28 @@ def test_a_run_that_is_ended_leaves_nothing_to_the_next(kernels):
     with pytest.raises(StopIteration):
         plan.run(inputs, before_step=lambda: next(left))
     assert np.asarray(plan.run(block_inputs(20))["y"]).shape == (4, 4)
+
+
+def test_made_up_inputs_make_every_kernel_that_a_unit_of_another_size_launches(kernels):
+    nodes = [
+        helper.make_node("Sub", ["x", "row"], ["a"]),
+        helper.make_node("Mul", ["a", "column"], ["b"]),
+        helper.make_node("Tanh", ["b"], ["c"]),
+        helper.make_node("MatMul", ["c", "w"], ["d"]),
+        helper.make_node("Add", ["d", "c"], ["e"]),
+        helper.make_node("Abs", ["e"], ["y"]),
+    ]
+    ports = (
+        Port("x", "float32", ("n", 4)),
+        Port("row", "float32", (4,)),
+        Port("column", "float32", ("n", 1)),
+        Port("w", "float32", (4, 4)),
+    )
+    shapes = {"x": (7, 4), "row": (4,), "column": (7, 1), "w": (4, 4)}
+    plan = make_plan(model(*nodes, inputs=shapes), {}, PRECISIONS["x20"], (), kernels)
+    before = len(elementwise._CHAINS)
+    plan.run(made_up_inputs(ports, 1 << 10))
+    made = len(elementwise._CHAINS)
+    assert made > before
+    plan.run({name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()})
+    assert len(elementwise._CHAINS) == made

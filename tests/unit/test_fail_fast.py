@@ -1,6 +1,7 @@
 """When the plan fails a job that is not to wait: where nobody's bid stands, and only there."""
 
 import pytest
+from leases import lease_granted
 from simulated_peers import CLASS
 
 from shoal.node.scheduling import actions as do
@@ -126,5 +127,5 @@ def test_it_waits_for_peers_that_other_jobs_of_this_node_fill():
     events.peers_known(it.state, {CLASS: {"a": s.Facts(), "full": s.Facts()}})
     for _ in range(LEASES_AT_PEER):
         events.bid_came(it.state, "other", "full", OFFER, 0.0)
-        events.lease_closed(it.state, events.lease_granted(it.state, "other", "full", 0.0))
+        events.lease_closed(it.state, lease_granted(it.state, "other", "full", 0.0))
     assert FAILS not in plan(it.state, 0.0).actions

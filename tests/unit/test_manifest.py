@@ -10,9 +10,9 @@ from shoal.compute.manifest import (
     check_inputs,
     decode,
     encode,
-    program_id_of,
 )
 from shoal.compute.tensor import TensorSpec
+from shoal.crypto.content import blob_id_of
 
 MANIFEST = Manifest(
     graph="0" * 64,
@@ -29,7 +29,7 @@ def changed(**fields):
 
 def test_a_manifest_survives_its_encoding_and_its_id_stays_the_same():
     assert decode(encode(MANIFEST)) == MANIFEST
-    assert program_id_of(MANIFEST) == (
+    assert blob_id_of(encode(MANIFEST)) == (
         "bb817b6c105f224f0d1dbc8e518141f4b0b4e3cf4d008a67dff833cb7dfb0b22"
     )
 

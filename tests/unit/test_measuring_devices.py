@@ -2,8 +2,16 @@
 
 import pytest
 
-from shoal.compute import frames
-from shoal.compute.capability import ON_CPU, SAMPLES, Amounts, measure_device
+from shoal.compute import contention, frames
+from shoal.compute.capability import (
+    NEXT_PATIENCE_S,
+    ON_CPU,
+    PATIENCE_S,
+    SAMPLES,
+    Amounts,
+    measure_device,
+)
+from shoal.compute.contention import Look
 from shoal.compute.errors import ComputeError, ProgramError
 
 CARD = Amounts(size=4096, depth=8, copy_bytes=1 << 30)
@@ -13,10 +21,12 @@ class Answering:
     """A worker whose device does so many multiply-adds, or bytes, a second, or fails."""
 
     def __init__(self, **rates):
-        self.rates, self.asked = rates, []
+        self.rates, self.asked, self.patience = rates, [], []
 
-    async def measure(self, request, kind, time_limit_s):
+    async def measure(self, request, kind, time_limit_s, patience_s, began):
         self.asked.append(request)
+        self.patience.append(patience_s)
+        began(1)
         what = "exact" if isinstance(request, frames.Prove) else request.what
         rate = self.rates[what]
         if isinstance(rate, Exception):
@@ -72,3 +82,31 @@ async def test_nothing_is_asked_any_more_of_a_card_that_is_gone():
 async def test_where_all_of_it_fails_the_first_error_is_the_device_s():
     with pytest.raises(ProgramError, match="a library"):
         await measure_device(Answering(fp32=ODD, memory=FULL), ["fp32"], ON_CPU)
+
+
+async def test_what_others_took_meanwhile_is_told_of_the_class_that_it_was_taken_from(
+    monkeypatch,
+):
+    looks = []
+
+    def look(pid):
+        # The first piece is the first class's: its threads waited most of the time.
+        looks.append(pid)
+        later = len(looks) > 1
+        return Look(float(len(looks)), ran_s=later * 1.0, waited_s=later * 9.0)
+
+    monkeypatch.setattr(contention, "look", look)
+    found = await measure_device(Answering(fp32=1e9, memory=1e9), ["fp32"])
+    assert "for 90% of the time" in found.beside
+    assert set(looks) == {1}
+    monkeypatch.setattr(contention, "look", lambda _: Look())
+    assert (await measure_device(Answering(fp32=1e9, memory=1e9), ["fp32"])).beside == ""
+
+
+async def test_the_first_piece_waits_longest_and_each_is_told_when_its_turn_has_come():
+    worker, began = Answering(fp32=1e9, memory=1e9), []
+    await measure_device(worker, ["fp32"], began=lambda: began.append(1))
+    first, *others = worker.patience
+    assert first == PATIENCE_S
+    assert set(others) == {NEXT_PATIENCE_S}
+    assert len(began) == len(worker.asked) == 2 * SAMPLES

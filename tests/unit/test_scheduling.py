@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import median_low
 
 import pytest
+from leases import lease_granted
 from simulated_peers import CLASS, Peer, Simulation
 
 from shoal.crypto.peer_id import PeerId
@@ -94,7 +95,7 @@ def test_a_slow_peer_gets_nothing_that_a_faster_one_would_end_sooner(slow_s, tak
     leases = {}
     for peer in ("fast", "slow"):
         events.bid_came(state, "j", peer, s.Offer(1.0, 10, 10, batch_max=10), 0.0)
-        leases[events.lease_granted(state, "j", peer, 0.0)] = peer
+        leases[lease_granted(state, "j", peer, 0.0)] = peer
     handed = Counter()
     while actions := plan(state, 0.0).actions:
         for action in actions:
@@ -113,7 +114,7 @@ def a_peer_with_places(at_once, units=8):
     state.speeds[job.kind] = {"p": s.Speed(10.0)}
     offer = s.Offer(1.0, 100, 100, batch_max=10, at_once=at_once)
     events.bid_came(state, "j", "p", offer, 0.0)
-    events.lease_granted(state, "j", "p", 0.0)
+    lease_granted(state, "j", "p", 0.0)
     return state, job
 
 
@@ -168,7 +169,7 @@ def test_a_unit_that_one_peer_called_an_error_is_taken_to_another_one_at_once():
     done_at(0.0)
     events.units_read(state, "j", [0], more=False, near={})
     events.bid_came(state, "j", "first", s.Offer(1.0, 10, 10), 0.0)
-    lease = events.lease_granted(state, "j", "first", 0.0)
+    lease = lease_granted(state, "j", "first", 0.0)
     (batch,) = [action.batch for action in done_at(0.0) if isinstance(action, do.HandOver)]
     events.peers_known(state, {CLASS: {"first": s.Facts(rtt_s=0.0), "other": s.Facts()}})
     events.came_back(state, batch, 1.0, 1)

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from hashlib import blake2b
 
+from leases import lease_granted
 from simulator_checking import Checking, Returned
 from simulator_world import TIME_LIMIT_S, Work
 
@@ -223,7 +224,7 @@ class Requester:
         if self.checking.shuns(peer):
             self._refused(job, peer, "banned", math.inf)
             return
-        lease = events.lease_granted(self.state, job, peer, self.world.now_s)
+        lease = lease_granted(self.state, job, peer, self.world.now_s)
         self.checking.awarded(lease, peer)
         self.wake()
 
