@@ -32,8 +32,8 @@ from shoal.node.house import wall_ms
 from shoal.node.offer import CPU
 from shoal.node.proofs import Proof, ProofBook, claims_of, to_give
 from shoal.protocol.challenge_terms import RATE_SHOWN_MIN
+from shoal.protocol.device_offers import DeviceOffer
 from shoal.protocol.limits import DEVICES_LIMIT
-from shoal.protocol.statements import DeviceOffer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from shoal.compute.device_worker import Worker
     from shoal.compute.devices import Device
     from shoal.node.state import State
-    from shoal.protocol.statements import Advert, ClassRate
+    from shoal.protocol.device_offers import ClassRate
+    from shoal.protocol.statements import Advert
 
 LIFETIME_S: Final = 7 * 86400.0
 BELIED_AFTER_S: Final = 60.0

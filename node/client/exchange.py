@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from shoal.node.errors import DaemonError, DaemonUnreachableError, WaitTimeoutError
-from shoal.node.home import holder_of
+from shoal.node.home_lock import holder_of
 from shoal.node.records import Failure
 
 if TYPE_CHECKING:
