@@ -31,9 +31,9 @@ from shoal.protocol.limits import (
     IdleSeconds,
     LeafCount,
     Lifetime,
+    NamedIds,
     Nonce,
     PeerText,
-    PortName,
     Price,
     Rate,
     RenewalNumber,
@@ -121,12 +121,6 @@ class UnitError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: Annotated[str, Meta(max_length=1024)]
     node: Text = ""
     operator: ShortText = ""
-
-
-Named = tuple[PortName, HexId]
-"""The name of an input or output, and the id of its tensor."""
-
-NamedIds = Annotated[tuple[Named, ...], Meta(max_length=limits.PORTS_LIMIT)]
 
 
 class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
