@@ -25,7 +25,7 @@ from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.executors.card_faults import LOST
 from shoal.protocol.challenge_terms import RATE_SHOWN_MIN, Work, first_seed, work_for
-from shoal.protocol.statements import ClassRate
+from shoal.protocol.device_offers import ClassRate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

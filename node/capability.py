@@ -42,8 +42,8 @@ from shoal.node.measuring_plan import (
 )
 from shoal.node.offer import CPU
 from shoal.node.proofs import Proof, ProofBook, claims_of, to_give
+from shoal.protocol.device_offers import DeviceOffer
 from shoal.protocol.limits import DEVICES_LIMIT
-from shoal.protocol.statements import DeviceOffer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from shoal.compute.device_worker import Worker
     from shoal.compute.devices import Device
     from shoal.node.state import State
-    from shoal.protocol.statements import Advert, ClassRate
+    from shoal.protocol.device_offers import ClassRate
+    from shoal.protocol.statements import Advert
 
 LOOK_INTERVAL_S: Final = 5.0
 

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 
     from shoal.node.house import House
     from shoal.node.membership import Membership
-    from shoal.protocol.statements import Advert, ClassRate
+    from shoal.protocol.device_offers import ClassRate
+    from shoal.protocol.statements import Advert
 
 PINGS: Final = 3
 PING_LIMIT_S: Final = 2.0

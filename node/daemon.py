@@ -38,7 +38,8 @@ from shoal.node.convictions import Convictions, open_convictions
 from shoal.node.defending import Defence, open_defence
 from shoal.node.disputing import Disputes, open_disputes
 from shoal.node.front import Daemon
-from shoal.node.home import hold_home, open_home
+from shoal.node.home import open_home
+from shoal.node.home_lock import hold_home
 from shoal.node.house import House
 from shoal.node.introductions import Introductions
 from shoal.node.jobs import open_jobs

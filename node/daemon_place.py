@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.node.config import locate
-from shoal.node.home import holder_of
+from shoal.node.home_lock import holder_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,7 +19,7 @@ from shoal.protocol.limits import EQUAL_DEVICES_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from shoal.protocol.statements import ClassRate, DeviceOffer
+    from shoal.protocol.device_offers import ClassRate, DeviceOffer
 
 SPREAD: Final = 1.25
 """Cards of one line may be so many times as fast as its slowest: two of a kind differ by a

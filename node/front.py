@@ -56,7 +56,7 @@ from shoal.node.records import (
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
 from shoal.node.swarm_key import PUBLIC
-from shoal.node.timing import UnitTiming
+from shoal.node.timing_view import UnitTiming
 from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
 from shoal.protocol.challenge_messages import Challenge, Draw, ProofOffer, ProofsWanted
@@ -114,7 +114,8 @@ if TYPE_CHECKING:
         Unit,
     )
     from shoal.node.retention import Retention
-    from shoal.node.standings import StandingPage, Standings
+    from shoal.node.standing_view import StandingPage
+    from shoal.node.standings import Standings
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.node.work_done import WorkDone

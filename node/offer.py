@@ -20,8 +20,9 @@ from shoal.compute.executors.base import Evidence, NumericClass
 from shoal.node.addresses import address_of
 from shoal.node.bidding import Terms
 from shoal.node.serving import withheld
+from shoal.protocol.device_offers import DeviceOffer
 from shoal.protocol.limits import ADDRESSES_LIMIT
-from shoal.protocol.statements import Advert, DeviceOffer
+from shoal.protocol.statements import Advert
 from shoal.protocol.versions import OWN
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from shoal.node.settling import Settling
     from shoal.node.standings import Standings
     from shoal.protocol.advertising import Advertised
-    from shoal.protocol.statements import ClassRate
+    from shoal.protocol.device_offers import ClassRate
 
 AGENT: Final = f"shoal/{shoal.__version__}"
 

@@ -28,7 +28,8 @@ from shoal.protocol.statements import CapabilityProof, open_proof
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
+    from shoal.protocol.device_offers import ClassRate, DeviceOffer
+    from shoal.protocol.statements import Advert
 
 PROOF_LIFETIME_MS: Final = 30 * 86400 * 1000
 """A machine that was fast a month ago may have been sold."""

@@ -30,9 +30,9 @@ from shoal.protocol.challenge_messages import (
 )
 from shoal.protocol.challenge_terms import SLACK, work_of
 from shoal.protocol.codec import encode
+from shoal.protocol.device_offers import ClassRate
 from shoal.protocol.messages import ChallengeRequest, Done
 from shoal.protocol.negotiation_messages import Reason, Refusal
-from shoal.protocol.statements import ClassRate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -19,8 +19,8 @@ from msgspec import Meta
 from shoal.crypto.content import BlobId
 from shoal.crypto.peer_id import PeerId
 from shoal.node.capability_views import Claim
+from shoal.protocol.device_offers import DeviceOffer
 from shoal.protocol.limits import UNIT_TIME_LIMIT_S, ShortText
-from shoal.protocol.statements import DeviceOffer
 
 JobId = NewType("JobId", str)
 """27 hexadecimal digits: a time and randomness, so that ids sort by age."""

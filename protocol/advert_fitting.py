@@ -24,7 +24,8 @@ from shoal.protocol.codec import encode
 from shoal.protocol.limits import ADVERT_LIMIT_BYTES, EQUAL_DEVICES_LIMIT
 
 if TYPE_CHECKING:
-    from shoal.protocol.statements import Advert, DeviceOffer
+    from shoal.protocol.device_offers import DeviceOffer
+    from shoal.protocol.statements import Advert
 
 ENVELOPE_BYTES = 126
 """What a signed envelope adds to an advert at most: key, type, signature and lengths."""

@@ -26,6 +26,7 @@ from shoal.protocol import (
     blob_messages,
     challenge,
     channel_messages,
+    device_offers,
     limits,
     messages,
     negotiation,
@@ -339,8 +340,8 @@ def document() -> str:
             [
                 statements.Advert,
                 statements.Renewal,
-                statements.DeviceOffer,
-                statements.ClassRate,
+                device_offers.DeviceOffer,
+                device_offers.ClassRate,
                 statements.Award,
                 statements.Receipt,
                 statements.UnitError,

@@ -343,6 +343,12 @@ ProofBytes = Annotated[bytes, Meta(min_length=1, max_length=512)]
 PortName = Annotated[str, Meta(min_length=1, max_length=256)]
 """The name of a program's input or output."""
 
+Named = tuple[PortName, HexId]
+"""The name of an input or output, and the id of its tensor."""
+
+NamedIds = Annotated[tuple[Named, ...], Meta(max_length=PORTS_LIMIT)]
+"""The inputs or outputs of a unit."""
+
 InlineBytes = Annotated[bytes, Meta(max_length=INLINE_LIMIT_BYTES)]
 """The bytes of a small blob."""
 

@@ -20,6 +20,7 @@ from shoal.protocol.limits import (
     HexId,
     IdleSeconds,
     InlineBytes,
+    NamedIds,
     Nonce,
     PeerText,
     Price,
@@ -29,7 +30,6 @@ from shoal.protocol.limits import (
     UnitId,
 )
 from shoal.protocol.message_form import Message
-from shoal.protocol.statements import NamedIds
 
 
 class Reason(StrEnum):

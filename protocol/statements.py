@@ -21,9 +21,9 @@ from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.protocol import limits
 from shoal.protocol.codec import fit, unpack
+from shoal.protocol.device_offers import DeviceOffer
 from shoal.protocol.errors import RemoteProtocolError
 from shoal.protocol.limits import (
-    ByteCount,
     Count,
     Digest32,
     EpochMs,
@@ -31,9 +31,9 @@ from shoal.protocol.limits import (
     IdleSeconds,
     LeafCount,
     Lifetime,
+    NamedIds,
     Nonce,
     PeerText,
-    PortName,
     Price,
     Rate,
     RenewalNumber,
@@ -44,43 +44,6 @@ from shoal.protocol.limits import (
     UnitId,
 )
 from shoal.protocol.versions import is_newer, misfit, said_version
-
-
-class ClassRate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How fast a device multiplies in one numeric class, as its node measured it.
-
-    On the wire it is an array of its fields, in this order.
-
-    Attributes:
-        rate: Multiply-adds per second.
-    """
-
-    numeric_class: ShortText
-    precision: ShortText | None
-    rate: Rate
-
-
-class DeviceOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A device as its node advertises it.
-
-    ``executors`` is empty where the device is present and nothing on this node
-    uses it.
-
-    Attributes:
-        count: How many devices there are that are equal but for their ids; ``id`` is
-            the first one's.
-        rates: Claims, which a challenge can put to the test; empty: not measured yet.
-        memory_rate: Bytes per second that its memory moves; 0: not measured.
-    """
-
-    id: ShortText
-    kind: ShortText
-    name: Text
-    memory_bytes: ByteCount
-    executors: Annotated[tuple[ShortText, ...], Meta(max_length=8)] = ()
-    rates: Annotated[tuple[ClassRate, ...], Meta(max_length=limits.RATES_LIMIT)] = ()
-    memory_rate: Rate = 0.0
-    count: Annotated[int, Meta(ge=1, le=limits.EQUAL_DEVICES_LIMIT)] = 1
 
 
 class Advert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -158,12 +121,6 @@ class UnitError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: Annotated[str, Meta(max_length=1024)]
     node: Text = ""
     operator: ShortText = ""
-
-
-Named = tuple[PortName, HexId]
-"""The name of an input or output, and the id of its tensor."""
-
-NamedIds = Annotated[tuple[Named, ...], Meta(max_length=limits.PORTS_LIMIT)]
 
 
 class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -11,8 +11,6 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import psutil
-
 from shoal.compute.cgroups import CgroupLimits, read_limits
 from shoal.compute.devices.inventory import Device
 from shoal.compute.devices.kernel import read_text
@@ -60,6 +58,8 @@ def describe(limits: CgroupLimits, usable: Collection[int], root: Path = Path("/
         threads = whole_cpus
         cores = min(cores, threads)
         notes.append(f"limited to {limits.cpus:g} CPUs by its cgroup")
+    import psutil  # who is shown devices looks for none
+
     memory = psutil.virtual_memory()
     total_bytes, free_bytes = memory.total, memory.available
     if limits.memory_bytes is not None and limits.memory_bytes < total_bytes:

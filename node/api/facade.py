@@ -43,8 +43,8 @@ if TYPE_CHECKING:
         Unit,
     )
     from shoal.node.settings_view import SettingView
-    from shoal.node.standings import StandingPage
-    from shoal.node.timing import UnitTiming
+    from shoal.node.standing_view import StandingPage
+    from shoal.node.timing_view import UnitTiming
 
 
 class BlobStore(Protocol):

@@ -33,7 +33,7 @@ from shoal.node.errors import (
     DaemonUnreachableError,
     WaitTimeoutError,
 )
-from shoal.node.home import holder_of, home_in_use, open_home
+from shoal.node.home_lock import holder_of, home_in_use
 from shoal.node.records import (
     CallerView,
     ConductView,
@@ -42,7 +42,7 @@ from shoal.node.records import (
     PeerView,
     Status,
 )
-from shoal.protocol.statements import DeviceOffer
+from shoal.protocol.device_offers import DeviceOffer
 
 if TYPE_CHECKING:
     from shoal.node.client import Client
@@ -67,6 +67,8 @@ def up(
         detach: Start it in the background and return once it answers; its log
             goes to HOME/daemon.log.
     """
+    from shoal.node import deferred
+    from shoal.node.home import open_home
     from shoal.node.swarm_key import load_key
 
     here = here or Here()
@@ -80,6 +82,7 @@ def up(
             note(f"warning: {warning}")
         return _start_detached(config, given, as_json=here.as_json)
     gc.disable()  # imports make objects that stay: to look for garbage among them takes long
+    deferred.install()
     from shoal.node import daemon
 
     gc.freeze()  # nor does any later look halt the daemon to go through them

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shoal.node.cli.checkup.examination import CANARY_LIMIT_S, examine
 from shoal.node.cli.checkup.findings import Finding, Verdict, summary
 from shoal.node.cli.checkup.patient import Patient, meet
 from shoal.node.cli.devices import look_here
@@ -46,12 +45,15 @@ def doctor(*, daemon: Daemon | None = None) -> int:
 
 def findings_of(patient: Patient, look: "Callable[[], Inventory]") -> "Iterator[Finding]":
     """The findings as they come, with hints that can be run as they stand."""
+    from shoal.node.cli.checkup.examination import examine  # it meets peers, by Trio
+
     for finding in examine(patient, look):
         yield msgspec.structs.replace(finding, hint=runnable(finding.hint))
 
 
 def looking(daemon: Daemon, patient: Patient) -> "Callable[[], Inventory]":
     """How to find the devices: by the daemon where one answers, else by this process."""
+    from shoal.node.cli.checkup.examination import CANARY_LIMIT_S
 
     def look() -> "Inventory":
         if patient.status is None:

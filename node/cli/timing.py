@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.node.cli.output import note, print_table
-from shoal.node.timing import STEPS
+from shoal.node.timing_view import STEPS
 
 if TYPE_CHECKING:
-    from shoal.node.timing import UnitTiming
+    from shoal.node.timing_view import UnitTiming
 
 
 def print_timing(timing: UnitTiming) -> None:

@@ -7,29 +7,27 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import msgspec
 
 from shoal.node import quick_request
 from shoal.node.client import fetching, flows, submitting
 from shoal.node.client.exchange import (
-    CONNECT_LIMIT_S,
     PARTING_LIMIT_S,
     Flow,
     Request,
     Value,
     Work,
     body_of,
-    no_authorities,
     refusal_of,
     too_slow,
     unreachable,
 )
 from shoal.node.client.flows import Options, Prepared
-from shoal.node.client.lines import Lines
+from shoal.node.client.lines import LineBrokenError, Lines, LineSilentError
 from shoal.node.client.progress import Progress
 from shoal.node.client.tensors import As, Inputs, Outputs, check_as, named_arrays
 from shoal.node.daemon_place import find_daemon
+from shoal.node.quick_request import BODY_LIMIT_BYTES
 from shoal.node.records import Job, Policy
 
 if TYPE_CHECKING:
@@ -60,8 +58,8 @@ if TYPE_CHECKING:
         Unit,
     )
     from shoal.node.settings_view import SettingView
-    from shoal.node.standings import StandingPage
-    from shoal.node.timing import UnitTiming
+    from shoal.node.standing_view import StandingPage
+    from shoal.node.timing_view import UnitTiming
 
 
 class Client:
@@ -80,10 +78,6 @@ class Client:
         self, socket: Path | str | None = None, *, home: Path | str | None = None
     ) -> None:
         self.place = find_daemon({"home": home, "socket": socket})
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.place.socket), verify=no_authorities()),
-            base_url="http://shoal",
-        )
         self._lines = Lines(self.place.socket)
 
     def __enter__(self) -> Self:
@@ -99,7 +93,6 @@ class Client:
 
     def close(self) -> None:
         """Close the connections to the daemon; jobs go on."""
-        self._http.close()
         self._lines.close()
 
     def status(self) -> Status:
@@ -402,14 +395,14 @@ class Client:
 
     def watch(self, job_id: str) -> Iterator[Job]:
         """The job at once and at each change until it is final."""
-        path = f"/v1/jobs/{job_id}/events"
+        request = Request("GET", f"/v1/jobs/{job_id}/events")
         try:
-            with self._http.stream("GET", path, timeout=None) as response:
-                if response.status_code >= 400:
-                    raise refusal_of(response.status_code, response.read())
-                for line in response.iter_lines():
+            with self._lines.answer(request, limit_s=None) as answer:
+                if answer.status >= 400:
+                    raise refusal_of(answer.status, b"".join(answer.pieces))
+                for line in _lines_of(answer.pieces):
                     yield msgspec.convert(msgspec.json.decode(line)["job"], Job)
-        except httpx.TransportError:
+        except (LineBrokenError, LineSilentError):
             raise unreachable(self.place) from None
 
     def results(
@@ -518,40 +511,25 @@ class Client:
             flow.close()
 
     def _exchange(self, request: Request) -> Buffer | None:
-        body = request.body
-        if request.quick and not callable(body) and len(body) <= quick_request.BODY_LIMIT_BYTES:
-            return self._exchange_quickly(request, body)
         try:
-            with self._http.stream(
-                request.method,
-                request.path,
-                params=dict(request.query),
-                content=request.body() if callable(request.body) else request.body,
-                headers=request.headers,
-                timeout=httpx.Timeout(
-                    PARTING_LIMIT_S if request.parting else request.answer_limit_s,
-                    connect=CONNECT_LIMIT_S,
-                ),
-            ) as response:
-                answer: bytes | bytearray
-                if request.large:
-                    answer = bytearray()
-                    for piece in response.iter_bytes():
-                        answer += piece
-                else:
-                    answer = response.read()
-        except httpx.TimeoutException:
+            said = request.body
+            if request.quick and not callable(said) and len(said) <= BODY_LIMIT_BYTES:
+                quick = quick_request.encode(request.path, request.query, said)
+                return body_of(request, *self._lines.ask(quick, request.answer_limit_s))
+            limit_s = PARTING_LIMIT_S if request.parting else request.answer_limit_s
+            with self._lines.answer(request, limit_s) as answer:
+                body = bytearray()
+                for piece in answer.pieces:
+                    body += piece
+        except LineSilentError:
             raise too_slow(request) from None
-        except httpx.TransportError:
+        except LineBrokenError:
             raise unreachable(self.place) from None
-        return body_of(request, response.status_code, answer)
+        return body_of(request, answer.status, body if request.large else bytes(body))
 
-    def _exchange_quickly(self, request: Request, body: bytes) -> Buffer | None:
-        try:
-            whole = quick_request.encode(request.path, request.query, body)
-            answer = self._lines.ask(whole, request.answer_limit_s)
-        except TimeoutError:
-            raise too_slow(request) from None
-        except OSError:
-            raise unreachable(self.place) from None
-        return body_of(request, *answer)
+
+def _lines_of(pieces: Iterator[bytes | bytearray]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines

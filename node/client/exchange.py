@@ -9,15 +9,15 @@ thrown into the flow, which may take back what it began before it lets the error
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from urllib.parse import quote, urlencode
 
 import msgspec
 
 from shoal.node.errors import DaemonError, DaemonUnreachableError, WaitTimeoutError
-from shoal.node.home import holder_of
+from shoal.node.home_lock import holder_of
 from shoal.node.records import Failure
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ PARTING_LIMIT_S = 2.0
 """For telling the daemon that nobody waits any more; it is on this machine."""
 
 Value = TypeVar("Value")
-
-
-def no_authorities() -> ssl.SSLContext:
-    """For a transport that will never use TLS, since it speaks to a socket file.
-
-    Without it one is made that trusts the web's authorities: 20 ms of CPU for each client.
-    """
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +61,12 @@ class Request:
     parting: bool = False
     large: bool = False
     quick: bool = False
+
+    @property
+    def target(self) -> str:
+        """Path and query, as they stand in a request."""
+        path = quote(self.path, safe="/%")  # an id may be anything that somebody typed
+        return f"{path}?{urlencode(self.query)}" if self.query else path
 
     @property
     def headers(self) -> dict[str, str]:

@@ -46,8 +46,8 @@ from shoal.node.records import (
     Unit,
 )
 from shoal.node.settings_view import SettingView
-from shoal.node.standings import StandingPage
-from shoal.node.timing import UnitTiming
+from shoal.node.standing_view import StandingPage
+from shoal.node.timing_view import UnitTiming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

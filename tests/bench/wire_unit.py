@@ -132,7 +132,7 @@ LATEST = deque(maxlen=PROFILED)
 
 def profile(call):
     """The median of each step over the last calls, in seconds; and of all steps together."""
-    from shoal.node.timing import STEPS
+    from shoal.node.timing_view import STEPS
 
     found = [call.timing(future.job_id, future.unit) for future in LATEST]
     steps = {step: [one.steps.get(step, 0.0) for one in found] for step in STEPS}
@@ -253,7 +253,7 @@ def main(names, rounds, calls, peers_python):
 
 def tell(medians, total_s, call_s):
     """Print where the time went."""
-    from shoal.node.timing import STEPS
+    from shoal.node.timing_view import STEPS
 
     print(f"where it went, medians of the last {PROFILED} calls (ms)")
     rows = [(step.replace("_", " "), seconds, STEPS[step]) for step, seconds in medians.items()]

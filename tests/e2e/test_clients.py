@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import models
 import msgpack
 import numpy as np
@@ -181,9 +182,9 @@ def test_ctrl_c_while_units_are_handed_over_leaves_nothing(node, tmp_path):
 
 
 def post(node, url, body):
-    with node.client() as client:
-        response = client._http.post(
-            url, content=body, headers={"content-type": "application/msgpack"}
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(node.socket))) as web:
+        response = web.post(
+            url, content=body, headers={"content-type": "application/msgpack"}, timeout=60
         )
         return response.status_code, response.content
 

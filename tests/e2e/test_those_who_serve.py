@@ -61,7 +61,7 @@ def credits_of(node, peer, direction):
 
 def metric(node, name, **labels):
     with node.client() as client:
-        text = client._http.get("/metrics").text
+        text = client.metrics()
     (found,) = (
         sample.value
         for family in text_string_to_metric_families(text)

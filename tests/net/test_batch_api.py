@@ -24,6 +24,7 @@ from shoal.node.api import make_app, serve_api
 from shoal.node.api.results import ANSWER_LIMIT_BYTES
 from shoal.node.api.units import UNIT_LIMIT_BYTES, UNITS_PER_WRITE
 from shoal.node.client import AsyncClient, Client
+from shoal.node.client.lines import LineBrokenError, Lines
 from shoal.node.client.tensors import PIECE_BYTES
 from shoal.node.errors import DaemonError, DaemonUnreachableError, JobFailedError
 from shoal.node.records import JobState, UnitState, new_job_id
@@ -428,22 +429,24 @@ async def test_a_submitter_whose_own_iterator_fails_leaves_no_open_job(daemon, s
     assert job.state is JobState.CANCELLED
 
 
-class Losing:
-    """An HTTP client that sends a submission, and has no answer to give."""
+class Losing(Lines):
+    """Carries a submission to the daemon, and loses its answer."""
 
-    def __init__(self, http, lost):
-        self.http, self.lost = http, lost
+    lost = None
 
     @contextmanager
-    def stream(self, method, path, **options):
-        with self.http.stream(method, path, **options) as response:
-            if (method, path) == ("POST", "/v1/jobs") and self.lost is not None:
-                response.read()
+    def answer(self, request, limit_s):
+        with super().answer(request, limit_s) as answer:
+            if (request.method, request.path) == ("POST", "/v1/jobs") and self.lost is not None:
+                assert b"".join(answer.pieces)
                 raise self.lost
-            yield response
+            yield answer
 
-    def close(self):
-        self.http.close()
+
+def losing(client, lost):
+    """Make a client lose the answers to its submissions."""
+    client._lines = Losing(client.place.socket)
+    client._lines.lost = lost
 
 
 async def test_a_submission_that_is_interrupted_leaves_no_job_that_runs(daemon, socket_path):
@@ -451,7 +454,7 @@ async def test_a_submission_that_is_interrupted_leaves_no_job_that_runs(daemon, 
 
     def work():
         with Client(socket_path) as client:
-            client._http = Losing(client._http, KeyboardInterrupt())
+            losing(client, KeyboardInterrupt())
             with pytest.raises(KeyboardInterrupt):
                 client.submit(model_bytes(), [{"x": rows(1)}])
 
@@ -470,7 +473,7 @@ async def test_a_job_whose_id_was_named_outlives_the_interruption_of_one_who_nam
     def work():
         with Client(socket_path) as client:
             client.submit(model_bytes(), [{"x": rows(1)}] * units, id=job_id)
-            client._http = Losing(client._http, KeyboardInterrupt())
+            losing(client, KeyboardInterrupt())
             with pytest.raises(KeyboardInterrupt):
                 client.submit(model_bytes(), [{"x": rows(1)}], id=job_id)
 
@@ -511,11 +514,11 @@ async def test_a_submission_whose_answer_was_lost_is_the_same_job_when_it_is_rep
     def work():
         job_id, given = new_job_id(), [{"x": rows(1)}] * units
         with Client(socket_path) as client:
-            client._http = losing = Losing(client._http, httpx.ReadError("it is gone"))
+            losing(client, LineBrokenError("it is gone"))
             with pytest.raises(DaemonUnreachableError) as caught:
                 client.submit(model_bytes(), given, id=job_id)
             assert any(job_id in note for note in caught.value.__notes__)
-            losing.lost = None
+            client._lines.lost = None
             for _ in range(2):
                 assert client.submit(model_bytes(), given, id=job_id).id == job_id
 
@@ -530,9 +533,11 @@ async def test_a_stream_of_several_writes_has_no_id_of_its_own(daemon, socket_pa
     body = b"".join(map(msgpack.packb, [spec, *[unit] * (UNITS_PER_WRITE + 1)]))
 
     def work():
-        with Client(socket_path) as client:
-            return client._http.post(
-                "/v1/jobs", content=body, headers={"content-type": "application/msgpack"}
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket_path))) as web:
+            return web.post(
+                "http://shoal/v1/jobs",
+                content=body,
+                headers={"content-type": "application/msgpack"},
             )
 
     answer = await blocking(work)

@@ -11,7 +11,7 @@ from shoal.node.proof_asking import RETRY_AFTER_S, open_proof_asking
 from shoal.node.proofs import ProofBook
 from shoal.protocol.adverts import AdvertTable
 from shoal.protocol.challenge_messages import Proofs, ProofsWanted
-from shoal.protocol.statements import ClassRate, DeviceOffer
+from shoal.protocol.device_offers import ClassRate, DeviceOffer
 
 RATES = (ClassRate("exact", "x20", 2e9),)
 CPU = DeviceOffer("cpu", "cpu", "a CPU", 1, rates=RATES)

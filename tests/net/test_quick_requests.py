@@ -141,7 +141,7 @@ async def test_a_line_that_the_daemon_closed_is_not_used_again(daemon, job, sock
     to_daemon = Lines(socket_path)
     await blocking(to_daemon.ask, request(job, 0), LIMIT_S)
     (idle,) = to_daemon._idle
-    idle.shutdown(socket.SHUT_RDWR)  # the other end closes its own at that
+    idle.socket.shutdown(socket.SHUT_RDWR)  # the other end closes its own at that
     assert (await blocking(to_daemon.ask, request(job, 1), LIMIT_S))[0] == 201
     assert idle not in to_daemon._idle
     to_daemon.close()

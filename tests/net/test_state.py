@@ -37,7 +37,7 @@ from shoal.node.records import (
 from shoal.node.remembered_peers import AWAY_S, PEERS_LIMIT, RememberedPeer, remembered
 from shoal.node.state import ANSWERS_LIMIT, open_state
 from shoal.node.state_file import open_database
-from shoal.protocol.statements import ClassRate
+from shoal.protocol.device_offers import ClassRate
 
 PROGRAM = blob_id_of(b"program")
 PEER = PeerId("12D3KooWpeer")

@@ -3,7 +3,8 @@
 import msgspec
 from strategies import ALICE, BOB, CAROL, MALLORY
 
-from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
+from shoal.protocol.device_offers import ClassRate, DeviceOffer
+from shoal.protocol.statements import Advert
 from shoal.protocol.versions import OWN
 
 RATES = (

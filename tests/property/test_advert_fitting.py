@@ -10,8 +10,9 @@ from strategies import ALICE, BOB, CAROL, structs_of
 from shoal.crypto.envelope import Statement
 from shoal.protocol.advert_fitting import ENVELOPE_BYTES, NAME_LIMIT, fitted, grouped
 from shoal.protocol.codec import encode
+from shoal.protocol.device_offers import DeviceOffer
 from shoal.protocol.limits import ADVERT_LIMIT_BYTES
-from shoal.protocol.statements import Advert, DeviceOffer, open_advert
+from shoal.protocol.statements import Advert, open_advert
 
 
 def signed(advert):

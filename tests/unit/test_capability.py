@@ -17,7 +17,8 @@ from shoal.node.capability import Capability
 from shoal.node.cli.capability import card_texts, measured_text
 from shoal.node.measuring_plan import BELIED_AFTER_S, Tries
 from shoal.node.proofs import ProofBook, checked
-from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
+from shoal.protocol.device_offers import ClassRate, DeviceOffer
+from shoal.protocol.statements import Advert
 
 NAME = "Intel(R) Xeon(R) Platinum 8480+ with a long name"
 CPU = Device(id="cpu", kind="cpu", name=NAME, memory_bytes=1 << 38, memory_free_bytes=1)

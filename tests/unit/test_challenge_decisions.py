@@ -30,8 +30,9 @@ from shoal.node.prover import (
     Allowance,
     refusal,
 )
+from shoal.protocol.device_offers import ClassRate, DeviceOffer
 from shoal.protocol.negotiation_messages import Reason
-from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
+from shoal.protocol.statements import Advert
 
 RATE = ClassRate("exact", "x20", 1e6)
 TERMS = Terms(

@@ -41,29 +41,6 @@ def test_the_errors_that_a_client_raises_are_public():
         assert name in dir(package)
 
 
-def test_quick_commands_import_nothing_heavy():
-    heavy = "numpy,onnx,onnxruntime,torch,httpx,trio,libp2p,starlette"
-    code = (
-        "import sys; from shoal.node.cli import main; main(['version'])\n"
-        f"print([m for m in '{heavy}'.split(',') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_status_imports_neither_numpy_nor_onnx():
-    code = (
-        "import sys; from shoal.node.cli import main; main(['status'])\n"
-        "print([m for m in ('numpy', 'onnx', 'torch', 'libp2p') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
 def test_init_makes_a_home_once_and_keeps_what_is_there(capsys, home):
     code, out, err = shoal(capsys, "init", "--name", "attic")
     assert code == 0

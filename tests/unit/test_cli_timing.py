@@ -5,7 +5,7 @@ import pytest
 from shoal.node.cli.jobs import show
 from shoal.node.cli.timing import print_timing
 from shoal.node.errors import ConfigError
-from shoal.node.timing import UnitTiming
+from shoal.node.timing_view import UnitTiming
 
 
 def test_each_step_is_a_line_with_its_share(capsys):

@@ -11,7 +11,7 @@ from shoal.node.client.exchange import unreachable
 from shoal.node.config import load
 from shoal.node.daemon_place import DaemonPlace, find_daemon
 from shoal.node.errors import ConfigError
-from shoal.node.home import Holder, hold_home, holder_of
+from shoal.node.home_lock import Holder, hold_home, holder_of
 
 
 @pytest.fixture

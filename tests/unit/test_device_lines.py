@@ -3,7 +3,7 @@
 import pytest
 
 from shoal.node.device_lines import SPREAD, line_of, lines_of
-from shoal.protocol.statements import ClassRate, DeviceOffer
+from shoal.protocol.device_offers import ClassRate, DeviceOffer
 
 
 def card(number, exact=1e12, fp32=3e13, *, name="H200", memory_rate=4e12, count=1, named=""):

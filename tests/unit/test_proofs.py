@@ -16,8 +16,9 @@ from shoal.node.proofs import (
     claims_of,
     to_give,
 )
+from shoal.protocol.device_offers import ClassRate, DeviceOffer
 from shoal.protocol.limits import CLOCK_TOLERANCE_MS, PROOFS_LIMIT
-from shoal.protocol.statements import Advert, ClassRate, DeviceOffer
+from shoal.protocol.statements import Advert
 
 RATES = (ClassRate("exact", "x20", 2e9), ClassRate("fp32", None, 9e9))
 CPU = DeviceOffer(id="cpu", kind="cpu", name="a CPU", memory_bytes=1, rates=RATES)

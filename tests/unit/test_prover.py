@@ -14,8 +14,8 @@ from shoal.crypto.merkle import root_of
 from shoal.node.proofs import ProofBook
 from shoal.node.prover import Prover
 from shoal.protocol.challenge_messages import Committed
+from shoal.protocol.device_offers import ClassRate
 from shoal.protocol.negotiation_messages import Reason, Refusal
-from shoal.protocol.statements import ClassRate
 
 RATES = (ClassRate("exact", "x20", 1e6),)
 

@@ -7,6 +7,7 @@ from shoal.node.introductions import may_dial
 from shoal.protocol import reachability
 from shoal.protocol.advertising import advertise, choose_introducers
 from shoal.protocol.codec import encode
+from shoal.protocol.device_offers import DeviceOffer
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR, VIA_LIMIT
 from shoal.protocol.rates import Rates
 from shoal.protocol.reachability import (
@@ -21,7 +22,7 @@ from shoal.protocol.reachability import (
     scope_of,
 )
 from shoal.protocol.reachability_messages import Outcome
-from shoal.protocol.statements import Advert, DeviceOffer
+from shoal.protocol.statements import Advert
 
 OUTSIDE = "203.0.113.7"
 INSIDE = "192.168.1.5"

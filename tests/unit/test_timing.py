@@ -7,7 +7,8 @@ import trio.testing
 
 from shoal.node import timing
 from shoal.node.errors import JobError
-from shoal.node.timing import STEPS, Timings, UnitTiming
+from shoal.node.timing import Timings
+from shoal.node.timing_view import STEPS, UnitTiming
 from shoal.protocol.negotiation_messages import UnitTimes
 
 JOB, PEER = "j", "p"

@@ -15,7 +15,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.config import Config, Location, load, locate
 from shoal.node.errors import DaemonUnreachableError
-from shoal.node.home import Holder, holder_of
+from shoal.node.home_lock import Holder, holder_of
 from shoal.node.settings_view import settings_view
 from shoal.node.swarm_key import SwarmKey, load_key
 
