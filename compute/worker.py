@@ -1,9 +1,9 @@
 """The worker: the process in which strangers' models are parsed and run.
 
 Started by `shoal.compute.starting` as ``python -m shoal.compute.worker FD``, where
-FD is its end of a socket pair. It answers one request after another (`shoal.compute.frames`)
-and every failure is an answer; what it cannot answer for, a crash or a hang, is
-the supervisor's part.
+FD is its end of a socket pair. It answers one request after another
+(`shoal.compute.worker_channel`); what it cannot answer for, a crash or a hang, is the
+supervisor's part.
 
 It loads its libraries first, then locks itself in (`shoal.compute.sandbox`), then starts
 its threads and runs the canaries, which shows that the executors work inside; only then
@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, Final
 from shoal.compute import (
     frames,
     judging_traces,  # noqa: F401  # `judging` asks for it when this process reads no file
-    lent_memory,
     measuring,
     priority,
 )
@@ -56,6 +55,7 @@ from shoal.compute.programs import AnyManifest, own_class
 from shoal.compute.sandbox import CPU, GPU, HardLimits, Meter, lock_in, of_card_worker
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.compute.watchdog import Watchdog
+from shoal.compute.worker_channel import serve
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ HELD_PROGRAMS_LIMIT: Final = 8
 
 _SHARES_OF_A_UNIT: Final = 3
 """Its inputs and its outputs may each be as large as its memory, and come on top of it."""
-
-_LENT_DESCRIPTORS_LIMIT: Final = 2  # the request's memory and the answer's
 
 _PROCESSOR_GRACE_S: Final = 10.0
 """What a unit may use of processor time beyond its threads' share of its time limit: the
@@ -513,159 +511,6 @@ def _check_output_size(size_bytes: int, limits: frames.UnitLimits) -> None:
             code="output_limit",
             hint="ask for more output bytes, or split the inputs into smaller batches",
         )
-
-
-def _failed(error: Exception) -> frames.Failed:
-    """What is said of an error, of whatever kind."""
-    if isinstance(error, MemoryError):
-        error = ComputeError("the worker ran out of memory", code="memory_limit")
-    if not isinstance(error, ProgramError | ComputeError):
-        error = ProgramError(
-            f"the program made a library fail: {type(error).__name__}: {error!s:.200}",
-            code="library_failure",
-        )
-    return frames.Failed(
-        of_program=isinstance(error, ProgramError),
-        code=error.code,
-        message=error.message[:4096],
-        hint=error.hint[:4096],
-        node=error.node,
-        operator=error.operator,
-    )
-
-
-def _run_many(
-    channel: socket.socket,
-    worker: Worker,
-    request: frames.RunMany,
-    attachments: list[Buffer] | None,
-) -> None:
-    """Run one set of inputs after another, each with its own limits and its own answer."""
-    one = frames.Run(request.program_id, request.input_names, request.limits, request.trace)
-    began_s = time.monotonic()
-    for number in range(request.count):
-        if number and time.monotonic() - began_s >= request.stop_after_s:
-            channel.sendall(b"".join(frames.encode_answer(frames.Paused())))
-            return
-        answer: frames.Answer
-        outputs: list[bytes] = []
-        try:
-            if attachments is None:
-                raise MemoryError
-            first = number * len(one.input_names)
-            answer, outputs = worker.run(one, attachments[first : first + len(one.input_names)])
-        except Exception as error:  # noqa: BLE001  # the root of a unit, as in `serve`
-            answer, outputs = _failed(error), []
-        channel.sendall(b"".join(frames.encode_answer(answer, outputs)))
-        if worker.broken:
-            return
-
-
-def _answer(
-    worker: Worker, request: frames.Request, attachments: list[Buffer]
-) -> tuple[frames.Answer, list[bytes]]:
-    match request:
-        case frames.Convert():
-            return worker.convert(request, attachments)
-        case frames.Prepare():
-            return worker.prepare(request, attachments), []
-        case frames.Run():
-            return worker.run(request, attachments)
-        case frames.Trace():
-            return worker.trace(request, attachments)
-        case frames.TensorsOf():
-            return worker.tensors_of(request, attachments)
-        case frames.Judge():
-            return worker.judge(request, attachments), []
-        case frames.Measure() | frames.Prove() | frames.Recompute():
-            return worker.measure(request), []
-        case frames.Start():
-            return worker.start(), []
-        case frames.RunMany():
-            raise AssertionError("it has many answers")
-
-
-def serve(channel: socket.socket, worker_class: type[Worker] = Worker) -> None:
-    """Answer requests until the daemon closes its end, or the card has failed."""
-    worker: Worker | None = None
-    while not (worker and worker.broken) and (received := _receive(channel)) is not None:
-        request, attachments, answer_memory = received
-        if isinstance(request, frames.Start):
-            worker = worker_class(request)
-        assert worker is not None, "the first request is Start"
-        if isinstance(request, frames.RunMany):
-            _run_many(channel, worker, request, attachments)
-            del attachments, received
-            continue
-        answer: frames.Answer
-        outputs: list[bytes] = []
-        inline = True
-        try:
-            if attachments is None:
-                raise MemoryError
-            answer, outputs = _answer(worker, request, attachments)
-            inline = frames.are_inline(outputs)
-            if not inline:
-                lent_memory.write_answer(answer_memory, outputs)
-        except Exception as error:  # noqa: BLE001
-            # The root of a request: a library may raise anything at a model made to
-            # confuse it. That ends the request, with its kind named, and not the worker.
-            answer = _failed(error)
-        if isinstance(answer, frames.Failed):
-            outputs, inline = [], True
-        if answer_memory >= 0:
-            os.close(answer_memory)
-        del attachments, received  # the memory that was lent goes with its last view
-        for piece in frames.encode_answer(answer, outputs, inline=inline):
-            channel.sendall(piece)
-        del outputs
-
-
-def _receive(
-    channel: socket.socket,
-) -> tuple[frames.Request, list[Buffer] | None, int] | None:
-    """A request, its attachments, and the memory for the answer's, or -1.
-
-    No attachments where they are more than this process may map.
-    """
-    field, descriptors, _, _ = socket.recv_fds(
-        channel, frames.SIZE_FIELD_BYTES, _LENT_DESCRIPTORS_LIMIT
-    )
-    rest = _receive_exactly(channel, frames.SIZE_FIELD_BYTES - len(field)) if field else None
-    if rest is None:
-        return None
-    head = _receive_exactly(channel, frames.head_size(field + rest))
-    if head is None:
-        return None
-    request, sizes, inline, answer_bytes = frames.decode_request(head)
-    attachments: list[Buffer] | None
-    if inline:
-        attachments = []
-        for size in sizes:
-            attachment = _receive_exactly(channel, size)
-            if attachment is None:
-                return None
-            attachments.append(attachment)
-    else:
-        memory = descriptors.pop(0)
-        try:
-            attachments = lent_memory.map_request(memory, sizes)
-        except OSError:
-            attachments = None
-        os.close(memory)
-    return request, attachments, descriptors.pop() if answer_bytes else -1
-
-
-def _receive_exactly(channel: socket.socket, size: int) -> bytearray | None:
-    """Take ``size`` bytes, or None where the daemon is gone."""
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        count = channel.recv_into(view)
-        if count == 0:
-            return None
-        view = view[count:]
-    return data
 
 
 def _settle_in() -> None:
