@@ -35,19 +35,11 @@ from shoal.compute import (
 from shoal.compute.card_memory import OVERHEAD_BYTES
 from shoal.compute.card_meter import CardMeter
 from shoal.compute.convert import convert
-from shoal.compute.devices.abilities import failed
-from shoal.compute.devices.inventory import Lack
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.leaves import leaf_bytes
-from shoal.compute.executors.base import Executor, NumericClass, Probe
+from shoal.compute.executors.base import NumericClass
 from shoal.compute.executors.card_faults import ENDS_WORKER, fault_of
-from shoal.compute.executors.providers import MISSING
-from shoal.compute.executors.table import (
-    check_reach,
-    entries,
-    missing_packages,
-    passed_over,
-)
+from shoal.compute.executors.probing import Executors
 from shoal.compute.judging import judge
 from shoal.compute.loading import load
 from shoal.compute.manifest import check_inputs
@@ -64,7 +56,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shoal.compute.exact.leaves import StageLeaf
-    from shoal.compute.executors.table import Entry, Make
     from shoal.crypto.content import Buffer
 
 HELD_PROGRAMS_LIMIT: Final = 8
@@ -99,15 +90,9 @@ class Worker:
     def __init__(self, start: frames.Start) -> None:
         self._card = start.card
         self._scratch, self._home = start.scratch, start.home
-        self._missing: list[Lack] = []
-        self._not_loaded: list[tuple[Entry, Lack]] = []
-        self._loaded: list[tuple[Entry, Make]] = []
-        self._executors: dict[NumericClass, Executor[Any]] = {}
-        self._holds_units = True
-        self._load(entries(start), start)
-        self._runtimes: dict[NumericClass, str] = {}
+        self._executors = Executors(start)
         self._meter = CardMeter() if self._card else Meter()
-        self._watchdog = Watchdog(self._terminate)
+        self._watchdog = Watchdog(self._executors.terminate)
         self._threads = start.threads
         self._unit_bytes = OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
         self._cache_bytes = start.cache_bytes
@@ -130,94 +115,36 @@ class Worker:
         )
         self._watchdog.start()
         reached = self._reached()
-        probes = self._probes(reached)
+        probes = self._executors.probe(reached)
         if not reached:
-            probes += self._compiled()
-        missing = self._lacks()
+            probes += self._executors.compile_only()
+        missing = self._executors.lacks()
         if not probes and not self._card:
             reasons = "; ".join(lack.reason for lack in missing)
             raise ComputeError(reasons, code="no_executor")
-        self._runtimes = {probe.numeric_class: probe.runtime for probe in probes}
         # A runtime keeps weights as they came and as it likes them, and memory to work in.
         held_bytes = 2 * self._cache_bytes + HELD_PROGRAMS_LIMIT * OVERHEAD_BYTES
         hard_limits = HardLimits(held_bytes + self._unit_bytes)
         lock = lock.close(self._meter, hard_limits)
         return frames.Started(
-            tuple(probes), missing, str(lock), lock.complete, holds_units=self._holds_units
+            tuple(probes),
+            missing,
+            str(lock),
+            lock.complete,
+            holds_units=self._executors.holds_units,
         )
 
-    def _load(self, wanted: Sequence[Entry], start: frames.Start) -> None:
-        """Import what the executors take, while this process may still read any file."""
-        for entry in wanted:
-            lack = missing_packages(entry)
-            if lack is None:
-                try:
-                    self._loaded.append((entry, entry.load(start)))
-                except Exception as error:  # noqa: BLE001  # a library may fail in any way
-                    lack = _lack(entry, error)
-            if lack is not None:
-                self._not_loaded.append((entry, lack))
-
     def _reached(self) -> bool:
-        """Whether torch reaches the device; of a card that it does not, why."""
-        if self._card is None or not any(entry.by_torch for entry, _ in self._loaded):
+        """Whether torch reaches the device; of a card, its allocator is metered then."""
+        if not self._executors.need_torch:
             return True
-        try:
-            check_reach(self._card)
-        except ComputeError as error:
-            self._missing.append(Lack(error.code, error.message, error.hint))
+        if not self._executors.reach():
             return False
         if isinstance(self._meter, CardMeter):
             import torch
 
             self._meter.allocator = torch.cuda
         return True
-
-    def _probes(self, reached: bool) -> list[Probe]:
-        """What the canaries show; those that need torch, where it reaches the device."""
-        probes: list[Probe] = []
-        first: dict[NumericClass, Entry] = {}
-        for entry, make in self._loaded:
-            if entry.by_torch and not reached:
-                continue
-            if entry.numeric_class in first:
-                self._missing.append(passed_over(entry, first[entry.numeric_class]))
-                continue
-            try:
-                executor = make()
-                executor.start_threads()
-                probes.append(executor.probe())
-            except Exception as error:  # noqa: BLE001  # a library may fail in any way inside
-                self._missing.append(_lack(entry, error))
-            else:
-                self._executors[entry.numeric_class] = executor
-                if self._card is not None and not entry.by_torch:
-                    self._holds_units = False  # it takes memory past the meter
-                first[entry.numeric_class] = entry
-        return probes
-
-    def _lacks(self) -> tuple[Lack, ...]:
-        """What is missing; of what could not be loaded, where nothing else has its class."""
-        missed = (
-            lack
-            for entry, lack in self._not_loaded
-            if entry.numeric_class not in self._executors
-        )
-        return (*self._missing, *missed)
-
-    def _compiled(self) -> list[Probe]:
-        """What compiles for a card that torch does not reach."""
-        assert self._card is not None
-        if not self._executors:
-            os.nice(priority.LOWEST)  # nobody waits for it
-        probes: list[Probe] = []
-        for entry, _ in self._loaded:
-            if entry.compiles is not None:
-                try:
-                    probes.append(entry.compiles(self._card))
-                except Exception as error:  # noqa: BLE001  # a compiler may fail in any way
-                    self._missing.append(_lack(entry, error))
-        return probes
 
     def convert(
         self, request: frames.Convert, attachments: list[Buffer]
@@ -239,7 +166,7 @@ class Worker:
         with self._within(request.limits):
             loaded = load(BlobId(request.program_id), blobs)
             numeric_class = _class_of(request.numeric_class, loaded.manifest)
-            prepared = self._executor_of(numeric_class).prepare(loaded)
+            prepared = self._executors.of(numeric_class).prepare(loaded)
         held = Held(loaded.manifest, numeric_class, prepared, size_bytes)
         name = request.held_as or request.program_id
         self._held[name] = held
@@ -255,7 +182,7 @@ class Worker:
         held = self._held_as(request.program_id)
         with self._within(request.limits):
             arrays = _inputs(held, request.input_names, attachments)
-            executor = self._executor_of(held.numeric_class)
+            executor = self._executors.of(held.numeric_class)
             stages: list[StageLeaf] = []
             if request.trace and held.numeric_class is NumericClass.EXACT:
                 results, stages = executor.run_in_stages(held.prepared, arrays)
@@ -265,7 +192,7 @@ class Worker:
             outputs = {name: to_blob(array) for name, array in results.items()}
         _check_output_size(sum(map(len, outputs.values())), request.limits)
         compute_s = time.perf_counter() - started
-        runtime = self._runtimes[held.numeric_class]
+        runtime = self._executors.runtimes[held.numeric_class]
         leaves = tuple(map(leaf_bytes, stages))
         return frames.Ran(tuple(outputs), compute_s, runtime, leaves), list(outputs.values())
 
@@ -331,16 +258,16 @@ class Worker:
         held = self._held_as(program_id)
         if held.numeric_class is not NumericClass.EXACT:
             raise ProgramError("only programs of the class exact have a trace", code="no_trace")
-        return held, self._executor_of(held.numeric_class)
+        return held, self._executors.of(held.numeric_class)
 
     def measure(
         self, request: frames.Measure | frames.Prove | frames.Recompute
     ) -> frames.Answer:
         """Measure this device, or do a capability challenge's work."""
         if self._card is None:
-            return measuring.answer(request, self._executors)
+            return measuring.answer(request, self._executors.by_class)
         try:
-            answer = measuring.answer(request, self._executors, card=True)
+            answer = measuring.answer(request, self._executors.by_class, card=True)
             self._settle()
         except Exception as error:
             self._raise_fault(error, self._card.memory_bytes)
@@ -349,19 +276,6 @@ class Worker:
             return answer
         finally:  # units of other processes want the memory that this took
             self._meter.release()
-
-    def _executor_of(self, numeric_class: NumericClass) -> Any:  # that of a class may do more
-        try:
-            return self._executors[numeric_class]
-        except KeyError:
-            raise ComputeError(
-                f"no executor of the class {numeric_class.value!r} works here",
-                code="no_executor",
-            ) from None
-
-    def _terminate(self) -> None:
-        for executor in self._executors.values():
-            executor.terminate()
 
     def _make_room(self, size_bytes: int) -> None:
         while self._held and (
@@ -450,16 +364,6 @@ class Worker:
         if not self.broken:
             self._raise_late(memory_bytes)
         raise fault from None
-
-
-def _lack(entry: Entry, error: Exception) -> Lack:
-    """Why an executor is not there."""
-    shoals = error if isinstance(error, ComputeError) else None
-    if shoals and shoals.code == MISSING:
-        return Lack(shoals.code, shoals.message, shoals.hint)
-    reason = shoals.message if shoals else f"{type(error).__name__}: {error!s:.200}"
-    text = f"{entry.name} ({entry.numeric_class.value}): {reason:.300}"
-    return failed(text, shoals.hint if shoals else "")
 
 
 def _class_of(named: str, manifest: AnyManifest) -> NumericClass:

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from shoal.compute import worker
+from shoal.compute.devices.inventory import Lack
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors import table
 from shoal.compute.tensor import from_blob
@@ -62,7 +63,7 @@ class Rehearsing(Failing):
         if os.environ["CUDA_VISIBLE_DEVICES"] != "-1":
             return True
         lack = ComputeError("torch finds 0 cards", code="card_unreachable")
-        self._missing.append(worker.Lack(lack.code, lack.message, lack.hint))
+        self._executors.missing.append(Lack(lack.code, lack.message, lack.hint))
         return False
 
 
