@@ -9,6 +9,9 @@ It loads its libraries first, then locks itself in (`shoal.compute.sandbox`), th
 its threads and runs the canaries, which shows that the executors work inside; only then
 does it take a program. What else a process does to itself is here: it dies with its
 parent, gives way to other work, and is the first to go when memory runs out.
+
+Which executors it has is `shoal.compute.executors.probing`'s; what a request may use, and
+what its failure means, `shoal.compute.enforcement`'s.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,23 +38,22 @@ from shoal.compute import (
 from shoal.compute.card_memory import OVERHEAD_BYTES
 from shoal.compute.card_meter import CardMeter
 from shoal.compute.convert import convert
+from shoal.compute.enforcement import Enforcer, check_output_size
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.leaves import leaf_bytes
 from shoal.compute.executors.base import NumericClass
-from shoal.compute.executors.card_faults import ENDS_WORKER, fault_of
 from shoal.compute.executors.probing import Executors
 from shoal.compute.judging import judge
 from shoal.compute.loading import load
 from shoal.compute.manifest import check_inputs
 from shoal.compute.programs import AnyManifest, own_class
-from shoal.compute.sandbox import CPU, GPU, HardLimits, Meter, lock_in, of_card_worker
+from shoal.compute.sandbox import CPU, GPU, HardLimits, lock_in, of_card_worker
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
-from shoal.compute.watchdog import Watchdog
 from shoal.compute.worker_channel import serve
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
 
@@ -63,12 +65,6 @@ HELD_PROGRAMS_LIMIT: Final = 8
 
 _SHARES_OF_A_UNIT: Final = 3
 """Its inputs and its outputs may each be as large as its memory, and come on top of it."""
-
-_PROCESSOR_GRACE_S: Final = 10.0
-"""What a unit may use of processor time beyond its threads' share of its time limit: the
-supervisor's clock ends it long before, unless the daemon itself stands still."""
-
-PLACED: Final = (ProgramError, ComputeError)
 
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
@@ -91,15 +87,16 @@ class Worker:
         self._card = start.card
         self._scratch, self._home = start.scratch, start.home
         self._executors = Executors(start)
-        self._meter = CardMeter() if self._card else Meter()
-        self._watchdog = Watchdog(self._executors.terminate)
-        self._threads = start.threads
+        self._enforcer = Enforcer(self._card, start.threads, self._executors.terminate)
         self._unit_bytes = OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
         self._cache_bytes = start.cache_bytes
         self._niceness = start.niceness
         self._held: OrderedDict[str, Held] = OrderedDict()
-        self.broken = False
+
+    @property
+    def broken(self) -> bool:
         """Whether this process can run nothing more: its card has failed."""
+        return self._enforcer.broken
 
     def start(self) -> frames.Started:
         """Lock this process in and run the canary of each executor; one that fails is not used.
@@ -113,7 +110,7 @@ class Worker:
             if self._card
             else lock_in(CPU)
         )
-        self._watchdog.start()
+        self._enforcer.start()
         reached = self._reached()
         probes = self._executors.probe(reached)
         if not reached:
@@ -125,7 +122,7 @@ class Worker:
         # A runtime keeps weights as they came and as it likes them, and memory to work in.
         held_bytes = 2 * self._cache_bytes + HELD_PROGRAMS_LIMIT * OVERHEAD_BYTES
         hard_limits = HardLimits(held_bytes + self._unit_bytes)
-        lock = lock.close(self._meter, hard_limits)
+        lock = lock.close(self._enforcer.meter, hard_limits)
         return frames.Started(
             tuple(probes),
             missing,
@@ -140,10 +137,10 @@ class Worker:
             return True
         if not self._executors.reach():
             return False
-        if isinstance(self._meter, CardMeter):
+        if isinstance(self._enforcer.meter, CardMeter):
             import torch
 
-            self._meter.allocator = torch.cuda
+            self._enforcer.meter.allocator = torch.cuda
         return True
 
     def convert(
@@ -151,10 +148,10 @@ class Worker:
     ) -> tuple[frames.Converted, list[bytes]]:
         """Convert one model."""
         (model,) = attachments
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             program = convert(model, request.precision)
         blobs = list(program.blobs.values())
-        _check_output_size(sum(map(len, blobs)), request.limits)
+        check_output_size(sum(map(len, blobs)), request.limits)
         return frames.Converted(program.program_id, tuple(program.blobs)), blobs
 
     def prepare(self, request: frames.Prepare, attachments: list[Buffer]) -> frames.Prepared:
@@ -163,7 +160,7 @@ class Worker:
         blobs = dict(zip(ids, attachments, strict=True))
         size_bytes = sum(memoryview(blob).nbytes for blob in attachments)
         self._make_room(size_bytes)
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             loaded = load(BlobId(request.program_id), blobs)
             numeric_class = _class_of(request.numeric_class, loaded.manifest)
             prepared = self._executors.of(numeric_class).prepare(loaded)
@@ -171,7 +168,8 @@ class Worker:
         name = request.held_as or request.program_id
         self._held[name] = held
         self._leave_room(name, request.limits)
-        used = self._meter.memory_used_bytes() if isinstance(self._meter, CardMeter) else 0
+        meter = self._enforcer.meter
+        used = meter.memory_used_bytes() if isinstance(meter, CardMeter) else 0
         return frames.Prepared(tuple(self._held), used)
 
     def run(
@@ -180,7 +178,7 @@ class Worker:
         """Run a program that is held."""
         started = time.perf_counter()
         held = self._held_as(request.program_id)
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             arrays = _inputs(held, request.input_names, attachments)
             executor = self._executors.of(held.numeric_class)
             stages: list[StageLeaf] = []
@@ -188,9 +186,9 @@ class Worker:
                 results, stages = executor.run_in_stages(held.prepared, arrays)
             else:
                 results = executor.run(held.prepared, arrays)
-            _check_output_size(sum(array.nbytes for array in results.values()), request.limits)
+            check_output_size(sum(array.nbytes for array in results.values()), request.limits)
             outputs = {name: to_blob(array) for name, array in results.items()}
-        _check_output_size(sum(map(len, outputs.values())), request.limits)
+        check_output_size(sum(map(len, outputs.values())), request.limits)
         compute_s = time.perf_counter() - started
         runtime = self._executors.runtimes[held.numeric_class]
         leaves = tuple(map(leaf_bytes, stages))
@@ -201,11 +199,11 @@ class Worker:
     ) -> tuple[frames.Traced, list[bytes]]:
         """Run a program that is held, for its leaves."""
         held, executor = self._traced(request.program_id)
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             arrays = _inputs(held, request.input_names, attachments)
             leaves, stages = executor.trace(held.prepared, arrays, request.stage)
             packed = [frames.pack_leaves([*map(leaf_bytes, each)]) for each in (leaves, stages)]
-        _check_output_size(sum(map(len, packed)), request.limits)
+        check_output_size(sum(map(len, packed)), request.limits)
         return frames.Traced(), packed
 
     def tensors_of(
@@ -213,18 +211,18 @@ class Worker:
     ) -> tuple[frames.NodeTensors, list[bytes]]:
         """Run a program that is held up to one node, for what that one takes and gives."""
         held, executor = self._traced(request.program_id)
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             arrays = _inputs(held, request.input_names, attachments)
             found = executor.tensors_of(held.prepared, arrays, request.index)
         blobs = list(found.blobs.values())
-        _check_output_size(sum(map(len, blobs)), request.limits)
+        check_output_size(sum(map(len, blobs)), request.limits)
         return frames.NodeTensors(tuple(found.blobs), leaf_bytes(found.leaf)), blobs
 
     def judge(self, request: frames.Judge, attachments: list[Buffer]) -> frames.Judged:
         """Judge a fraud proof by the reference."""
         proof, *blobs = attachments
         ids = map(BlobId, request.blob_ids)
-        with self._within(request.limits, request.processor_s):
+        with self._enforcer.within(request.limits, request.processor_s):
             verdict = judge(bytes(proof), dict(zip(ids, blobs, strict=True)))
         return frames.Judged(
             verdict.outcome.value,
@@ -266,16 +264,8 @@ class Worker:
         """Measure this device, or do a capability challenge's work."""
         if self._card is None:
             return measuring.answer(request, self._executors.by_class)
-        try:
-            answer = measuring.answer(request, self._executors.by_class, card=True)
-            self._settle()
-        except Exception as error:
-            self._raise_fault(error, self._card.memory_bytes)
-            raise
-        else:
-            return answer
-        finally:  # units of other processes want the memory that this took
-            self._meter.release()
+        with self._enforcer.unlimited():
+            return measuring.answer(request, self._executors.by_class, card=True)
 
     def _make_room(self, size_bytes: int) -> None:
         while self._held and (
@@ -294,76 +284,8 @@ class Worker:
         """
         wanted = OVERHEAD_BYTES + limits.memory_bytes if self._card else self._unit_bytes
         others = [program_id for program_id in self._held if program_id != prepared]
-        while others and self._meter.memory_left_bytes() < wanted:
+        while others and self._enforcer.meter.memory_left_bytes() < wanted:
             del self._held[others.pop(0)]
-
-    @contextmanager
-    def _within(
-        self, limits: frames.UnitLimits, processor_s: float | None = None
-    ) -> Iterator[None]:
-        """Hold a request to its limits of time and memory, as far as this process can.
-
-        Time: the executor is asked to end. What does not listen is killed by the
-        supervisor a moment later. Memory: address space beyond what is mapped now.
-        """
-        if processor_s is None:
-            processor_s = self._threads * limits.time_s + _PROCESSOR_GRACE_S
-        try:
-            self._meter.hold(OVERHEAD_BYTES + limits.memory_bytes, processor_s)
-            with self._watchdog.within(limits.time_s):
-                yield
-                self._settle()
-        except MemoryError:
-            raise _over_memory(limits) from None
-        except Exception as error:
-            self._raise_fault(error, limits.memory_bytes)
-            self._raise_late(limits.memory_bytes)
-            if not isinstance(error, ComputeError):
-                raise
-            if error.code == "memory_limit":
-                raise _over_memory(limits, error) from None
-            if error.code == "terminated":
-                raise _over_time(limits) from None
-            raise
-        finally:
-            self._meter.release()
-
-    def _settle(self) -> None:
-        """Wait for what was set going on a card: a late fault is not the next unit's."""
-        if isinstance(self._meter, CardMeter):
-            self._meter.settle()
-
-    def _raise_late(self, memory_bytes: int) -> None:
-        """Raise what a unit that has failed leaves behind, where that ends this process."""
-        if self._card is None:
-            return
-        try:
-            self._settle()
-        except Exception as error:  # noqa: BLE001  # a driver's, of whatever kind
-            fault = fault_of(error, self._card.id, memory_bytes)
-            if fault is not None and fault.code in ENDS_WORKER:
-                self.broken = True
-                raise fault from None
-
-    def _raise_fault(self, error: Exception, memory_bytes: int) -> None:
-        """Raise what a failure means where it is the card's.
-
-        An executor may have said it in its own words; what it heard is told with the error.
-        """
-        if self._card is None:
-            return
-        heard = error.__context__ if isinstance(error, PLACED) else error
-        fault = fault_of(heard, self._card.id, memory_bytes) if heard else None
-        if fault is None and isinstance(error, ComputeError) and error.code in ENDS_WORKER:
-            fault = error
-        if fault is None:
-            return
-        if isinstance(error, PLACED):
-            fault.node, fault.operator = error.node, error.operator
-        self.broken = fault.code in ENDS_WORKER
-        if not self.broken:
-            self._raise_late(memory_bytes)
-        raise fault from None
 
 
 def _class_of(named: str, manifest: AnyManifest) -> NumericClass:
@@ -388,33 +310,6 @@ def _inputs(
     arrays = {name: from_blob(blob) for name, blob in blobs.items()}
     check_inputs(held.manifest, {name: spec_of_array(array) for name, array in arrays.items()})
     return arrays
-
-
-def _over_memory(limits: frames.UnitLimits, cause: ComputeError | None = None) -> ComputeError:
-    return ComputeError(
-        f"the unit needs more than its limit of {limits.memory_bytes / 1e6:.0f} MB of memory",
-        code="memory_limit",
-        hint="ask for more memory, or split the inputs into smaller batches",
-        node=cause.node if cause else "",
-        operator=cause.operator if cause else "",
-    )
-
-
-def _over_time(limits: frames.UnitLimits) -> ComputeError:
-    return ComputeError(
-        f"the unit took longer than its limit of {limits.time_s:g} s",
-        code="time_limit",
-        hint="ask for more time, or split the inputs into smaller batches",
-    )
-
-
-def _check_output_size(size_bytes: int, limits: frames.UnitLimits) -> None:
-    if size_bytes > limits.output_bytes:
-        raise ComputeError(
-            f"the outputs take {size_bytes} bytes, and the limit is {limits.output_bytes}",
-            code="output_limit",
-            hint="ask for more output bytes, or split the inputs into smaller batches",
-        )
 
 
 def _settle_in() -> None:

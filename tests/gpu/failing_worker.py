@@ -41,7 +41,7 @@ class Failing(worker.Worker):
     def run(self, request, attachments):
         first = float(from_blob(attachments[0]).ravel()[0])
         if first in {HANGS, ASTRAY}:
-            with self._within(request.limits):
+            with self._enforcer.within(request.limits):
                 numbers = torch.zeros(8, dtype=torch.int32, device=DEVICE)
                 (hang if first == HANGS else go_astray)[(1,)](numbers)
                 torch.cuda.synchronize()
@@ -52,7 +52,7 @@ class Rehearsing(Failing):
     """Whose card is this machine's CPU."""
 
     def run(self, request, attachments):
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             if len(attachments[0]) > request.limits.memory_bytes:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
             if float(from_blob(attachments[0]).ravel()[0]) == ASTRAY:

@@ -159,7 +159,7 @@ class OnMadeUpCard(worker.Worker):
     def _reached(self):
         if not self._executors.reach():
             return False
-        self._meter.allocator = CARD
+        self._enforcer.meter.allocator = CARD
         return True
 
 
