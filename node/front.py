@@ -1,8 +1,7 @@
-"""A running daemon as the local API and its peers see it: who answers what.
+"""A running daemon as the local API sees it: who answers what.
 
-Stands behind `node.api.facade` and `node.lifecycle.Drainable`, and is where a peer's
-request finds the module that knows about it. Everything is done by those modules, which
-`node.daemon` has wired.
+Stands behind `node.api.facade` and `node.lifecycle.Drainable`. Everything is done by the
+modules that `node.daemon` has wired; peers' requests reach them by `node.dispatch`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import platform
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, get_args
 
 import structlog
 import trio
@@ -41,7 +40,6 @@ from shoal.node.network_statistics import Traffic
 from shoal.node.offer import CPU, Capacity
 from shoal.node.owner_view import check_device, owner_view
 from shoal.node.owner_watch import OwnerWatch
-from shoal.node.prover import Prover
 from shoal.node.provider import Provider
 from shoal.node.records import (
     CheckVerdict,
@@ -59,24 +57,11 @@ from shoal.node.swarm_key import PUBLIC
 from shoal.node.timing import UnitTiming
 from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
-from shoal.protocol.challenge_messages import Challenge, Draw, ProofOffer, ProofsWanted
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
-from shoal.protocol.messages import Adverts, Digest, Hello, Problem
-from shoal.protocol.negotiation_messages import (
-    AwardOffer,
-    Call,
-    Cancel,
-    Drop,
-    Reason,
-    Release,
-    Share,
-    UnitRequest,
-    UnitsRequest,
-)
-from shoal.protocol.reachability_messages import DialBack, Introduce, Introduction
+from shoal.protocol.negotiation_messages import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
     from shoal.compute.device_worker import Worker
@@ -92,7 +77,6 @@ if TYPE_CHECKING:
     from shoal.node.convictions import Convictions
     from shoal.node.disputing import Disputes
     from shoal.node.house import House
-    from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
     from shoal.node.journal_results import Order
     from shoal.node.ledger import LedgerPage
@@ -118,10 +102,6 @@ if TYPE_CHECKING:
     from shoal.node.state import State
     from shoal.node.swarm_key import SwarmKey
     from shoal.node.work_done import WorkDone
-    from shoal.protocol.messages import RequestBody, ResponseBody
-
-    Serving: TypeAlias = Callable[[PeerId, Any], Awaitable[ResponseBody]]
-    """Answers one kind of request of a peer."""
 
 log = structlog.get_logger(__name__)
 
@@ -141,7 +121,6 @@ class Daemon:
     membership: Membership
     capacity: Capacity
     measured: Capability
-    prover: Prover
     challenger: Challenger
     provider: Provider
     jobs_running: Jobs
@@ -152,11 +131,8 @@ class Daemon:
     convictions: Convictions
     disputes: Disputes
     reachability: Reachability
-    introductions: Introductions
     joining: Joining
     retention: Retention
-    served: dict[type[RequestBody], Serving] = field(default_factory=dict)
-    """Who answers further requests of peers, by the request."""
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
@@ -599,26 +575,3 @@ class Daemon:
 
     def _workers(self) -> list[Worker]:
         return [self.worker, *self.house.card_workers.values()]
-
-    async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
-        """Let the module that knows about it answer a peer's request."""
-        match body:
-            case Digest() | Adverts():
-                return await self.membership.answer(peer, body)
-            case Call() | AwardOffer() | UnitRequest() | UnitsRequest() | Cancel() | Release():
-                return await self.provider.answer(peer, body)
-            case Share() | Drop():
-                return self.provider.answer_about_kept(peer, body)
-            case Challenge() | Draw() | ProofOffer() | ProofsWanted():
-                return await self.prover.answer(peer, body)
-            case DialBack():
-                return await self.reachability.answer(peer, body)
-            case Introduce() | Introduction():
-                return await self.introductions.answer(peer, body)
-            case Hello():
-                return Problem(code="out_of_turn", message="a stream is greeted once")
-        serve = self.served.get(type(body))
-        if serve is None:
-            word = type(body).__name__
-            return Problem(code="not_served", message=f"this node does not serve {word}")
-        return await serve(peer, body)
