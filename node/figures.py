@@ -19,7 +19,8 @@ from shoal.node.docket import End
 from shoal.node.metrics import Readings
 from shoal.node.offer import CPU
 from shoal.node.owner_view import owner_view
-from shoal.node.records import CheckVerdict, JobState, OwnerView, Status, UnitState
+from shoal.node.records import CheckVerdict, JobState, UnitState
+from shoal.node.status_views import OwnerView, Status
 from shoal.node.swarm_key import PUBLIC
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from shoal.protocol.negotiation_messages import Reason

@@ -36,16 +36,11 @@ from shoal.node.network_statistics import Traffic
 from shoal.node.offer import Capacity
 from shoal.node.owner_view import check_device
 from shoal.node.owner_watch import OwnerWatch
+from shoal.node.peer_views import MisfitView, PeerView
 from shoal.node.provider import Provider
-from shoal.node.records import (
-    LogLevelView,
-    MisfitView,
-    PeerView,
-    ReloadView,
-    Status,
-)
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
+from shoal.node.status_views import LogLevelView, ReloadView, Status
 from shoal.node.timing import UnitTiming
 from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
@@ -74,23 +69,13 @@ if TYPE_CHECKING:
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
+    from shoal.node.peer_views import CallerView, ConductView, CutView, ProofView
     from shoal.node.reachability import Reachability
-    from shoal.node.records import (
-        Ban,
-        CallerView,
-        ConductView,
-        CutView,
-        GivenUnit,
-        Job,
-        JobId,
-        JobSpec,
-        OwnerView,
-        ProofView,
-        Unit,
-    )
+    from shoal.node.records import Ban, GivenUnit, Job, JobId, JobSpec, Unit
     from shoal.node.retention import Retention
     from shoal.node.standings import StandingPage, Standings
     from shoal.node.state import State
+    from shoal.node.status_views import OwnerView
     from shoal.node.swarm_key import SwarmKey
     from shoal.node.work_done import WorkDone
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shoal.compute.devices import Device, Inventory, Lack
     from shoal.compute.devices.abilities import Canaries
     from shoal.node.capability_views import CapabilityView
-    from shoal.node.records import OwnerView
+    from shoal.node.status_views import OwnerView
 
 _CANARY_LIMIT_S = 60.0
 
