@@ -1,14 +1,17 @@
 """The worker: the process in which strangers' models are parsed and run.
 
 Started by `shoal.compute.starting` as ``python -m shoal.compute.worker FD``, where
-FD is its end of a socket pair. It answers one request after another (`shoal.compute.frames`)
-and every failure is an answer; what it cannot answer for, a crash or a hang, is
-the supervisor's part.
+FD is its end of a socket pair. It answers one request after another
+(`shoal.compute.worker_channel`); what it cannot answer for, a crash or a hang, is the
+supervisor's part.
 
 It loads its libraries first, then locks itself in (`shoal.compute.sandbox`), then starts
 its threads and runs the canaries, which shows that the executors work inside; only then
 does it take a program. What else a process does to itself is here: it dies with its
 parent, gives way to other work, and is the first to go when memory runs out.
+
+Which executors it has is `shoal.compute.executors.probing`'s; what a request may use, and
+what its failure means, `shoal.compute.enforcement`'s.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,43 +34,33 @@ import msgspec
 from shoal.compute import (
     frames,
     judging_traces,  # noqa: F401  # `judging` asks for it when this process reads no file
-    lent_memory,
     measuring,
     priority,
 )
 from shoal.compute.card_memory import OVERHEAD_BYTES, Use
 from shoal.compute.card_meter import CardMeter
 from shoal.compute.convert import convert
-from shoal.compute.devices.abilities import failed
-from shoal.compute.devices.inventory import Lack
+from shoal.compute.enforcement import Enforcer, check_output_size
 from shoal.compute.errors import ComputeError, ProgramError
 from shoal.compute.exact.leaves import leaf_bytes
-from shoal.compute.executors.base import Executor, NumericClass, Probe
-from shoal.compute.executors.card_faults import ENDS_WORKER, fault_of
-from shoal.compute.executors.providers import MISSING
-from shoal.compute.executors.table import (
-    check_reach,
-    entries,
-    missing_packages,
-    passed_over,
-)
+from shoal.compute.executors.base import NumericClass
+from shoal.compute.executors.probing import Executors
 from shoal.compute.judging import judge
 from shoal.compute.loading import load
 from shoal.compute.manifest import check_inputs
 from shoal.compute.programs import AnyManifest, own_class
-from shoal.compute.sandbox import CPU, GPU, HardLimits, Meter, lock_in, of_card_worker
+from shoal.compute.sandbox import CPU, GPU, HardLimits, lock_in, of_card_worker
 from shoal.compute.tensor import from_blob, spec_of_array, to_blob
 from shoal.compute.warming import made_up_inputs
-from shoal.compute.watchdog import Watchdog
+from shoal.compute.worker_channel import serve
 from shoal.crypto.content import BlobId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
 
     from shoal.compute.exact.leaves import StageLeaf
-    from shoal.compute.executors.table import Entry, Make
     from shoal.crypto.content import Buffer
 
 HELD_PROGRAMS_LIMIT: Final = 8
@@ -75,14 +68,6 @@ HELD_PROGRAMS_LIMIT: Final = 8
 
 _SHARES_OF_A_UNIT: Final = 3
 """Its inputs and its outputs may each be as large as its memory, and come on top of it."""
-
-_LENT_DESCRIPTORS_LIMIT: Final = 2  # the request's memory and the answer's
-
-_PROCESSOR_GRACE_S: Final = 10.0
-"""What a unit may use of processor time beyond its threads' share of its time limit: the
-supervisor's clock ends it long before, unless the daemon itself stands still."""
-
-PLACED: Final = (ProgramError, ComputeError)
 
 _PR_SET_PDEATHSIG: Final = 1
 _LINUX_OOM_FIRST: Final = "1000"
@@ -104,22 +89,17 @@ class Worker:
     def __init__(self, start: frames.Start) -> None:
         self._card = start.card
         self._scratch, self._home = start.scratch, start.home
-        self._missing: list[Lack] = []
-        self._not_loaded: list[tuple[Entry, Lack]] = []
-        self._loaded: list[tuple[Entry, Make]] = []
-        self._executors: dict[NumericClass, Executor[Any]] = {}
-        self._holds_units = True
-        self._load(entries(start), start)
-        self._runtimes: dict[NumericClass, str] = {}
-        self._meter = CardMeter() if self._card else Meter()
-        self._watchdog = Watchdog(self._terminate)
-        self._threads = start.threads
+        self._executors = Executors(start)
+        self._enforcer = Enforcer(self._card, start.threads, self._executors.terminate)
         self._unit_bytes = OVERHEAD_BYTES + _SHARES_OF_A_UNIT * start.memory_bytes
         self._cache_bytes, self._share_bytes = start.cache_bytes, start.share_bytes
         self._niceness = start.niceness
         self._held: OrderedDict[str, Held] = OrderedDict()
-        self.broken = False
+
+    @property
+    def broken(self) -> bool:
         """Whether this process can run nothing more: its card has failed."""
+        return self._enforcer.broken
 
     def start(self) -> frames.Started:
         """Lock this process in and run the canary of each executor; one that fails is not used.
@@ -133,106 +113,48 @@ class Worker:
             if self._card
             else lock_in(CPU)
         )
-        self._watchdog.start()
+        self._enforcer.start()
         reached = self._reached()
-        probes = self._probes(reached)
+        probes = self._executors.probe(reached)
         if not reached:
-            probes += self._compiled()
-        missing = self._lacks()
+            probes += self._executors.compile_only()
+        missing = self._executors.lacks()
         if not probes and not self._card:
             reasons = "; ".join(lack.reason for lack in missing)
             raise ComputeError(reasons, code="no_executor")
-        self._runtimes = {probe.numeric_class: probe.runtime for probe in probes}
         # A runtime keeps weights as they came and as it likes them, and memory to work in.
         held_bytes = 2 * self._cache_bytes + HELD_PROGRAMS_LIMIT * OVERHEAD_BYTES
         hard_limits = HardLimits(held_bytes + self._unit_bytes)
-        lock = lock.close(self._meter, hard_limits)
+        lock = lock.close(self._enforcer.meter, hard_limits)
         return frames.Started(
-            tuple(probes), missing, str(lock), lock.complete, holds_units=self._holds_units
+            tuple(probes),
+            missing,
+            str(lock),
+            lock.complete,
+            holds_units=self._executors.holds_units,
         )
-
-    def _load(self, wanted: Sequence[Entry], start: frames.Start) -> None:
-        """Import what the executors take, while this process may still read any file."""
-        for entry in wanted:
-            lack = missing_packages(entry)
-            if lack is None:
-                try:
-                    self._loaded.append((entry, entry.load(start)))
-                except Exception as error:  # noqa: BLE001  # a library may fail in any way
-                    lack = _lack(entry, error)
-            if lack is not None:
-                self._not_loaded.append((entry, lack))
 
     def _reached(self) -> bool:
-        """Whether torch reaches the device; of a card that it does not, why."""
-        if self._card is None or not any(entry.by_torch for entry, _ in self._loaded):
+        """Whether torch reaches the device; of a card, its allocator is metered then."""
+        if not self._executors.need_torch:
             return True
-        try:
-            check_reach(self._card)
-        except ComputeError as error:
-            self._missing.append(Lack(error.code, error.message, error.hint))
+        if not self._executors.reach():
             return False
-        if isinstance(self._meter, CardMeter):
+        if isinstance(self._enforcer.meter, CardMeter):
             import torch
 
-            self._meter.allocator = torch.cuda
+            self._enforcer.meter.allocator = torch.cuda
         return True
-
-    def _probes(self, reached: bool) -> list[Probe]:
-        """What the canaries show; those that need torch, where it reaches the device."""
-        probes: list[Probe] = []
-        first: dict[NumericClass, Entry] = {}
-        for entry, make in self._loaded:
-            if entry.by_torch and not reached:
-                continue
-            if entry.numeric_class in first:
-                self._missing.append(passed_over(entry, first[entry.numeric_class]))
-                continue
-            try:
-                executor = make()
-                executor.start_threads()
-                probes.append(executor.probe())
-            except Exception as error:  # noqa: BLE001  # a library may fail in any way inside
-                self._missing.append(_lack(entry, error))
-            else:
-                self._executors[entry.numeric_class] = executor
-                if self._card is not None and not entry.by_torch:
-                    self._holds_units = False  # it takes memory past the meter
-                first[entry.numeric_class] = entry
-        return probes
-
-    def _lacks(self) -> tuple[Lack, ...]:
-        """What is missing; of what could not be loaded, where nothing else has its class."""
-        missed = (
-            lack
-            for entry, lack in self._not_loaded
-            if entry.numeric_class not in self._executors
-        )
-        return (*self._missing, *missed)
-
-    def _compiled(self) -> list[Probe]:
-        """What compiles for a card that torch does not reach."""
-        assert self._card is not None
-        if not self._executors:
-            os.nice(priority.LOWEST)  # nobody waits for it
-        probes: list[Probe] = []
-        for entry, _ in self._loaded:
-            if entry.compiles is not None:
-                try:
-                    probes.append(entry.compiles(self._card))
-                except Exception as error:  # noqa: BLE001  # a compiler may fail in any way
-                    self._missing.append(_lack(entry, error))
-        return probes
 
     def convert(
         self, request: frames.Convert, attachments: list[Buffer]
     ) -> tuple[frames.Converted, list[bytes]]:
         """Convert one model."""
         (model,) = attachments
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             program = convert(model, request.precision)
         blobs = list(program.blobs.values())
-        _check_output_size(sum(map(len, blobs)), request.limits)
+        check_output_size(sum(map(len, blobs)), request.limits)
         return frames.Converted(program.program_id, tuple(program.blobs)), blobs
 
     def prepare(self, request: frames.Prepare, attachments: list[Buffer]) -> frames.Prepared:
@@ -241,17 +163,18 @@ class Worker:
         blobs = dict(zip(ids, attachments, strict=True))
         size_bytes = sum(memoryview(blob).nbytes for blob in attachments)
         self._make_room(size_bytes)
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             loaded = load(BlobId(request.program_id), blobs)
             numeric_class = _class_of(request.numeric_class, loaded.manifest)
-            prepared = self._executor_of(numeric_class).prepare(loaded)
+            prepared = self._executors.of(numeric_class).prepare(loaded)
         held = Held(loaded.manifest, numeric_class, prepared, size_bytes)
         name = request.held_as or request.program_id
         self._held[name] = held
         self._leave_room(name, request.limits)
         if request.compile_s and numeric_class is NumericClass.EXACT:
             self._warm_up(held, request)
-        used = self._meter.memory_used_bytes() if isinstance(self._meter, CardMeter) else 0
+        meter = self._enforcer.meter
+        used = meter.memory_used_bytes() if isinstance(meter, CardMeter) else 0
         return frames.Prepared(tuple(self._held), used)
 
     def _warm_up(self, held: Held, request: frames.Prepare) -> None:
@@ -260,8 +183,8 @@ class Worker:
         try:
             inputs = made_up_inputs(held.manifest.inputs, limits.memory_bytes)
             if inputs is not None:
-                with self._within(limits):
-                    self._executor_of(held.numeric_class).run(held.prepared, inputs)
+                with self._enforcer.within(limits):
+                    self._executors.of(held.numeric_class).run(held.prepared, inputs)
         except Exception:  # a program may fail in any way at inputs that mean nothing
             if self.broken:
                 raise
@@ -272,19 +195,19 @@ class Worker:
         """Run a program that is held."""
         started = time.perf_counter()
         held = self._held_as(request.program_id)
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             arrays = _inputs(held, request.input_names, attachments)
-            executor = self._executor_of(held.numeric_class)
+            executor = self._executors.of(held.numeric_class)
             stages: list[StageLeaf] = []
             if request.trace and held.numeric_class is NumericClass.EXACT:
                 results, stages = executor.run_in_stages(held.prepared, arrays)
             else:
                 results = executor.run(held.prepared, arrays)
-            _check_output_size(sum(array.nbytes for array in results.values()), request.limits)
+            check_output_size(sum(array.nbytes for array in results.values()), request.limits)
             outputs = {name: to_blob(array) for name, array in results.items()}
-        _check_output_size(sum(map(len, outputs.values())), request.limits)
+        check_output_size(sum(map(len, outputs.values())), request.limits)
         compute_s = time.perf_counter() - started
-        runtime = self._runtimes[held.numeric_class]
+        runtime = self._executors.runtimes[held.numeric_class]
         leaves = tuple(map(leaf_bytes, stages))
         return frames.Ran(tuple(outputs), compute_s, runtime, leaves), list(outputs.values())
 
@@ -293,11 +216,11 @@ class Worker:
     ) -> tuple[frames.Traced, list[bytes]]:
         """Run a program that is held, for its leaves."""
         held, executor = self._traced(request.program_id)
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             arrays = _inputs(held, request.input_names, attachments)
             leaves, stages = executor.trace(held.prepared, arrays, request.stage)
             packed = [frames.pack_leaves([*map(leaf_bytes, each)]) for each in (leaves, stages)]
-        _check_output_size(sum(map(len, packed)), request.limits)
+        check_output_size(sum(map(len, packed)), request.limits)
         return frames.Traced(), packed
 
     def tensors_of(
@@ -305,18 +228,18 @@ class Worker:
     ) -> tuple[frames.NodeTensors, list[bytes]]:
         """Run a program that is held up to one node, for what that one takes and gives."""
         held, executor = self._traced(request.program_id)
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             arrays = _inputs(held, request.input_names, attachments)
             found = executor.tensors_of(held.prepared, arrays, request.index)
         blobs = list(found.blobs.values())
-        _check_output_size(sum(map(len, blobs)), request.limits)
+        check_output_size(sum(map(len, blobs)), request.limits)
         return frames.NodeTensors(tuple(found.blobs), leaf_bytes(found.leaf)), blobs
 
     def judge(self, request: frames.Judge, attachments: list[Buffer]) -> frames.Judged:
         """Judge a fraud proof by the reference."""
         proof, *blobs = attachments
         ids = map(BlobId, request.blob_ids)
-        with self._within(request.limits, request.processor_s):
+        with self._enforcer.within(request.limits, request.processor_s):
             verdict = judge(bytes(proof), dict(zip(ids, blobs, strict=True)))
         return frames.Judged(
             verdict.outcome.value,
@@ -350,37 +273,16 @@ class Worker:
         held = self._held_as(program_id)
         if held.numeric_class is not NumericClass.EXACT:
             raise ProgramError("only programs of the class exact have a trace", code="no_trace")
-        return held, self._executor_of(held.numeric_class)
+        return held, self._executors.of(held.numeric_class)
 
     def measure(
         self, request: frames.Measure | frames.Prove | frames.Recompute
     ) -> frames.Answer:
         """Measure this device, or do a capability challenge's work."""
         if self._card is None:
-            return measuring.answer(request, self._executors)
-        try:
-            answer = measuring.answer(request, self._executors, card=True)
-            self._settle()
-        except Exception as error:
-            self._raise_fault(error, self._card.memory_bytes)
-            raise
-        else:
-            return answer
-        finally:  # units of other processes want the memory that this took
-            self._meter.release()
-
-    def _executor_of(self, numeric_class: NumericClass) -> Any:  # that of a class may do more
-        try:
-            return self._executors[numeric_class]
-        except KeyError:
-            raise ComputeError(
-                f"no executor of the class {numeric_class.value!r} works here",
-                code="no_executor",
-            ) from None
-
-    def _terminate(self) -> None:
-        for executor in self._executors.values():
-            executor.terminate()
+            return measuring.answer(request, self._executors.by_class)
+        with self._enforcer.unlimited():
+            return measuring.answer(request, self._executors.by_class, card=True)
 
     def _make_room(self, size_bytes: int) -> None:
         while self._held and (
@@ -400,90 +302,13 @@ class Worker:
         """
         wanted = OVERHEAD_BYTES + limits.memory_bytes if self._card else self._unit_bytes
         others = [program_id for program_id in self._held if program_id != prepared]
-        while others and self._meter.memory_left_bytes() < wanted:
-            if isinstance(self._meter, CardMeter):
-                use = Use(self._meter.memory_used_bytes(), limits.memory_bytes)
+        meter = self._enforcer.meter
+        while others and meter.memory_left_bytes() < wanted:
+            if isinstance(meter, CardMeter):
+                use = Use(meter.memory_used_bytes(), limits.memory_bytes)
                 if use.total_bytes <= self._share_bytes:
                     return
             del self._held[others.pop(0)]
-
-    @contextmanager
-    def _within(
-        self, limits: frames.UnitLimits, processor_s: float | None = None
-    ) -> Iterator[None]:
-        """Hold a request to its limits of time and memory, as far as this process can.
-
-        Time: the executor is asked to end. What does not listen is killed by the
-        supervisor a moment later. Memory: address space beyond what is mapped now.
-        """
-        if processor_s is None:
-            processor_s = self._threads * limits.time_s + _PROCESSOR_GRACE_S
-        try:
-            self._meter.hold(OVERHEAD_BYTES + limits.memory_bytes, processor_s)
-            with self._watchdog.within(limits.time_s):
-                yield
-                self._settle()
-        except MemoryError:
-            raise _over_memory(limits) from None
-        except Exception as error:
-            self._raise_fault(error, limits.memory_bytes)
-            self._raise_late(limits.memory_bytes)
-            if not isinstance(error, ComputeError):
-                raise
-            if error.code == "memory_limit":
-                raise _over_memory(limits, error) from None
-            if error.code == "terminated":
-                raise _over_time(limits) from None
-            raise
-        finally:
-            self._meter.release()
-
-    def _settle(self) -> None:
-        """Wait for what was set going on a card: a late fault is not the next unit's."""
-        if isinstance(self._meter, CardMeter):
-            self._meter.settle()
-
-    def _raise_late(self, memory_bytes: int) -> None:
-        """Raise what a unit that has failed leaves behind, where that ends this process."""
-        if self._card is None:
-            return
-        try:
-            self._settle()
-        except Exception as error:  # noqa: BLE001  # a driver's, of whatever kind
-            fault = fault_of(error, self._card.id, memory_bytes)
-            if fault is not None and fault.code in ENDS_WORKER:
-                self.broken = True
-                raise fault from None
-
-    def _raise_fault(self, error: Exception, memory_bytes: int) -> None:
-        """Raise what a failure means where it is the card's.
-
-        An executor may have said it in its own words; what it heard is told with the error.
-        """
-        if self._card is None:
-            return
-        heard = error.__context__ if isinstance(error, PLACED) else error
-        fault = fault_of(heard, self._card.id, memory_bytes) if heard else None
-        if fault is None and isinstance(error, ComputeError) and error.code in ENDS_WORKER:
-            fault = error
-        if fault is None:
-            return
-        if isinstance(error, PLACED):
-            fault.node, fault.operator = error.node, error.operator
-        self.broken = fault.code in ENDS_WORKER
-        if not self.broken:
-            self._raise_late(memory_bytes)
-        raise fault from None
-
-
-def _lack(entry: Entry, error: Exception) -> Lack:
-    """Why an executor is not there."""
-    shoals = error if isinstance(error, ComputeError) else None
-    if shoals and shoals.code == MISSING:
-        return Lack(shoals.code, shoals.message, shoals.hint)
-    reason = shoals.message if shoals else f"{type(error).__name__}: {error!s:.200}"
-    text = f"{entry.name} ({entry.numeric_class.value}): {reason:.300}"
-    return failed(text, shoals.hint if shoals else "")
 
 
 def _class_of(named: str, manifest: AnyManifest) -> NumericClass:
@@ -508,186 +333,6 @@ def _inputs(
     arrays = {name: from_blob(blob) for name, blob in blobs.items()}
     check_inputs(held.manifest, {name: spec_of_array(array) for name, array in arrays.items()})
     return arrays
-
-
-def _over_memory(limits: frames.UnitLimits, cause: ComputeError | None = None) -> ComputeError:
-    return ComputeError(
-        f"the unit needs more than its limit of {limits.memory_bytes / 1e6:.0f} MB of memory",
-        code="memory_limit",
-        hint="ask for more memory, or split the inputs into smaller batches",
-        node=cause.node if cause else "",
-        operator=cause.operator if cause else "",
-    )
-
-
-def _over_time(limits: frames.UnitLimits) -> ComputeError:
-    return ComputeError(
-        f"the unit took longer than its limit of {limits.time_s:g} s",
-        code="time_limit",
-        hint="ask for more time, or split the inputs into smaller batches",
-    )
-
-
-def _check_output_size(size_bytes: int, limits: frames.UnitLimits) -> None:
-    if size_bytes > limits.output_bytes:
-        raise ComputeError(
-            f"the outputs take {size_bytes} bytes, and the limit is {limits.output_bytes}",
-            code="output_limit",
-            hint="ask for more output bytes, or split the inputs into smaller batches",
-        )
-
-
-def _failed(error: Exception) -> frames.Failed:
-    """What is said of an error, of whatever kind."""
-    if isinstance(error, MemoryError):
-        error = ComputeError("the worker ran out of memory", code="memory_limit")
-    if not isinstance(error, ProgramError | ComputeError):
-        error = ProgramError(
-            f"the program made a library fail: {type(error).__name__}: {error!s:.200}",
-            code="library_failure",
-        )
-    return frames.Failed(
-        of_program=isinstance(error, ProgramError),
-        code=error.code,
-        message=error.message[:4096],
-        hint=error.hint[:4096],
-        node=error.node,
-        operator=error.operator,
-    )
-
-
-def _run_many(
-    channel: socket.socket,
-    worker: Worker,
-    request: frames.RunMany,
-    attachments: list[Buffer] | None,
-) -> None:
-    """Run one set of inputs after another, each with its own limits and its own answer."""
-    one = frames.Run(request.program_id, request.input_names, request.limits, request.trace)
-    began_s = time.monotonic()
-    for number in range(request.count):
-        if number and time.monotonic() - began_s >= request.stop_after_s:
-            channel.sendall(b"".join(frames.encode_answer(frames.Paused())))
-            return
-        answer: frames.Answer
-        outputs: list[bytes] = []
-        try:
-            if attachments is None:
-                raise MemoryError
-            first = number * len(one.input_names)
-            answer, outputs = worker.run(one, attachments[first : first + len(one.input_names)])
-        except Exception as error:  # noqa: BLE001  # the root of a unit, as in `serve`
-            answer, outputs = _failed(error), []
-        channel.sendall(b"".join(frames.encode_answer(answer, outputs)))
-        if worker.broken:
-            return
-
-
-def _answer(
-    worker: Worker, request: frames.Request, attachments: list[Buffer]
-) -> tuple[frames.Answer, list[bytes]]:
-    match request:
-        case frames.Convert():
-            return worker.convert(request, attachments)
-        case frames.Prepare():
-            return worker.prepare(request, attachments), []
-        case frames.Run():
-            return worker.run(request, attachments)
-        case frames.Trace():
-            return worker.trace(request, attachments)
-        case frames.TensorsOf():
-            return worker.tensors_of(request, attachments)
-        case frames.Judge():
-            return worker.judge(request, attachments), []
-        case frames.Measure() | frames.Prove() | frames.Recompute():
-            return worker.measure(request), []
-        case frames.Start():
-            return worker.start(), []
-        case frames.RunMany():
-            raise AssertionError("it has many answers")
-
-
-def serve(channel: socket.socket, worker_class: type[Worker] = Worker) -> None:
-    """Answer requests until the daemon closes its end, or the card has failed."""
-    worker: Worker | None = None
-    while not (worker and worker.broken) and (received := _receive(channel)) is not None:
-        request, attachments, answer_memory = received
-        if isinstance(request, frames.Start):
-            worker = worker_class(request)
-        assert worker is not None, "the first request is Start"
-        if isinstance(request, frames.RunMany):
-            _run_many(channel, worker, request, attachments)
-            del attachments, received
-            continue
-        answer: frames.Answer
-        outputs: list[bytes] = []
-        inline = True
-        try:
-            if attachments is None:
-                raise MemoryError
-            answer, outputs = _answer(worker, request, attachments)
-            inline = frames.are_inline(outputs)
-            if not inline:
-                lent_memory.write_answer(answer_memory, outputs)
-        except Exception as error:  # noqa: BLE001
-            # The root of a request: a library may raise anything at a model made to
-            # confuse it. That ends the request, with its kind named, and not the worker.
-            answer = _failed(error)
-        if isinstance(answer, frames.Failed):
-            outputs, inline = [], True
-        if answer_memory >= 0:
-            os.close(answer_memory)
-        del attachments, received  # the memory that was lent goes with its last view
-        for piece in frames.encode_answer(answer, outputs, inline=inline):
-            channel.sendall(piece)
-        del outputs
-
-
-def _receive(
-    channel: socket.socket,
-) -> tuple[frames.Request, list[Buffer] | None, int] | None:
-    """A request, its attachments, and the memory for the answer's, or -1.
-
-    No attachments where they are more than this process may map.
-    """
-    field, descriptors, _, _ = socket.recv_fds(
-        channel, frames.SIZE_FIELD_BYTES, _LENT_DESCRIPTORS_LIMIT
-    )
-    rest = _receive_exactly(channel, frames.SIZE_FIELD_BYTES - len(field)) if field else None
-    if rest is None:
-        return None
-    head = _receive_exactly(channel, frames.head_size(field + rest))
-    if head is None:
-        return None
-    request, sizes, inline, answer_bytes = frames.decode_request(head)
-    attachments: list[Buffer] | None
-    if inline:
-        attachments = []
-        for size in sizes:
-            attachment = _receive_exactly(channel, size)
-            if attachment is None:
-                return None
-            attachments.append(attachment)
-    else:
-        memory = descriptors.pop(0)
-        try:
-            attachments = lent_memory.map_request(memory, sizes)
-        except OSError:
-            attachments = None
-        os.close(memory)
-    return request, attachments, descriptors.pop() if answer_bytes else -1
-
-
-def _receive_exactly(channel: socket.socket, size: int) -> bytearray | None:
-    """Take ``size`` bytes, or None where the daemon is gone."""
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        count = channel.recv_into(view)
-        if count == 0:
-            return None
-        view = view[count:]
-    return data
 
 
 def _settle_in() -> None:

@@ -19,7 +19,7 @@ from shoal.crypto.errors import VerificationError
 from shoal.crypto.peer_id import PeerId
 from shoal.node.blob_transfer import EVERYBODY
 from shoal.node.errors import StoreError
-from shoal.node.records import ProofView
+from shoal.node.peer_views import ProofView
 from shoal.protocol.checking_messages import Accusation
 from shoal.protocol.limits import (
     ACCUSATIONS_LIMIT,

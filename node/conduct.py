@@ -21,7 +21,7 @@ from shoal.crypto.peer_id import PeerId
 from shoal.node.admission import Breach
 from shoal.node.errors import PeerError
 from shoal.node.notes import SENTENCES, Note, Notes, Seen
-from shoal.node.records import CallerView, ConductView, CutView, NoteView, StandingView
+from shoal.node.peer_views import CallerView, ConductView, CutView, NoteView, StandingView
 from shoal.node.standing import FULL, Offence, Standing
 from shoal.node.why_not import peer_cut
 

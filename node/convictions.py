@@ -42,7 +42,8 @@ from shoal.node.believed_proofs import (
 from shoal.node.docket import BLOBS_LIMIT_BYTES, Docket, End, Heard, Hearing
 from shoal.node.errors import PeerError, StoreError
 from shoal.node.house import fitting, hold
-from shoal.node.records import Ban, ProofView
+from shoal.node.peer_views import ProofView
+from shoal.node.records import Ban
 from shoal.protocol.checking_messages import Accusation, Accusations, AccusationsWanted
 from shoal.protocol.limits import (
     CLOCK_TOLERANCE_MS,

@@ -1,8 +1,9 @@
 """The daemon: opens every module and wires them.
 
-`serve` is the wiring; `node.front` answers for what it wires, `node.lifecycle` says how
-long it lasts. What is opened is closed in the opposite order: jobs and units end first,
-connections after them, the state and the blobs last.
+`serve` is the wiring; `node.front` answers the local API for what it wires and
+`node.dispatch` the peers, `node.lifecycle` says how long it lasts. What is opened is closed
+in the opposite order: jobs and units end first, connections after them, the state and the
+blobs last.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from shoal.node.conduct import Conduct, open_conduct
 from shoal.node.control import open_control
 from shoal.node.convictions import Convictions, open_convictions
 from shoal.node.defending import Defence, open_defence
+from shoal.node.dispatch import Dispatch
 from shoal.node.disputing import Disputes, open_disputes
 from shoal.node.front import Daemon
 from shoal.node.home import open_home
@@ -379,7 +381,6 @@ async def serve(
             membership=membership,
             capacity=capacity,
             measured=measured,
-            prover=prover,
             challenger=challenger,
             provider=provider,
             jobs_running=jobs,
@@ -390,20 +391,20 @@ async def serve(
             convictions=convictions,
             disputes=disputes,
             reachability=reached,
-            introductions=introductions,
             joining=joining,
             retention=retention,
         )
         network.handle(BLOB_PROTOCOL, blob_server.serve)
         await stack.enter_async_context(open_conduct(conduct, network, provider.drop))
-        daemon.served[ChannelWanted] = channels.answer
-        daemon.served[Reveal] = provider.revealed
-        daemon.served[Acknowledge] = house.settling.acknowledged
         convictions.on_ban += [control.hang_up, channels.hang_up, provider.drop, jobs.banned]
         convictions.on_lift += [standings.lift, jobs.forgive]
-        daemon.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
-        daemon.served |= dict.fromkeys((TraceWanted, NodesWanted, LeafWanted), defence.answer)
-        control.answer_with(daemon.answer)
+        dispatch = Dispatch(membership, provider, prover, reached, introductions)
+        dispatch.served[ChannelWanted] = channels.answer
+        dispatch.served[Reveal] = provider.revealed
+        dispatch.served[Acknowledge] = house.settling.acknowledged
+        dispatch.served |= dict.fromkeys((Accusation, AccusationsWanted), convictions.answer)
+        dispatch.served |= dict.fromkeys((TraceWanted, NodesWanted, LeafWanted), defence.answer)
+        control.answer_with(dispatch.answer)
         await stack.enter_async_context(open_capability(measured))
         await stack.enter_async_context(open_membership(membership))
         await stack.enter_async_context(open_reachability(reached))

@@ -1,23 +1,19 @@
-"""A running daemon as the local API and its peers see it: who answers what.
+"""A running daemon as the local API sees it: who answers what.
 
-Stands behind `node.api.facade` and `node.lifecycle.Drainable`, and is where a peer's
-request finds the module that knows about it. Everything is done by those modules, which
-`node.daemon` has wired.
+Stands behind `node.api.facade` and `node.lifecycle.Drainable`. Everything is done by the
+modules that `node.daemon` has wired; peers' requests reach them by `node.dispatch`.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-import shoal
 from shoal.compute import devices as hardware
 from shoal.compute.devices.abilities import with_abilities
 from shoal.crypto.peer_id import PeerId
@@ -27,56 +23,31 @@ from shoal.node.again import spec_again
 from shoal.node.assurance import Assurance, JobAssurance, assure
 from shoal.node.capability import Capability
 from shoal.node.challenger import Challenger
-from shoal.node.disputing import VERDICTS
-from shoal.node.docket import End
 from shoal.node.errors import ConfigError, JobError
 from shoal.node.evidence import disputes_of
+from shoal.node.figures import owner_of, readings_of, status_of
 from shoal.node.house import program_of
 from shoal.node.jobs import Jobs
 from shoal.node.known_peers import peer_views, surroundings
 from shoal.node.ledger_file import ACKNOWLEDGEMENTS_LIMIT, RECEIPTS_LIMIT, write_lines
 from shoal.node.membership import Membership
-from shoal.node.metrics import Metrics, Readings
+from shoal.node.metrics import Metrics
 from shoal.node.network_statistics import Traffic
-from shoal.node.offer import CPU, Capacity
-from shoal.node.owner_view import check_device, owner_view
+from shoal.node.offer import Capacity
+from shoal.node.owner_view import check_device
 from shoal.node.owner_watch import OwnerWatch
-from shoal.node.prover import Prover
+from shoal.node.peer_views import MisfitView, PeerView
 from shoal.node.provider import Provider
-from shoal.node.records import (
-    CheckVerdict,
-    JobState,
-    LogLevelView,
-    MisfitView,
-    PeerView,
-    ReloadView,
-    Status,
-    UnitState,
-)
 from shoal.node.setting_values import read_level
 from shoal.node.settings_view import SettingView, settings_view
-from shoal.node.swarm_key import PUBLIC
+from shoal.node.status_views import LogLevelView, ReloadView, Status
 from shoal.node.timing_view import UnitTiming
 from shoal.node.units_assured import units_assured
 from shoal.node.work_done import work_done
-from shoal.protocol.challenge_messages import Challenge, Draw, ProofOffer, ProofsWanted
-from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
-from shoal.protocol.messages import Adverts, Digest, Hello, Problem
-from shoal.protocol.negotiation_messages import (
-    AwardOffer,
-    Call,
-    Cancel,
-    Drop,
-    Reason,
-    Release,
-    Share,
-    UnitRequest,
-    UnitsRequest,
-)
-from shoal.protocol.reachability_messages import DialBack, Introduce, Introduction
+from shoal.protocol.negotiation_messages import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
     from shoal.compute.device_worker import Worker
@@ -92,37 +63,22 @@ if TYPE_CHECKING:
     from shoal.node.convictions import Convictions
     from shoal.node.disputing import Disputes
     from shoal.node.house import House
-    from shoal.node.introductions import Introductions
     from shoal.node.joining import Joining
     from shoal.node.journal_results import Order
     from shoal.node.ledger import LedgerPage
     from shoal.node.lifecycle import Lifecycle
     from shoal.node.network import Network
     from shoal.node.peer_versions import PeerVersions
+    from shoal.node.peer_views import CallerView, ConductView, CutView, ProofView
     from shoal.node.reachability import Reachability
-    from shoal.node.records import (
-        Ban,
-        CallerView,
-        ConductView,
-        CutView,
-        GivenUnit,
-        Job,
-        JobId,
-        JobSpec,
-        OwnerView,
-        ProofView,
-        Unit,
-    )
+    from shoal.node.records import Ban, GivenUnit, Job, JobId, JobSpec, Unit
     from shoal.node.retention import Retention
     from shoal.node.standing_view import StandingPage
     from shoal.node.standings import Standings
     from shoal.node.state import State
+    from shoal.node.status_views import OwnerView
     from shoal.node.swarm_key import SwarmKey
     from shoal.node.work_done import WorkDone
-    from shoal.protocol.messages import RequestBody, ResponseBody
-
-    Serving: TypeAlias = Callable[[PeerId, Any], Awaitable[ResponseBody]]
-    """Answers one kind of request of a peer."""
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +98,6 @@ class Daemon:
     membership: Membership
     capacity: Capacity
     measured: Capability
-    prover: Prover
     challenger: Challenger
     provider: Provider
     jobs_running: Jobs
@@ -153,16 +108,13 @@ class Daemon:
     convictions: Convictions
     disputes: Disputes
     reachability: Reachability
-    introductions: Introductions
     joining: Joining
     retention: Retention
-    served: dict[type[RequestBody], Serving] = field(default_factory=dict)
-    """Who answers further requests of peers, by the request."""
     started_at_s: float = field(default_factory=trio.current_time)
     figures: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.figures = Metrics(self._readings)
+        self.figures = Metrics(partial(readings_of, self))
 
     @property
     def config(self) -> Config:
@@ -171,40 +123,7 @@ class Daemon:
 
     def status(self) -> Status:
         """How the daemon is."""
-        config, settings = self.config, self.lifecycle.settings
-        return Status(
-            peer=self.identity.peer_id,
-            version=shoal.__version__,
-            protocol_version=PROTOCOL_MAJOR,
-            protocol_minor=PROTOCOL_MINOR,
-            pid=os.getpid(),
-            home=str(config.home),
-            socket=str(config.socket),
-            network=self.swarm_key.name if self.swarm_key else PUBLIC,
-            network_fingerprint=self.swarm_key.fingerprint if self.swarm_key else "",
-            addresses=self.network.addresses(),
-            bulk=self.house.channels.port or 0 if self.house.channels else 0,
-            bulk_announced=":".join(map(str, config.bulk_announce or ())),
-            uptime_s=trio.current_time() - self.started_at_s,
-            peers_known=len(self.membership.table) - 1,
-            peers_linked=len(self.membership.links),
-            peers_banned=len(self.convictions.bans()),
-            jobs_running=self.jobs_running.running,
-            units_served=self.provider.units_served,
-            blob_bytes=self.blobs.used_bytes,
-            blob_quota_bytes=self.blobs.quota_bytes,
-            sandbox=self._sandboxes(),
-            sandboxed=self.capacity.sandboxed.get(CPU, False),
-            owner=self._owner(),
-            reachability=self.reachability.view(),
-            joining=self.joining.view(),
-            units_running=self.units_running,
-            units_out=self.jobs_running.units_out,
-            phase=self.lifecycle.phase.value,
-            drain_ends_in_s=self.lifecycle.drain_ends_in_s,
-            settings_error=str(settings.complaint or ""),
-            needs_restart=settings.needs_restart,
-        )
+        return status_of(self)
 
     def settings(self) -> tuple[SettingView, ...]:
         """What the operator set, and where."""
@@ -468,12 +387,12 @@ class Daemon:
             StoreError: It could not be written down.
         """
         await self.owner.pause(check_device(device, await self._found()), for_s)
-        return self._owner()
+        return owner_of(self)
 
     async def resume(self, device: str | None) -> OwnerView:
         """End the pause of a device, or every pause; raises as `pause`."""
         await self.owner.resume(check_device(device, await self._found()))
-        return self._owner()
+        return owner_of(self)
 
     async def _found(self) -> tuple[Device, ...]:
         return self.capacity.devices or (await self.devices()).devices
@@ -543,93 +462,3 @@ class Daemon:
             f"{draining}{len(self.membership.links)} peers linked, "
             f"{self.units_running} units running, {self.jobs_running.running} jobs"
         )
-
-    def _readings(self) -> Readings:
-        settled = self.house.settling.ledger.since_start.values()
-        if self.house.channels is not None:
-            self.house.channels.count()
-        return Readings(
-            version=shoal.__version__,
-            protocol=f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",
-            python=platform.python_version(),
-            uptime_s=trio.current_time() - self.started_at_s,
-            draining=self.capacity.draining,
-            peers_known=len(self.membership.table) - 1,
-            peers_linked=len(self.membership.links),
-            peers_banned=len(self.convictions.bans()),
-            accusations={end: self.convictions.ended[end] for end in End},
-            ledger_units={row.direction: row.units for row in settled},
-            ledger_credits={row.direction: row.credits for row in settled},
-            ledger_acknowledged={row.direction: row.acknowledged_units for row in settled},
-            unsettled=self.house.settling.unsettled_messages,
-            disputes_open=self.disputes.open_now,
-            disputes_ended={
-                outcome: self.disputes.ended[outcome] for outcome in (*VERDICTS, "none")
-            },
-            checks={v: self.jobs_running.check_verdicts[v] for v in get_args(CheckVerdict)},
-            jobs_running=self.jobs_running.running,
-            jobs_ended={s: self.jobs_running.jobs_ended[s] for s in JobState if s.final},
-            units_waiting=self.jobs_running.units_waiting,
-            units_out=self.jobs_running.units_out,
-            units_ended={
-                state: self.jobs_running.units_ended[state]
-                for state in (UnitState.DONE, UnitState.FAILED)
-            },
-            units_running=self.units_running,
-            units_served=self.provider.units_served,
-            leases=self.provider.leases,
-            refusals={reason: self.provider.refused[reason] for reason in Reason},
-            blob_bytes=self.blobs.used_bytes,
-            blob_quota_bytes=self.blobs.quota_bytes,
-            worker_processes=sum(len(worker.pids) for worker in self._workers()),
-            workers_started=sum(worker.processes_started for worker in self._workers()),
-            tasks=trio.lowlevel.current_statistics().tasks_living,
-            network=self.network.statistics(),
-            threads=threading.active_count(),
-            log_lines_lost=self.lifecycle.logs.lines_lost,
-            settings_ok=self.lifecycle.settings.complaint is None,
-        )
-
-    def _owner(self) -> OwnerView:
-        used = self.capacity.units_run_on()
-        others = (device.id for device in self.capacity.devices if device.id not in used)
-        paused = (device for device in others if not self.owner.stance(device).own)
-        return owner_view(
-            self.config,
-            self.owner,
-            (*used, *paused),
-            self.house.terms(),
-            self.capacity.units_at_once,
-        )
-
-    def _sandboxes(self) -> str:
-        """How the worker of each device that takes units is locked in."""
-        cards = self.capacity.units_run_on()[1:]
-        texts = (f"{card}: {self.capacity.canaries[card].sandbox}" for card in cards)
-        return "; ".join([self.worker.sandbox, *texts])
-
-    def _workers(self) -> list[Worker]:
-        return [self.worker, *self.house.card_workers.values()]
-
-    async def answer(self, peer: PeerId, body: RequestBody) -> ResponseBody:
-        """Let the module that knows about it answer a peer's request."""
-        match body:
-            case Digest() | Adverts():
-                return await self.membership.answer(peer, body)
-            case Call() | AwardOffer() | UnitRequest() | UnitsRequest() | Cancel() | Release():
-                return await self.provider.answer(peer, body)
-            case Share() | Drop():
-                return self.provider.answer_about_kept(peer, body)
-            case Challenge() | Draw() | ProofOffer() | ProofsWanted():
-                return await self.prover.answer(peer, body)
-            case DialBack():
-                return await self.reachability.answer(peer, body)
-            case Introduce() | Introduction():
-                return await self.introductions.answer(peer, body)
-            case Hello():
-                return Problem(code="out_of_turn", message="a stream is greeted once")
-        serve = self.served.get(type(body))
-        if serve is None:
-            word = type(body).__name__
-            return Problem(code="not_served", message=f"this node does not serve {word}")
-        return await serve(peer, body)

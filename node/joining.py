@@ -37,8 +37,8 @@ from shoal.node.joining_plan import (
     to_tell,
 )
 from shoal.node.lan import Lan
-from shoal.node.records import JoiningView, SeedView
 from shoal.node.remembered_peers import RememberedPeer
+from shoal.node.status_views import JoiningView, SeedView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

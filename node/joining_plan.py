@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from shoal.node.addresses import Address, DnsAddress
-from shoal.node.records import SeedView
+from shoal.node.status_views import SeedView
 
 RESOLVE_AGAIN_S = 600.0
 """While the network is there: names seldom move, and a node that has links needs none."""

@@ -21,7 +21,7 @@ from shoal.node.device_lines import line_of
 from shoal.node.house import wall_ms
 from shoal.node.joining_plan import Entry, Source
 from shoal.node.membership import REMEMBERED_LIMIT, Membership, Seeds
-from shoal.node.records import PeerView
+from shoal.node.peer_views import PeerView
 from shoal.node.scheduling.state import Facts
 from shoal.node.surroundings import Neighbour, Surroundings
 from shoal.node.swarm_key import PUBLIC

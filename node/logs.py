@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TextIO
 import structlog
 
 from shoal.node.errors import ConfigError
-from shoal.node.records import LogLevelView
+from shoal.node.status_views import LogLevelView
 
 if TYPE_CHECKING:
     from pathlib import Path

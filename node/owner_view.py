@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from shoal.node import owner, schedule
 from shoal.node.errors import ConfigError
 from shoal.node.owner import WHOLE_NODE, Stance
-from shoal.node.records import OwnerView, StanceView
+from shoal.node.status_views import OwnerView, StanceView
 
 if TYPE_CHECKING:
     from shoal.compute.devices import Device

@@ -22,7 +22,7 @@ import trio
 
 from shoal.crypto.errors import ShoalError
 from shoal.node.addresses import parse_address
-from shoal.node.records import ReachabilityView
+from shoal.node.status_views import ReachabilityView
 from shoal.protocol import advertising, reachability
 from shoal.protocol.limits import DIAL_BACK_PORTS_LIMIT
 from shoal.protocol.messages import Problem

@@ -19,7 +19,7 @@ import trio
 
 from shoal.node.config import SETTINGS
 from shoal.node.errors import ConfigError
-from shoal.node.records import ReloadView
+from shoal.node.status_views import ReloadView
 
 if TYPE_CHECKING:
     from shoal.node.config import Config

@@ -24,26 +24,18 @@ if TYPE_CHECKING:
     from shoal.node.causes import Explanation
     from shoal.node.journal_results import Order
     from shoal.node.ledger import LedgerPage
-    from shoal.node.records import (
-        Ban,
+    from shoal.node.peer_views import (
         CallerView,
         ConductView,
         CutView,
-        GivenUnit,
-        Job,
-        JobId,
-        JobSpec,
-        LogLevelView,
         MisfitView,
-        OwnerView,
         PeerView,
         ProofView,
-        ReloadView,
-        Status,
-        Unit,
     )
+    from shoal.node.records import Ban, GivenUnit, Job, JobId, JobSpec, Unit
     from shoal.node.settings_view import SettingView
     from shoal.node.standing_view import StandingPage
+    from shoal.node.status_views import LogLevelView, OwnerView, ReloadView, Status
     from shoal.node.timing_view import UnitTiming
 
 

@@ -34,14 +34,8 @@ from shoal.node.errors import (
     WaitTimeoutError,
 )
 from shoal.node.home_lock import holder_of, home_in_use
-from shoal.node.records import (
-    CallerView,
-    ConductView,
-    CutView,
-    JoiningView,
-    PeerView,
-    Status,
-)
+from shoal.node.peer_views import CallerView, ConductView, CutView, PeerView
+from shoal.node.status_views import JoiningView, Status
 from shoal.protocol.device_offers import DeviceOffer
 
 if TYPE_CHECKING:

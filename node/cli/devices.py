@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from shoal.compute.devices.abilities import Canaries
     from shoal.node.capability_views import CapabilityView, DeviceFigures
     from shoal.node.client.blocking import Client
-    from shoal.node.records import OwnerView
+    from shoal.node.status_views import OwnerView
 
 _CANARY_LIMIT_S = 60.0
 _LOOK_INTERVAL_S = 0.5

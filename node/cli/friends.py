@@ -17,8 +17,8 @@ from shoal.node.cli.output import note, print_json, print_pairs
 from shoal.node.config import file_text, load
 from shoal.node.errors import ConfigError, DaemonUnreachableError
 from shoal.node.home import open_home
-from shoal.node.records import Status
 from shoal.node.settings_edit import with_item, without_item
+from shoal.node.status_views import Status
 
 if TYPE_CHECKING:
     from shoal.node.client import Client

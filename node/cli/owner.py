@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from shoal.node.cli.options import Daemon, read_time_s
 from shoal.node.cli.output import duration_text, note, print_json, print_table, size_text
-from shoal.node.records import OwnerView, StanceView
+from shoal.node.status_views import OwnerView, StanceView
 
 LET_IN = "`shoal allow PEER_ID` lets one in; “shoal identity show” prints its id there"
 

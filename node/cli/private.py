@@ -21,7 +21,7 @@ from shoal.node.config import Config, load
 from shoal.node.errors import ConfigError
 from shoal.node.home import open_home
 from shoal.node.invitation import ADDRESSES_LIMIT, read_token, write_token
-from shoal.node.records import Status
+from shoal.node.status_views import Status
 from shoal.node.swarm_key import (
     SwarmKey,
     load_key,

@@ -27,26 +27,18 @@ from shoal.node.causes import Explanation
 from shoal.node.client.exchange import Flow, Request, Value, Work
 from shoal.node.errors import JobFailedError
 from shoal.node.ledger import LedgerPage
-from shoal.node.records import (
-    Answer,
-    Ban,
+from shoal.node.peer_views import (
     CallerView,
     ConductView,
     CutView,
-    Failure,
-    Job,
-    JobState,
-    LogLevelView,
     MisfitView,
-    OwnerView,
     PeerView,
     ProofView,
-    ReloadView,
-    Status,
-    Unit,
 )
+from shoal.node.records import Answer, Ban, Failure, Job, JobState, Unit
 from shoal.node.settings_view import SettingView
 from shoal.node.standing_view import StandingPage
+from shoal.node.status_views import LogLevelView, OwnerView, ReloadView, Status
 from shoal.node.timing_view import UnitTiming
 
 if TYPE_CHECKING:

@@ -45,23 +45,18 @@ if TYPE_CHECKING:
     from shoal.node.causes import Explanation
     from shoal.node.client.flows import Model
     from shoal.node.ledger import LedgerPage
-    from shoal.node.records import (
-        Answer,
-        Ban,
+    from shoal.node.peer_views import (
         CallerView,
         ConductView,
         CutView,
-        LogLevelView,
         MisfitView,
-        OwnerView,
         PeerView,
         ProofView,
-        ReloadView,
-        Status,
-        Unit,
     )
+    from shoal.node.records import Answer, Ban, Unit
     from shoal.node.settings_view import SettingView
     from shoal.node.standing_view import StandingPage
+    from shoal.node.status_views import LogLevelView, OwnerView, ReloadView, Status
     from shoal.node.timing_view import UnitTiming
 
 

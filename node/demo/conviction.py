@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from shoal.crypto.peer_id import PeerId
     from shoal.node.client import Client
     from shoal.node.client.flows import Prepared
-    from shoal.node.records import Job, ProofView
+    from shoal.node.peer_views import ProofView
+    from shoal.node.records import Job
 
 PRECISION = "x20"
 UNITS = 32

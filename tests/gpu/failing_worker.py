@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from shoal.compute import worker
+from shoal.compute.devices.inventory import Lack
 from shoal.compute.errors import ComputeError
 from shoal.compute.executors import table
 from shoal.compute.tensor import from_blob
@@ -40,7 +41,7 @@ class Failing(worker.Worker):
     def run(self, request, attachments):
         first = float(from_blob(attachments[0]).ravel()[0])
         if first in {HANGS, ASTRAY}:
-            with self._within(request.limits):
+            with self._enforcer.within(request.limits):
                 numbers = torch.zeros(8, dtype=torch.int32, device=DEVICE)
                 (hang if first == HANGS else go_astray)[(1,)](numbers)
                 torch.cuda.synchronize()
@@ -51,7 +52,7 @@ class Rehearsing(Failing):
     """Whose card is this machine's CPU."""
 
     def run(self, request, attachments):
-        with self._within(request.limits):
+        with self._enforcer.within(request.limits):
             if len(attachments[0]) > request.limits.memory_bytes:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
             if float(from_blob(attachments[0]).ravel()[0]) == ASTRAY:
@@ -62,7 +63,7 @@ class Rehearsing(Failing):
         if os.environ["CUDA_VISIBLE_DEVICES"] != "-1":
             return True
         lack = ComputeError("torch finds 0 cards", code="card_unreachable")
-        self._missing.append(worker.Lack(lack.code, lack.message, lack.hint))
+        self._executors.missing.append(Lack(lack.code, lack.message, lack.hint))
         return False
 
 

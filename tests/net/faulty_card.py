@@ -17,6 +17,7 @@ import numpy as np
 
 from shoal.compute import measuring, worker
 from shoal.compute.errors import ComputeError, ProgramError
+from shoal.compute.executors import probing
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.executors.onnxruntime import OnnxRuntime
 from shoal.compute.executors.table import Entry
@@ -156,12 +157,9 @@ class OnMadeUpCard(worker.Worker):
     """Of whose memory nothing is ever used."""
 
     def _reached(self):
-        try:
-            worker.check_reach(self._card)
-        except ComputeError as error:
-            self._missing.append(worker.Lack(error.code, error.message, error.hint))
+        if not self._executors.reach():
             return False
-        self._meter.allocator = CARD
+        self._enforcer.meter.allocator = CARD
         return True
 
 
@@ -173,7 +171,7 @@ if __name__ == "__main__":
         lambda start: lambda: Faulty(threads=1),
         by_torch="PAST_TORCH" not in os.environ,
     )
-    worker.entries = lambda _: (entry,)
-    worker.check_reach = reach
+    probing.entries = lambda _: (entry,)
+    probing.check_reach = reach
     measuring.answer = answer
     worker.main(OnMadeUpCard)

@@ -48,8 +48,8 @@ class WithKernels(worker.Worker):
         if self._card is not None:
             named = TARGETS[self._card.target]
             target = GPUTarget(named.backend, named.arch, named.lanes)
-        self._executors[NumericClass.KERNEL] = NoCard(target)
-        self._runtimes[NumericClass.KERNEL] = NoCard(None).probe().runtime
+        self._executors.by_class[NumericClass.KERNEL] = NoCard(target)
+        self._executors.runtimes[NumericClass.KERNEL] = NoCard(None).probe().runtime
         return started
 
 

@@ -24,33 +24,31 @@ from shoal.node.conduct import Conduct
 from shoal.node.errors import ConfigError, JobError, NetworkError, PeerError, StoreError
 from shoal.node.ledger import Ledger, LedgerRow
 from shoal.node.ledger_file import write_lines
-from shoal.node.records import (
-    Answer,
-    Ban,
+from shoal.node.peer_views import (
     CallerView,
     ConductView,
     CutView,
+    MisfitView,
+    NoteView,
+    PeerView,
+    ProofView,
+    StandingView,
+)
+from shoal.node.records import (
+    Answer,
+    Ban,
     Failure,
     Job,
     JobId,
     JobSpec,
     JobState,
-    LogLevelView,
-    MisfitView,
-    NoteView,
-    OwnerView,
-    PeerView,
-    ProofView,
-    ReloadView,
-    StanceView,
-    StandingView,
-    Status,
     Unit,
     UnitState,
 )
 from shoal.node.result_standing import Deed
 from shoal.node.settings_view import SettingView
 from shoal.node.standings import Standings
+from shoal.node.status_views import LogLevelView, OwnerView, ReloadView, StanceView, Status
 
 PEER = PeerId("12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M")
 MISSING = BlobId("00" * 32)

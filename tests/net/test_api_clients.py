@@ -33,7 +33,8 @@ from shoal.node.errors import (
     WaitTimeoutError,
 )
 from shoal.node.ledger_file import check_lines
-from shoal.node.records import JobState, LogLevelView, UnitState
+from shoal.node.records import JobState, UnitState
+from shoal.node.status_views import LogLevelView
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from shoal.node.cli.checkup.peers import bootstrap, judge_clock, links, views
 from shoal.node.cli.checkup.work import daemon, served
 from shoal.node.cli.owner import serves_text
 from shoal.node.config import locate
-from shoal.node.records import OwnerView, Status
+from shoal.node.status_views import OwnerView, Status
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 ADDRESS = "/ip4/192.0.2.7/tcp/4711/p2p/12D3KooWHn3bA8p3tDoZbEjJujVbkLo1t8uSprj4caNCTZZXm7ii"

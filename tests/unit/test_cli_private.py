@@ -13,7 +13,7 @@ from shoal.node.cli.checkup.patient import Patient
 from shoal.node.cli.options import Daemon
 from shoal.node.config import load, locate
 from shoal.node.invitation import read_token
-from shoal.node.records import Status
+from shoal.node.status_views import Status
 from shoal.node.swarm_key import SwarmKey, load_key, make_key, save_new_key
 
 ADDRESS = "/ip4/192.0.2.7/tcp/4711"

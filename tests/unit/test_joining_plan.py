@@ -13,7 +13,7 @@ from shoal.node.joining_plan import (
     sentence,
     to_tell,
 )
-from shoal.node.records import SeedView
+from shoal.node.status_views import SeedView
 
 PEER = generate().peer_id
 PLACE = parse_address(f"/ip4/192.0.2.1/tcp/1/p2p/{PEER}")

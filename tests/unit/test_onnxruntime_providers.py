@@ -13,11 +13,11 @@ import pytest
 from onnx import parser
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from shoal.compute import frames, worker
+from shoal.compute import frames
 from shoal.compute.convert import convert
 from shoal.compute.devices.cards import Card
 from shoal.compute.errors import ComputeError, ProgramError
-from shoal.compute.executors import providers, table
+from shoal.compute.executors import probing, providers, table
 from shoal.compute.executors.base import Evidence, NumericClass, Probe
 from shoal.compute.executors.card_faults import FAILED, LOST
 from shoal.compute.executors.onnxruntime import OnnxRuntime, _load_failure, _translated
@@ -324,11 +324,11 @@ def entry(name, *, fails=False, absent=False, by_torch=False):
 
 def shown(monkeypatch, *entries, reached=True):
     """Who has the class, and the codes of what is missing."""
-    monkeypatch.setattr(worker, "entries", lambda _: entries)
+    monkeypatch.setattr(probing, "entries", lambda _: entries)
     start = frames.Start(threads=1, cache_bytes=1, memory_bytes=1, exact=False, card=NVIDIA)
-    on_card = worker.Worker(start)
-    probes = on_card._probes(reached)
-    return [each.runtime.split()[0] for each in probes], [e.code for e in on_card._lacks()]
+    on_card = probing.Executors(start)
+    probes = on_card.probe(reached)
+    return [each.runtime.split()[0] for each in probes], [e.code for e in on_card.lacks()]
 
 
 def test_torch_has_a_card_s_fp32_where_both_are_there_and_the_other_says_why_not(monkeypatch):

@@ -97,7 +97,7 @@ def left_after(held, free, at_once=2):
     worker._held = OrderedDict(
         (name, SimpleNamespace(size_bytes=size * GIB)) for name, size in held.items()
     )
-    worker._meter = CardMeter(Shared(worker, free))
+    worker._enforcer = SimpleNamespace(meter=CardMeter(Shared(worker, free)))
     worker._leave_room(next(reversed(held)), LIMITS)
     return set(worker._held)
 

@@ -50,15 +50,15 @@ class Executor:
 def a_worker(executor, *, broken=False):
     """One that has no process, and notes the limits that its runs are held to."""
     worker = object.__new__(Worker)
-    worker._executors, worker._held = {NumericClass.EXACT: executor}, OrderedDict()
-    worker.broken, worker.within = broken, []
+    worker._executors = SimpleNamespace(of={NumericClass.EXACT: executor}.get)
+    worker._held, worker.limited_to_s = OrderedDict(), []
 
     @contextmanager
     def within(limits):
-        worker.within.append(limits.time_s)
+        worker.limited_to_s.append(limits.time_s)
         yield
 
-    worker._within = within
+    worker._enforcer = SimpleNamespace(broken=broken, within=within, meter=Meter())
     return worker
 
 
@@ -74,7 +74,7 @@ def test_a_program_is_run_once_under_a_limit_of_its_own():
     ((prepared, inputs),) = executor.ran
     assert prepared == "prepared"
     assert np.array_equal(inputs["x"], np.ones((2, 3)))
-    assert worker.within == [LIMIT_S]
+    assert worker.limited_to_s == [LIMIT_S]
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_a_program_is_warmed_up_when_it_is_prepared_on_a_card(compile_s, runs, m
     executor.prepare = lambda loaded: loaded
     worker = a_worker(executor)
     worker._cache_bytes, worker._unit_bytes = 1 << 20, 0
-    worker._card, worker._meter = None, Meter()
+    worker._card = None
     manifest = SimpleNamespace(inputs=PORTS)
     monkeypatch.setattr(worker_module, "load", lambda *_: SimpleNamespace(manifest=manifest))
     request = frames.Prepare("p", (), LIMITS, "exact", compile_s=compile_s)
     assert worker.prepare(request, []).held == ("p",)
     assert len(executor.ran) == runs
-    assert worker.within == [LIMITS.time_s, LIMIT_S][: 1 + runs]
+    assert worker.limited_to_s == [LIMITS.time_s, LIMIT_S][: 1 + runs]

@@ -32,7 +32,7 @@ from shoal.crypto.errors import ShoalError
 from shoal.node import daemon, pipeline
 from shoal.node.acknowledging import Acknowledging
 from shoal.node.blob_transfer import BlobServer
-from shoal.node.front import Daemon
+from shoal.node.dispatch import Dispatch
 from shoal.node.house import manifest_of, program_blobs
 from shoal.node.provider import Provider
 from shoal.node.trials import charge_of
@@ -87,7 +87,7 @@ class Liar:
         self.second = {}
         """Answers to those who ask again, by call and unit."""
         self.write, self.take_outputs = pipeline.write_receipt, pipeline.take_outputs
-        self.units, self.answer, self.trace = Provider._units, Daemon.answer, Worker.trace
+        self.units, self.answer, self.trace = Provider._units, Dispatch.answer, Worker.trace
 
     def install(self):
         """Replace what an honest daemon does."""
@@ -96,8 +96,8 @@ class Liar:
         async def units(provider, conversation, effects):
             return await liar.units(provider, conversation, liar.otherwise(effects))
 
-        async def answer(node, peer, body):
-            return liar.refusal(body) or await liar.answer(node, peer, body)
+        async def answer(dispatch, peer, body):
+            return liar.refusal(body) or await liar.answer(dispatch, peer, body)
 
         async def trace(worker, *arguments, **named):
             traced = await liar.trace(worker, *arguments, **named)
@@ -111,7 +111,7 @@ class Liar:
         if self.kind.accuses(0):
             daemon.judged_by = believe
             pipeline.take_outputs = self.accuse_too
-        Provider._units, Daemon.answer = units, answer
+        Provider._units, Dispatch.answer = units, answer
         if self.kind.answers_dispute() is InDispute.PATCHED:
             Worker.trace = trace
         if not self.kind.serves_blobs():

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shoal.node.client import Client
-    from shoal.node.records import PeerView, Status
+    from shoal.node.peer_views import PeerView
     from shoal.node.settings_view import SettingView
+    from shoal.node.status_views import Status
 
 
 @dataclass(frozen=True, slots=True)
