@@ -249,9 +249,9 @@ def test_a_daemon_asks_the_libraries_each_time_and_outlives_one_that_crashes(
         assert missing(devices(home))["nvidia"]["code"] == "look_failed"
         free.write_text("18")
         assert by_id(devices(home))["gpu0"]["memory_free_bytes"] == 18
-        with Client(home=home) as client:
-            eventually(lambda: any(device.executors for device in client.devices()), 60)
-        assert by_id(devices(home))["cpu"]["executors"]
+        with Client(home=home) as client:  # asking for devices makes it ask the libraries
+            eventually(lambda: client.status().sandboxed, 60, "a worker has settled in")
+        eventually(lambda: by_id(devices(home))["cpu"]["executors"], 60)
 
 
 @contextmanager
