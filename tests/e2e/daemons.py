@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
-SHOAL = (sys.executable, "-P", "-m", "shoal.node.cli")
+import commands
+
+SHOAL = commands.SHOAL
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,8 @@ class Ended:
 def shoal(*arguments, node=None, timeout_s=60):
     """Run a command; ``node`` is whose daemon it talks to."""
     home = [] if node is None else [f"--home={node.home}"]
-    done = subprocess.run(
-        [*SHOAL, *map(str, arguments), *home],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-        env=clean_environment(),
+    done = commands.run(
+        [*arguments, *home], environment=clean_environment(), timeout_s=timeout_s
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 

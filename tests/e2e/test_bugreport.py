@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import base58
+import commands
 import pytest
-from daemons import SHOAL, clean_environment, shoal
+from daemons import clean_environment, shoal
 
 from shoal.crypto import identity
 from shoal.node.invitation import write_token
@@ -18,13 +19,9 @@ LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
 
 def report(home, output, *flags, **environment):
-    done = subprocess.run(
-        [*SHOAL, "bugreport", f"--home={home}", f"--output={output}", *flags],
-        env=clean_environment() | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    done = commands.run(
+        ["bugreport", f"--home={home}", f"--output={output}", *flags],
+        environment=clean_environment() | environment,
     )
     assert "Traceback" not in done.stderr
     return done

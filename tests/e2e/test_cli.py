@@ -4,18 +4,16 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import time
 
+import commands
 import numpy as np
 import psutil
 import pytest
-from daemons import clean_environment, eventually
+from daemons import SHOAL, clean_environment, eventually
 from onnx import TensorProto, helper, save
 
 from shoal.node.client import Client
-
-SHOAL = [sys.executable, "-m", "shoal.node.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +53,14 @@ def environment_of(home):
 
 
 def shoal(home, *arguments):
-    return subprocess.run(
-        [*SHOAL, *map(str, arguments)],
-        env=environment_of(home),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return commands.run(arguments, environment=environment_of(home))
 
 
 def test_a_running_daemon_says_how_its_worker_is_locked_in(home):
-    def told():
-        status = json.loads(shoal(home, "status", "--json").stdout)
-        return status if status["sandboxed"] else None
-
-    found = eventually(told, 60, "a worker has settled in")
+    with Client(home=home) as client:
+        eventually(lambda: client.status().sandboxed, 60, "a worker has settled in")
+    found = json.loads(shoal(home, "status", "--json").stdout)
+    assert found["sandboxed"]
     assert found["sandbox"] == next(
         line.removesuffix(")").partition("the worker's sandbox: ")[2]
         for line in shoal(home, "doctor").stdout.splitlines()

@@ -211,7 +211,7 @@ def test_why_knows_the_nodes_that_do_not_trust_the_requester_when_another_has_do
     ]
     with stranger.client() as client:
         eventually(
-            lambda: known <= {answer.peer for answer in client.why(job_id)[0]}, 10, "answered"
+            lambda: known <= {answer.peer for answer in client.why(job_id)[0]}, 60, "answered"
         )
         assert client.wait(job_id, 60).state is JobState.DONE  # the stranger's own node does it
     why = shoal("job", "why", job_id, "--json", node=stranger)

@@ -19,6 +19,7 @@ from daemons import SHOAL, clean_environment, eventually
 
 from shoal.compute.cgroups import _directories
 from shoal.compute.devices import detect
+from shoal.node.client import Client
 
 STUBS = Path(__file__).parent.parent / "stubs"
 GIB = 1 << 30
@@ -248,6 +249,8 @@ def test_a_daemon_asks_the_libraries_each_time_and_outlives_one_that_crashes(
         assert missing(devices(home))["nvidia"]["code"] == "look_failed"
         free.write_text("18")
         assert by_id(devices(home))["gpu0"]["memory_free_bytes"] == 18
+        with Client(home=home) as client:  # asking for devices makes it ask the libraries
+            eventually(lambda: client.status().sandboxed, 60, "a worker has settled in")
         eventually(lambda: by_id(devices(home))["cpu"]["executors"], 60)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import as_nobody
+import commands
 import libfaketime
 import psutil
 import pytest
@@ -84,9 +85,13 @@ class Home:
         return [*SHOAL, "doctor", "--json", f"--home={self.path}"]
 
     def diagnose(self, command=None, run=subprocess.run, **environment):
+        environment = clean_environment() | environment
+        if command is None and run is subprocess.run:
+            arguments = self.command[len(SHOAL) :]
+            return diagnosis(commands.run(arguments, environment=environment))
         done = run(
             command or self.command,
-            env=clean_environment() | environment,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=60,

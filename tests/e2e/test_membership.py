@@ -54,7 +54,7 @@ def test_a_killed_peer_is_gone_soon_and_is_back_once_it_is_restarted(swarm):
     assert second.peer in peers_of(first)
     swarm.start(killed)
     swarm.wait_ready(killed)
-    eventually(lambda: all_list_each_other(swarm), 40, "back")
+    eventually(lambda: all_list_each_other(swarm), 60, "back")
     with killed.client() as client:
         assert client.status().peer == killed.peer
 
@@ -68,7 +68,7 @@ def test_a_stopped_peer_is_gone_soon_and_is_back_once_it_goes_on(swarm):
         limit_s = GONE_LIMIT_S - (time.monotonic() - since)
         eventually(lambda node=node: stopped.peer not in peers_of(node), limit_s, "gone")
     stopped.signal(signal.SIGCONT)
-    eventually(lambda: all_list_each_other(swarm), 40, "back")
+    eventually(lambda: all_list_each_other(swarm), 60, "back")
 
 
 def test_a_restarted_node_that_has_no_bootstrap_peer_remembers_the_others(swarm):
@@ -80,12 +80,12 @@ def test_a_restarted_node_that_has_no_bootstrap_peer_remembers_the_others(swarm)
     first.address = ""  # another port than the others know, so that they cannot dial it
     swarm.start(first)
     swarm.wait_ready(first)
-    eventually(lambda: all_list_each_other(swarm), 40, "found again")
+    eventually(lambda: all_list_each_other(swarm), 60, "found again")
 
 
 def test_a_restarted_node_remembers_somebody_alive_behind_many_who_are_dead(swarm):
     first, second, third = swarm.nodes
-    eventually(lambda: all_list_each_other(swarm), 40, "acquainted")
+    eventually(lambda: all_list_each_other(swarm), 60, "acquainted")
     first.kill()
     second.kill()
     with sqlite3.connect(first.home / "state.sqlite") as state:
@@ -99,7 +99,7 @@ def test_a_restarted_node_remembers_somebody_alive_behind_many_who_are_dead(swar
     first.address = ""
     swarm.start(first)
     swarm.wait_ready(first)
-    eventually(lambda: peers_of(first) >= {third.peer}, 40, "found again")
+    eventually(lambda: peers_of(first) >= {third.peer}, 60, "found again")
     with first.client() as client:
         dead = [seed for seed in client.status().joining.seeds if not seed.linked]
     assert len(dead) >= 8
@@ -112,7 +112,7 @@ def test_a_node_that_is_alone_says_why(stranger):
     more = (f"--bootstrap={nobody}", "--bootstrap=/dnsaddr/shoal.invalid")
     assert shoal("up", *flags, *more, node=stranger).code == 0
     said = eventually(
-        lambda: "refused" in (text := shoal("status", node=stranger).stdout) and text, 15
+        lambda: "refused" in (text := shoal("status", node=stranger).stdout) and text, 60
     )
     (line,) = [one for one in said.splitlines() if one.startswith("joining")]
     assert "bootstrap peer" in line
@@ -128,7 +128,7 @@ def test_a_node_that_knows_nobody_joins_by_one_address(swarm, stranger):
     joined = shoal("peers", f"--connect={swarm.nodes[2].address}", node=stranger)
     assert joined.code == 0, joined
     everybody = {node.peer for node in swarm.nodes}
-    eventually(lambda: peers_of(stranger) >= everybody, 40, "joined")
+    eventually(lambda: peers_of(stranger) >= everybody, 60, "joined")
 
 
 def test_an_address_where_nobody_answers_is_said_so(stranger):

@@ -143,11 +143,11 @@ async def test_the_tensors_of_a_node_are_enough_to_judge_it(worker):
         assert ran.outputs == leaf.outputs
 
 
-@pytest.mark.parametrize(("stage", "code"), [(3, "no_such_stage"), (1 << 31, "no_such_stage")])
-async def test_a_stage_that_is_not_there_is_named(worker, stage, code):
-    with pytest.raises(ProgramError) as refused:
-        await traced(worker, GOOD, stage=stage)
-    assert refused.value.code == code
+async def test_a_stage_that_is_not_there_is_named(worker):
+    for stage in (3, 1 << 31):
+        with pytest.raises(ProgramError) as refused:
+            await traced(worker, GOOD, stage=stage)
+        assert refused.value.code == "no_such_stage"
 
 
 async def test_an_error_before_a_stage_is_the_units_error(worker):
@@ -159,11 +159,11 @@ async def test_an_error_before_a_stage_is_the_units_error(worker):
     assert refused.value.operator == "Log"
 
 
-@pytest.mark.parametrize("index", [-1, 121, 1 << 40])
-async def test_a_node_that_is_not_there_is_named(worker, index):
-    with pytest.raises(ProgramError) as refused:
-        await worker.tensors_of(ANN, GOOD.program_id, blobs_of(GOOD), INPUTS, LIMITS, index)
-    assert refused.value.code == "no_such_node"
+async def test_a_node_that_is_not_there_is_named(worker):
+    for index in (-1, 121, 1 << 40):
+        with pytest.raises(ProgramError) as refused:
+            await worker.tensors_of(ANN, GOOD.program_id, blobs_of(GOOD), INPUTS, LIMITS, index)
+        assert refused.value.code == "no_such_node"
 
 
 async def test_inputs_that_are_none_end_in_a_named_error(worker):
