@@ -57,6 +57,7 @@ lint: $(VENV)/.dev-installed  ## style, types and layering
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.bench-installed  ## measurements beside a target or a peer, printed as tables
+	$(BIN)/python tests/bench/starting.py
 	$(BIN)/python tests/bench/idle.py
 	$(BIN)/python tests/bench/dispatch.py
 	$(BIN)/python tests/bench/batches.py

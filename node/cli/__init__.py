@@ -1,9 +1,16 @@
 """The command line: one module for each family of commands.
 
 Data goes to stdout and everything else to stderr. Errors are a sentence and the
-next step; with ``--json`` they are an object on stdout as well. A command's
-module is imported only when the command is used, which keeps `shoal status`
-quick.
+next step; with ``--json`` they are an object on stdout as well.
+
+A command takes as long to start as its imports take, and scripts and tests start
+thousands. So its module is imported only when it is used, and a module of commands has
+at its top no more than it takes to ask the daemon and show the answer. What a single
+command needs beyond that (the daemon itself, a look at devices, the checks of `shoal
+doctor`) is imported in its function. Views that clients decode lie apart from what makes
+them (`node.timing_view`, `node.standing_view`), and `AsyncClient` waits for its first use
+(`node.client`). What a daemon's start leaves out is in `node.deferred`.
+``tests/unit/test_starting.py`` holds the commands to it.
 """
 
 from __future__ import annotations
