@@ -1,13 +1,10 @@
-"""What an operator can set: one table, from which file, environment and flags derive.
+"""The settings that count: read from flags, environment and file, or their defaults.
 
-A setting is looked for in this order: command-line flag, ``SHOAL_*`` variable,
-``HOME/config.toml``, default. In the file an unknown key is refused with a
-suggestion. In the environment it is not, because container runtimes put
-variables such as ``SHOAL_PORT`` there by themselves; it is a warning of the
+Which there are is the table of `node.settings`. Each is looked for in this order:
+command-line flag, ``SHOAL_*`` variable, ``HOME/config.toml``, default. In the file an
+unknown key is refused with a suggestion. In the environment it is not, because container
+runtimes put variables such as ``SHOAL_PORT`` there by themselves; it is a warning of the
 `Config`, which the daemon logs at its start.
-
-A setting that is ``live`` applies to a running daemon when its settings are read
-again (`node.reload`); another one takes a restart.
 
 Where the local socket is:
 
@@ -30,45 +27,18 @@ from typing import TYPE_CHECKING
 
 from shoal.node.errors import ConfigError
 from shoal.node.schedule import Schedule
-from shoal.node.setting_values import (
-    read_bootstrap,
-    read_bulk,
-    read_credits,
-    read_duration_s,
-    read_group,
-    read_host_and_port,
-    read_level,
-    read_listen_addresses,
-    read_metrics_place,
-    read_niceness,
-    read_path,
-    read_peers,
-    read_schedule,
-    read_serve,
-    read_size_bytes,
-    read_text,
-    read_units_at_once,
-    read_yes_or_no,
-)
+from shoal.node.settings import ENVIRONMENT_PREFIX, HOME, SETTINGS, SOCKET, Setting
 from shoal.node.settings_file import read_settings_file, toml
-from shoal.node.shares import (
-    is_share,
-    read_cores_or_share,
-    read_memory_or_share,
-    read_share_or_off,
-    usable_cores,
-    usable_memory_bytes,
-)
+from shoal.node.shares import is_share, usable_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from shoal.crypto.peer_id import PeerId
 
 SOCKET_PATH_LIMIT_BYTES = 107
 """Of a Unix socket's path on Linux: ``sun_path`` without its final zero."""
 
-_ENVIRONMENT_PREFIX = "SHOAL_"
 _FILE_HEAD = """\
 # Settings of the shoal daemon.
 #
@@ -202,51 +172,6 @@ class Location:
         return _swarm_key_path(self.home)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row of the table.
-
-    Attributes:
-        name: Key in the file; flag and variable are spelled after it.
-        metavar: What stands for the value in help texts.
-        read: Checks a value from any source, text or TOML; raises ValueError.
-        default: Gives the value where no source has one.
-        help: One sentence for the operator, with the unit.
-        in_file: The default as the file shows it, `""` where the setting is not set by
-            default; "" itself for a setting that the file cannot hold.
-        example: Another value as it would stand in the file.
-        field: Its name in `Config`, where that is not ``name``.
-        many: Whether the flag may be repeated.
-        live: Whether a change of it applies to a daemon that runs.
-    """
-
-    name: str
-    metavar: str
-    read: Callable[[object], object]
-    default: Callable[[], object]
-    help: str
-    in_file: str
-    example: str = ""
-    field: str = ""
-    many: bool = False
-    live: bool = False
-
-    @property
-    def attribute(self) -> str:
-        """Its field in `Config`."""
-        return self.field or self.name
-
-    @property
-    def flag(self) -> str:
-        """Its command-line flag."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """Its environment variable."""
-        return _ENVIRONMENT_PREFIX + self.name.upper()
-
-
 def load(
     flags: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None
 ) -> Config:
@@ -301,11 +226,11 @@ def locate(
     flags, environment = _given(flags), os.environ if environment is None else environment
     home, home_source = _home(flags, environment)
     complaint = None
-    socket, source = _first_of(_SOCKET, flags, environment, {}, home)
+    socket, source = _first_of(SOCKET, flags, environment, {}, home)
     if socket is None:
         try:
             from_file = read_settings_file(_file_path(home))
-            socket, source = _first_of(_SOCKET, {}, {}, from_file, home)
+            socket, source = _first_of(SOCKET, {}, {}, from_file, home)
             _refuse_unknown(from_file, str(_file_path(home)))
         except ConfigError as error:
             complaint = error
@@ -321,14 +246,14 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> tuple[str
     environment = os.environ if environment is None else environment
     known = {setting.variable for setting in SETTINGS} | _READ_ELSEWHERE
     return tuple(
-        sorted(n for n in environment if n.startswith(_ENVIRONMENT_PREFIX) and n not in known)
+        sorted(n for n in environment if n.startswith(ENVIRONMENT_PREFIX) and n not in known)
     )
 
 
 def _unknown_variable(variable: str) -> str:
-    name = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
+    name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
     close = difflib.get_close_matches(name, [s.name for s in SETTINGS], n=1, cutoff=0.75)
-    meant = f"; did you mean {_ENVIRONMENT_PREFIX}{close[0].upper()}?" if close else ""
+    meant = f"; did you mean {ENVIRONMENT_PREFIX}{close[0].upper()}?" if close else ""
     return f"no setting reads the variable {variable}{meant}"
 
 
@@ -367,7 +292,7 @@ def _given(flags: Mapping[str, object] | None) -> dict[str, object]:
 
 
 def _home(flags: Mapping[str, object], environment: Mapping[str, str]) -> tuple[Path, str]:
-    home, source = _first_of(_HOME, flags, environment, {}, Path())
+    home, source = _first_of(HOME, flags, environment, {}, Path())
     return Path(str(home)), source
 
 
@@ -444,298 +369,3 @@ def _check_socket_path(path: Path) -> None:
             code="socket_path_too_long",
             hint="give a shorter one with --socket or SHOAL_SOCKET",
         )
-
-
-def _default_home() -> Path:
-    from platformdirs import user_data_path
-
-    return user_data_path("shoal", appauthor=False)
-
-
-def _half_of_memory_bytes() -> int:
-    return usable_memory_bytes() // 2
-
-
-_HOME = Setting(
-    "home",
-    "DIR",
-    read_path,
-    _default_home,
-    "Directory of the key, the state and the blobs.",
-    in_file="",  # which lies in it
-)
-
-_SOCKET = Setting(
-    "socket",
-    "PATH",
-    read_path,
-    lambda: None,  # depends on the home; see _default_socket
-    "Unix socket of the local API; not set, it is in $XDG_RUNTIME_DIR/shoal, or in the home.",
-    in_file='""',
-    example='"/run/user/1000/shoal/shoal.sock"',
-)
-
-SETTINGS = (
-    _HOME,
-    _SOCKET,
-    Setting(
-        "listen",
-        "ADDR",
-        read_listen_addresses,
-        lambda: ("/ip4/0.0.0.0/tcp/4711",),
-        "Addresses on which other nodes reach this one.",
-        in_file='["/ip4/0.0.0.0/tcp/4711"]',
-        example='["/ip4/192.0.2.7/tcp/4712"]',
-        many=True,
-    ),
-    Setting(
-        "bulk",
-        "PORT",
-        read_bulk,
-        lambda: "auto",
-        "Port for large blobs: auto for that of listen + 1000, off to send them as small ones.",
-        in_file='"auto"',
-        example="5711",
-    ),
-    Setting(
-        "bulk_announce",
-        "HOST:PORT",
-        read_host_and_port,
-        lambda: None,
-        "Where peers reach the bulk port, where a router forwards another one to it.",
-        in_file='""',
-        example='"shoal.example:5711"',
-    ),
-    Setting(
-        "bootstrap",
-        "ADDR",
-        read_bootstrap,
-        tuple,
-        "Nodes to join through, as /ip4/1.2.3.4/tcp/4711/p2p/PEER_ID or /dnsaddr/NAME.",
-        in_file="[]",
-        example='["/dnsaddr/shoal.example"]',
-        many=True,
-        live=True,
-    ),
-    Setting(
-        "lan",
-        "BOOL",
-        read_yes_or_no,
-        lambda: True,
-        "Whether nodes on the same local network find this one, and it them, by mDNS.",
-        in_file="true",
-        example="false",
-    ),
-    Setting(
-        "allow",
-        "PEER_ID",
-        read_peers,
-        tuple,
-        "Friends: peers whose work this node accepts, beside its own, sandbox or not.",
-        in_file="[]",
-        example='["PEER_ID"]',
-        many=True,
-        live=True,
-    ),
-    Setting(
-        "deny",
-        "PEER_ID",
-        read_peers,
-        tuple,
-        "Peers whose work this node never accepts, whatever else is set.",
-        in_file="[]",
-        example='["PEER_ID"]',
-        many=True,
-        live=True,
-    ),
-    Setting(
-        "serve",
-        "WHO",
-        read_serve,
-        lambda: "anyone",
-        "Whom this node serves: anyone (strangers in a sandbox only), friends (`allow`), or "
-        "those-who-serve: friends, and who is not too far in debt with it.",
-        in_file='"anyone"',
-        example='"friends"',
-        live=True,
-    ),
-    Setting(
-        "min_price",
-        "CREDITS",
-        read_credits,
-        lambda: 0.0,
-        "Credits that a peer's unit must be worth: 1, and 1 more for each 100 MB it needs.",
-        in_file="0.0",
-        example="1.5",
-        live=True,
-    ),
-    Setting(
-        "time_limit",
-        "TIME",
-        read_duration_s,
-        lambda: 3600.0,
-        "The longest time that a unit of a peer may ask for.",
-        in_file='"1h"',
-        example='"10m"',
-        field="time_limit_s",
-        live=True,
-    ),
-    Setting(
-        "schedule",
-        "HOURS",
-        read_schedule,
-        tuple,
-        "Hours of local time in which peers' work is taken; always where not set.",
-        in_file="[]",
-        example='["mon-fri 18:00-08:00", "sat,sun 00:00-24:00"]',
-        many=True,
-        live=True,
-    ),
-    Setting(
-        "step_back",
-        "PERCENT",
-        read_share_or_off,
-        lambda: 0.25,
-        "Take no peer's work while your own processes use more of the CPU than this, or off.",
-        in_file='"25%"',
-        example='"off"',
-        live=True,
-    ),
-    Setting(
-        "provide",
-        "BOOL",
-        read_yes_or_no,
-        lambda: True,
-        "Whether this node takes units from peers at all.",
-        in_file="true",
-        example="false",
-        live=True,
-    ),
-    Setting(
-        "cores",
-        "N",
-        read_cores_or_share,
-        usable_cores,
-        "Processor cores that units may use, such as 4 or 50%; all of them where not set.",
-        in_file='"100%"',
-        example="4",
-    ),
-    Setting(
-        "memory",
-        "SIZE",
-        read_memory_or_share,
-        _half_of_memory_bytes,
-        "Memory that units may use, such as 8GB or 25%; half of it where not set.",
-        in_file='"50%"',
-        example='"8GB"',
-        field="memory_bytes",
-    ),
-    Setting(
-        "units_per_card",
-        "N",
-        read_units_at_once,
-        lambda: 2,
-        "Units that a card runs at once where its memory allows, each in a process of its own.",
-        in_file="2",
-        example="1",
-    ),
-    Setting(
-        "niceness",
-        "N",
-        read_niceness,
-        lambda: 19,
-        "How far units yield to other processes: from 5, a little, to 19, all they can.",
-        in_file="19",
-        example="5",
-    ),
-    Setting(
-        "blob_quota",
-        "SIZE",
-        read_size_bytes,
-        lambda: 20 * 1000**3,
-        "Disk space that blobs (programs, inputs, outputs) may take, such as 20GB.",
-        in_file='"20GB"',
-        example='"100GB"',
-        field="blob_quota_bytes",
-        live=True,
-    ),
-    Setting(
-        "results_quota",
-        "SIZE",
-        read_size_bytes,
-        lambda: 4 * 1000**3,
-        "Disk space of jobs and small results; beyond it, the oldest that were fetched go.",
-        in_file='"4GB"',
-        example='"10GB"',
-        field="results_quota_bytes",
-        live=True,
-    ),
-    Setting(
-        "results_keep",
-        "TIME",
-        read_duration_s,
-        lambda: 30 * 86_400.0,
-        "Time for which results that nobody fetched are kept, whatever room they take.",
-        in_file='"30d"',
-        example='"7d"',
-        field="results_keep_s",
-        live=True,
-    ),
-    Setting(
-        "log_level",
-        "LEVEL",
-        read_level,
-        lambda: "info",
-        "How much the log tells: debug, info, warning or error.",
-        in_file='"info"',
-        example='"debug"',
-        live=True,
-    ),
-    Setting(
-        "log_file",
-        "PATH",
-        read_path,
-        lambda: None,
-        "File for the log, kept within 64 MB with the one before it; stderr where not set.",
-        in_file='""',
-        example='"/var/log/shoal/daemon.log"',
-    ),
-    Setting(
-        "drain",
-        "TIME",
-        read_duration_s,
-        lambda: 10.0,
-        "Time that running units get to end when the daemon is told to end.",
-        in_file='"10s"',
-        example='"1m"',
-        field="drain_s",
-        live=True,
-    ),
-    Setting(
-        "socket_group",
-        "GROUP",
-        read_group,
-        str,
-        "Group whose members may use the socket too, and so command the daemon.",
-        in_file='""',
-        example='"shoal"',
-    ),
-    Setting(
-        "metrics",
-        "PLACE",
-        read_metrics_place,
-        lambda: None,
-        "Port, or address:port, where Prometheus may fetch metrics; the socket has them too.",
-        in_file='""',
-        example='"127.0.0.1:9464"',
-    ),
-    Setting(
-        "name",
-        "TEXT",
-        read_text,
-        str,
-        "What you call this machine; it appears in its own logs only.",
-        in_file='""',
-        example='"attic"',
-    ),
-)

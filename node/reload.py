@@ -3,7 +3,7 @@
 `Config` is frozen and whole; `LiveConfig` holds the one that counts now, and whoever
 acts on a setting asks it at that moment. Reading again is all or nothing: settings
 in which anything is wrong change nothing, and what is wrong is kept for
-``shoal status``. Of good ones those rows of the table that are live (`node.config`)
+``shoal status``. Of good ones those rows of the table that are live (`node.settings`)
 count at once, and the others are named, because they take a restart. Flags and
 variables that the daemon was started with go before the file as they did then.
 """
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from shoal.node.config import SETTINGS
 from shoal.node.errors import ConfigError
+from shoal.node.settings import SETTINGS
 from shoal.node.status_views import ReloadView
 
 if TYPE_CHECKING:

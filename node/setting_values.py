@@ -2,7 +2,7 @@
 
 Each function takes what any source gave, and gives the checked value or raises
 ValueError with the end of a sentence that begins with the value: "… is not a
-path". `node.config` says which setting uses which.
+path". `node.settings` says which setting uses which.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The settings file as TOML: read within a bound, its errors said so that one can mend it.
 
 Part of every start. Which settings there are and what they may be is
-`node.config`'s.
+`node.settings`'s.
 """
 
 from __future__ import annotations

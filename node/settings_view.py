@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shoal.node.config import SETTINGS
+from shoal.node.settings import SETTINGS
 
 if TYPE_CHECKING:
     from shoal.node.config import Config

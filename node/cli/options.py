@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from shoal.node.cli.output import note
-from shoal.node.config import SETTINGS, locate
+from shoal.node.config import locate
 from shoal.node.errors import ConfigError
+from shoal.node.settings import SETTINGS
 
 if TYPE_CHECKING:
     from shoal.node.client import Client

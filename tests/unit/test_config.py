@@ -9,16 +9,11 @@ from dataclasses import fields, replace
 
 import pytest
 
-from shoal.node.config import (
-    SETTINGS,
-    Config,
-    file_text,
-    load,
-    unknown_variables,
-)
+from shoal.node.config import Config, file_text, load, unknown_variables
 from shoal.node.errors import ConfigError
 from shoal.node.home import open_home
 from shoal.node.setting_values import read_duration_s, read_metrics_place, read_size_bytes
+from shoal.node.settings import SETTINGS
 
 PEER = "12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M"
 

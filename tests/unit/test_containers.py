@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shoal.node.config import SETTINGS
+from shoal.node.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 CONTAINERS = ROOT / "deploy" / "containers"

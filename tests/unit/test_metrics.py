@@ -10,7 +10,6 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from shoal.node.config import SETTINGS
 from shoal.node.metrics import (
     HEARTBEAT_S,
     LAG_BOUNDS_S,
@@ -19,6 +18,7 @@ from shoal.node.metrics import (
     Metrics,
     Readings,
 )
+from shoal.node.settings import SETTINGS
 from shoal.protocol.negotiation_messages import Reason
 
 NETWORK = SimpleNamespace(

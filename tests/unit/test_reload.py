@@ -5,9 +5,10 @@ from dataclasses import fields, replace
 
 import pytest
 
-from shoal.node.config import SETTINGS, Config, load
+from shoal.node.config import Config, load
 from shoal.node.errors import ConfigError
 from shoal.node.reload import LiveConfig, change, view
+from shoal.node.settings import SETTINGS
 
 PEER = "12D3KooWS4g1ygNaqQbqCrTRs5ENekL3NVAedaxoJDEHNRhQQT9M"
 

@@ -24,7 +24,7 @@ import shoal
 from shoal.crypto.errors import ShoalError
 from shoal.node.cli.checkup.findings import summary
 from shoal.node.cli.checkup.scrub import Scrubber, words_of
-from shoal.node.config import SETTINGS
+from shoal.node.settings import SETTINGS
 from shoal.protocol.limits import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 if TYPE_CHECKING:
