@@ -1,8 +1,8 @@
 """Connections to a daemon that are kept open; blocking.
 
 One request at a time goes over each; a thread that finds none idle opens another. HTTP is
-spoken by h11, which loads in a fifth of the time of a whole client; a quick request
-(`node.quick_request`) does without it.
+h11's, which is imported in a fraction of the time of a whole client, as every command does; a
+quick request (`node.quick_request`) does without.
 
 What a connection does wrong is told by errors of its own, since what is sent may be read from
 a file, whose errors are another matter.
