@@ -1,13 +1,14 @@
 """Modules of other packages that a daemon does not enter, imported when something does.
 
 ``import libp2p`` imports every transport, directory and store that it has, with all that they
-need, and structlog a renderer of coloured tracebacks: a third of what a daemon's start costs.
-The modules in `DEFERRED` are stood in for until then. What is imported from a stand-in is a
-`Later`: it is called, subclassed and asked for attributes as the thing that it stands for, and
-imports its module at that. Nothing of what these modules do is changed.
+need: a quarter of what a daemon's start costs. The modules in `DEFERRED` are stood in for until
+then. What is imported from a stand-in is a `Later`: it is called, subclassed and asked for
+attributes as the thing that it stands for, and imports its module at that. Nothing of what
+these modules do is changed.
 
-Not fit to be deferred: what stands behind an ``except``, which wants classes, and what its
-importers use while they are imported themselves.
+Not fit to be deferred: what stands behind an ``except``, which wants classes; what its
+importers use while they are imported themselves; and what is first wanted where something has
+gone wrong, such as what renders tracebacks, since files may have run out by then.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ DEFERRED: Final[dict[str, str]] = {
     "libp2p.transport.quic.transport": "likewise",
     "libp2p.transport.quic.utils": "likewise",
     "libp2p.transport.websocket": "likewise",
-    "rich": "a log on a terminal enters it at its first traceback",
 }
 """What is deferred, with all that is below it, and when it is entered, or why it is not."""
 

@@ -1,8 +1,8 @@
 """Connections to a daemon that are kept open; blocking.
 
 One request at a time goes over each; a thread that finds none idle opens another. HTTP is
-spoken by h11, which loads in a fifth of the time of a whole client; a quick request
-(`node.quick_request`) does without it.
+h11's, which is imported in a fraction of the time of a whole client, as every command does; a
+quick request (`node.quick_request`) does without.
 
 What a connection does wrong is told by errors of its own, since what is sent may be read from
 a file, whose errors are another matter.
@@ -11,6 +11,7 @@ a file, whose errors are another matter.
 from __future__ import annotations
 
 import socket
+import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shoal.node.client.exchange import Request
+
+IDLE_LIMIT_S = 5.0
+"""A line that was idle for longer is not used again: the daemon ends one after a minute, and
+a request would be lost that goes out just then."""
 
 _PIECE_BYTES = 64 << 10
 
@@ -108,13 +113,14 @@ class Lines:
             line.socket.close()
             raise
         if again:
+            line.used_at_s = time.monotonic()
             self._idle.append(line)
         else:
             line.socket.close()
 
     def _take(self) -> _Line:
         while (idle := self._idle_one()) is not None:
-            if _is_open(idle.socket):
+            if time.monotonic() - idle.used_at_s < IDLE_LIMIT_S and _is_open(idle.socket):
                 return idle
             idle.socket.close()
         with _translated():
@@ -132,6 +138,7 @@ class _Line:
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
+        self.used_at_s = 0.0
         self._http = h11.Connection(h11.CLIENT)
 
     def say(self, request: Request) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from shoal.node.client import Client
+from shoal.node.client import Client, lines
 from shoal.node.client.exchange import Request
 from shoal.node.client.lines import LineBrokenError, Lines
 from shoal.node.errors import DaemonError, DaemonUnreachableError, WaitTimeoutError
@@ -48,8 +48,8 @@ def serving(path, *answers):
             assert not thread.is_alive()
 
 
-def exchange(lines, request, limit_s=LIMIT_S):
-    with lines.answer(request, limit_s) as answer:
+def exchange(to_daemon, request, limit_s=LIMIT_S):
+    with to_daemon.answer(request, limit_s) as answer:
         return answer.status, b"".join(answer.pieces)
 
 
@@ -59,14 +59,26 @@ def chunked(*pieces):
 
 
 def test_requests_follow_one_another_on_one_line(socket_path):
-    lines = Lines(socket_path)
+    to_daemon = Lines(socket_path)
     first = b"HTTP/1.1 200 \r\ncontent-length: 2\r\n\r\nhi"
     with serving(socket_path, first, chunked(b"and ", b"so on", b"")) as said:
-        assert exchange(lines, Request("GET", "/a b", {"wait_s": 0.5})) == (200, b"hi")
-        assert exchange(lines, Request("POST", "/c", body=b"x")) == (200, b"and so on")
-        lines.close()
+        assert exchange(to_daemon, Request("GET", "/a b", {"wait_s": 0.5})) == (200, b"hi")
+        assert exchange(to_daemon, Request("POST", "/c", body=b"x")) == (200, b"and so on")
+        to_daemon.close()
     assert said[0].startswith(b"GET /a%20b?wait_s=0.5 HTTP/1.1\r\nhost: shoal\r\n")
     assert b"\r\ncontent-length: 1\r\n\r\n" in said[1].lower()
+
+
+def test_a_line_that_was_idle_for_long_is_not_used_again(socket_path, monkeypatch):
+    to_daemon = Lines(socket_path)
+    with serving(socket_path, chunked(b"")):
+        exchange(to_daemon, Request("GET", "/"))
+        (idle,) = to_daemon._idle
+        monkeypatch.setattr(lines, "IDLE_LIMIT_S", 0.0)
+        fresh = to_daemon._take()
+        assert fresh is not idle
+        assert idle.socket.fileno() == -1
+        fresh.socket.close()
 
 
 def test_a_refusal_of_an_upload_that_is_not_over_is_an_answer(socket_path):
@@ -123,10 +135,10 @@ def _rest(accepted):
     ],
 )
 def test_an_answer_that_breaks_off_is_no_answer(socket_path, says):
-    lines = Lines(socket_path)
+    to_daemon = Lines(socket_path)
     with serving(socket_path, says), pytest.raises(LineBrokenError):
-        exchange(lines, Request("GET", "/"))
-    assert not lines._idle
+        exchange(to_daemon, Request("GET", "/"))
+    assert not to_daemon._idle
 
 
 def test_a_watch_that_breaks_off_does_not_end_as_if_it_were_over(socket_path):
@@ -150,9 +162,7 @@ def test_a_daemon_that_is_silent_is_told_from_one_that_is_gone(socket_path):
 
 
 def test_an_answer_may_take_its_time_where_no_limit_is_given(socket_path):
-    lines = Lines(socket_path)
-    with (
-        serving(socket_path, chunked(b"{}\n", b"")),
-        lines.answer(Request("GET", "/"), None) as a,
-    ):
-        assert [*a.pieces] == [b"{}\n"]
+    to_daemon = Lines(socket_path)
+    with serving(socket_path, chunked(b"{}\n", b"")):
+        assert exchange(to_daemon, Request("GET", "/"), None) == (200, b"{}\n")
+        to_daemon.close()

@@ -34,7 +34,7 @@ def test_a_daemon_is_imported_without_what_it_defers():
     entered, stood_in, packages = told
     assert entered == []
     assert stood_in == sorted(deferred.DEFERRED)  # else a line of the table is of no use
-    unwanted = {"aioquic", "httpx", "httpx2", "pygments", "requests", "trio_websocket"}
+    unwanted = {"aioquic", "httpx", "httpx2", "requests", "trio_websocket"}
     assert unwanted & set(packages) == set()
 
 
