@@ -1,7 +1,7 @@
 """What is shown of peers: who they are, how they stand with this node, and what convicts them.
 
 Bodies of the local API (`node.api`), and what a client gets back (`node.client`); nothing
-here does IO. Who a peer's ban rests on is `node.records`'.
+here does IO. A ban, which is remembered, is `node.records`'.
 """
 
 from __future__ import annotations
