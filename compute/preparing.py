@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from shoal.compute import frames
 from shoal.compute.card_memory import believed_bytes
-from shoal.compute.warming import LIMIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
     from shoal.compute.rooms import Rooms
     from shoal.compute.starting import Room
     from shoal.crypto.content import BlobId, Buffer
+
+COMPILE_LIMIT_S: Final = 20.0
+"""What compiling for a card may take beyond a program's own time: some 0.1 s for each of its
+kernels (`compute.warming`)."""
 
 
 async def prepare(
@@ -37,7 +40,7 @@ async def prepare(
     if held_as not in room.held:
         blobs = await fetch_blobs()
         card = rooms.starter.start.card
-        compile_s = LIMIT_S if card else 0.0
+        compile_s = COMPILE_LIMIT_S if card else 0.0
         request = frames.Prepare(
             program_id, tuple(blobs), limits, numeric_class, held_as, compile_s
         )

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from shoal.compute.manifest import Port
 
-LIMIT_S: Final = 20.0
-"""What compiling may take beyond a program's own time: some 0.1 s for each of its kernels."""
-
 _OPEN_SIZE: Final = 2
 """For a dimension that any size fits: 1 would be broadcast where units are not."""
 

@@ -13,10 +13,10 @@ from shoal.compute.errors import ComputeError
 from shoal.compute.executors.base import NumericClass
 from shoal.compute.frames import UnitLimits
 from shoal.compute.manifest import Port
-from shoal.compute.preparing import prepare
+from shoal.compute.preparing import COMPILE_LIMIT_S, prepare
 from shoal.compute.sandbox import Meter
 from shoal.compute.starting import Room
-from shoal.compute.warming import LIMIT_S, made_up_inputs
+from shoal.compute.warming import made_up_inputs
 from shoal.compute.worker import Held, Worker
 
 LIMITS = UnitLimits(time_s=3.0, memory_bytes=1 << 20, output_bytes=1)
@@ -64,7 +64,7 @@ def a_worker(executor, *, broken=False):
 
 def warm_up(worker):
     held = Held(SimpleNamespace(inputs=PORTS), NumericClass.EXACT, "prepared", 1)
-    worker._warm_up(held, frames.Prepare("p", (), LIMITS, compile_s=LIMIT_S))
+    worker._warm_up(held, frames.Prepare("p", (), LIMITS, compile_s=COMPILE_LIMIT_S))
 
 
 def test_a_program_is_run_once_under_a_limit_of_its_own():
@@ -74,7 +74,7 @@ def test_a_program_is_run_once_under_a_limit_of_its_own():
     ((prepared, inputs),) = executor.ran
     assert prepared == "prepared"
     assert np.array_equal(inputs["x"], np.ones((2, 3)))
-    assert worker.limited_to_s == [LIMIT_S]
+    assert worker.limited_to_s == [COMPILE_LIMIT_S]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_fails_in_it_is_no_failure_but_for_a_card_that_broke(error):
         warm_up(a_worker(Executor(error), broken=True))
 
 
-@pytest.mark.parametrize(("card", "more_s"), [(None, 0.0), (object(), LIMIT_S)])
+@pytest.mark.parametrize(("card", "more_s"), [(None, 0.0), (object(), COMPILE_LIMIT_S)])
 async def test_the_daemon_waits_for_a_card_s_compiler_beyond_the_unit_s_time(card, more_s):
     asked = []
 
@@ -105,7 +105,7 @@ async def test_the_daemon_waits_for_a_card_s_compiler_beyond_the_unit_s_time(car
     assert asked == [(more_s, LIMITS.time_s, LIMITS.time_s + more_s)]
 
 
-@pytest.mark.parametrize(("compile_s", "runs"), [(0.0, 0), (LIMIT_S, 1)])
+@pytest.mark.parametrize(("compile_s", "runs"), [(0.0, 0), (COMPILE_LIMIT_S, 1)])
 def test_a_program_is_warmed_up_when_it_is_prepared_on_a_card(compile_s, runs, monkeypatch):
     executor = Executor()
     executor.prepare = lambda loaded: loaded
@@ -117,4 +117,4 @@ def test_a_program_is_warmed_up_when_it_is_prepared_on_a_card(compile_s, runs, m
     request = frames.Prepare("p", (), LIMITS, "exact", compile_s=compile_s)
     assert worker.prepare(request, []).held == ("p",)
     assert len(executor.ran) == runs
-    assert worker.limited_to_s == [LIMITS.time_s, LIMIT_S][: 1 + runs]
+    assert worker.limited_to_s == [LIMITS.time_s, COMPILE_LIMIT_S][: 1 + runs]
