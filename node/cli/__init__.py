@@ -9,8 +9,7 @@ at its top no more than it takes to ask the daemon and show the answer. What a s
 command needs beyond that (the daemon itself, a look at devices, the checks of `shoal
 doctor`) is imported in its function. Views that clients decode lie apart from what makes
 them (`node.timing_view`, `node.standing_view`), and `AsyncClient` waits for its first use
-(`node.client`). What a daemon's start leaves out is in `node.deferred`.
-``tests/unit/test_starting.py`` holds the commands to it.
+(`node.client`). ``tests/unit/test_starting.py`` holds the commands to it.
 """
 
 from __future__ import annotations

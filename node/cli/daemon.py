@@ -61,7 +61,6 @@ def up(
         detach: Start it in the background and return once it answers; its log
             goes to HOME/daemon.log.
     """
-    from shoal.node import deferred
     from shoal.node.home import open_home
     from shoal.node.swarm_key import load_key
 
@@ -76,7 +75,6 @@ def up(
             note(f"warning: {warning}")
         return _start_detached(config, given, as_json=here.as_json)
     gc.disable()  # imports make objects that stay: to look for garbage among them takes long
-    deferred.install()
     from shoal.node import daemon
 
     gc.freeze()  # nor does any later look halt the daemon to go through them
