@@ -49,7 +49,6 @@ class PrivateNetwork:
         self.name = key.name
         self._secret = key.secret
         self._strangers: set[str] = set()
-        self.protect()  # what ciphers need is imported now, not at a peer's first connection
 
     def protect(self) -> Protection:
         """The protection of one new connection."""

@@ -29,7 +29,7 @@ READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ")
 """Beginnings of what counts when a process starts, and so is the same for all forks."""
 
 MESSAGE_LIMIT_BYTES = 1 << 17
-CLIENTS = ("httpcore", "h11", "certifi", "shoal.node.private_network")
+CLIENTS = ("h11", "shoal.node.private_network")
 """What a client imports when it is first used."""
 
 OPEN_FILES = 256
