@@ -136,6 +136,7 @@ def test_a_node_behind_a_firewall_is_told_so_works_for_others_and_has_work_done(
         first = daemons.start(internet.add_machine(), "--provide=false")
         second = daemons.start(internet.add_machine(), "--provide=false", bootstrap=[first])
         asker = daemons.start(internet.add_machine(), bootstrap=[first])
+        daemons.wait_ready()  # it links both, and with few links wanted no other
         hidden = daemons.start(home, bootstrap=[first, second])
         daemons.wait_ready()
         with asker.client() as client:

@@ -384,7 +384,11 @@ def test_no_device_and_unreachable(nodes, tmp_path):
     line = line_of(nodes.asker, job_id, guest.peer)
     assert "has shown no device that works" in line
     assert "“shoal devices” there tells its operator why" in line
-    assert "half installed" in shoal("devices", node=guest).stdout
+    eventually(
+        lambda: "half installed" in shoal("devices", node=guest).stdout,
+        60,
+        "its canaries have run",
+    )
     cancel(nodes, job_id)
     guest.kill()
     guest.up(*script(few_links))
