@@ -153,7 +153,7 @@ class Capability:
                 hint="`shoal devices` says what is missing; `shoal resume` ends a pause",
             )
         for each_id in wanted:
-            self._tries.setdefault(each_id, Tries()).asked = True
+            self._tries.setdefault(each_id, Tries()).asks += 1
         return tuple(wanted)
 
     def claimed(self, advert: Advert) -> Advert:
@@ -271,7 +271,7 @@ class Capability:
         if not self.classes(device.id):
             tries.not_held()
             if tries.asked:
-                tries.asked, tries.problem = False, "it takes no units any more"
+                tries.answered, tries.problem = tries.asks, "it takes no units any more"
             return False
         kept, key = self._measured.get(device.id), self._key(device)
         stale = is_stale(kept, key, time.time(), belied=tries.belied, quiet=self._quiet)
@@ -281,32 +281,34 @@ class Capability:
         tries.held(self.hold(device.id), time.time(), now_s)
         held_s = now_s - tries.held_from_s
         return may_wait_in_line(tries.hold, held_s, asked=tries.asked) and may_begin(
-            self._began_s, device.id, now_s
+            self._began_s,
+            device.id,
+            now_s,
+            [name for name in self._began_s if self._tries[name].measuring],
         )
 
     async def _try(self, device: Device) -> None:
         tries = self._tries.setdefault(device.id, Tries())
+        tries.meant = tries.asks
         try:
             with trio.CancelScope() as self._in_line[device.id]:
                 await self._measure(device, tries)
             if self._in_line[device.id].cancelled_caught:
                 if tries.asked and tries.hold:
                     tries.problem = tries.hold.why
-                tries.asked = False
+                tries.meant = tries.asks
                 return
         except ShoalError as error:
             tries.problem, tries.failures = error.message, tries.failures + 1
             tries.again_s = trio.current_time() + retry_after_s(tries.failures)
-            tries.asked = False
             log.warning("a device was not measured", device=device.id, error=str(error))
             if tries.belied and self._measured.pop(device.id, None) is not None:
                 self.changed()  # neither shown nor measured: it is claimed no more
         else:
             tries.problem, tries.failures, tries.belied = "", 0, False
-            tries.asked = False
             await self._write(device.id)
         finally:
-            tries.measuring = False
+            tries.measuring, tries.answered = False, tries.meant
             del self._began_s[device.id], self._in_line[device.id]
 
     async def keep_written(self) -> None:
@@ -358,7 +360,8 @@ class Capability:
             raise ComputeError(f"{device.id} takes no units any more", code="no_executor")
 
         def began() -> None:
-            tries.measuring = True
+            if not tries.measuring:
+                tries.measuring, tries.meant = True, tries.asks
             tries.not_held()
 
         found = await figures.measure_device(

@@ -21,7 +21,7 @@ from shoal.node import owner
 from shoal.protocol.challenge_terms import RATE_SHOWN_MIN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from shoal.node.owner import Stance
 
@@ -69,7 +69,10 @@ class Tries:
         failures: How many in a row gave nothing.
         again_s: From when on it may be tried again.
         belied: Whether the device could not show what is claimed of it.
-        asked: Whether its owner asked for it, and it has not ended since.
+        asks: How often its owner has asked for it.
+        meant: How many of these the measurement that goes on is for: who asks while it does
+            gets another.
+        answered: How many of these it has been measured for, or could not be.
         hold: What keeps it from being measured.
         held_since: Since when, in seconds since the epoch; None where nothing does.
         held_from_s: The same by the daemon's own clock.
@@ -80,11 +83,18 @@ class Tries:
     failures: int = 0
     again_s: float = 0.0
     belied: bool = False
-    asked: bool = False
+    asks: int = 0
+    meant: int = 0
+    answered: int = 0
     hold: Hold | None = None
     held_since: float | None = None
     held_from_s: float = 0.0
     measuring: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether its owner asked for it, and it has not been measured since."""
+        return self.asks > self.answered
 
     def held(self, hold: Hold | None, wall_s: float, now_s: float) -> None:
         """Note what keeps it from being measured; it is not empty until it was measured."""
@@ -122,9 +132,22 @@ def retry_after_s(failures: int) -> float:
     return float(min(RETRY_LIMIT_S, BELIED_AFTER_S * 2.0 ** min(failures - 1, 16)))
 
 
-def may_begin(began_s: Mapping[str, float], device: str, now_s: float) -> bool:
-    """Whether a device may be measured now, beside those that are since ``began_s``."""
-    return device not in began_s and all(now_s - at_s > ALONE_S for at_s in began_s.values())
+def may_begin(
+    began_s: Mapping[str, float], device: str, now_s: float, measuring: Collection[str] = ()
+) -> bool:
+    """Whether a device may be measured now, beside those that are since ``began_s``.
+
+    Args:
+        began_s: Since when each of them is, or waits in the line of its units.
+        device: The device.
+        now_s: By the same clock.
+        measuring: Those of them whose turn has come.
+    """
+    return (
+        device not in began_s
+        and not measuring
+        and all(now_s - at_s > ALONE_S for at_s in began_s.values())
+    )
 
 
 def hold_of(stance: Stance, *, provide: bool, units: bool) -> Hold | None:

@@ -174,7 +174,7 @@ class Negotiation:
 
     async def _release(self, side: RequesterSide, draw: Draw | None) -> None:
         try:
-            with trio.move_on_after(RELEASE_TIME_LIMIT_S, shield=True):
+            with trio.move_on_after(3 * RELEASE_TIME_LIMIT_S, shield=True):  # so many messages
                 await ending_leases.release(self._house, side, draw)
         finally:
             self.letting_go -= 1

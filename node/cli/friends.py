@@ -3,8 +3,10 @@
 They change the settings file of the home and have a daemon that runs read it again.
 """
 
+import fcntl
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +23,8 @@ from shoal.node.settings_edit import with_item, without_item
 from shoal.node.status_views import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shoal.node.client import Client
 
 _LISTS = ("allow", "deny")
@@ -67,15 +71,13 @@ def _change(name: str, peer: str, *, remove: bool, daemon: Daemon) -> None:
     with daemon.quiet_client() as client:
         running = _status_or_none(client)
         path = (Path(running.home) if running else _home(client)) / "config.toml"
-        if path.exists():
-            load({"home": path.parent})  # refused with the word on what is wrong in it
-        before = path.read_text(encoding="utf-8") if path.exists() else file_text()
-        after = before
-        for each in _LISTS:
-            off = each != name or remove
-            after = (without_item if off else with_item)(after, each, peer)
-        if after != before:
-            _write(path, after)
+        with _alone(path.parent):
+            if path.exists():
+                load({"home": path.parent})  # refused with the word on what is wrong in it
+            before = path.read_text(encoding="utf-8") if path.exists() else file_text()
+            after = edited(before, name, peer, remove=remove)
+            if after != before:
+                _write(path, after)
         found = client.reload() if running else None
         sources = {view.name: view.source for view in client.settings()} if running else {}
     if daemon.as_json:
@@ -101,6 +103,28 @@ def _change(name: str, peer: str, *, remove: bool, daemon: Daemon) -> None:
         note("it counts from the daemon's next start: `shoal up`")
 
 
+def edited(text: str, name: str, peer: str, *, remove: bool) -> str:
+    """The settings with a peer on one of the lists and off the other; or taken off the one.
+
+    Pure; raises as `settings_edit.with_item`.
+    """
+    if remove:
+        return without_item(text, name, peer)
+    (other,) = (each for each in _LISTS if each != name)
+    return with_item(without_item(text, other, peer), name, peer)
+
+
+@contextmanager
+def _alone(home: Path) -> "Iterator[None]":
+    """Wait for other commands that change the settings of this home."""
+    directory = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
 def _status_or_none(client: "Client") -> Status | None:
     """How the daemon is; None where none runs."""
     try:
@@ -119,8 +143,13 @@ def _home(client: "Client") -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Put the file into its place at once, with the rights that it has."""
+    """Put the file into its place at once, with the owner and the rights that it has.
+
+    A new one is its home's owner's: root may command the system service, which is to read it.
+    """
     path = path.resolve()
+    there = path.exists()
+    now = (path if there else path.parent).stat()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".config-")
     temporary = Path(name)
     try:
@@ -128,7 +157,8 @@ def _write(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        os.chown(temporary, now.st_uid, now.st_gid)
+        temporary.chmod(now.st_mode & 0o777 if there else 0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

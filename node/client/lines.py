@@ -32,6 +32,9 @@ IDLE_LIMIT_S = 5.0
 """A line that was idle for longer is not used again: the daemon ends one after a minute, and
 a request would be lost that goes out just then."""
 
+IDLE_LIMIT = 16
+"""Lines that are kept for later: the daemon has room for 256 of all its clients."""
+
 _PIECE_BYTES = 64 << 10
 
 
@@ -112,7 +115,7 @@ class Lines:
         except BaseException:
             line.socket.close()
             raise
-        if again:
+        if again and len(self._idle) < IDLE_LIMIT:
             line.used_at_s = time.monotonic()
             self._idle.append(line)
         else:

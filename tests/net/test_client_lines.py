@@ -69,6 +69,15 @@ def test_requests_follow_one_another_on_one_line(socket_path):
     assert b"\r\ncontent-length: 1\r\n\r\n" in said[1].lower()
 
 
+def test_no_more_lines_are_kept_than_leave_room_for_other_clients(socket_path, monkeypatch):
+    monkeypatch.setattr(lines, "IDLE_LIMIT", 0)
+    to_daemon = Lines(socket_path)
+    gone = []
+    with serving(socket_path, chunked(b""), lambda _line: gone.append(True)) as said:
+        exchange(to_daemon, Request("GET", "/"))
+    assert (gone, said[1]) == ([True], b"")  # it was closed
+
+
 def test_a_line_that_was_idle_for_long_is_not_used_again(socket_path, monkeypatch):
     to_daemon = Lines(socket_path)
     with serving(socket_path, chunked(b"")):

@@ -258,6 +258,7 @@ def test_devices_are_measured_one_after_another_unless_one_takes_very_long():
     assert may_begin({}, "gpu0", 0.0)
     assert not may_begin({"cpu": 0.0}, "gpu0", ALONE_S)
     assert may_begin({"cpu": 0.0}, "gpu0", ALONE_S + 1)
+    assert not may_begin({"cpu": 0.0}, "gpu0", ALONE_S + 1, measuring=["cpu"])
     assert not may_begin({"gpu0": 0.0}, "gpu0", ALONE_S + 1)
 
 

@@ -212,3 +212,27 @@ async def test_a_failure_of_what_was_asked_for_is_the_answer(autojump_clock, mon
         await trio.sleep(10)
         (figures,) = made.view(None).devices
         assert (figures.asked, figures.problem) == (False, "the card failed")
+
+
+async def test_who_asks_while_it_is_measured_has_it_measured_once_more(
+    autojump_clock, monkeypatch
+):
+    Measuring(monkeypatch)
+    measured = []
+
+    async def measure(_worker, _classes, _amounts, began):
+        began()
+        await trio.sleep(60)  # beside what its owner has stopped by now
+        measured.append(trio.current_time())
+        return capabilities.figures.Figures((), 1e9)
+
+    monkeypatch.setattr(capabilities.figures, "measure_device", measure)
+    made = capability()
+    async with keeping(made):
+        await trio.sleep(30)
+        assert made.ask() == ("cpu",)
+        await trio.sleep(60)
+        assert made.view(None).devices[0].asked
+        await trio.sleep(60)
+        assert not made.view(None).devices[0].asked
+    assert len(measured) == 2
