@@ -19,6 +19,8 @@ COMPUTING := tests/unit/test_exact_card_targets.py tests/emulated/test_compiled_
 ZOO := tests/e2e/test_zoo.py
 ONE_LIAR := $(addprefix $(ZOO)::,test_a_private_conviction_stays_with_the_requester \
 	test_who_turns_one_bit_is_convicted_and_nothing_of_it_is_delivered)
+# A test that hangs ends the run with all tracebacks, and not only when CI has no time left.
+HANGS := --max-worker-restart=0 -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 # What tests need. With `gpu` PyTorch and Triton too, whose tests are skipped otherwise: some
 # gigabytes, unless PyTorch's build for CPUs is what pip finds first.
 EXTRAS ?= demo,dev,notebook
@@ -33,7 +35,7 @@ demo: $(VENV)/.demo-installed  ## three daemons, one real job; one of them is ki
 	@$(BIN)/shoal demo
 
 test: ready  ## unit, property, net, short end-to-end tests, go-libp2p and rust-libp2p
-	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=4 --dist=loadfile --no-loadscope-reorder  # much of it waits
+	$(BIN)/python -m pytest --ignore=tests/soak --numprocesses=4 --dist=loadfile --no-loadscope-reorder $(HANGS)  # much of it waits
 
 ready: $(VENV)/.dev-installed  ## compile once what tests would compile several times at once: kernels, Python's files
 	@$(BIN)/python -m shoal.compute.exact.cpu & \

@@ -30,9 +30,13 @@ def honestly(wire, request, data, until=None):
 
 
 def until_arrived(sock):
-    """Wait until the peer's kernel has all: closing with requests unread throws it away."""
+    """Wait until the peer's kernel has all: closing with requests unread throws it away.
+
+    Where the peer has reset the connection, what it did not take is counted for ever.
+    """
     with suppress(OSError):  # the peer has left
         while any(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))):
+            sock.getpeername()
             time.sleep(0.001)
 
 
