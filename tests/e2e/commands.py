@@ -29,6 +29,8 @@ READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ")
 """Beginnings of what counts when a process starts, and so is the same for all forks."""
 
 MESSAGE_LIMIT_BYTES = 1 << 17
+"""What goes to a fork in one piece; a longer command starts from nothing too."""
+
 CLIENTS = ("h11", "shoal.node.private_network")
 """What a client imports when it is first used."""
 
@@ -43,8 +45,11 @@ def run(arguments, *, environment, timeout_s=60):
         subprocess.TimeoutExpired: It had not ended by then, and was killed.
     """
     arguments = [str(argument) for argument in arguments]
-    if _at_start(environment) == _forks().at_start:
-        return _forks().run(arguments, environment, timeout_s)
+    order = {"arguments": arguments, "environment": environment, "directory": str(Path.cwd())}
+    message = json.dumps(order).encode()
+    fits = len(message) <= MESSAGE_LIMIT_BYTES
+    if fits and _at_start(environment) == _forks().at_start:
+        return _forks().run(arguments, message, timeout_s)
     return subprocess.run(
         [*SHOAL, *arguments],
         capture_output=True,
@@ -79,13 +84,8 @@ class Forks:
         self._ours.close()
         self._process.wait(60)
 
-    def run(self, arguments, environment, timeout_s):
+    def run(self, arguments, message, timeout_s):
         """See `run`; by several threads at once as well."""
-        order = {
-            "arguments": arguments,
-            "environment": environment,
-            "directory": str(Path.cwd()),
-        }
         with ExitStack() as stack:
             told, tells = socket.socketpair()
             stack.enter_context(told)
@@ -96,7 +96,6 @@ class Forks:
                     ours, theirs = os.pipe()
                     streams.append(os.fdopen(ours, "rb"))
                     ends.append(theirs)
-                message = json.dumps(order).encode()
                 socket.send_fds(self._ours, [message], [*ends, tells.fileno()])
                 for end in ends[1:]:
                     os.close(end)
